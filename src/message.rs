@@ -1,0 +1,151 @@
+//! Owns what travels: one verified webhook between the ingress and the worker, and its identity.
+//! Never looks inside the body.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+/// Milliseconds since the Unix epoch, UTC: the unit of every time in this crate.
+pub type Millis = i64;
+
+/// The longest message id, in bytes: what an AMQP short string can carry.
+pub const MESSAGE_ID_MAX: usize = 255;
+
+/// The longest event type that travels in a header or is stored, in bytes. Longer ones are cut.
+pub const EVENT_TYPE_MAX: usize = 128;
+
+/// The id that the sender gave the webhook (`svix-id`): the same over the sender's retries and replays.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MessageId(String);
+
+impl MessageId {
+    /// Takes an id of 1 to [`MESSAGE_ID_MAX`] bytes of `A-Z a-z 0-9 . _ : ~ + / = @ -`; `None` for anything else.
+    ///
+    /// The alphabet keeps quotes and braces out: the signature covers `{id}.{timestamp}.{body}`, and an id that could
+    /// hold a piece of JSON would let a captured signature be split at another place.
+    pub fn parse(text: &str) -> Option<Self> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:~+/=@-".contains(&b);
+        (!text.is_empty() && text.len() <= MESSAGE_ID_MAX && text.bytes().all(plain))
+            .then(|| Self(text.to_owned()))
+    }
+
+    /// The id of a message that came without a usable one (published by another hand): made from its body, so that
+    /// its redeliveries share it.
+    pub fn of_body(body: &[u8]) -> Self {
+        let digest = hmac_sha256::Hash::hash(body);
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self(format!("body_{hex}"))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A verified webhook on its way from the ingress to the `users` table.
+#[derive(Clone)]
+pub struct Message {
+    /// The sender's id: what makes a repeat a repeat.
+    pub id: MessageId,
+    /// The envelope's `type`, at most [`EVENT_TYPE_MAX`] bytes; for people only, the worker reads the body.
+    pub event_type: String,
+    /// When the ingress took it in.
+    pub received_at: Millis,
+    /// Failed tries so far that burned an attempt.
+    pub attempt: u32,
+    /// Tries so far that ended in waiting for another account's news; these never bury.
+    pub waits: u32,
+    /// How often people have replayed it from the dead letters.
+    pub round: u32,
+    /// W3C trace context of the request, where it had one.
+    pub traceparent: Option<String>,
+    /// The raw bytes that were signed, untouched.
+    pub body: Bytes,
+}
+
+impl fmt::Debug for Message {
+    // The body is personal: it is never printed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("id", &self.id)
+            .field("event_type", &self.event_type)
+            .field("attempt", &self.attempt)
+            .field("waits", &self.waits)
+            .field("round", &self.round)
+            .field("bytes", &self.body.len())
+            .finish()
+    }
+}
+
+/// Cuts `text` to at most `max` bytes at a character boundary and replaces control characters, so that it is safe in a
+/// header, a log line and a table.
+pub fn clean(text: &str, max: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(max));
+    for c in text.chars() {
+        let c = if c.is_control() { '\u{fffd}' } else { c };
+        if out.len() + c.len_utf8() > max {
+            break;
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Now, by this machine's clock.
+pub fn now() -> Millis {
+    chrono::Utc::now().timestamp_millis()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_id_is_short_and_plain() {
+        assert!(MessageId::parse("msg_p5jXN8AQM9LWM0D4loKWxJek").is_some());
+        assert!(MessageId::parse(&"a".repeat(255)).is_some());
+        for bad in ["", " ", "a b", "{\"a\":1}", "é", &"a".repeat(256)] {
+            assert!(MessageId::parse(bad).is_none(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_gives_the_same_id_each_time() {
+        assert_eq!(MessageId::of_body(b"x"), MessageId::of_body(b"x"));
+        assert!(MessageId::parse(MessageId::of_body(b"x").as_str()).is_some());
+    }
+
+    #[test]
+    fn debug_never_shows_the_body() {
+        let message = Message {
+            id: MessageId::of_body(b"secret"),
+            event_type: "user.created".into(),
+            received_at: 0,
+            attempt: 0,
+            waits: 0,
+            round: 0,
+            traceparent: None,
+            body: Bytes::from_static(b"secret"),
+        };
+        assert!(!format!("{message:?}").contains("secret"));
+    }
+
+    #[test]
+    fn cleaned_text_is_bounded_and_whole() {
+        assert_eq!(clean("a\0b\nc", 64), "a\u{fffd}b\u{fffd}c");
+        assert_eq!(clean("éé", 3), "é");
+    }
+}

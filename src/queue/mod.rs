@@ -1,0 +1,260 @@
+//! Owns the seam to the queue: what every backend promises, in words, and the one place that picks a backend.
+//!
+//! The contract, which `tests/queue.rs` holds against both backends:
+//!
+//! - [`Queue::publish`] returns `Ok` only when the message is durable. An error means unknown: it may arrive all the same.
+//! - Deliveries come in about the order of arrival; at most `prefetch` of them are unsettled at a time.
+//! - A delivery is settled once, by [`Subscription::settle`]. What a consumer leaves unsettled when it goes comes back,
+//!   with [`Delivery::earlier`] one higher.
+//! - A retry comes back after its delay and not before. A burial lands in the dead queue with its reason.
+//!   Both are durable before the delivery is settled.
+//! - A settlement never settles another delivery, whatever their order.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::message::{Message, Millis};
+
+//MERGE pub mod embedded;
+pub mod ladder;
+//MERGE pub mod rabbitmq;
+//MERGE pub mod topology;
+
+pub use ladder::Ladder;
+
+/// The queue as ingress, workers and operators see it.
+#[async_trait]
+pub trait Queue: Send + Sync + fmt::Debug {
+    /// Makes the message durable in the events queue.
+    ///
+    /// # Errors
+    /// [`QueueError::Unavailable`] at once while the backend is known to be away or full, else within
+    /// [`PUBLISH_LIMIT`]. The message may have arrived all the same.
+    async fn publish(&self, message: Message) -> Result<(), QueueError>;
+
+    /// Starts consuming the events queue, with at most `prefetch` unsettled deliveries.
+    ///
+    /// The subscription survives outages of the backend: it subscribes again by itself.
+    ///
+    /// # Errors
+    /// [`QueueError`] where the first attempt cannot succeed later by itself (wrong topology, not permitted).
+    async fn subscribe(&self, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError>;
+
+    /// How many messages wait, by queue.
+    ///
+    /// # Errors
+    /// [`QueueError`] where the backend does not answer.
+    async fn depths(&self) -> Result<Vec<Depth>, QueueError>;
+
+    /// Whether a message could be published now: for readiness. Answers within [`PUBLISH_LIMIT`].
+    ///
+    /// # Errors
+    /// [`QueueError`] says why not.
+    async fn ready(&self) -> Result<(), QueueError>;
+
+    /// Finishes what is in flight and closes the connections, within a few seconds. Publishing fails afterwards.
+    async fn close(&self);
+}
+
+/// One consumer of the events queue.
+#[async_trait]
+pub trait Subscription: Send + Sync {
+    /// The next delivery; waits for one. Cancel-safe: a dropped call loses nothing.
+    /// `None` once [`cancel`](Self::cancel) was called and everything handed over by the backend has been returned.
+    async fn next(&self) -> Option<Delivery>;
+
+    /// Settles deliveries of this subscription: returns when each is settled, or is no longer ours because the backend
+    /// went away and will deliver it again.
+    async fn settle(&self, settlements: Vec<Settlement>);
+
+    /// Stops new deliveries. What was already delivered can still be received and settled.
+    async fn cancel(&self);
+
+    /// Why no deliveries come at present, in a few words; `None` while all is well.
+    fn trouble(&self) -> Option<String>;
+}
+
+/// A message in a worker's hands. It has to be settled; dropping it leaves it to come back only after its consumer has gone.
+#[derive(Debug)]
+#[must_use = "a delivery has to be settled"]
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// How often it was delivered before without having been settled: 0 for a first delivery.
+    pub earlier: u32,
+    /// The backend's mark of this delivery.
+    pub receipt: Receipt,
+}
+
+/// A backend's mark of one delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Receipt {
+    /// Which life of the connection it belongs to.
+    pub generation: u64,
+    /// Its tag there.
+    pub tag: u64,
+}
+
+/// A delivery and what shall become of it.
+#[derive(Debug)]
+pub struct Settlement {
+    /// Consumed by settling.
+    pub delivery: Delivery,
+    /// What becomes of it.
+    pub action: Action,
+}
+
+/// What shall become of a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It took effect, or had none to take: gone for good.
+    Done,
+    /// Come back after a delay, with these counters.
+    Retry {
+        /// Rung of the ladder: an index into `HEADCOUNT_RETRY_DELAYS`.
+        rung: usize,
+        /// The message's `attempt` from then on.
+        attempt: u32,
+        /// The message's `waits` from then on.
+        waits: u32,
+    },
+    /// Into the dead letters.
+    Bury(Burial),
+}
+
+/// Why a message is buried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Burial {
+    /// A short stable code.
+    pub reason: Reason,
+    /// For people; cleaned and bounded, never holding a value from the body.
+    pub detail: String,
+}
+
+/// The stable codes of what ends in the dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// The body is no JSON, or no webhook.
+    InvalidPayload,
+    /// The database refuses this message's values, and takes others.
+    Rejected,
+    /// The ladder has no rung left.
+    RetriesExhausted,
+    /// It came back unsettled too often: it kills its workers.
+    CrashLoop,
+    /// The broker found no queue for it.
+    Unroutable,
+}
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 5] =
+        [Self::InvalidPayload, Self::Rejected, Self::RetriesExhausted, Self::CrashLoop, Self::Unroutable];
+
+    /// The code: in headers, tables, metrics and output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidPayload => "invalid_payload",
+            Self::Rejected => "rejected",
+            Self::RetriesExhausted => "retries_exhausted",
+            Self::CrashLoop => "crash_loop",
+            Self::Unroutable => "unroutable",
+        }
+    }
+}
+
+/// The longest time that [`Queue::publish`] takes to say yes or no.
+pub const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
+
+/// The longest burial detail, in bytes.
+pub const DETAIL_MAX: usize = 1024;
+
+/// A delivery that has come back this often is buried as a crash loop.
+pub const DELIVERY_LIMIT: u32 = 20;
+
+/// How many messages one queue holds.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Depth {
+    /// `events`, `retry.1s`, …, `dead`: without the prefix.
+    pub queue: String,
+    /// Ready and unsettled messages, as far as the backend tells them.
+    pub messages: u64,
+    /// Consumers, where the backend tells.
+    pub consumers: u32,
+}
+
+/// What can go wrong with a queue.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// Away, blocked, full or closing. Trying again later is right.
+    #[error("the queue is not available: {0}")]
+    Unavailable(String),
+    /// The queue is not as it has to be, and will not become so by itself.
+    #[error("the queue cannot be used: {message}")]
+    Misconfigured {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The address or the credentials are wrong.
+    #[error("{message}")]
+    Refused {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+}
+
+impl QueueError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Unavailable(_) => None,
+            Self::Misconfigured { hint, .. } | Self::Refused { hint, .. } => Some(hint),
+        }
+    }
+}
+
+/// Which queue to open.
+#[derive(Clone, Debug)]
+pub enum QueueConfig {
+    /// `queue.db` in this directory.
+    Embedded {
+        /// `HEADCOUNT_DATA_DIR`
+        directory: std::path::PathBuf,
+        /// `HEADCOUNT_RETRY_DELAYS`
+        ladder: Ladder,
+    },
+    /// A RabbitMQ broker.
+    RabbitMq {
+        /// `AMQP_URL`
+        url: crate::config::Secret,
+        /// `HEADCOUNT_QUEUE_PREFIX`
+        prefix: String,
+        /// `HEADCOUNT_RETRY_DELAYS`
+        ladder: Ladder,
+    },
+}
+
+//MERGE /// Opens the queue. A broker that is merely away is no error: the queue connects as soon as it can.
+//MERGE ///
+//MERGE /// # Errors
+//MERGE /// [`QueueError`] where it can never work as configured.
+//MERGE pub async fn open(config: &QueueConfig) -> Result<std::sync::Arc<dyn Queue>, QueueError> {
+//MERGE     Ok(match config {
+//MERGE         QueueConfig::Embedded { directory, ladder } => {
+//MERGE             std::sync::Arc::new(embedded::EmbeddedQueue::open(directory, ladder.clone()).await?)
+//MERGE         }
+//MERGE         QueueConfig::RabbitMq { url, prefix, ladder } => {
+//MERGE             std::sync::Arc::new(rabbitmq::RabbitQueue::open(url, prefix, ladder.clone()).await?)
+//MERGE         }
+//MERGE     })
+//MERGE }
+
+/// When a message was last taken in is told by its `received_at`; how long ago that was, in seconds.
+pub fn age_seconds(received_at: Millis, now: Millis) -> f64 {
+    (now - received_at).max(0) as f64 / 1000.0
+}

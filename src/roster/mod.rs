@@ -1,0 +1,333 @@
+//! Owns the rules that fold events into users (what the webhook means): pure code, no I/O, no clock, no SQL.
+//!
+//! In the order in which an event meets them: [`Version`] decides what is news, [`Claim`] who may show an address,
+//! [`fold`] turns the rows a batch touches and its events into changed rows and an outcome per event.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::message::Millis;
+
+//MERGE mod claims;
+//MERGE mod fold;
+
+//MERGE pub use fold::fold;
+
+/// Which of two pieces of news about an account is newer. Ordered field by field, as written here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Version {
+    /// `data.updated_at`, or the envelope's time where that is missing.
+    pub at: Millis,
+    /// The envelope's `timestamp` (0 where missing).
+    pub sent: Millis,
+    /// `user.created` comes before `user.updated`.
+    pub kind: UpsertKind,
+    /// The last tie-breaker.
+    pub message_id: String,
+}
+
+/// The two events that carry a whole user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpsertKind {
+    /// `user.created`
+    Created,
+    /// `user.updated`
+    Updated,
+}
+
+/// The primary address that Clerk last gave an account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// As Clerk writes it.
+    pub address: String,
+    /// Case folded: claims with the same key are claims to the same address.
+    pub key: String,
+    /// Clerk's verification status of the address is `verified`.
+    pub verified: bool,
+}
+
+impl Claim {
+    /// A claim to `address`; its key is the address in lower case (Unicode).
+    pub fn new(address: impl Into<String>, verified: bool) -> Self {
+        let address = address.into();
+        Self { key: address.to_lowercase(), address, verified }
+    }
+}
+
+/// Every mirrored column but the claim and the version. `None` is SQL null.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// The primary phone number.
+    pub phone: Option<String>,
+    /// Clerk's user name.
+    pub username: Option<String>,
+    /// Given name.
+    pub first_name: Option<String>,
+    /// Family name.
+    pub last_name: Option<String>,
+    /// Avatar.
+    pub image_url: Option<String>,
+    /// The application's own id of the user, as Clerk holds it.
+    pub external_id: Option<String>,
+    /// JSON text.
+    pub public_metadata: Option<String>,
+    /// JSON text.
+    pub private_metadata: Option<String>,
+    /// JSON text; written by the user's browser, so never to be trusted.
+    pub unsafe_metadata: Option<String>,
+    /// Banned from signing in.
+    pub banned: Option<bool>,
+    /// Locked after failed sign-ins.
+    pub locked: Option<bool>,
+    /// Last sign-in.
+    pub last_sign_in_at: Option<Millis>,
+    /// `data.created_at`.
+    pub created_at: Option<Millis>,
+    /// `data.updated_at`.
+    pub updated_at: Option<Millis>,
+}
+
+/// One row of `users`, as far as the rules need it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Ours, stable over relinks.
+    pub id: Uuid,
+    /// The Clerk account that holds the row now.
+    pub clerk_id: String,
+    /// Of the mirrored columns.
+    pub version: Version,
+    /// The last claim. A deleted row keeps it: it is what a returning user is known by.
+    pub claim: Option<Claim>,
+    /// The row is the best claimant: its `email` column shows the claim.
+    pub shown: bool,
+    /// The deletion's own time.
+    pub deleted_at: Option<Millis>,
+    /// Deleted under [`OnDelete::Erase`]: nothing personal is left and no news is taken in.
+    pub erased: bool,
+    /// The other mirrored columns. `None`: as they are stored. Only [`Policy::needs_profiles`] makes stores load them.
+    pub profile: Option<Arc<Profile>>,
+}
+
+/// What a webhook says, parsed, on its way into the fold.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The webhook's id, for ties.
+    pub message_id: String,
+    /// What it says.
+    pub change: Change,
+    /// An id for the row that this event may create (at most one).
+    pub fresh_row: Uuid,
+    /// It has waited long enough for another account's news.
+    pub patience_over: bool,
+}
+
+/// What an event does to an account.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// `user.created`, `user.updated`.
+    Upsert(Box<Upsert>),
+    /// `user.deleted`.
+    Delete {
+        /// The deleted account.
+        clerk_id: String,
+        /// When Clerk deleted it.
+        at: Millis,
+    },
+    /// Any other event type: recorded as ignored.
+    Other,
+}
+
+/// A whole user as an event gives it.
+#[derive(Clone, Debug)]
+pub struct Upsert {
+    /// The account.
+    pub clerk_id: String,
+    /// Where this stands among the account's news.
+    pub version: Version,
+    /// `data.created_at`; the version's time where missing.
+    pub born: Millis,
+    /// The primary address, where there is one.
+    pub claim: Option<Claim>,
+    /// Everything else that is mirrored.
+    pub profile: Arc<Profile>,
+}
+
+impl Event {
+    /// The account that the event is about; `None` for other types.
+    pub fn clerk_id(&self) -> Option<&str> {
+        match &self.change {
+            Change::Upsert(upsert) => Some(&upsert.clerk_id),
+            Change::Delete { clerk_id, .. } => Some(clerk_id),
+            Change::Other => None,
+        }
+    }
+
+    /// The key of the address that the event claims.
+    pub fn claim_key(&self) -> Option<&str> {
+        match &self.change {
+            Change::Upsert(upsert) => upsert.claim.as_ref().map(|claim| claim.key.as_str()),
+            Change::Delete { .. } | Change::Other => None,
+        }
+    }
+
+    /// Clerk's time of the event, where it has one that matters.
+    pub fn at(&self) -> Option<Millis> {
+        match &self.change {
+            Change::Upsert(upsert) => Some(upsert.version.at),
+            Change::Delete { at, .. } => Some(*at),
+            Change::Other => None,
+        }
+    }
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// A new row.
+    Created,
+    /// A row's mirror was replaced.
+    Updated,
+    /// A row, or an id that had none yet, is deleted from now on.
+    Deleted,
+    /// A returning user got the deleted account's row back.
+    Relinked,
+    /// Older than what is known; changed nothing.
+    Stale,
+    /// The same message had taken effect before.
+    Duplicate,
+    /// Not about a user.
+    Ignored,
+    /// Another account's news is probably on its way; comes back later. Leaves no inbox row.
+    Waiting,
+    /// Went to the dead letters. Leaves no inbox row.
+    Buried,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of the documentation.
+    pub const ALL: [Self; 9] = [
+        Self::Created,
+        Self::Updated,
+        Self::Deleted,
+        Self::Relinked,
+        Self::Stale,
+        Self::Duplicate,
+        Self::Ignored,
+        Self::Waiting,
+        Self::Buried,
+    ];
+
+    /// The stable name: in the inbox, in metrics, in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Deleted => "deleted",
+            Self::Relinked => "relinked",
+            Self::Stale => "stale",
+            Self::Duplicate => "duplicate",
+            Self::Ignored => "ignored",
+            Self::Waiting => "waiting",
+            Self::Buried => "buried",
+        }
+    }
+
+    /// Final outcomes are recorded in the inbox, in the transaction of their effect.
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Created | Self::Updated | Self::Deleted | Self::Relinked | Self::Stale | Self::Ignored => {
+                true
+            }
+            Self::Duplicate | Self::Waiting | Self::Buried => false,
+        }
+    }
+}
+
+/// The rules that people choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// `HEADCOUNT_RELINK`
+    pub relink: Relink,
+    /// `HEADCOUNT_ON_DELETE`
+    pub on_delete: OnDelete,
+}
+
+impl Policy {
+    /// Whether [`fold`] needs [`Row::profile`] of the rows it is given.
+    pub fn needs_profiles(&self) -> bool {
+        self.relink == Relink::Match && self.on_delete == OnDelete::Keep
+    }
+}
+
+/// Who may take over an existing row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Relink {
+    /// A returning user gets the row of their own deleted account.
+    Deleted,
+    /// The literal e-mail match rule: also a live account's row, once patience is over.
+    Match,
+    /// Nobody.
+    Never,
+}
+
+/// What a deletion leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDelete {
+    /// A soft delete, so that a returning user can be relinked.
+    Keep,
+    /// Nothing personal.
+    Erase,
+}
+
+/// What a store loads for a batch: every row that holds one of the batch's Clerk ids or claims one of its addresses,
+/// or an address that one of those rows claims; and which of the batch's ids are remembered as deleted.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// In any order, each row once.
+    pub rows: Vec<Row>,
+    /// The batch's Clerk ids that are former ids.
+    pub former: std::collections::HashSet<String>,
+}
+
+/// What a store saves, and what it answers.
+#[derive(Clone, Debug, Default)]
+pub struct Folded {
+    /// Only rows that differ from what was loaded, each once.
+    pub rows: Vec<ChangedRow>,
+    /// Ids to remember as deleted, each once.
+    pub former: Vec<FormerId>,
+    /// One per event, in the order given to [`fold`].
+    pub outcomes: Vec<Outcome>,
+}
+
+/// A row to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedRow {
+    /// Its new state. `profile` is `Some` wherever `mirror` is true.
+    pub row: Row,
+    /// There was no such row.
+    pub new: bool,
+    /// Clerk id, claim, version or profile changed: write every mirrored column. Otherwise only
+    /// `email`, `deleted_at` and what follows from them.
+    pub mirror: bool,
+    /// The stored row shows an address that this change takes from it (hidden, or another address): null it before any
+    /// row gains one, so that the unique index never sees two.
+    pub yields_email: bool,
+}
+
+/// A Clerk id whose events are all stale from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormerId {
+    /// The id.
+    pub clerk_id: String,
+    /// The row that it had, where it had one.
+    pub user_id: Option<Uuid>,
+    /// When Clerk deleted it.
+    pub deleted_at: Millis,
+}

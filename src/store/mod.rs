@@ -1,0 +1,278 @@
+//! Owns the seam to the database: what every backend promises, in words, and the one place that picks a backend.
+//!
+//! The contract, which `tests/store.rs` holds against both backends:
+//!
+//! - [`Store::apply`] folds a batch in one transaction: inbox rows and user rows commit together or not at all.
+//! - A message whose id is in the inbox is a duplicate and changes nothing, also twice in one batch.
+//! - Batches that run at the same time, in any process, end as if they had run one after the other. A race that the
+//!   database resolves by an error is [`Class::Transient`].
+//! - An error says what class it is of; what is not known is an outage, never the message's fault.
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::{
+    message::Millis,
+    roster::{Event, Outcome, Policy},
+};
+
+//MERGE mod batch;
+//MERGE pub mod postgres;
+//MERGE pub mod sqlite;
+
+/// The database as workers and operators see it.
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug {
+    /// Brings the schema up to this binary's version. Safe to run from several processes at once.
+    /// Returns the names of the migrations that it applied.
+    ///
+    /// # Errors
+    /// [`StoreError`], of class [`Class::Unusable`] where a table of ours exists that is not ours.
+    async fn migrate(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Whether the schema is what this binary needs; a newer one is accepted.
+    ///
+    /// # Errors
+    /// [`Class::Unusable`] with a hint where it is missing, older or not ours; else what the database says.
+    async fn check_schema(&self) -> Result<(), StoreError>;
+
+    /// Folds a batch in one transaction and tells the outcome of each message, in the order given.
+    /// Never cancel it: spawn it and wait.
+    ///
+    /// # Errors
+    /// Nothing was changed, or (a connection lost during COMMIT) it is unknown; running the batch again is right.
+    async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError>;
+
+    /// Whether the database answers and takes writes, within a few seconds.
+    ///
+    /// # Errors
+    /// [`StoreError`] says why not.
+    async fn ready(&self) -> Result<(), StoreError>;
+
+    /// One page of users, newest first.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError>;
+
+    /// One user and what happened to it, by our id, a Clerk id (also a former one) or an e-mail address;
+    /// `None` where there is none.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError>;
+
+    /// Counts for `status`.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn totals(&self) -> Result<Totals, StoreError>;
+
+    /// Closes the connections.
+    async fn close(&self);
+}
+
+/// A parsed message on its way into a batch.
+#[derive(Clone, Debug)]
+pub struct Incoming {
+    /// What it says. Its `message_id` is the inbox's key.
+    pub event: Event,
+    /// The envelope's type, bounded, for the inbox.
+    pub event_type: String,
+    /// When the ingress took it in.
+    pub received_at: Millis,
+}
+
+/// Which users to list.
+#[derive(Clone, Debug, Default)]
+pub struct UserQuery {
+    /// At most so many.
+    pub limit: u32,
+    /// Only rows after this one of the listing (by [`User::id`]).
+    pub after: Option<Uuid>,
+    /// Deleted rows too.
+    pub deleted: bool,
+    /// Only where Clerk id, e-mail address, user name or name contains this, without regard to case.
+    pub text: Option<String>,
+}
+
+/// A row of `users`, for people. Times are RFC 3339 in UTC.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct User {
+    /// Ours.
+    pub id: Uuid,
+    /// Clerk's.
+    pub clerk_id: String,
+    /// Shown address.
+    pub email: Option<String>,
+    /// Claimed address.
+    pub clerk_email: Option<String>,
+    /// Of the claim.
+    pub email_verified: bool,
+    /// Primary phone number.
+    pub phone: Option<String>,
+    /// User name.
+    pub username: Option<String>,
+    /// Given name.
+    pub first_name: Option<String>,
+    /// Family name.
+    pub last_name: Option<String>,
+    /// Avatar.
+    pub image_url: Option<String>,
+    /// The application's id.
+    pub external_id: Option<String>,
+    /// JSON.
+    pub public_metadata: Option<serde_json::Value>,
+    /// JSON.
+    pub private_metadata: Option<serde_json::Value>,
+    /// JSON.
+    pub unsafe_metadata: Option<serde_json::Value>,
+    /// Banned.
+    pub banned: Option<bool>,
+    /// Locked.
+    pub locked: Option<bool>,
+    /// The application's.
+    pub subscription_tier: String,
+    /// The application's.
+    pub credits_balance: i64,
+    /// Last sign-in.
+    pub last_sign_in_at: Option<String>,
+    /// Clerk's.
+    pub clerk_created_at: Option<String>,
+    /// Clerk's.
+    pub clerk_updated_at: Option<String>,
+    /// Version of the mirror, milliseconds.
+    pub version: Millis,
+    /// Deletion, by Clerk's clock.
+    pub deleted_at: Option<String>,
+    /// Row made, by the database's clock.
+    pub created_at: String,
+    /// Row changed, by the database's clock.
+    pub updated_at: String,
+}
+
+/// A user and what happened to it.
+#[derive(Clone, Debug, Serialize)]
+pub struct UserHistory {
+    /// The row; `None` for an id that was deleted before it was ever seen.
+    pub user: Option<User>,
+    /// Clerk ids that held the row before, oldest first, or the id itself where it was deleted before it was seen.
+    pub former: Vec<Former>,
+    /// Inbox rows of all these ids, oldest processed first; as far back as `HEADCOUNT_INBOX_RETENTION` reaches.
+    pub events: Vec<PastEvent>,
+}
+
+/// A Clerk id that is remembered as deleted.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct Former {
+    /// The id.
+    pub clerk_id: String,
+    /// The row it had.
+    pub user_id: Option<Uuid>,
+    /// RFC 3339.
+    pub deleted_at: String,
+}
+
+/// One message in the inbox. Times are RFC 3339 in UTC.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct PastEvent {
+    /// `svix-id`
+    pub message_id: String,
+    /// The envelope's type.
+    pub event_type: String,
+    /// The account.
+    pub clerk_id: Option<String>,
+    /// What became of it.
+    pub outcome: String,
+    /// By Clerk's clock.
+    pub event_at: Option<String>,
+    /// By the ingress's clock.
+    pub received_at: String,
+    /// By the database's clock.
+    pub processed_at: String,
+}
+
+/// Counts for people.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct Totals {
+    /// Rows that are not deleted.
+    pub live_users: u64,
+    /// Rows that are.
+    pub deleted_users: u64,
+    /// When the newest inbox row was processed, RFC 3339.
+    pub last_processed_at: Option<String>,
+}
+
+/// What a failed call means for the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The values of the batch are refused (SQLSTATE class 22 or 23): the message's fault if it fails alone so.
+    Permanent,
+    /// A race (deadlock, serialization, unique key): run again at once.
+    Transient,
+    /// The database is away, or refuses for reasons that are not the message's, known or unknown.
+    Outage,
+    /// Ours to mend before anything can work: schema missing, too old, or a table that is not ours; wrong URL.
+    Unusable,
+}
+
+/// What can go wrong with a store.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreError {
+    /// What it means for the message.
+    pub class: Class,
+    /// SQLSTATE or SQLite's extended code; empty where there is none.
+    pub code: String,
+    /// What happened, without any value of a row.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+    /// The driver's error.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Which store to open.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Where.
+    pub backend: Backend,
+    /// `HEADCOUNT_RELINK`, `HEADCOUNT_ON_DELETE`
+    pub policy: Policy,
+    /// `HEADCOUNT_DEFAULT_CREDITS`
+    pub default_credits: i64,
+    /// Connections to PostgreSQL at most.
+    pub connections: u32,
+}
+
+/// Where the store is.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// A SQLite file; made where missing.
+    Sqlite {
+        /// Its path.
+        path: std::path::PathBuf,
+    },
+    /// A PostgreSQL database.
+    Postgres {
+        /// `DATABASE_URL`
+        url: crate::config::Secret,
+        /// `HEADCOUNT_SCHEMA`
+        schema: String,
+    },
+}
+
+//MERGE /// Opens the store. A database that is merely away is no error: connections are made when needed.
+//MERGE ///
+//MERGE /// # Errors
+//MERGE /// [`StoreError`] of class [`Class::Unusable`] where it can never work as configured.
+//MERGE pub async fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
+//MERGE     Ok(match &config.backend {
+//MERGE         Backend::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path, config).await?),
+//MERGE         Backend::Postgres { url, schema } => Arc::new(postgres::PostgresStore::open(url, schema, config).await?),
+//MERGE     })
+//MERGE }

@@ -1,0 +1,250 @@
+//! Owns every metric's name, type, labels and buckets, and the handles that hot paths keep. A label never carries an
+//! id or anything that a stranger can choose. `tests/names.rs` holds this file to the documentation.
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::{queue::Reason, roster::Outcome};
+
+/// Counter or gauge or histogram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Seconds or sizes in buckets.
+    Histogram,
+}
+
+/// A metric as it is documented.
+#[derive(Debug)]
+pub struct Metric {
+    /// Its name, with its base unit.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it tells.
+    pub help: &'static str,
+}
+
+const fn metric(
+    name: &'static str,
+    kind: Kind,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Metric {
+    Metric { name, kind, labels, help }
+}
+
+/// Every metric.
+pub const METRICS: &[Metric] = &[
+    metric(
+        "headcount_webhooks_total",
+        Kind::Counter,
+        &["outcome"],
+        "Requests to the webhook path, by what they were answered",
+    ),
+    metric("headcount_publish_seconds", Kind::Histogram, &[], "From verified to durable in the queue"),
+    metric("headcount_events_total", Kind::Counter, &["type", "outcome"], "Events settled by workers"),
+    metric("headcount_batch_messages", Kind::Histogram, &[], "Messages in a batch"),
+    metric("headcount_batch_seconds", Kind::Histogram, &[], "A batch's transaction"),
+    metric("headcount_sync_lag_seconds", Kind::Histogram, &[], "From received to committed"),
+    metric("headcount_event_age_seconds", Kind::Histogram, &[], "From Clerk's timestamp to committed"),
+    metric("headcount_retries_total", Kind::Counter, &["reason"], "Messages sent to a retry queue"),
+    metric("headcount_dead_letters_total", Kind::Counter, &["reason"], "Messages buried by this process"),
+    metric("headcount_queue_messages", Kind::Gauge, &["queue"], "Messages in each queue"),
+    metric("headcount_dead_letters", Kind::Gauge, &["status"], "Dead letters in the table"),
+    metric(
+        "headcount_last_webhook_timestamp_seconds",
+        Kind::Gauge,
+        &[],
+        "When the last webhook was accepted",
+    ),
+    metric("headcount_paused", Kind::Gauge, &[], "1 while the worker waits for its database"),
+    metric("headcount_build_info", Kind::Gauge, &["version"], "1"),
+];
+
+/// Buckets of times, in seconds.
+const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0];
+/// Buckets of batch sizes.
+const MESSAGES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0];
+
+/// What a request to the webhook path was answered, as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The labels say it.
+pub enum Answer {
+    Queued,
+    Malformed,
+    Unauthorized,
+    TooLarge,
+    TooSlow,
+    Unavailable,
+}
+
+impl Answer {
+    /// Every answer.
+    pub const ALL: [Self; 6] =
+        [Self::Queued, Self::Malformed, Self::Unauthorized, Self::TooLarge, Self::TooSlow, Self::Unavailable];
+
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Malformed => "malformed",
+            Self::Unauthorized => "unauthorized",
+            Self::TooLarge => "too_large",
+            Self::TooSlow => "too_slow",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Why a message went to a retry queue, as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum RetryReason {
+    Transient,
+    Waiting,
+    Parked,
+}
+
+impl RetryReason {
+    /// Every reason.
+    pub const ALL: [Self; 3] = [Self::Transient, Self::Waiting, Self::Parked];
+
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Transient => "transient",
+            Self::Waiting => "waiting",
+            Self::Parked => "parked",
+        }
+    }
+}
+
+/// The event types that are labels; all others are `other`.
+const TYPES: [&str; 4] = ["user.created", "user.updated", "user.deleted", "other"];
+
+/// Handles for the ingress's path.
+#[derive(Clone)]
+pub struct IngressMetrics {
+    answers: [Counter; Answer::ALL.len()],
+    /// `headcount_publish_seconds`
+    pub publish_seconds: Histogram,
+    last_webhook: Gauge,
+}
+
+impl IngressMetrics {
+    /// Registers them.
+    pub fn new() -> Self {
+        Self {
+            answers: Answer::ALL
+                .map(|answer| counter!("headcount_webhooks_total", "outcome" => answer.as_str())),
+            publish_seconds: histogram!("headcount_publish_seconds"),
+            last_webhook: gauge!("headcount_last_webhook_timestamp_seconds"),
+        }
+    }
+
+    /// Counts an answered request.
+    pub fn answered(&self, answer: Answer) {
+        self.answers[answer as usize].increment(1);
+        if answer == Answer::Queued {
+            self.last_webhook.set(crate::message::now() as f64 / 1000.0);
+        }
+    }
+}
+
+impl Default for IngressMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Handles for the worker's path.
+#[derive(Clone)]
+pub struct WorkerMetrics {
+    events: [[Counter; Outcome::ALL.len()]; TYPES.len()],
+    /// `headcount_batch_messages`
+    pub batch_messages: Histogram,
+    /// `headcount_batch_seconds`
+    pub batch_seconds: Histogram,
+    /// `headcount_sync_lag_seconds`
+    pub sync_lag_seconds: Histogram,
+    /// `headcount_event_age_seconds`
+    pub event_age_seconds: Histogram,
+    retries: [Counter; RetryReason::ALL.len()],
+    dead_letters: [Counter; Reason::ALL.len()],
+    /// `headcount_paused`
+    pub paused: Gauge,
+}
+
+impl WorkerMetrics {
+    /// Registers them.
+    pub fn new() -> Self {
+        Self {
+            events: TYPES.map(|kind| {
+                Outcome::ALL.map(|outcome| counter!("headcount_events_total", "type" => kind, "outcome" => outcome.as_str()))
+            }),
+            batch_messages: histogram!("headcount_batch_messages"),
+            batch_seconds: histogram!("headcount_batch_seconds"),
+            sync_lag_seconds: histogram!("headcount_sync_lag_seconds"),
+            event_age_seconds: histogram!("headcount_event_age_seconds"),
+            retries: RetryReason::ALL.map(|reason| counter!("headcount_retries_total", "reason" => reason.as_str())),
+            dead_letters: Reason::ALL.map(|reason| counter!("headcount_dead_letters_total", "reason" => reason.as_str())),
+            paused: gauge!("headcount_paused"),
+        }
+    }
+
+    /// Counts a settled event.
+    pub fn settled(&self, event_type: &str, outcome: Outcome) {
+        let kind = TYPES.iter().position(|known| *known == event_type).unwrap_or(TYPES.len() - 1);
+        self.events[kind][outcome as usize].increment(1);
+    }
+
+    /// Counts a message sent to a retry queue.
+    pub fn retried(&self, reason: RetryReason) {
+        self.retries[reason as usize].increment(1);
+    }
+
+    /// Counts a burial.
+    pub fn buried(&self, reason: Reason) {
+        self.dead_letters[reason as usize].increment(1);
+    }
+}
+
+impl Default for WorkerMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Sets `headcount_queue_messages`.
+pub fn queue_messages(queue: &str, messages: u64) {
+    gauge!("headcount_queue_messages", "queue" => queue.to_owned()).set(messages as f64);
+}
+
+/// Installs the process's recorder. Call [`PrometheusHandle::run_upkeep`] every few seconds, or memory grows.
+///
+/// # Errors
+/// Where a recorder is installed already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let mut builder = PrometheusBuilder::new();
+    for metric in METRICS.iter().filter(|metric| metric.kind == Kind::Histogram) {
+        let buckets = if metric.name.ends_with("_seconds") { SECONDS } else { MESSAGES };
+        builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.into()), buckets)?;
+    }
+    let handle = builder.install_recorder()?;
+    for metric in METRICS {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+        }
+    }
+    gauge!("headcount_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Ok(handle)
+}

@@ -1,0 +1,3 @@
+//! Owns logs and metrics. Never a body, an address or a secret in either.
+
+pub mod metrics;
