@@ -6,7 +6,9 @@
 
 pub mod config;
 pub mod message;
+pub mod pause;
 pub mod queue;
 pub mod roster;
+pub mod shutdown;
 pub mod store;
 pub mod telemetry;

@@ -18,8 +18,8 @@ use crate::message::{Message, Millis};
 
 //MERGE pub mod embedded;
 pub mod ladder;
-//MERGE pub mod rabbitmq;
-//MERGE pub mod topology;
+pub mod rabbitmq;
+pub mod topology;
 
 pub use ladder::Ladder;
 
