@@ -12,3 +12,4 @@ pub mod roster;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod worker;
