@@ -10,10 +10,11 @@ use uuid::Uuid;
 
 use crate::message::Millis;
 
-//MERGE mod claims;
-//MERGE mod fold;
+mod claims;
+mod fold;
+mod table;
 
-//MERGE pub use fold::fold;
+pub use fold::fold;
 
 /// Which of two pieces of news about an account is newer. Ordered field by field, as written here.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
