@@ -11,6 +11,8 @@ use uuid::Uuid;
 use crate::message::Millis;
 
 mod claims;
+#[cfg(test)]
+mod fixtures;
 mod fold;
 mod table;
 

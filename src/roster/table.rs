@@ -137,3 +137,64 @@ impl Entry {
 fn shown_key(row: &Row) -> Option<&str> {
     row.claim.as_ref().filter(|_| row.shown).map(|claim| claim.key.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{Books, DEFAULT, created, deleted, updated};
+
+    const X: &str = "x@example.com";
+
+    #[test]
+    fn what_did_not_change_is_not_written() {
+        let mut books = Books::default();
+        books.tell(&DEFAULT, [created("ann", 10).verified(X).event(), created("bob", 10).event()]);
+        let folded = books.apply(&DEFAULT, &[updated("bob", 11).event(), updated("ann", 9).event()]);
+        let written: Vec<_> = folded.rows.iter().map(|change| change.row.clerk_id.as_str()).collect();
+        assert_eq!(written, ["bob"]);
+    }
+
+    #[test]
+    fn a_row_made_and_deleted_in_one_batch_is_one_new_row() {
+        let mut books = Books::default();
+        let folded = books.apply(&DEFAULT, &[created("ann", 10).verified(X).event(), deleted("ann", 20)]);
+        assert_eq!(folded.rows.len(), 1);
+        assert!(folded.rows.iter().all(|change| change.new && change.mirror && !change.yields_email));
+        assert_eq!(books.row("ann").deleted_at, Some(20));
+    }
+
+    #[test]
+    fn a_row_may_pass_through_many_hands_in_one_batch_and_is_written_once() {
+        let mut books = Books::default();
+        let folded = books.apply(
+            &DEFAULT,
+            &[
+                created("ann", 10).verified(X).event(),
+                deleted("ann", 20),
+                created("bob", 30).verified(X).event(),
+                deleted("bob", 40),
+                created("eve", 50).verified(X).event(),
+            ],
+        );
+        let held: Vec<_> = folded.rows.iter().map(|change| change.row.clerk_id.as_str()).collect();
+        let former: Vec<_> = folded.former.iter().map(|former| former.clerk_id.as_str()).collect();
+        assert_eq!((held, former), (vec!["eve"], vec!["ann", "bob"]));
+        assert_eq!(books.email("eve"), Some(X));
+    }
+
+    #[test]
+    fn an_address_may_pass_to_and_fro_in_one_batch() {
+        let mut books = Books::default();
+        books.tell(&DEFAULT, [created("ann", 10).verified(X).event(), created("bob", 10).event()]);
+        let folded = books.apply(
+            &DEFAULT,
+            &[
+                updated("ann", 11).event(),
+                updated("bob", 12).verified(X).event(),
+                updated("bob", 13).event(),
+                updated("ann", 14).verified(X).event(),
+            ],
+        );
+        assert!(folded.rows.iter().all(|change| !change.yields_email));
+        assert_eq!((books.email("ann"), books.email("bob")), (Some(X), None));
+    }
+}
