@@ -4,6 +4,7 @@
 //! verifies it and makes it a [`message`], the [`queue`] holds it durably, a worker takes it in batches, [`roster`]
 //! folds it into users, the [`store`] saves them in one transaction, and only then is it settled.
 
+pub mod clerk;
 pub mod config;
 pub mod message;
 pub mod pause;
