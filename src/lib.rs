@@ -5,18 +5,18 @@
 //! it in batches, [`roster`] folds it into users, the [`store`] saves them in one transaction, and only then is it
 //! settled.
 
-pub mod clerk;
 pub mod config;
 pub mod http;
+pub mod clerk;
 pub mod ingress;
 pub mod message;
-pub mod pause;
 pub mod queue;
+pub mod worker;
 pub mod roster;
-pub mod shutdown;
 pub mod store;
 
 // Beside the path.
 pub mod ops;
+pub mod pause;
+pub mod shutdown;
 pub mod telemetry;
-pub mod worker;

@@ -126,7 +126,9 @@ impl std::fmt::Debug for FakeStore {
     }
 }
 
-fn store(answer: impl Fn(&[Incoming]) -> Result<Vec<Outcome>, Class> + Send + Sync + 'static) -> Arc<FakeStore> {
+fn store(
+    answer: impl Fn(&[Incoming]) -> Result<Vec<Outcome>, Class> + Send + Sync + 'static,
+) -> Arc<FakeStore> {
     Arc::new(FakeStore {
         answer: Box::new(answer),
         batches: Mutex::default(),
@@ -214,7 +216,10 @@ impl Running {
 
     async fn stop(self) {
         self.stop.send_replace(true);
-        tokio::time::timeout(Duration::from_secs(30), self.task).await.expect("drains in time").expect("no panic");
+        tokio::time::timeout(Duration::from_secs(30), self.task)
+            .await
+            .expect("drains in time")
+            .expect("no panic");
     }
 }
 
@@ -262,7 +267,8 @@ async fn a_run_of_fifty_refusals_is_an_outage_and_buries_nothing() {
     (0..60).for_each(|n| queue.deliver(&format!("m{n}"), 0));
     let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let constraint = broken.clone();
-    let store = store(move |batch| if constraint.load(SeqCst) { Err(Class::Permanent) } else { all_created(batch) });
+    let store =
+        store(move |batch| if constraint.load(SeqCst) { Err(Class::Permanent) } else { all_created(batch) });
     let settings = Settings { suspicion: Duration::from_secs(60), ..settings() };
     let mut running = Running::start(queue.clone(), &store, settings);
     running.until_paused(true).await;
@@ -281,7 +287,9 @@ async fn an_unreadable_body_is_buried_with_the_field_and_counts_in_no_run() {
     queue.deliver("good", 0);
     let running = Running::start(queue.clone(), &store(all_created), settings());
     queue.until(|settled| settled.len() == 2).await;
-    let Some(Action::Bury(burial)) = queue.settled().remove("broken") else { panic!("{:?}", queue.settled()) };
+    let Some(Action::Bury(burial)) = queue.settled().remove("broken") else {
+        panic!("{:?}", queue.settled())
+    };
     assert_eq!(burial.reason, Reason::InvalidPayload);
     assert_eq!(queue.settled()["good"], Action::Done);
     running.stop().await;
@@ -293,7 +301,8 @@ async fn an_outage_settles_nothing_and_ends_by_itself() {
     (0..25).for_each(|n| queue.deliver(&format!("m{n}"), 0));
     let away = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let database = away.clone();
-    let store = store(move |batch| if database.load(SeqCst) { Err(Class::Outage) } else { all_created(batch) });
+    let store =
+        store(move |batch| if database.load(SeqCst) { Err(Class::Outage) } else { all_created(batch) });
     let mut running = Running::start(queue.clone(), &store, settings());
     running.until_paused(true).await;
     assert_eq!(queue.settled(), HashMap::new());
@@ -367,7 +376,10 @@ async fn what_came_back_is_tried_alone_and_in_random_order() {
     let running = Running::start(queue.clone(), &store, settings());
     queue.until(|settled| settled.len() == 50).await;
     let batches = store.batches.lock().unwrap().clone();
-    assert!(batches.iter().all(|batch| batch.len() == 1 || batch.iter().all(|id| id.starts_with('f'))), "{batches:?}");
+    assert!(
+        batches.iter().all(|batch| batch.len() == 1 || batch.iter().all(|id| id.starts_with('f'))),
+        "{batches:?}"
+    );
     let returned: Vec<String> = batches.into_iter().flatten().filter(|id| id.starts_with('r')).collect();
     assert!(!returned.is_sorted(), "in the order of arrival");
     running.stop().await;

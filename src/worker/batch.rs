@@ -111,7 +111,8 @@ impl Pipeline {
                         parts.extend([second, first]);
                     }
                     Failure::Exhausted => verdicts.extend(part.held.into_iter().map(|held| {
-                        let verdict = Verdict::exhausted(&error, &held.delivery.message, &self.settings.ladder);
+                        let verdict =
+                            Verdict::exhausted(&error, &held.delivery.message, &self.settings.ladder);
                         (held, verdict)
                     })),
                     Failure::Suspect if convict => {
@@ -167,7 +168,11 @@ impl Pipeline {
                         patience_over: message.waits >= self.settings.patience,
                     };
                     sent.push(parsed.sent);
-                    incoming.push(Incoming { event, event_type: parsed.event_type, received_at: message.received_at });
+                    incoming.push(Incoming {
+                        event,
+                        event_type: parsed.event_type,
+                        received_at: message.received_at,
+                    });
                     held.push(one);
                 }
                 Err(error) => verdicts.push((one, Verdict::unreadable(error.detail))),
@@ -178,7 +183,8 @@ impl Pipeline {
 
     async fn apply(&self, part: &Part) -> Applied {
         let started = Instant::now();
-        let overdue = part.held.iter().map(|held| held.since).min().unwrap_or(started) + self.settings.hold_limit;
+        let overdue =
+            part.held.iter().map(|held| held.since).min().unwrap_or(started) + self.settings.hold_limit;
         let (store, incoming) = (Arc::clone(&self.store), Arc::clone(&part.incoming));
         // A task of its own: a dropped transaction could go back to the pool open.
         let mut applying = tokio::spawn(async move { store.apply(incoming).await });

@@ -19,8 +19,8 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    config::Config, pause::Pauses, queue::Delivery, queue::Ladder, queue::Subscription, shutdown::until, store::Store,
-    telemetry::metrics::WorkerMetrics,
+    config::Config, pause::Pauses, queue::Delivery, queue::Ladder, queue::Subscription, shutdown::until,
+    store::Store, telemetry::metrics::WorkerMetrics,
 };
 
 mod batch;
@@ -163,7 +163,8 @@ impl Worker {
                 // A database that does not answer may never do so: what it was given comes back to another worker.
                 break;
             }
-            let batch_due = self.fresh.front().map(|held| Clock::from_std(held.since + self.settings.batch_wait));
+            let batch_due =
+                self.fresh.front().map(|held| Clock::from_std(held.since + self.settings.batch_wait));
             let probe_at = self.outage.as_ref().map(|outage| outage.probe_at);
             let verdict_at = self.suspected.as_ref().map(|(_, at)| *at + self.settings.suspicion);
             let now = Clock::now();
@@ -268,7 +269,10 @@ impl Worker {
     fn probe(&mut self) {
         self.probes += 1;
         let suspect = if self.probes.is_multiple_of(2) { self.suspects.pop() } else { None };
-        let held = suspect.or_else(|| self.returned.pop()).or_else(|| self.fresh.pop_front()).or_else(|| self.suspects.pop());
+        let held = suspect
+            .or_else(|| self.returned.pop())
+            .or_else(|| self.fresh.pop_front())
+            .or_else(|| self.suspects.pop());
         match held {
             Some(held) => self.start(vec![held], false),
             None => self.outage = None,
@@ -326,8 +330,14 @@ impl Worker {
 
     fn pause(&mut self, why: String) {
         let outage = self.outage.get_or_insert_with(|| {
-            warn!("the database is away; holding {} messages and waiting: {why}", self.fresh.len() + self.returned.len());
-            Outage { pauses: Pauses::new(Duration::from_millis(200), Duration::from_secs(5)), probe_at: Clock::now() }
+            warn!(
+                "the database is away; holding {} messages and waiting: {why}",
+                self.fresh.len() + self.returned.len()
+            );
+            Outage {
+                pauses: Pauses::new(Duration::from_millis(200), Duration::from_secs(5)),
+                probe_at: Clock::now(),
+            }
         });
         outage.probe_at = Clock::now() + outage.pauses.next();
         self.health.send_if_modified(|health| {
@@ -370,7 +380,11 @@ impl Worker {
             parked.extend(self.fresh.pop_front());
         }
         if !parked.is_empty() {
-            warn!("parking {} messages that were held for {}", parked.len(), humantime::format_duration(limit));
+            warn!(
+                "parking {} messages that were held for {}",
+                parked.len(),
+                humantime::format_duration(limit)
+            );
             let pipeline = Arc::clone(&self.pipeline);
             self.batches.spawn(async move {
                 pipeline.park(parked).await;

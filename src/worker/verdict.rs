@@ -73,8 +73,12 @@ impl Verdict {
     pub fn action(&self, message: &Message) -> Action {
         match self {
             Self::Done(_) => Action::Done,
-            Self::Retry { rung, attempt, .. } => Action::Retry { rung: *rung, attempt: *attempt, waits: message.waits },
-            Self::Wait { rung, waits } => Action::Retry { rung: *rung, attempt: message.attempt, waits: *waits },
+            Self::Retry { rung, attempt, .. } => {
+                Action::Retry { rung: *rung, attempt: *attempt, waits: message.waits }
+            }
+            Self::Wait { rung, waits } => {
+                Action::Retry { rung: *rung, attempt: message.attempt, waits: *waits }
+            }
             Self::Bury(burial) => Action::Bury(burial.clone()),
         }
     }
@@ -124,7 +128,13 @@ mod tests {
     }
 
     fn error() -> StoreError {
-        StoreError { class: Class::Transient, code: "40P01".into(), message: "deadlock".into(), hint: None, source: None }
+        StoreError {
+            class: Class::Transient,
+            code: "40P01".into(),
+            message: "deadlock".into(),
+            hint: None,
+            source: None,
+        }
     }
 
     #[test]
