@@ -16,7 +16,7 @@ use async_trait::async_trait;
 
 use crate::message::{Message, Millis};
 
-//MERGE pub mod embedded;
+pub mod embedded;
 pub mod ladder;
 pub mod rabbitmq;
 pub mod topology;
