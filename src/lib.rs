@@ -5,6 +5,7 @@
 //! folds it into users, the [`store`] saves them in one transaction, and only then is it settled.
 
 pub mod clerk;
+pub mod cli;
 pub mod config;
 pub mod message;
 pub mod queue;
