@@ -16,6 +16,7 @@ pub mod roster;
 pub mod store;
 
 // Beside the path.
+pub mod cli;
 pub mod ops;
 pub mod pause;
 pub mod shutdown;

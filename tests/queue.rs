@@ -6,8 +6,8 @@
 mod contract;
 #[path = "queue/embedded.rs"]
 mod embedded;
-//MERGE #[path = "queue/rabbitmq.rs"]
-//MERGE mod rabbitmq;
+#[path = "queue/rabbitmq.rs"]
+mod rabbitmq;
 #[path = "queue/support.rs"]
 mod support;
 
@@ -46,4 +46,4 @@ macro_rules! holds_the_contract {
 }
 
 holds_the_contract!(embedded_backend, crate::embedded::Embedded);
-//MERGE holds_the_contract!(rabbitmq_backend, crate::rabbitmq::Rabbit);
+holds_the_contract!(rabbitmq_backend, crate::rabbitmq::Rabbit);

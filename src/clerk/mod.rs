@@ -18,6 +18,7 @@ use crate::{
 
 mod field;
 mod metadata;
+pub mod sample;
 mod text;
 
 /// The longest Clerk id, in bytes.
