@@ -73,7 +73,8 @@ impl Publisher {
     pub(super) async fn open(broker: Broker) -> Result<Self, QueueError> {
         let (requests, waiting) = mpsc::channel(WINDOW);
         let (closing, closed) = watch::channel(false);
-        let (link, state) = watch::channel(Link::Down("not connected yet".into()));
+        // A request waits for its lane from here on.
+        let (link, state) = watch::channel(Link::Up);
         let first = match broker.connect("publisher").await {
             Ok(connection) => Some(connection),
             Err(QueueError::Unavailable(why)) => {
@@ -149,9 +150,20 @@ struct Progress {
 
 async fn supervise(
     broker: Broker,
+    connection: Option<Connection>,
+    requests: mpsc::Receiver<Request>,
+    link: watch::Sender<Link>,
+    closing: watch::Receiver<bool>,
+) {
+    keep_serving(broker, connection, requests, &link, closing).await;
+    link.send_replace(Link::Down("it is closed".into()));
+}
+
+async fn keep_serving(
+    broker: Broker,
     mut connection: Option<Connection>,
     mut requests: mpsc::Receiver<Request>,
-    link: watch::Sender<Link>,
+    link: &watch::Sender<Link>,
     closing: watch::Receiver<bool>,
 ) {
     let mut pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -161,7 +173,7 @@ async fn supervise(
                 Ok(channel) => {
                     pauses.reset();
                     info!("publishing to the broker at {}", broker.place());
-                    let why = serve(&connection, &channel, &mut requests, &link, &closing).await;
+                    let why = serve(&connection, &channel, &mut requests, link, &closing).await;
                     if *closing.borrow() {
                         // The broker has confirmed all that was answered; nothing depends on a clean goodbye.
                         let _ =
