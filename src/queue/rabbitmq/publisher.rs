@@ -128,6 +128,11 @@ impl Publisher {
         }
     }
 
+    /// Turns true when the queue is being closed.
+    pub(super) fn closing(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
+    }
+
     /// Waits for what is in flight, then closes.
     pub(super) async fn close(&self) {
         self.closing.send_replace(true);

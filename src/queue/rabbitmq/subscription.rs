@@ -93,7 +93,14 @@ impl RabbitSubscription {
         };
         // Unbounded as a type, bounded by the prefetch: the broker hands over no more.
         let (hand, deliveries) = mpsc::unbounded_channel();
-        tokio::spawn(supervise(Arc::clone(&shared), queue, prefetch, first, hand));
+        let supervising = supervise(Arc::clone(&shared), queue, prefetch, first, hand);
+        tokio::spawn(supervising);
+        let (closing, closed) = (shared.publisher.closing(), shared.wish.clone());
+        tokio::spawn(async move {
+            // With the queue itself, its consumers close.
+            until(&closing, |closing| *closing).await;
+            closed.send_replace(Wish::Close);
+        });
         Ok(Self { shared, deliveries: tokio::sync::Mutex::new(deliveries) })
     }
 }
