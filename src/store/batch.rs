@@ -67,7 +67,9 @@ impl<'a> Fresh<'a> {
     /// what took effect; where nothing did, it shares the first one's fate.
     pub(super) fn outcomes(&self, folded: &[Outcome]) -> Result<Vec<Outcome>, StoreError> {
         if folded.len() != self.positions.len() {
-            return Err(super::errors::broken("the fold answered for another number of events than it was given"));
+            return Err(super::errors::broken(
+                "the fold answered for another number of events than it was given",
+            ));
         }
         let one = |(position, speaker): (usize, &Option<usize>)| match *speaker {
             None => Outcome::Duplicate,
@@ -146,13 +148,15 @@ pub(super) fn kind_of_number(number: i16) -> UpsertKind {
 pub(super) fn time(at: Millis) -> Result<DateTime<Utc>, StoreError> {
     const YEAR_0: Millis = -62_167_219_200_000;
     const YEAR_10000: Millis = 253_402_300_800_000;
-    DateTime::from_timestamp_millis(at).filter(|_| (YEAR_0..YEAR_10000).contains(&at)).ok_or_else(|| StoreError {
-        class: Class::Permanent,
-        // What PostgreSQL calls it: datetime_field_overflow.
-        code: "22008".into(),
-        message: "a time is outside the years 0 to 9999".into(),
-        hint: None,
-        source: None,
+    DateTime::from_timestamp_millis(at).filter(|_| (YEAR_0..YEAR_10000).contains(&at)).ok_or_else(|| {
+        StoreError {
+            class: Class::Permanent,
+            // What PostgreSQL calls it: datetime_field_overflow.
+            code: "22008".into(),
+            message: "a time is outside the years 0 to 9999".into(),
+            hint: None,
+            source: None,
+        }
     })
 }
 
@@ -199,7 +203,8 @@ mod tests {
                 Outcome::Duplicate
             ]
         );
-        let inbox: Vec<_> = fresh.inbox(&folded).into_iter().map(|(row, _)| row.event.message_id.as_str()).collect();
+        let inbox: Vec<_> =
+            fresh.inbox(&folded).into_iter().map(|(row, _)| row.event.message_id.as_str()).collect();
         assert_eq!(inbox, ["a", "d"]);
     }
 

@@ -66,9 +66,7 @@ impl From<sqlx::Error> for StoreError {
             E::Io(io) => (Class::Outage, format!("the connection to the database failed: {io}"), true),
             E::Tls(tls) => (Class::Outage, format!("TLS with the database failed: {tls}"), true),
             // Names a column; the source could quote what stands in it.
-            E::ColumnDecode { index, .. } => {
-                (Class::Outage, format!("column {index} cannot be read"), false)
-            }
+            E::ColumnDecode { index, .. } => (Class::Outage, format!("column {index} cannot be read"), false),
             E::Decode(_) => (Class::Outage, "what the database answered cannot be read".into(), false),
             E::Configuration(_)
             | E::InvalidArgument(_)
@@ -83,7 +81,9 @@ impl From<sqlx::Error> for StoreError {
             | E::BeginFailed
             | E::ConfigFile(_) => (Class::Outage, error.to_string(), true),
             // sqlx keeps its list open, and what is not known is an outage.
-            _ => (Class::Outage, "the database driver failed in a way that is new to headcount".into(), false),
+            _ => {
+                (Class::Outage, "the database driver failed in a way that is new to headcount".into(), false)
+            }
         };
         let source = keep.then(|| error.into());
         Self { class, code: String::new(), message, hint: None, source }

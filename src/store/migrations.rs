@@ -18,7 +18,11 @@ pub(super) const OURS: [&str; 3] = ["users", "inbox", "former_clerk_ids"];
 
 macro_rules! migrations {
     ($dialect:literal) => {
-        &[(1, "users and inbox", include_str!(concat!("../../migrations/", $dialect, "/0001_users_and_inbox.sql")))]
+        &[(
+            1,
+            "users and inbox",
+            include_str!(concat!("../../migrations/", $dialect, "/0001_users_and_inbox.sql")),
+        )]
     };
 }
 
@@ -58,7 +62,8 @@ pub(super) fn check(
     let applied = applied.unwrap_or(&none);
     refuse_foreign(applied, foreign, place, hint)?;
     let Some(missing) = pending(list, applied).into_iter().next() else { return Ok(()) };
-    let state = if applied.is_empty() { "has no tables of headcount yet" } else { "is older than this headcount" };
+    let state =
+        if applied.is_empty() { "has no tables of headcount yet" } else { "is older than this headcount" };
     Err(errors::unusable(format!("{place} {state}: it lacks {missing}"), "run `headcount migrate`"))
 }
 
@@ -94,7 +99,8 @@ mod tests {
                 .map(|file| file.unwrap().file_name().into_string().unwrap())
                 .collect();
             files.sort();
-            let known: Vec<_> = pending(list, &BTreeSet::new()).iter().map(|name| format!("{name}.sql")).collect();
+            let known: Vec<_> =
+                pending(list, &BTreeSet::new()).iter().map(|name| format!("{name}.sql")).collect();
             assert_eq!(files, known);
         }
     }

@@ -22,10 +22,10 @@ use crate::{
 mod batch;
 mod errors;
 mod migrations;
+pub mod postgres;
 mod ready;
 mod reference;
 mod retry;
-pub mod postgres;
 pub mod sqlite;
 
 /// The database as workers and operators see it.
@@ -278,6 +278,8 @@ pub enum Backend {
 pub async fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
     Ok(match &config.backend {
         Backend::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path, config).await?),
-        Backend::Postgres { url, schema } => Arc::new(postgres::PostgresStore::open(url, schema, config).await?),
+        Backend::Postgres { url, schema } => {
+            Arc::new(postgres::PostgresStore::open(url, schema, config).await?)
+        }
     })
 }

@@ -26,7 +26,8 @@ impl Probe {
         &self,
         question: impl Future<Output = Result<(), StoreError>> + Send + 'static,
     ) -> Result<(), StoreError> {
-        let silent = || errors::broken(format!("the database did not answer within {} s", PATIENCE.as_secs()));
+        let silent =
+            || errors::broken(format!("the database did not answer within {} s", PATIENCE.as_secs()));
         let turn = timeout(PATIENCE, self.0.clone().acquire_owned()).await;
         let Ok(Ok(turn)) = turn else { return Err(silent()) };
         let asked = tokio::spawn(async move {

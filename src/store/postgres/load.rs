@@ -27,7 +27,11 @@ macro_rules! profile { () => {
 
 // Locks the rows in the order of their ids, after the advisory locks and in a statement of its own: a statement sees
 // only what was committed before it began.
-macro_rules! loading { () => { " FROM users WHERE clerk_id = ANY($1) OR email_key = ANY($2) ORDER BY id FOR UPDATE" } }
+macro_rules! loading {
+    () => {
+        " FROM users WHERE clerk_id = ANY($1) OR email_key = ANY($2) ORDER BY id FOR UPDATE"
+    };
+}
 const LOAD: &str = concat!("SELECT ", state!(), loading!());
 const LOAD_WITH_PROFILES: &str = concat!("SELECT ", state!(), ", ", profile!(), loading!());
 
@@ -44,7 +48,9 @@ pub(super) async fn rows(
 }
 
 fn row(row: &PgRow, profile: bool) -> Result<Row, sqlx::Error> {
-    let millis = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<DateTime<Utc>>, _>(column)?.map(|at| at.timestamp_millis()));
+    let millis = |column| {
+        Ok::<_, sqlx::Error>(row.try_get::<Option<DateTime<Utc>>, _>(column)?.map(|at| at.timestamp_millis()))
+    };
     let key: Option<String> = row.try_get("email_key")?;
     let address: Option<String> = row.try_get("clerk_email")?;
     let verified = row.try_get("email_verified")?;

@@ -16,7 +16,7 @@ use sqlx::{
 };
 
 use super::{
-    Class, Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery, errors, migrations,
+    Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery, errors, migrations,
     ready::Probe,
 };
 use crate::{
@@ -44,7 +44,7 @@ impl PostgresStore {
     /// Prepares connections to the database; the first is made when it is needed.
     ///
     /// # Errors
-    /// [`Class::Unusable`] where `url` is none.
+    /// [`super::Class::Unusable`] where `url` is none.
     pub async fn open(url: &Secret, schema: &str, config: &StoreConfig) -> Result<Self, StoreError> {
         let options = PgConnectOptions::from_str(url.expose()).map_err(|error| {
             errors::unusable(
@@ -86,9 +86,11 @@ impl PostgresStore {
 impl Store for PostgresStore {
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
         let mut tx = self.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-        sqlx::query("SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '60s', true)")
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '60s', true)",
+        )
+        .execute(&mut *tx)
+        .await?;
         // One process at a time per schema, until the transaction ends.
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
             .bind(apply::lock_id(&self.schema, "migrate", ""))
@@ -129,7 +131,8 @@ impl Store for PostgresStore {
         let pool = self.pool.clone();
         self.probe
             .run(async move {
-                let question = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean";
+                let question =
+                    "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean";
                 let read_only: bool = sqlx::query_scalar(question).fetch_one(&pool).await?;
                 if read_only {
                     return Err(StoreError {

@@ -47,10 +47,12 @@ pub(super) async fn all(
     insert_inbox(tx, &fresh.inbox(&folded.outcomes)).await
 }
 
-macro_rules! state_columns { () => {
-    "id, clerk_id, email, clerk_email, email_key, email_verified, version, version_sent, version_kind, \
+macro_rules! state_columns {
+    () => {
+        "id, clerk_id, email, clerk_email, email_key, email_verified, version, version_sent, version_kind, \
      version_message_id, deleted_at, erased"
-} }
+    };
+}
 
 macro_rules! state_arrays { () => {
     "$1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[], $7::bigint[], $8::bigint[], \
@@ -64,10 +66,12 @@ macro_rules! state_set { () => {
      erased = c.erased, updated_at = now()"
 } }
 
-macro_rules! profile_columns { () => {
-    "phone, username, first_name, last_name, image_url, external_id, public_metadata, private_metadata, \
+macro_rules! profile_columns {
+    () => {
+        "phone, username, first_name, last_name, image_url, external_id, public_metadata, private_metadata, \
      unsafe_metadata, banned, locked, last_sign_in_at, clerk_created_at, clerk_updated_at"
-} }
+    };
+}
 
 macro_rules! profile_arrays { () => {
     "$13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $20::text[], \
@@ -75,28 +79,54 @@ macro_rules! profile_arrays { () => {
 } }
 
 const UPDATE_BRIEF: &str = concat!(
-    "UPDATE users AS u SET ", state_set!(),
-    " FROM unnest(", state_arrays!(), ") AS c (", state_columns!(), ") WHERE u.id = c.id",
+    "UPDATE users AS u SET ",
+    state_set!(),
+    " FROM unnest(",
+    state_arrays!(),
+    ") AS c (",
+    state_columns!(),
+    ") WHERE u.id = c.id",
 );
 
 const UPDATE_FULL: &str = concat!(
-    "UPDATE users AS u SET ", state_set!(),
+    "UPDATE users AS u SET ",
+    state_set!(),
     ", phone = c.phone, username = c.username, first_name = c.first_name, last_name = c.last_name, \
      image_url = c.image_url, external_id = c.external_id, public_metadata = c.public_metadata::jsonb, \
      private_metadata = c.private_metadata::jsonb, unsafe_metadata = c.unsafe_metadata::jsonb, banned = c.banned, \
      locked = c.locked, last_sign_in_at = c.last_sign_in_at, clerk_created_at = c.clerk_created_at, \
      clerk_updated_at = c.clerk_updated_at \
-     FROM unnest(", state_arrays!(), ", ", profile_arrays!(), ") AS c (", state_columns!(), ", ", profile_columns!(),
+     FROM unnest(",
+    state_arrays!(),
+    ", ",
+    profile_arrays!(),
+    ") AS c (",
+    state_columns!(),
+    ", ",
+    profile_columns!(),
     ") WHERE u.id = c.id",
 );
 
 const INSERT: &str = concat!(
-    "INSERT INTO users (", state_columns!(), ", ", profile_columns!(), ", credits_balance) \
-     SELECT ", state_columns!(), ", phone, username, first_name, last_name, image_url, external_id, \
+    "INSERT INTO users (",
+    state_columns!(),
+    ", ",
+    profile_columns!(),
+    ", credits_balance) \
+     SELECT ",
+    state_columns!(),
+    ", phone, username, first_name, last_name, image_url, external_id, \
      public_metadata::jsonb, private_metadata::jsonb, unsafe_metadata::jsonb, banned, locked, last_sign_in_at, \
      clerk_created_at, clerk_updated_at, $27 \
-     FROM unnest(", state_arrays!(), ", ", profile_arrays!(), ") WITH ORDINALITY AS c (", state_columns!(), ", ",
-    profile_columns!(), ", n) ORDER BY n",
+     FROM unnest(",
+    state_arrays!(),
+    ", ",
+    profile_arrays!(),
+    ") WITH ORDINALITY AS c (",
+    state_columns!(),
+    ", ",
+    profile_columns!(),
+    ", n) ORDER BY n",
 );
 
 type Statement<'q> = Query<'q, Postgres, PgArguments>;
@@ -126,7 +156,10 @@ impl<'a> States<'a> {
             email: column(shown_email),
             clerk_email: column(|row| row.claim.as_ref().map(|claim| claim.address.as_str())),
             email_key: column(|row| row.claim.as_ref().map(|claim| claim.key.as_str())),
-            email_verified: rows.iter().map(|row| row.claim.as_ref().is_some_and(|claim| claim.verified)).collect(),
+            email_verified: rows
+                .iter()
+                .map(|row| row.claim.as_ref().is_some_and(|claim| claim.verified))
+                .collect(),
             version: rows.iter().map(|row| row.version.at).collect(),
             version_sent: rows.iter().map(|row| row.version.sent).collect(),
             version_kind: rows.iter().map(|row| kind_to_number(row.version.kind)).collect(),
@@ -167,7 +200,9 @@ struct Profiles<'a> {
 impl<'a> Profiles<'a> {
     fn of(rows: &[&'a Row]) -> Result<Self, StoreError> {
         let text = |value: fn(&'a Profile) -> &'a Option<String>| {
-            rows.iter().map(|row| row.profile.as_deref().and_then(|profile| value(profile).as_deref())).collect()
+            rows.iter()
+                .map(|row| row.profile.as_deref().and_then(|profile| value(profile).as_deref()))
+                .collect()
         };
         let truth = |value: fn(&Profile) -> Option<bool>| {
             rows.iter().map(|row| row.profile.as_deref().and_then(value)).collect()

@@ -17,17 +17,21 @@ macro_rules! state { () => {
      email IS NOT NULL AS shown, deleted_at, erased"
 } }
 
-macro_rules! profile { () => {
-    "phone, username, first_name, last_name, image_url, external_id, public_metadata, private_metadata, \
+macro_rules! profile {
+    () => {
+        "phone, username, first_name, last_name, image_url, external_id, public_metadata, private_metadata, \
      unsafe_metadata, banned, locked, last_sign_in_at, clerk_created_at, clerk_updated_at"
-} }
+    };
+}
 
 // The rows that the Clerk ids hold, and every row that claims an address which one of those or an event claims.
-macro_rules! loading { () => {
-    " FROM users WHERE clerk_id IN (SELECT value FROM json_each(?1)) OR email_key IN \
+macro_rules! loading {
+    () => {
+        " FROM users WHERE clerk_id IN (SELECT value FROM json_each(?1)) OR email_key IN \
      (SELECT value FROM json_each(?2) UNION SELECT email_key FROM users WHERE email_key IS NOT NULL \
      AND clerk_id IN (SELECT value FROM json_each(?1)))"
-} }
+    };
+}
 
 const LOAD: &str = concat!("SELECT ", state!(), loading!());
 const LOAD_WITH_PROFILES: &str = concat!("SELECT ", state!(), ", ", profile!(), loading!());
@@ -44,7 +48,8 @@ pub(super) async fn rows(
 }
 
 fn row(row: &SqliteRow, profile: bool) -> Result<Row, sqlx::Error> {
-    let millis = |column| row.try_get::<Option<String>, _>(column)?.map(|text| parse_time(column, &text)).transpose();
+    let millis =
+        |column| row.try_get::<Option<String>, _>(column)?.map(|text| parse_time(column, &text)).transpose();
     let key: Option<String> = row.try_get("email_key")?;
     let address: Option<String> = row.try_get("clerk_email")?;
     let verified = row.try_get("email_verified")?;
@@ -105,14 +110,17 @@ pub(super) async fn remembered(
     messages: &[&str],
     ids: &[&str],
 ) -> Result<(HashSet<String>, HashSet<String>), StoreError> {
-    let known = sqlx::query_scalar("SELECT message_id FROM inbox WHERE message_id IN (SELECT value FROM json_each(?1))")
-        .bind(Json(messages))
-        .fetch_all(&mut *tx)
-        .await?;
-    let former =
-        sqlx::query_scalar("SELECT clerk_id FROM former_clerk_ids WHERE clerk_id IN (SELECT value FROM json_each(?1))")
-            .bind(Json(ids))
-            .fetch_all(tx)
-            .await?;
+    let known = sqlx::query_scalar(
+        "SELECT message_id FROM inbox WHERE message_id IN (SELECT value FROM json_each(?1))",
+    )
+    .bind(Json(messages))
+    .fetch_all(&mut *tx)
+    .await?;
+    let former = sqlx::query_scalar(
+        "SELECT clerk_id FROM former_clerk_ids WHERE clerk_id IN (SELECT value FROM json_each(?1))",
+    )
+    .bind(Json(ids))
+    .fetch_all(tx)
+    .await?;
     Ok((known.into_iter().collect(), former.into_iter().collect()))
 }

@@ -91,13 +91,19 @@ pub(super) async fn totals(pool: &SqlitePool) -> Result<Totals, StoreError> {
     )
     .fetch_one(pool)
     .await?;
-    Ok(Totals { live_users: live.unsigned_abs(), deleted_users: deleted.unsigned_abs(), last_processed_at: last })
+    Ok(Totals {
+        live_users: live.unsigned_abs(),
+        deleted_users: deleted.unsigned_abs(),
+        last_processed_at: last,
+    })
 }
 
 fn user_of(row: &SqliteRow) -> Result<User, sqlx::Error> {
     let json = |column| {
         let text: Option<String> = row.try_get(column)?;
-        Ok::<_, sqlx::Error>(text.map(|text| serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text))))
+        Ok::<_, sqlx::Error>(
+            text.map(|text| serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text))),
+        )
     };
     Ok(User {
         id: uuid(row, "id")?,

@@ -47,23 +47,33 @@ pub(super) async fn all(
     insert_inbox(tx, &fresh.inbox(&folded.outcomes)).await
 }
 
-macro_rules! now { () => { "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')" } }
+macro_rules! now {
+    () => {
+        "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+    };
+}
 
-macro_rules! state_columns { () => {
-    "id, clerk_id, email, clerk_email, email_key, email_verified, version, version_sent, version_kind, \
+macro_rules! state_columns {
+    () => {
+        "id, clerk_id, email, clerk_email, email_key, email_verified, version, version_sent, version_kind, \
      version_message_id, deleted_at, erased"
-} }
+    };
+}
 
-macro_rules! state_values { () => {
-    "value->>'id', value->>'clerk_id', value->>'email', value->>'clerk_email', value->>'email_key', \
+macro_rules! state_values {
+    () => {
+        "value->>'id', value->>'clerk_id', value->>'email', value->>'clerk_email', value->>'email_key', \
      value->>'email_verified', value->>'version', value->>'version_sent', value->>'version_kind', \
      value->>'version_message_id', value->>'deleted_at', value->>'erased'"
-} }
+    };
+}
 
-macro_rules! profile_columns { () => {
-    "phone, username, first_name, last_name, image_url, external_id, public_metadata, private_metadata, \
+macro_rules! profile_columns {
+    () => {
+        "phone, username, first_name, last_name, image_url, external_id, public_metadata, private_metadata, \
      unsafe_metadata, banned, locked, last_sign_in_at, clerk_created_at, clerk_updated_at"
-} }
+    };
+}
 
 macro_rules! profile_values { () => {
     "value->>'phone', value->>'username', value->>'first_name', value->>'last_name', value->>'image_url', \
@@ -74,18 +84,39 @@ macro_rules! profile_values { () => {
 
 // `id` stands on both sides, so that one list of columns does for all.
 const UPDATE_BRIEF: &str = concat!(
-    "UPDATE users SET (", state_columns!(), ", updated_at) = (", state_values!(), ", ", now!(),
+    "UPDATE users SET (",
+    state_columns!(),
+    ", updated_at) = (",
+    state_values!(),
+    ", ",
+    now!(),
     ") FROM json_each(?1) WHERE users.id = value->>'id'",
 );
 
 const UPDATE_FULL: &str = concat!(
-    "UPDATE users SET (", state_columns!(), ", ", profile_columns!(), ", updated_at) = (", state_values!(), ", ",
-    profile_values!(), ", ", now!(), ") FROM json_each(?1) WHERE users.id = value->>'id'",
+    "UPDATE users SET (",
+    state_columns!(),
+    ", ",
+    profile_columns!(),
+    ", updated_at) = (",
+    state_values!(),
+    ", ",
+    profile_values!(),
+    ", ",
+    now!(),
+    ") FROM json_each(?1) WHERE users.id = value->>'id'",
 );
 
 const INSERT: &str = concat!(
-    "INSERT INTO users (", state_columns!(), ", ", profile_columns!(), ", credits_balance) SELECT ",
-    state_values!(), ", ", profile_values!(), ", ?2 FROM json_each(?1)",
+    "INSERT INTO users (",
+    state_columns!(),
+    ", ",
+    profile_columns!(),
+    ", credits_balance) SELECT ",
+    state_values!(),
+    ", ",
+    profile_values!(),
+    ", ?2 FROM json_each(?1)",
 );
 
 /// The columns that every written row has.
@@ -181,7 +212,9 @@ async fn insert_inbox(tx: &mut SqliteConnection, rows: &[(&Incoming, Outcome)]) 
     sqlx::query(concat!(
         "INSERT INTO inbox (message_id, event_type, clerk_id, outcome, event_at, received_at, processed_at) \
          SELECT value->>'message_id', value->>'event_type', value->>'clerk_id', value->>'outcome', \
-         value->>'event_at', value->>'received_at', ", now!(), " FROM json_each(?1)"
+         value->>'event_at', value->>'received_at', ",
+        now!(),
+        " FROM json_each(?1)"
     ))
     .bind(Json(rows))
     .execute(tx)
