@@ -267,6 +267,31 @@ async fn a_locked_file_is_answered_in_time_and_outlived() {
     assert_eq!(id(&next(&*subscription).await), sent[0]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_that_were_committed_unknown_to_their_consumer_come_back() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    publish(&queue, 2).await;
+    let subscription = queue.subscribe(1).await.unwrap();
+    let held = receive(&*subscription, 1).await;
+    // What a claim leaves whose COMMIT reported an error and took place.
+    let mut other = raw(&directory.path()).await;
+    let changed = sqlx::query(
+        "UPDATE messages SET lease_owner = (SELECT MAX(id) FROM consumers), leases = leases + 1,
+            deliveries = deliveries + 1
+         WHERE lease_owner IS NULL",
+    );
+    assert_eq!(changed.execute(&mut other).await.unwrap().rows_affected(), 1);
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    assert!(soon("a refusal", queue.publish(message("{}"))).await.is_err());
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    done(&*subscription, held).await;
+    let delivery = next(&*subscription).await;
+    assert_eq!(delivery.earlier, 0);
+    done(&*subscription, vec![delivery]).await;
+    holds(&queue, "events", 0).await;
+}
+
 #[tokio::test]
 async fn an_unwritable_directory_is_refused_with_a_hint() {
     let directory = tempfile::tempdir().unwrap();
@@ -275,8 +300,6 @@ async fn an_unwritable_directory_is_refused_with_a_hint() {
     // Root may write to a directory whatever its mode; nobody may to the others.
     let read_only = directory.path().join("read-only");
     std::fs::create_dir(&read_only).unwrap();
-    #[cfg(unix)]
-    std::os::unix::fs::PermissionsExt::set_mode(&mut read_only.metadata().unwrap().permissions(), 0o555);
     let mut unwritable = vec![file.join("below"), file];
     if cfg!(target_os = "linux") {
         unwritable.extend([PathBuf::from("/proc/self/task"), PathBuf::from("/proc/headcount")]);
