@@ -225,11 +225,11 @@ async fn discard(mut body: Incoming, mut bytes: usize) {
 
 /// An error as every listener answers it: `{"error": "<code>", "message": "…"}`.
 pub fn problem(status: StatusCode, code: &str, message: &str) -> Response {
-    json(status, &serde_json::json!({ "error": code, "message": message }))
+    json_response(status, &serde_json::json!({ "error": code, "message": message }))
 }
 
 /// A JSON answer.
-pub fn json(status: StatusCode, body: &serde_json::Value) -> Response {
+pub fn json_response(status: StatusCode, body: &serde_json::Value) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 

@@ -32,7 +32,7 @@ use super::{
     verify::{Rejection, SignedHeaders, Verified, Verifier},
 };
 use crate::{
-    http::{json, problem},
+    http::{json_response, problem},
     message::{self, EVENT_TYPE_MAX, Message},
     queue::Queue,
     telemetry::metrics::{Answer, IngressMetrics},
@@ -80,7 +80,9 @@ impl From<Rejection> for Refusal {
 /// Answers a request.
 pub(super) async fn accept(State(intake): State<Arc<Intake>>, request: Request) -> Response {
     let (answer, response) = match intake.take_in(request).await {
-        Ok(()) => (Answer::Queued, json(StatusCode::ACCEPTED, &serde_json::json!({ "status": "queued" }))),
+        Ok(()) => {
+            (Answer::Queued, json_response(StatusCode::ACCEPTED, &serde_json::json!({ "status": "queued" })))
+        }
         Err(refusal) => refusal.answer(),
     };
     intake.metrics.answered(answer);
@@ -109,6 +111,9 @@ impl Intake {
     async fn take_in(&self, request: Request) -> Result<(), Refusal> {
         let received_at = message::now();
         let (head, body) = request.into_parts();
+        if declared(&body) > self.bounds.body_limit {
+            return Err(Refusal::TooLarge);
+        }
         let headers = SignedHeaders::read(&head.headers, received_at)?;
         // The room for the body is given back after `publish` has taken its own.
         let (body, _room) = self.read(body).await?;
@@ -119,10 +124,7 @@ impl Intake {
     /// Reads a body within the limits of size, time and memory.
     async fn read(&self, mut body: Body) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Refusal> {
         let limit = self.bounds.body_limit;
-        let declared = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
-        if declared > limit {
-            return Err(Refusal::TooLarge);
-        }
+        let declared = declared(&body);
         let mut room = None;
         if declared > SMALL_BODY {
             room = Some(self.room_to_read(declared).await?);
@@ -196,6 +198,11 @@ impl Intake {
     }
 }
 
+/// A body's length where its head tells, else 0.
+fn declared(body: &Body) -> usize {
+    usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX)
+}
+
 async fn take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
     Arc::clone(room).acquire_many_owned(u32::try_from(bytes).ok()?).await.ok()
 }
@@ -214,13 +221,16 @@ fn event_type(body: &[u8]) -> String {
         #[serde(borrow, rename = "type")]
         kind: Cow<'a, str>,
     }
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return "unknown".into(); // Serde would take an array's first element for the type.
+    }
     match serde_json::from_slice::<Envelope<'_>>(body) {
         Ok(envelope) if !envelope.kind.is_empty() => message::clean(&envelope.kind, EVENT_TYPE_MAX),
         _ => "unknown".into(),
     }
 }
 
-/// The request's W3C trace context (https://www.w3.org/TR/trace-context/#traceparent-header), if it is well-formed.
+/// The request's W3C trace context (<https://www.w3.org/TR/trace-context/#traceparent-header>), if it is well-formed.
 fn traceparent(headers: &HeaderMap) -> Option<String> {
     let text = headers.get("traceparent")?.to_str().ok()?;
     let hex = |part: &str| part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
@@ -282,5 +292,62 @@ impl Refusal {
             _ => {}
         }
         (answer, response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_event_type_is_read_from_any_body() {
+        let long = "é".repeat(100);
+        for (body, expected) in [
+            (r#"{"data":{"type":"no"},"object":"event","type":"user.created"}"#, "user.created"),
+            (r#"{"type":"user.cr\u0065ated","data":[[[{"a":[1,2.5e3,null]}]]]}"#, "user.created"),
+            (r#"{"type":"a\nb"}"#, "a\u{fffd}b"),
+            (&format!(r#"{{"type":"{long}"}}"#), &"é".repeat(64)),
+            (r#"{"type":7}"#, "unknown"),
+            (r#"{"type":null}"#, "unknown"),
+            (r#"{"type":""}"#, "unknown"),
+            (r#"{"data":{}}"#, "unknown"),
+            (r#"{"type":"user.created"} trailing"#, "unknown"),
+            (r#"["type"]"#, "unknown"),
+            ("", "unknown"),
+            ("not JSON", "unknown"),
+        ] {
+            assert_eq!(event_type(body.as_bytes()), expected, "{body}");
+        }
+        assert_eq!(event_type(b"\xff\xfe"), "unknown");
+        // Depth is no way to overflow the stack.
+        let deep =
+            format!(r#"{{"data":{}1{},"type":"user.created"}}"#, "[".repeat(200_000), "]".repeat(200_000));
+        assert!(["user.created", "unknown"].contains(&event_type(deep.as_bytes()).as_str()));
+    }
+
+    #[test]
+    fn only_a_well_formed_trace_context_travels() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let read = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", HeaderValue::from_bytes(value).unwrap());
+            traceparent(&headers)
+        };
+        assert_eq!(read(good.as_bytes()).as_deref(), Some(good));
+        assert_eq!(traceparent(&HeaderMap::new()), None);
+        for bad in [
+            &good.to_uppercase(),
+            &good[..54],
+            &format!("{good}-00"),
+            &good.replacen("00", "ff", 1),
+            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+            &good.replace("00f067aa0ba902b7", &"0".repeat(16)),
+            &good.replace('4', "g"),
+            &good.replace('-', "0"),
+            "",
+        ] {
+            assert_eq!(read(bad.as_bytes()), None, "{bad}");
+        }
+        assert_eq!(read(b"\xff"), None);
     }
 }

@@ -67,3 +67,85 @@ fn harmless(metadata: &Metadata<'_>) -> bool {
     !(of("lapin") && *metadata.level() > Level::DEBUG
         || (metadata.target().starts_with("sqlx") && *metadata.level() > Level::WARN))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use tracing::{debug, info, trace, warn};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(filter: &str, format: LogFormat, log: impl FnOnce()) -> String {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber = subscriber(filter, format, false, move || writer.clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, log);
+        String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn no_filter_makes_another_crate_log_a_body() {
+        for filter in ["trace", "lapin=trace,sqlx=trace", "lapin::returned_messages=warn,sqlx::query=trace"] {
+            let text = logged(filter, LogFormat::Text, || {
+                warn!(target: "lapin::returned_messages", message = "hunter2");
+                trace!(target: "lapin::channels", frame = "hunter2");
+                warn!(target: "sqlx::query", statement = "hunter2");
+                debug!(target: "sqlx_core::query", statement = "hunter2");
+            });
+            assert_eq!(text, "", "{filter}");
+        }
+        let text = logged("trace", LogFormat::Text, || {
+            warn!(target: "lapin::channel", "kept 1");
+            warn!(target: "sqlx::pool", "kept 2");
+            trace!(target: "headcount::ingress", "kept 3");
+            trace!(target: "lapinist", "kept 4");
+        });
+        assert_eq!(text.matches("kept").count(), 4, "{text}");
+    }
+
+    #[test]
+    fn the_filter_is_obeyed_in_both_formats() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let text = logged("info,hyper=debug", format, || {
+                info!(message_id = "msg_1", "queued msg_1");
+                debug!("not this");
+                debug!(target: "hyper::proto", "but this");
+            });
+            assert_eq!(text.lines().count(), 2, "{text}");
+            assert!(text.contains("queued msg_1") && text.contains("but this"), "{text}");
+            if format == LogFormat::Json {
+                let line: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+                assert_eq!((&line["message_id"], &line["level"]), (&"msg_1".into(), &"INFO".into()));
+            } else {
+                assert!(!text.contains('\u{1b}'));
+            }
+        }
+    }
+
+    #[test]
+    fn a_filter_that_cannot_be_used_is_named() {
+        for bad in ["inof", "headcount=loud", "info,hyper==debug", "info,[", "verbose"] {
+            let error = parse(bad).map(|_| ()).unwrap_err();
+            assert!(error.contains("RUST_LOG") && error.contains(bad), "{error}");
+        }
+        for good in ["", "info", "INFO", "off", "headcount", "warn,headcount=debug", "hyper=debug,info", "3"]
+        {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+    }
+}
