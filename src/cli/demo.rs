@@ -270,8 +270,8 @@ mod tests {
     #[test]
     fn tries_are_bounded_and_counted() {
         let mut tally = Tally::default();
-        for tries in 0..AGAIN_AFTER.len() {
-            assert_eq!(tally.count(Kind::Created, tries, Err(NoAnswer::Refused)), Some(AGAIN_AFTER[tries]));
+        for (tries, after) in AGAIN_AFTER.into_iter().enumerate() {
+            assert_eq!(tally.count(Kind::Created, tries, Err(NoAnswer::Refused)), Some(after));
         }
         assert_eq!(tally.count(Kind::Created, AGAIN_AFTER.len(), Ok(StatusCode::FOUND)), None);
         assert_eq!(tally.count(Kind::Forged, 0, Ok(StatusCode::UNAUTHORIZED)), None);

@@ -162,6 +162,12 @@ mod tests {
     }
 
     #[test]
+    fn a_placeholder_in_a_help_text_is_not_taken_for_a_line_break() {
+        let help = parse("headcount send --help").unwrap_err().to_string();
+        assert!(help.contains("--user 'user_{i}' --email 'u{i}@example.com'"), "{help}");
+    }
+
+    #[test]
     fn the_documented_lines_are_understood() {
         for line in [
             "headcount up",

@@ -41,11 +41,11 @@ const FAR_OFF: f64 = 1e9;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Signs with CLERK_WEBHOOK_SIGNING_SECRET, or with the development secret that `up` keeps.\n\
-                        In --user and --email, {n} stands for the event's number, from 1.\n\n\
+                        In --user and --email, {i} stands for the event's number, from 1.\n\n\
                         Examples:\n  \
                         headcount send user.created\n  \
                         headcount send user.updated --user user_2a --email ada@example.com\n  \
-                        headcount send user.created --count 10000 --user 'user_{n}' --email 'u{n}@example.com'"
+                        headcount send user.created --count 10000 --user 'user_{i}' --email 'u{i}@example.com'"
 )]
 pub struct Send {
     /// The event's type: user.created, user.updated, user.deleted, session.created, any other
@@ -151,7 +151,7 @@ impl Source {
             return Ok(Self::Given(read(file)?));
         }
         let event_type = args.event_type.clone().unwrap_or_default();
-        // The id is settled here, so that every event of one call is about one user unless {n} tells them apart.
+        // The id is settled here, so that every event of one call is about one user unless {i} tells them apart.
         let user = match (&args.user, args.count) {
             (None, 1) => Some(user_id(&mut rand::rng())),
             (user, _) => user.clone(),
@@ -165,7 +165,7 @@ impl Source {
             Self::Given(body) => return body.clone(),
             Self::Made { event_type, user, email } => (event_type, user, email),
         };
-        let numbered = |text: &String| text.replace("{n}", &n.to_string());
+        let numbered = |text: &String| text.replace("{i}", &n.to_string());
         let id = user.as_ref().map_or_else(|| user_id(&mut rand::rng()), numbered);
         let now = now();
         let born = if event_type == "user.created" { now } else { now - ACCOUNT_AGE };
@@ -180,7 +180,7 @@ impl Source {
     fn user(&self) -> Option<&str> {
         match self {
             Self::Given(_) => None,
-            Self::Made { user, .. } => user.as_deref().filter(|user| !user.contains("{n}")),
+            Self::Made { user, .. } => user.as_deref().filter(|user| !user.contains("{i}")),
         }
     }
 }
@@ -315,7 +315,7 @@ fn verdict(summary: &Summary) -> Result<(), Failure> {
         _ => format!("{} of {} were not accepted", number(refused + unanswered), number(summary.sent)),
     });
     let hints = summary.refused.keys().map(|status| match status {
-        400 => "400: the answer says what is malformed; is a proxy taking headers away?",
+        400 => "400: the signature headers did not arrive whole; does a proxy take them away?",
         401 => "401: the ingress has another secret, or the clocks differ; give both sides the same CLERK_WEBHOOK_SIGNING_SECRET",
         404 => "404: the ingress listens on another path; compare --url with HEADCOUNT_WEBHOOK_PATH",
         413 => "413: a body may have 512 KiB",

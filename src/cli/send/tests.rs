@@ -84,7 +84,7 @@ async fn events_sent_one_by_one_are_about_one_person() {
 async fn many_keep_their_connections_and_have_ids_of_their_own() {
     let door = Door::open(SECRET, |_, _| StatusCode::ACCEPTED).await;
     let (result, stdout) =
-        send("user.created --count 500 --user u_{n} --email u{n}@example.com --json", &door.url).await;
+        send("user.created --count 500 --user u_{i} --email u{i}@example.com --json", &door.url).await;
     result.unwrap();
     let summary: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((&summary["sent"], &summary["accepted"]), (&500.into(), &500.into()));
