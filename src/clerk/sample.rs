@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::message::Millis;
 
+#[rustfmt::skip]
 const FIRST_NAMES: &[&str] = &[
     "Ada", "Aiko", "Amara", "Anton", "Beatriz", "Björn", "Chidi", "Chloé", "Dalia", "Davi", "Elif", "Emeka",
     "Farah", "Finn", "Grace", "Hana", "Hugo", "Ines", "Ivo", "Jun", "Kofi", "Lena", "Lucía", "Mateo", "Maya",
@@ -14,47 +15,12 @@ const FIRST_NAMES: &[&str] = &[
     "Wei", "Yara", "Zoë",
 ];
 
+#[rustfmt::skip]
 const LAST_NAMES: &[&str] = &[
-    "Abara",
-    "Adeyemi",
-    "Ahlström",
-    "Almeida",
-    "Bakker",
-    "Banerjee",
-    "Castillo",
-    "Chen",
-    "Dubois",
-    "Eriksen",
-    "Farouk",
-    "Ferreira",
-    "García",
-    "Haddad",
-    "Hoffmann",
-    "Ivanova",
-    "Jansen",
-    "Kaya",
-    "Kimura",
-    "Kowalska",
-    "Lindqvist",
-    "Mbeki",
-    "Moreau",
-    "Nakamura",
-    "Nguyen",
-    "O'Brien",
-    "Okafor",
-    "Petrov",
-    "Quispe",
-    "Rahman",
-    "Rossi",
-    "Santos",
-    "Schmidt",
-    "Silva",
-    "Tanaka",
-    "Usman",
-    "Vargas",
-    "Wójcik",
-    "Yilmaz",
-    "Zhang",
+    "Abara", "Adeyemi", "Ahlström", "Almeida", "Bakker", "Banerjee", "Castillo", "Chen", "Dubois", "Eriksen",
+    "Farouk", "Ferreira", "García", "Haddad", "Hoffmann", "Ivanova", "Jansen", "Kaya", "Kimura", "Kowalska",
+    "Lindqvist", "Mbeki", "Moreau", "Nakamura", "Nguyen", "O'Brien", "Okafor", "Petrov", "Quispe", "Rahman",
+    "Rossi", "Santos", "Schmidt", "Silva", "Tanaka", "Usman", "Vargas", "Wójcik", "Yilmaz", "Zhang",
 ];
 
 /// Domains that are reserved for examples (RFC 2606).
