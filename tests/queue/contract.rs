@@ -187,13 +187,19 @@ pub(crate) async fn a_cancelled_subscription_drains_and_loses_nothing<H: Harness
         seen.push(delivery);
     }
     assert!(seen.len() <= 20);
+    let left = 30 - seen.len();
     let mut all: Vec<String> = seen.iter().map(id).collect();
     // What was handed over can still be settled.
     done(&*subscription, seen).await;
+    // What was not is there for others, although the cancelled subscription still stands.
+    let another = queue.subscribe(50).await.unwrap();
+    all.extend(receive(&*another, left).await.iter().map(id));
+    assert_eq!(sorted(all), sorted(sent));
+    drop(another);
     drop(subscription);
     let subscription = queue.subscribe(50).await.unwrap();
-    all.extend(receive(&*subscription, 30 - all.len()).await.iter().map(id));
-    assert_eq!(sorted(all), sorted(sent));
+    let back = receive(&*subscription, left).await;
+    done(&*subscription, back).await;
     assert!(quiet(&*subscription).await, "a settled message came back");
 }
 

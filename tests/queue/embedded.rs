@@ -137,7 +137,8 @@ async fn processes_that_publish_and_consume_at_once_lose_and_double_nothing() {
     let directory = Embedded::new();
     let handles = [Harness::open(&directory).await, Harness::open(&directory).await];
     let mut publishing = tokio::task::JoinSet::new();
-    for queue in handles.iter().cycle().take(20).cloned() {
+    for queue in handles.iter().cycle().take(20) {
+        let queue = queue.clone();
         publishing.spawn(async move { publish(&queue, 30).await });
     }
     let mut consuming = tokio::task::JoinSet::new();
@@ -240,11 +241,15 @@ async fn a_locked_file_is_answered_in_time_and_outlived() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     publish(&queue, 4).await;
-    let subscription = queue.subscribe(10).await.unwrap();
-    let held = receive(&*subscription, 4).await;
+    let subscription = Arc::new(queue.subscribe(10).await.unwrap());
+    let held = receive(&**subscription, 4).await;
 
     let mut other = raw(&directory.path()).await;
     sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let settling = tokio::spawn({
+        let subscription = subscription.clone();
+        async move { done(&**subscription, held).await }
+    });
     let asked = Instant::now();
     let refused = soon("a refusal", queue.publish(message("{}"))).await;
     assert!(matches!(refused, Err(QueueError::Unavailable(_))), "{refused:?}");
@@ -254,17 +259,14 @@ async fn a_locked_file_is_answered_in_time_and_outlived() {
     assert!(queue.publish(message("{}")).await.is_err());
     assert!(asked.elapsed() < Duration::from_secs(1), "known trouble is answered at once");
 
-    // A settlement is not given up: it ends as soon as the file can be written again.
-    let settling = tokio::spawn(async move {
-        done(&*subscription, held).await;
-        subscription
-    });
+    // A settlement is not given up: it ends as soon as the file can be written again, and not before.
+    assert!(!settling.is_finished());
     sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
-    let subscription = soon("the settlement", settling).await.unwrap();
+    soon("the settlement", settling).await.unwrap();
     holds(&queue, "events", 0).await;
     assert_eq!(subscription.trouble(), None);
     let sent = publish(&queue, 1).await;
-    assert_eq!(id(&next(&*subscription).await), sent[0]);
+    assert_eq!(id(&next(&**subscription).await), sent[0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -329,6 +331,32 @@ async fn a_file_that_is_no_queue_is_named_with_a_hint() {
     let refused = EmbeddedQueue::open(directory.path(), ladder()).await;
     let Err(error @ QueueError::Misconfigured { .. }) = refused else { panic!("{refused:?}") };
     assert!(error.hint().unwrap().contains("HEADCOUNT_DATA_DIR"));
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_holds_nothing_up() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    let sent = publish(&queue, 3).await;
+    let subscription = queue.subscribe(1).await.unwrap();
+    let retried = next(&*subscription).await;
+    settle(&*subscription, [(retried, Action::Retry { rung: 0, attempt: 1, waits: 0 })]).await;
+    let mut held = receive(&*subscription, 1).await;
+    // All of it was stamped while the clock was a year ahead; one message is held by a consumer that died then.
+    queue.close().await;
+    let year = 365 * 24 * 3600 * 1000_i64;
+    let changed = sqlx::query("UPDATE messages SET available_at = available_at + ?1").bind(year);
+    let mut other = raw(&directory.path()).await;
+    assert_eq!(changed.execute(&mut other).await.unwrap().rows_affected(), 3);
+    let stale = sqlx::query("INSERT INTO consumers (id, alive_until) VALUES (99, ?1)");
+    stale.bind(headcount::message::now() + year).execute(&mut other).await.unwrap();
+    let leased = sqlx::query("UPDATE messages SET lease_owner = 99 WHERE message_id = ?1");
+    leased.bind(id(&held.remove(0))).execute(&mut other).await.unwrap();
+    other.close().await.unwrap();
+
+    let queue = open(&directory.path(), QUICK).await;
+    let subscription = queue.subscribe(10).await.unwrap();
+    assert_eq!(ids(&receive(&*subscription, 3).await), sorted(sent));
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 mod file;
 mod ledger;
 mod subscription;
+mod work;
 mod writer;
 
 use std::{
@@ -26,7 +27,8 @@ use tokio::{
 
 use self::{
     subscription::{Consumer, EmbeddedSubscription},
-    writer::{Publish, Request, Writer},
+    work::{Publish, Request},
+    writer::Writer,
 };
 use super::{Depth, Ladder, PUBLISH_LIMIT, Queue, QueueError, Subscription};
 use crate::message::{self, Message};
