@@ -1,12 +1,23 @@
 //! headcount keeps an application's `users` table in step with Clerk.
 //!
-//! A message's life, in the order of the modules: the process reads its [`config`], Clerk posts a webhook, the ingress
-//! verifies it and makes it a [`message`], the [`queue`] holds it durably, a worker takes it in batches, [`roster`]
-//! folds it into users, the [`store`] saves them in one transaction, and only then is it settled.
+//! A message's life, in the order of the modules: the process reads its [`config`], Clerk posts a webhook, [`http`]
+//! bounds the request, [`ingress`] verifies it and makes it a [`message`], the [`queue`] holds it durably, a worker takes
+//! it in batches, [`roster`] folds it into users, the [`store`] saves them in one transaction, and only then is it
+//! settled.
 
 pub mod config;
+pub mod http;
+pub mod clerk;
+pub mod ingress;
 pub mod message;
 pub mod queue;
+pub mod worker;
 pub mod roster;
 pub mod store;
+
+// Beside the path.
+pub mod cli;
+pub mod ops;
+pub mod pause;
+pub mod shutdown;
 pub mod telemetry;

@@ -16,10 +16,10 @@ use async_trait::async_trait;
 
 use crate::message::{Message, Millis};
 
-//MERGE pub mod embedded;
+pub mod embedded;
 pub mod ladder;
-//MERGE pub mod rabbitmq;
-//MERGE pub mod topology;
+pub mod rabbitmq;
+pub mod topology;
 
 pub use ladder::Ladder;
 
@@ -239,20 +239,20 @@ pub enum QueueConfig {
     },
 }
 
-//MERGE /// Opens the queue. A broker that is merely away is no error: the queue connects as soon as it can.
-//MERGE ///
-//MERGE /// # Errors
-//MERGE /// [`QueueError`] where it can never work as configured.
-//MERGE pub async fn open(config: &QueueConfig) -> Result<std::sync::Arc<dyn Queue>, QueueError> {
-//MERGE     Ok(match config {
-//MERGE         QueueConfig::Embedded { directory, ladder } => {
-//MERGE             std::sync::Arc::new(embedded::EmbeddedQueue::open(directory, ladder.clone()).await?)
-//MERGE         }
-//MERGE         QueueConfig::RabbitMq { url, prefix, ladder } => {
-//MERGE             std::sync::Arc::new(rabbitmq::RabbitQueue::open(url, prefix, ladder.clone()).await?)
-//MERGE         }
-//MERGE     })
-//MERGE }
+/// Opens the queue. A broker that is merely away is no error: the queue connects as soon as it can.
+///
+/// # Errors
+/// [`QueueError`] where it can never work as configured.
+pub async fn open(config: &QueueConfig) -> Result<std::sync::Arc<dyn Queue>, QueueError> {
+    Ok(match config {
+        QueueConfig::Embedded { directory, ladder } => {
+            std::sync::Arc::new(embedded::EmbeddedQueue::open(directory, ladder.clone()).await?)
+        }
+        QueueConfig::RabbitMq { url, prefix, ladder } => {
+            std::sync::Arc::new(rabbitmq::RabbitQueue::open(url, prefix, ladder.clone()).await?)
+        }
+    })
+}
 
 /// When a message was last taken in is told by its `received_at`; how long ago that was, in seconds.
 pub fn age_seconds(received_at: Millis, now: Millis) -> f64 {

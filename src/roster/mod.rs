@@ -10,10 +10,13 @@ use uuid::Uuid;
 
 use crate::message::Millis;
 
-//MERGE mod claims;
-//MERGE mod fold;
+mod claims;
+#[cfg(test)]
+mod fixtures;
+mod fold;
+mod table;
 
-//MERGE pub use fold::fold;
+pub use fold::fold;
 
 /// Which of two pieces of news about an account is newer. Ordered field by field, as written here.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -19,9 +19,14 @@ use crate::{
     roster::{Event, Outcome, Policy},
 };
 
-//MERGE mod batch;
-//MERGE pub mod postgres;
-//MERGE pub mod sqlite;
+mod batch;
+mod errors;
+mod migrations;
+pub mod postgres;
+mod ready;
+mod reference;
+mod retry;
+pub mod sqlite;
 
 /// The database as workers and operators see it.
 #[async_trait]
@@ -266,13 +271,15 @@ pub enum Backend {
     },
 }
 
-//MERGE /// Opens the store. A database that is merely away is no error: connections are made when needed.
-//MERGE ///
-//MERGE /// # Errors
-//MERGE /// [`StoreError`] of class [`Class::Unusable`] where it can never work as configured.
-//MERGE pub async fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
-//MERGE     Ok(match &config.backend {
-//MERGE         Backend::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path, config).await?),
-//MERGE         Backend::Postgres { url, schema } => Arc::new(postgres::PostgresStore::open(url, schema, config).await?),
-//MERGE     })
-//MERGE }
+/// Opens the store. A database that is merely away is no error: connections are made when needed.
+///
+/// # Errors
+/// [`StoreError`] of class [`Class::Unusable`] where it can never work as configured.
+pub async fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match &config.backend {
+        Backend::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path, config).await?),
+        Backend::Postgres { url, schema } => {
+            Arc::new(postgres::PostgresStore::open(url, schema, config).await?)
+        }
+    })
+}

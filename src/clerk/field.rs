@@ -1,0 +1,239 @@
+//! Owns reading one field of a payload: its type, its bounds, and an error that names it. Promises that no error ever
+//! holds a value of the payload. Never decides what a field means.
+
+use std::{borrow::Cow, fmt};
+
+use serde::Deserialize;
+use serde_json::{error::Category, value::RawValue};
+
+use super::{metadata, text::repair};
+use crate::message::Millis;
+
+/// The longest text field, in bytes.
+pub(super) const TEXT_MAX: usize = 64 * 1024;
+
+/// The latest time: the end of the year 9999.
+pub(super) const TIME_MAX: Millis = 253_402_300_799_999;
+
+/// A body that cannot be what its type says. The reason code is always `invalid_payload`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct PayloadError {
+    /// Names the field and what is wrong with it; short, and never a value from the body.
+    pub detail: String,
+}
+
+/// Where a field stands, written out only for an error: `data.email_addresses[1].id`.
+#[derive(Clone, Copy)]
+pub(super) struct Path {
+    head: &'static str,
+    element: Option<(usize, &'static str)>,
+}
+
+impl Path {
+    pub(super) fn of(head: &'static str) -> Self {
+        Self { head, element: None }
+    }
+
+    /// `head[index]tail`
+    pub(super) fn element(head: &'static str, index: usize, tail: &'static str) -> Self {
+        Self { head, element: Some((index, tail)) }
+    }
+
+    pub(super) fn error(self, problem: impl fmt::Display) -> PayloadError {
+        PayloadError { detail: format!("{self}: {problem}") }
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.head)?;
+        match self.element {
+            Some((index, tail)) => write!(f, "[{index}]{tail}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A field as it stands in the body; `None` where it is missing or null, which mean the same.
+pub(super) type Raw<'a> = Option<&'a RawValue>;
+
+/// A field and its place.
+#[derive(Clone, Copy)]
+pub(super) struct Field<'a> {
+    path: Path,
+    raw: Raw<'a>,
+}
+
+impl<'a> Field<'a> {
+    pub(super) fn new(path: Path, raw: Raw<'a>) -> Self {
+        Self { path, raw }
+    }
+
+    pub(super) fn at(head: &'static str, raw: Raw<'a>) -> Self {
+        Self::new(Path::of(head), raw)
+    }
+
+    pub(super) fn error(&self, problem: impl fmt::Display) -> PayloadError {
+        self.path.error(problem)
+    }
+
+    fn unexpected(&self, expected: &str, raw: &RawValue) -> PayloadError {
+        self.error(format_args!("expected {expected}, found {}", kind(raw)))
+    }
+
+    /// A string of any length, with what databases refuse replaced.
+    pub(super) fn any_text(&self) -> Result<Option<Cow<'a, str>>, PayloadError> {
+        let Some(raw) = self.raw else { return Ok(None) };
+        let Some(inner) = raw.get().strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+            return Err(self.unexpected("a string", raw));
+        };
+        if !inner.contains('\\') {
+            return Ok(Some(Cow::Borrowed(inner)));
+        }
+        let decoded: String =
+            serde_json::from_str(&repair(raw.get())).map_err(|error| self.error(problem(&error)))?;
+        Ok(Some(Cow::Owned(decoded)))
+    }
+
+    /// A string of at most [`TEXT_MAX`] bytes, with what databases refuse replaced.
+    pub(super) fn text(&self) -> Result<Option<Cow<'a, str>>, PayloadError> {
+        let text = self.any_text()?;
+        match &text {
+            Some(text) if text.len() > TEXT_MAX => {
+                Err(self.error(format_args!("longer than {TEXT_MAX} bytes")))
+            }
+            _ => Ok(text),
+        }
+    }
+
+    /// A string that something is found by: 1 to `max` bytes, taken as it is or not at all.
+    pub(super) fn name(&self, max: usize) -> Result<Option<Cow<'a, str>>, PayloadError> {
+        let Some(text) = self.any_text()? else { return Ok(None) };
+        let repaired = || self.raw.is_some_and(|raw| matches!(repair(raw.get()), Cow::Owned(_)));
+        if text.is_empty() {
+            Err(self.error("empty"))
+        } else if text.len() > max {
+            Err(self.error(format_args!("longer than {max} bytes")))
+        } else if text.chars().any(char::is_control) || repaired() {
+            Err(self.error("holds a control character or half a surrogate pair"))
+        } else {
+            Ok(Some(text))
+        }
+    }
+
+    /// Milliseconds since the epoch, from 0 to [`TIME_MAX`].
+    pub(super) fn time(&self) -> Result<Option<Millis>, PayloadError> {
+        let Some(raw) = self.raw else { return Ok(None) };
+        if kind(raw) != "a number" {
+            return Err(self.unexpected("a time", raw));
+        }
+        match whole(raw.get()) {
+            Some(time) if (0..=TIME_MAX).contains(&time) => Ok(Some(time)),
+            _ => Err(self.error(format_args!("expected a whole number from 0 to {TIME_MAX}"))),
+        }
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&self) -> Result<Option<bool>, PayloadError> {
+        match self.raw.map(|raw| (raw, raw.get())) {
+            None => Ok(None),
+            Some((_, "true")) => Ok(Some(true)),
+            Some((_, "false")) => Ok(Some(false)),
+            Some((raw, _)) => Err(self.unexpected("true or false", raw)),
+        }
+    }
+
+    /// An object's fields. `T` holds nothing but [`Raw`]: so the only data error that serde can meet is a duplicate.
+    pub(super) fn object<T: Deserialize<'a>>(&self) -> Result<Option<T>, PayloadError> {
+        let Some(raw) = self.raw else { return Ok(None) };
+        if kind(raw) != "an object" {
+            return Err(self.unexpected("an object", raw));
+        }
+        serde_json::from_str(raw.get()).map(Some).map_err(|error| self.error(problem(&error)))
+    }
+
+    /// An array's elements.
+    pub(super) fn array(&self) -> Result<Vec<&'a RawValue>, PayloadError> {
+        let Some(raw) = self.raw else { return Ok(Vec::new()) };
+        if kind(raw) != "an array" {
+            return Err(self.unexpected("an array", raw));
+        }
+        serde_json::from_str(raw.get()).map_err(|error| self.error(problem(&error)))
+    }
+
+    /// A JSON object kept as text: its keys and numbers as they were written, with what databases refuse replaced.
+    pub(super) fn document(&self) -> Result<Option<String>, PayloadError> {
+        let document = self.unchecked_document()?;
+        document
+            .map(|json| metadata::check(json).map(|()| repair(json).into_owned()))
+            .transpose()
+            .map_err(|problem| self.error(problem))
+    }
+
+    /// The same, but null where it is more than databases hold.
+    pub(super) fn document_or_null(&self) -> Result<Option<String>, PayloadError> {
+        let document = self.unchecked_document()?;
+        Ok(document.filter(|json| metadata::check(json).is_ok()).map(|json| repair(json).into_owned()))
+    }
+
+    fn unchecked_document(&self) -> Result<Option<&'a str>, PayloadError> {
+        match self.raw {
+            None => Ok(None),
+            Some(raw) if kind(raw) == "an object" => Ok(Some(raw.get())),
+            Some(raw) => Err(self.unexpected("an object", raw)),
+        }
+    }
+}
+
+/// The whole body as fields, in one pass where it is an object.
+pub(super) fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, PayloadError> {
+    let path = Path::of("body");
+    let text = std::str::from_utf8(body).map_err(|_| path.error("not UTF-8"))?;
+    let not_json = |error: serde_json::Error| path.error(problem(&error));
+    if text.trim_start().starts_with('{') {
+        return serde_json::from_str(text).map_err(not_json);
+    }
+    let raw: &RawValue = serde_json::from_str(text).map_err(not_json)?;
+    Err(path.error(format_args!("expected an object, found {}", kind(raw))))
+}
+
+/// What serde has to say. Its syntax errors are fixed texts and a place; its data errors can quote the body, so of those
+/// only the name of a duplicate field is passed on, which is one of ours.
+fn problem(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match error.classify() {
+        Category::Syntax | Category::Eof | Category::Io => format!("not JSON: {text}"),
+        Category::Data => match text.split('`').nth(1) {
+            Some(name) if text.starts_with("duplicate field") => format!("duplicate field {name}"),
+            _ => "malformed".into(),
+        },
+    }
+}
+
+/// The JSON type, for people.
+fn kind(raw: &RawValue) -> &'static str {
+    match raw.get().bytes().next() {
+        Some(b'{') => "an object",
+        Some(b'[') => "an array",
+        Some(b'"') => "a string",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') | None => "null",
+        Some(_) => "a number",
+    }
+}
+
+/// A whole number, also one written as `1716883200000.0` or `1.7e12`.
+fn whole(number: &str) -> Option<i64> {
+    if let Ok(whole) = number.parse() {
+        return Some(whole);
+    }
+    if let Some((whole, fraction)) = number.split_once('.')
+        && fraction.bytes().all(|digit| digit == b'0')
+    {
+        return whole.parse().ok();
+    }
+    let float: f64 = number.contains(['e', 'E']).then(|| number.parse().ok()).flatten()?;
+    // Below 2^53 a float that is whole is exactly what was written.
+    (float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0).then_some(float as i64)
+}

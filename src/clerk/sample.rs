@@ -1,0 +1,448 @@
+//! Owns made-up events: what `send`, the demo and tests post in Clerk's place. Promises bodies shaped as Clerk's are
+//! (keys in alphabetical order, milliseconds, 2 to 3 kB a user) about people who do not exist, at addresses that
+//! nobody can have. Never reads a clock: the same call gives the same bytes.
+
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use serde_json::{Value, json};
+
+use crate::message::Millis;
+
+#[rustfmt::skip]
+const FIRST_NAMES: &[&str] = &[
+    "Ada", "Aiko", "Amara", "Anton", "Beatriz", "Björn", "Chidi", "Chloé", "Dalia", "Davi", "Elif", "Emeka",
+    "Farah", "Finn", "Grace", "Hana", "Hugo", "Ines", "Ivo", "Jun", "Kofi", "Lena", "Lucía", "Mateo", "Maya",
+    "Mehmet", "Nadia", "Noor", "Olu", "Priya", "Quinn", "Rosa", "Sami", "Sofia", "Tariq", "Uma", "Viktor",
+    "Wei", "Yara", "Zoë",
+];
+
+#[rustfmt::skip]
+const LAST_NAMES: &[&str] = &[
+    "Abara", "Adeyemi", "Ahlström", "Almeida", "Bakker", "Banerjee", "Castillo", "Chen", "Dubois", "Eriksen",
+    "Farouk", "Ferreira", "García", "Haddad", "Hoffmann", "Ivanova", "Jansen", "Kaya", "Kimura", "Kowalska",
+    "Lindqvist", "Mbeki", "Moreau", "Nakamura", "Nguyen", "O'Brien", "Okafor", "Petrov", "Quispe", "Rahman",
+    "Rossi", "Santos", "Schmidt", "Silva", "Tanaka", "Usman", "Vargas", "Wójcik", "Yilmaz", "Zhang",
+];
+
+/// Domains that are reserved for examples (RFC 2606).
+const DOMAINS: &[&str] = &["example.com", "example.org", "example.net"];
+
+/// One made-up user, as Clerk would know it. Change the fields and take the next event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// `user_2…`
+    pub id: String,
+    /// The primary address.
+    pub email: Option<String>,
+    /// Whether the primary address is verified.
+    pub verified: bool,
+    /// A secondary, unverified address; it stands before the primary one, as it may in real events.
+    pub second_email: Option<String>,
+    /// The primary phone number.
+    pub phone: Option<String>,
+    /// User name.
+    pub username: Option<String>,
+    /// Given name.
+    pub first_name: Option<String>,
+    /// Family name.
+    pub last_name: Option<String>,
+    /// The application's own id.
+    pub external_id: Option<String>,
+    /// A JSON object.
+    pub public_metadata: Value,
+    /// A JSON object.
+    pub private_metadata: Value,
+    /// A JSON object.
+    pub unsafe_metadata: Value,
+    /// Banned from signing in.
+    pub banned: bool,
+    /// Locked after failed sign-ins.
+    pub locked: bool,
+    /// Signed up with Google.
+    pub google: bool,
+    /// Milliseconds.
+    pub created_at: Millis,
+    /// Milliseconds.
+    pub updated_at: Millis,
+    /// Milliseconds.
+    pub last_sign_in_at: Option<Millis>,
+}
+
+impl Sample {
+    /// The user of this id: the same person each time, so that events sent one by one are about one user.
+    pub fn of(id: impl Into<String>, created_at: Millis) -> Self {
+        let id = id.into();
+        let mut rng = dice(&id);
+        let pick = |from: &[&'static str], rng: &mut StdRng| from.choose(rng).copied().unwrap_or("Ada");
+        let (first, last) = (pick(FIRST_NAMES, &mut rng), pick(LAST_NAMES, &mut rng));
+        let handle = format!("{}.{}", plain(first), plain(last));
+        let address = |rng: &mut StdRng| format!("{handle}.{}@{}", letters(rng, 6), pick(DOMAINS, rng));
+        let email = address(&mut rng);
+        let second_email = rng.random_bool(0.15).then(|| address(&mut rng));
+        let phone = rng.random_bool(0.25).then(|| format!("+1555{:07}", rng.random_range(0..10_000_000)));
+        let username = rng.random_bool(0.4).then(|| format!("{handle}.{}", letters(&mut rng, 4)));
+        let external_id = rng.random_bool(0.2).then(|| format!("cust_{}", letters(&mut rng, 10)));
+        let onboarded = rng.random_bool(0.7);
+        let theme = *["light", "dark", "system"].choose(&mut rng).unwrap_or(&"system");
+        let referrer = *["search", "friend", "conference", "blog"].choose(&mut rng).unwrap_or(&"blog");
+        Self {
+            email: Some(email),
+            verified: true,
+            second_email,
+            phone,
+            username,
+            first_name: Some(first.into()),
+            last_name: Some(last.into()),
+            external_id,
+            public_metadata: json!({"onboarded": onboarded, "roles": ["member"]}),
+            private_metadata: json!({"referrer": referrer, "risk_score": rng.random_range(0..40)}),
+            unsafe_metadata: json!({"newsletter": rng.random_bool(0.5), "theme": theme}),
+            banned: false,
+            locked: false,
+            google: rng.random_bool(0.3),
+            created_at,
+            updated_at: created_at,
+            last_sign_in_at: Some(created_at),
+            id,
+        }
+    }
+
+    /// The body of an event of any type about this user, sent at `sent`. Types that headcount does not know get what
+    /// every event has.
+    pub fn event(&self, event_type: &str, sent: Millis) -> Vec<u8> {
+        let mut rng = dice(&format!("{event_type} {} {sent}", self.id));
+        let data = match event_type {
+            "user.created" | "user.updated" => self.data(),
+            "user.deleted" => json!({"deleted": true, "id": self.id, "object": "user"}),
+            _ => self.other(event_type, sent, &mut rng),
+        };
+        let octet = rng.random_range(1..255);
+        json!({
+            "data": data,
+            "event_attributes": {
+                "http_request": {
+                    "client_ip": format!("203.0.113.{octet}"),
+                    "user_agent": "Mozilla/5.0 (X11; Linux x86_64; rv:132.0) Gecko/20100101 Firefox/132.0",
+                }
+            },
+            "instance_id": "ins_2hCntMadeUpInstance0000001",
+            "object": "event",
+            "timestamp": sent,
+            "type": event_type,
+        })
+        .to_string()
+        .into_bytes()
+    }
+
+    /// `data` of an event that carries a whole user.
+    fn data(&self) -> Value {
+        let image =
+            format!("https://img.example.com/{}", letters(&mut dice(&format!("image {}", self.id)), 120));
+        let second = self.second_email.as_deref().map(|address| self.email_address(address, false));
+        let primary = self.email.as_deref().map(|address| self.email_address(address, self.verified));
+        let phones: Vec<Value> = self.phone.iter().map(|number| self.phone_number(number)).collect();
+        let accounts: Vec<Value> = self.google.then(|| self.google_account()).into_iter().collect();
+        json!({
+            "backup_code_enabled": false,
+            "banned": self.banned,
+            "create_organization_enabled": true,
+            "create_organizations_limit": null,
+            "created_at": self.created_at,
+            "delete_self_enabled": true,
+            "email_addresses": second.into_iter().chain(primary).collect::<Vec<_>>(),
+            "enterprise_accounts": [],
+            "external_accounts": accounts,
+            "external_id": self.external_id,
+            "first_name": self.first_name,
+            "has_image": true,
+            "id": self.id,
+            "image_url": image,
+            "last_active_at": self.updated_at,
+            "last_name": self.last_name,
+            "last_sign_in_at": self.last_sign_in_at,
+            "legal_accepted_at": null,
+            "locale": null,
+            "locked": self.locked,
+            "lockout_expires_in_seconds": null,
+            "mfa_disabled_at": null,
+            "mfa_enabled_at": null,
+            "object": "user",
+            "passkeys": [],
+            "password_enabled": !self.google,
+            "phone_numbers": phones,
+            "primary_email_address_id": self.email.as_deref().map(contact_id),
+            "primary_phone_number_id": self.phone.as_deref().map(contact_id),
+            "primary_web3_wallet_id": null,
+            "private_metadata": self.private_metadata,
+            "profile_image_url": image,
+            "public_metadata": self.public_metadata,
+            "saml_accounts": [],
+            "totp_enabled": false,
+            "two_factor_enabled": false,
+            "unsafe_metadata": self.unsafe_metadata,
+            "updated_at": self.updated_at,
+            "username": self.username,
+            "verification_attempts_remaining": 100,
+            "web3_wallets": [],
+        })
+    }
+
+    fn email_address(&self, address: &str, verified: bool) -> Value {
+        json!({
+            "created_at": self.created_at,
+            "email_address": address,
+            "id": contact_id(address),
+            "linked_to": [],
+            "matches_sso_connection": false,
+            "object": "email_address",
+            "reserved": false,
+            "updated_at": self.created_at,
+            "verification": self.verification("email_code", verified),
+        })
+    }
+
+    fn phone_number(&self, number: &str) -> Value {
+        json!({
+            "backup_codes": null,
+            "created_at": self.created_at,
+            "default_second_factor": false,
+            "id": contact_id(number),
+            "linked_to": [],
+            "object": "phone_number",
+            "phone_number": number,
+            "reserved": false,
+            "reserved_for_second_factor": false,
+            "updated_at": self.created_at,
+            "verification": self.verification("phone_code", true),
+        })
+    }
+
+    fn verification(&self, strategy: &str, verified: bool) -> Value {
+        json!({
+            "attempts": 1,
+            "expire_at": self.created_at + 600_000,
+            "object": "verification_otp",
+            "status": if verified { "verified" } else { "unverified" },
+            "strategy": strategy,
+        })
+    }
+
+    fn google_account(&self) -> Value {
+        let mut rng = dice(&format!("google {}", self.id));
+        json!({
+            "approved_scopes": "email openid profile",
+            "created_at": self.created_at,
+            "email_address": self.email,
+            "external_account_id": base62("eac_2", &mut rng),
+            "family_name": self.last_name,
+            "given_name": self.first_name,
+            "id": base62("idn_2", &mut rng),
+            "identification_id": base62("idn_2", &mut rng),
+            "label": null,
+            "object": "google_account",
+            "provider": "oauth_google",
+            "public_metadata": {},
+            "updated_at": self.created_at,
+            "username": null,
+            "verification": {
+                "attempts": null,
+                "expire_at": self.created_at + 600_000,
+                "object": "verification_oauth",
+                "status": "verified",
+                "strategy": "oauth_google",
+            },
+        })
+    }
+
+    /// `data` of an event that is about something of the user's.
+    fn other(&self, event_type: &str, sent: Millis, rng: &mut StdRng) -> Value {
+        let (object, verb) = event_type.split_once('.').unwrap_or((event_type, ""));
+        if verb == "deleted" {
+            return json!({"deleted": true, "id": base62("obj_2", rng), "object": object});
+        }
+        match object {
+            "session" => json!({
+                "abandon_at": sent + 2_592_000_000,
+                "actor": null,
+                "client_id": base62("client_2", rng),
+                "created_at": sent,
+                "expire_at": sent + 604_800_000,
+                "id": base62("sess_2", rng),
+                "last_active_at": sent,
+                "object": "session",
+                "status": if verb == "created" { "active" } else { verb },
+                "updated_at": sent,
+                "user_id": self.id,
+            }),
+            "organization" => json!({
+                "admin_delete_enabled": true,
+                "created_at": sent,
+                "created_by": self.id,
+                "has_image": false,
+                "id": base62("org_2", rng),
+                "max_allowed_memberships": 5,
+                "name": "Example & Daughters",
+                "object": "organization",
+                "public_metadata": {},
+                "slug": format!("example-{}", letters(rng, 6)),
+                "updated_at": sent,
+            }),
+            "email" => json!({
+                "body": "<p>Your code is 424242.</p>",
+                "body_plain": "Your code is 424242.",
+                "delivered_by_clerk": true,
+                "email_address_id": self.email.as_deref().map(contact_id),
+                "from_email_name": "notifications",
+                "id": base62("ema_2", rng),
+                "object": "email",
+                "slug": "verification_code",
+                "status": "queued",
+                "subject": "Your code",
+                "to_email_address": self.email,
+                "user_id": self.id,
+            }),
+            "sms" => json!({
+                "delivered_by_clerk": true,
+                "from_phone_number": "+15555550100",
+                "id": base62("sms_2", rng),
+                "message": "Your code is 424242.",
+                "object": "sms_message",
+                "slug": "verification_code",
+                "status": "queued",
+                "to_phone_number": self.phone,
+                "user_id": self.id,
+            }),
+            _ => json!({
+                "created_at": sent,
+                "id": base62("obj_2", rng),
+                "object": object,
+                "updated_at": sent,
+                "user_id": self.id,
+            }),
+        }
+    }
+}
+
+/// A new Clerk user id: `user_2…`, 27 base62 characters.
+pub fn user_id(rng: &mut impl RngExt) -> String {
+    base62("user_2", rng)
+}
+
+/// A new webhook id as Svix makes them: `msg_2…`.
+pub fn message_id(rng: &mut impl RngExt) -> String {
+    base62("msg_2", rng)
+}
+
+/// The id of an address or a number: the same each time, as it is with Clerk over a user's events.
+fn contact_id(contact: &str) -> String {
+    base62("idn_2", &mut dice(contact))
+}
+
+/// Randomness that depends on `seed` alone.
+fn dice(seed: &str) -> StdRng {
+    StdRng::from_seed(hmac_sha256::Hash::hash(seed.as_bytes()))
+}
+
+/// `prefix`, which ends in the first of 27 base62 characters, and the other 26.
+fn base62(prefix: &str, rng: &mut impl RngExt) -> String {
+    let random = (0..26).map(|_| char::from(rng.sample(rand::distr::Alphanumeric)));
+    prefix.chars().chain(random).collect()
+}
+
+/// Lower-case letters and digits.
+fn letters(rng: &mut impl RngExt, length: usize) -> String {
+    (0..length).map(|_| char::from(rng.sample(rand::distr::Alphanumeric)).to_ascii_lowercase()).collect()
+}
+
+/// A name as it stands in an address.
+fn plain(name: &str) -> String {
+    name.to_lowercase()
+        .chars()
+        .filter_map(|c| match c {
+            'é' | 'ë' => Some('e'),
+            'í' => Some('i'),
+            'ö' | 'ó' => Some('o'),
+            c if c.is_ascii_alphanumeric() => Some(c),
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clerk,
+        message::MessageId,
+        roster::{Change, Claim},
+    };
+
+    const AT: Millis = 1_760_000_000_123;
+
+    fn parsed(body: &[u8]) -> clerk::Parsed {
+        clerk::parse(body, &MessageId::of_body(body)).unwrap()
+    }
+
+    #[test]
+    fn ids_look_like_clerks() {
+        let id = user_id(&mut dice("x"));
+        let random = id.strip_prefix("user_").unwrap();
+        assert!(random.len() == 27 && random.starts_with('2'));
+        assert!(random.bytes().all(|b| b.is_ascii_alphanumeric()));
+        assert!(MessageId::parse(&message_id(&mut dice("x"))).is_some());
+    }
+
+    #[test]
+    fn a_sample_is_read_as_what_it_is() {
+        for n in 0..200 {
+            let mut sample = Sample::of(format!("user_{n}"), AT);
+            sample.verified = n % 3 > 0;
+            sample.banned = n % 2 > 0;
+            sample.updated_at = AT + 5;
+            let body = sample.event("user.updated", AT + 9);
+            assert!((1500..=3500).contains(&body.len()), "{} bytes", body.len());
+            let clerk::Parsed { change: Change::Upsert(user), event_type, sent } = parsed(&body) else {
+                panic!()
+            };
+            assert_eq!((event_type.as_str(), sent), ("user.updated", Some(AT + 9)));
+            assert_eq!((user.clerk_id, user.born, user.version.at), (sample.id, AT, AT + 5));
+            assert_eq!(user.claim, Some(Claim::new(sample.email.unwrap(), sample.verified)));
+            assert_eq!(user.profile.phone, sample.phone);
+            assert_eq!(user.profile.username, sample.username);
+            assert_eq!(user.profile.first_name, sample.first_name);
+            assert_eq!(user.profile.external_id, sample.external_id);
+            assert_eq!(user.profile.public_metadata, Some(sample.public_metadata.to_string()));
+            assert_eq!(user.profile.banned, Some(sample.banned));
+            assert_eq!(user.profile.last_sign_in_at, Some(AT));
+        }
+    }
+
+    #[test]
+    fn the_same_call_gives_the_same_bytes() {
+        let body = || Sample::of("user_1", AT).event("user.created", AT);
+        assert_eq!(body(), body());
+        assert_ne!(Sample::of("user_1", AT).email, Sample::of("user_2", AT).email);
+    }
+
+    #[test]
+    fn keys_are_in_alphabetical_order_as_on_the_wire() {
+        let body = String::from_utf8(Sample::of("user_1", AT).event("user.created", AT)).unwrap();
+        let place = |key: &str| body.find(&format!("\"{key}\":")).unwrap();
+        assert!(place("data") < place("event_attributes"));
+        assert!(place("object") < place("timestamp") && place("timestamp") < place("type"));
+        assert!(body.starts_with(r#"{"data":{"backup_code_enabled""#));
+    }
+
+    #[test]
+    fn other_types_are_other_types() {
+        let sample = Sample::of("user_1", AT);
+        for event_type in
+            ["session.created", "organization.created", "email.created", "sms.created", "role.deleted", "x"]
+        {
+            let body = sample.event(event_type, AT);
+            assert!(matches!(parsed(&body).change, Change::Other), "{event_type}");
+            assert!((300..2000).contains(&body.len()));
+        }
+        let deleted = parsed(&sample.event("user.deleted", AT)).change;
+        assert!(matches!(deleted, Change::Delete { clerk_id, at: AT } if clerk_id == "user_1"));
+    }
+}

@@ -1,0 +1,398 @@
+//! Owns the made-up world of the demo: people who sign up, change, leave and come back, and what an unreliable sender
+//! makes of the news. Promises a consistent story: no event about an account that was never announced, but for those
+//! that are broken on purpose. Pure but for the dice and the clock that it is given.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde_json::json;
+
+use crate::{
+    clerk::sample::{Sample, message_id, user_id},
+    message::Millis,
+};
+
+/// The most accounts alive; beyond it nobody signs up.
+const LIVE_MAX: usize = 2000;
+
+/// Departed accounts that may come back.
+const GONE_MAX: usize = 200;
+
+/// Webhooks that may be sent once more.
+const REMEMBERED: usize = 50;
+
+/// What a webhook of the demo is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Kind {
+    /// Somebody signs up.
+    Created,
+    /// Somebody changes something.
+    Updated,
+    /// Somebody leaves.
+    Deleted,
+    /// Somebody who left comes back: the old address under a new id.
+    Returning,
+    /// The same webhook once more.
+    Duplicate,
+    /// News that arrives after newer news.
+    Late,
+    /// Not about a user.
+    Other,
+    /// Signed, and no use: ends in the dead letters.
+    Broken,
+    /// Signed with a wrong secret: turned away.
+    Forged,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 9] = [
+        Self::Created,
+        Self::Updated,
+        Self::Deleted,
+        Self::Returning,
+        Self::Duplicate,
+        Self::Late,
+        Self::Other,
+        Self::Broken,
+        Self::Forged,
+    ];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Deleted => "deleted",
+            Self::Returning => "returning",
+            Self::Duplicate => "duplicate",
+            Self::Late => "late",
+            Self::Other => "other",
+            Self::Broken => "broken",
+            Self::Forged => "forged",
+        }
+    }
+
+    /// How many of a hundred.
+    fn share(self) -> u32 {
+        match self {
+            Self::Created => 22,
+            Self::Updated => 43,
+            Self::Deleted => 6,
+            Self::Returning => 4,
+            Self::Duplicate => 7,
+            Self::Late => 7,
+            Self::Other => 8,
+            Self::Broken => 1,
+            Self::Forged => 2,
+        }
+    }
+}
+
+/// One webhook to be posted.
+#[derive(Clone, Debug)]
+pub(super) struct Webhook {
+    pub(super) kind: Kind,
+    pub(super) id: String,
+    pub(super) body: Bytes,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    rng: StdRng,
+    live: Vec<Sample>,
+    gone: VecDeque<Sample>,
+    sent: VecDeque<Webhook>,
+    /// News that is held back, with the step at which it goes out.
+    held: VecDeque<(u64, Webhook)>,
+    step: u64,
+    /// The newest time given out: each piece of news is later than the one before.
+    clock: Millis,
+}
+
+impl World {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            live: Vec::new(),
+            gone: VecDeque::new(),
+            sent: VecDeque::new(),
+            held: VecDeque::new(),
+            step: 0,
+            clock: 0,
+        }
+    }
+
+    /// What happens next.
+    pub(super) fn next(&mut self, now: Millis) -> Webhook {
+        self.step += 1;
+        self.clock = now.max(self.clock + 1);
+        if self.held.front().is_some_and(|(due, _)| *due <= self.step)
+            && let Some((_, late)) = self.held.pop_front()
+        {
+            return self.remember(late);
+        }
+        let kind = self.roll();
+        match kind {
+            Kind::Created => self.sign_up(),
+            Kind::Returning => self.come_back(),
+            Kind::Updated => self.change(),
+            Kind::Deleted => self.leave(),
+            Kind::Late => self.hold_back(),
+            Kind::Duplicate => self.repeat(),
+            Kind::Other => self.other(),
+            Kind::Broken => self.broken(),
+            Kind::Forged => self.forged(),
+        }
+    }
+
+    fn roll(&mut self) -> Kind {
+        let mut dice = self.rng.random_range(0..Kind::ALL.iter().map(|kind| kind.share()).sum());
+        for kind in Kind::ALL {
+            match dice.checked_sub(kind.share()) {
+                Some(rest) => dice = rest,
+                None => return kind,
+            }
+        }
+        Kind::Updated
+    }
+
+    fn webhook(&mut self, kind: Kind, body: Vec<u8>) -> Webhook {
+        Webhook { kind, id: message_id(&mut self.rng), body: body.into() }
+    }
+
+    /// Keeps a webhook for repetition.
+    fn remember(&mut self, webhook: Webhook) -> Webhook {
+        self.sent.truncate(REMEMBERED - 1);
+        self.sent.push_front(webhook.clone());
+        webhook
+    }
+
+    fn tell(&mut self, kind: Kind, event_type: &str, user: &Sample) -> Webhook {
+        let webhook = self.webhook(kind, user.event(event_type, self.clock + 40));
+        self.remember(webhook)
+    }
+
+    fn sign_up(&mut self) -> Webhook {
+        if self.live.len() >= LIVE_MAX {
+            return self.change();
+        }
+        let mut user = Sample::of(user_id(&mut self.rng), self.clock);
+        user.verified = self.rng.random_bool(0.95);
+        if self.rng.random_bool(0.05) {
+            // A few have no address at all: only a phone.
+            user.email = None;
+            user.phone.get_or_insert_with(|| format!("+1555{:07}", self.rng.random_range(0..10_000_000)));
+        }
+        let webhook = self.tell(Kind::Created, "user.created", &user);
+        self.live.push(user);
+        webhook
+    }
+
+    fn come_back(&mut self) -> Webhook {
+        let Some(former) = self.gone.pop_front() else { return self.sign_up() };
+        let user = Sample {
+            id: user_id(&mut self.rng),
+            created_at: self.clock,
+            updated_at: self.clock,
+            last_sign_in_at: Some(self.clock),
+            banned: false,
+            ..former
+        };
+        let webhook = self.tell(Kind::Returning, "user.created", &user);
+        self.live.push(user);
+        webhook
+    }
+
+    /// Something about somebody changes; `None` in an empty world.
+    fn changed(&mut self) -> Option<Sample> {
+        if self.live.is_empty() {
+            return None;
+        }
+        let index = self.rng.random_range(0..self.live.len());
+        let user = &mut self.live[index];
+        user.updated_at = self.clock;
+        match self.rng.random_range(0..10) {
+            0..=4 => user.last_sign_in_at = Some(self.clock),
+            5 => user.public_metadata = json!({"onboarded": true, "roles": ["member", "editor"]}),
+            6 => user.unsafe_metadata = json!({"newsletter": self.rng.random_bool(0.5), "theme": "dark"}),
+            7 => user.verified = true,
+            8 => user.username = Some(format!("user.{:x}", self.rng.random::<u32>())),
+            _ => user.banned = !user.banned,
+        }
+        Some(user.clone())
+    }
+
+    fn change(&mut self) -> Webhook {
+        match self.changed() {
+            Some(user) => self.tell(Kind::Updated, "user.updated", &user),
+            None => self.sign_up(),
+        }
+    }
+
+    fn leave(&mut self) -> Webhook {
+        if self.live.is_empty() {
+            return self.sign_up();
+        }
+        let index = self.rng.random_range(0..self.live.len());
+        let user = self.live.swap_remove(index);
+        let webhook = self.tell(Kind::Deleted, "user.deleted", &user);
+        if user.verified && user.email.is_some() {
+            self.gone.truncate(GONE_MAX - 1);
+            self.gone.push_back(user);
+        }
+        webhook
+    }
+
+    /// Two changes to one account, of which the first arrives later.
+    fn hold_back(&mut self) -> Webhook {
+        let Some(mut user) = self.changed() else { return self.sign_up() };
+        let older = self.webhook(Kind::Late, user.event("user.updated", self.clock + 40));
+        let due = self.step + self.rng.random_range(3..20);
+        let place = self.held.partition_point(|(step, _)| *step <= due);
+        self.held.insert(place, (due, older));
+        self.clock += 1;
+        user.updated_at = self.clock;
+        if let Some(known) = self.live.iter_mut().find(|known| known.id == user.id) {
+            known.updated_at = self.clock;
+        }
+        self.tell(Kind::Updated, "user.updated", &user)
+    }
+
+    fn repeat(&mut self) -> Webhook {
+        if self.sent.is_empty() {
+            return self.sign_up();
+        }
+        let again = self.sent[self.rng.random_range(0..self.sent.len())].clone();
+        Webhook { kind: Kind::Duplicate, ..again }
+    }
+
+    fn other(&mut self) -> Webhook {
+        const TYPES: [&str; 6] = [
+            "session.created",
+            "session.ended",
+            "email.created",
+            "sms.created",
+            "organization.created",
+            "organizationMembership.created",
+        ];
+        if self.live.is_empty() {
+            return self.sign_up();
+        }
+        let user = self.live[self.rng.random_range(0..self.live.len())].clone();
+        let event_type = TYPES[self.rng.random_range(0..TYPES.len())];
+        self.tell(Kind::Other, event_type, &user)
+    }
+
+    fn broken(&mut self) -> Webhook {
+        let body = match self.rng.random_range(0..3) {
+            0 => b"this is no JSON".to_vec(),
+            1 => json!({"data": {"object": "user"}, "object": "event", "timestamp": self.clock, "type": "user.created"})
+                .to_string()
+                .into_bytes(),
+            _ => json!({
+                "data": {"banned": "no", "id": user_id(&mut self.rng), "object": "user", "updated_at": self.clock},
+                "object": "event",
+                "timestamp": self.clock,
+                "type": "user.updated",
+            })
+            .to_string()
+            .into_bytes(),
+        };
+        self.webhook(Kind::Broken, body)
+    }
+
+    fn forged(&mut self) -> Webhook {
+        let user = Sample::of(user_id(&mut self.rng), self.clock);
+        self.webhook(Kind::Forged, user.event("user.created", self.clock))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use super::*;
+    use crate::{clerk, message::MessageId, roster::Change};
+
+    fn history(steps: usize) -> (World, Vec<Webhook>) {
+        let mut world = World::new(7);
+        let webhooks = (0..steps).map(|n| world.next(1_760_000_000_000 + n as i64 / 10)).collect();
+        (world, webhooks)
+    }
+
+    fn change(webhook: &Webhook) -> Option<Change> {
+        let id = MessageId::parse(&webhook.id).unwrap();
+        clerk::parse(&webhook.body, &id).ok().map(|parsed| parsed.change)
+    }
+
+    #[test]
+    fn every_kind_takes_its_part() {
+        let (world, webhooks) = history(3000);
+        let mut counts: HashMap<Kind, u32> = HashMap::new();
+        for webhook in &webhooks {
+            *counts.entry(webhook.kind).or_default() += 1;
+        }
+        for kind in Kind::ALL {
+            assert!(counts.get(&kind).copied().unwrap_or_default() >= 10, "{kind:?}: {counts:?}");
+        }
+        assert!(world.live.len() > 100 && world.live.len() <= LIVE_MAX);
+        assert_eq!(Kind::ALL.iter().map(|kind| kind.share()).sum::<u32>(), 100);
+    }
+
+    #[test]
+    fn the_story_is_consistent() {
+        let (world, webhooks) = history(3000);
+        let mut born: HashMap<String, Option<String>> = HashMap::new();
+        let mut gone: HashMap<String, Option<String>> = HashMap::new();
+        let mut ids = HashSet::new();
+        for webhook in &webhooks {
+            assert_eq!(ids.insert(webhook.id.clone()), webhook.kind != Kind::Duplicate);
+            let Some(change) = change(webhook) else {
+                assert_eq!(webhook.kind, Kind::Broken);
+                continue;
+            };
+            let key = |claim: &Option<crate::roster::Claim>| claim.as_ref().map(|claim| claim.key.clone());
+            match (webhook.kind, change) {
+                (Kind::Created, Change::Upsert(user)) => {
+                    assert!(born.insert(user.clerk_id, key(&user.claim)).is_none());
+                }
+                (Kind::Returning, Change::Upsert(user)) => {
+                    let claim = key(&user.claim);
+                    assert!(user.claim.unwrap().verified && gone.values().any(|known| *known == claim));
+                    assert!(born.insert(user.clerk_id, claim).is_none());
+                }
+                (Kind::Updated, Change::Upsert(user)) => {
+                    assert!(born.contains_key(&user.clerk_id) && !gone.contains_key(&user.clerk_id));
+                }
+                (Kind::Late, Change::Upsert(user)) => assert!(born.contains_key(&user.clerk_id)),
+                (Kind::Deleted, Change::Delete { clerk_id, .. }) => {
+                    let claim = born[&clerk_id].clone();
+                    assert!(gone.insert(clerk_id, claim).is_none());
+                }
+                (Kind::Other, Change::Other) | (Kind::Duplicate, _) => {}
+                (Kind::Forged, Change::Upsert(user)) => assert!(!born.contains_key(&user.clerk_id)),
+                other => panic!("{other:?}"),
+            }
+        }
+        let alive: HashSet<_> = born.keys().filter(|id| !gone.contains_key(*id)).collect();
+        assert_eq!(alive, world.live.iter().map(|user| &user.id).collect::<HashSet<_>>());
+    }
+
+    #[test]
+    fn late_news_is_older_than_what_came_before_it() {
+        let (_, webhooks) = history(3000);
+        let mut newest: HashMap<String, i64> = HashMap::new();
+        for webhook in &webhooks {
+            let Some(Change::Upsert(user)) = change(webhook) else { continue };
+            let known = newest.get(&user.clerk_id).copied();
+            match webhook.kind {
+                Kind::Late => assert!(known.unwrap() > user.version.at),
+                Kind::Created | Kind::Returning | Kind::Updated => {
+                    assert!(known.is_none_or(|known| known < user.version.at));
+                    newest.insert(user.clerk_id, user.version.at);
+                }
+                _ => {}
+            }
+        }
+    }
+}

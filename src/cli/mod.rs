@@ -1,0 +1,218 @@
+//! Owns the command line: every command's name, arguments and help, and one file per command that has grown beyond a few
+//! lines. Promises data on stdout, everything else on stderr, and the exit codes of [`Exit`]. A secret is never an
+//! argument: others can read those in the list of processes.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use uuid::Uuid;
+
+pub mod demo;
+mod exit;
+pub mod output;
+pub mod post;
+pub mod secret;
+pub mod send;
+#[cfg(test)]
+mod testing;
+
+pub use exit::Exit;
+
+/// Keeps an application's users table in step with Clerk.
+///
+/// Receives Clerk's webhooks, queues them durably, and folds them into one row per user, whatever the order, however
+/// often. Without any configuration it runs on files in one directory; AMQP_URL and DATABASE_URL make it scale.
+#[derive(Debug, Parser)]
+#[command(
+    name = "headcount",
+    version,
+    propagate_version = false,
+    max_term_width = 100,
+    after_help = "Try it: headcount up --demo\n\n\
+                  Exit codes: 0 done, 1 the operation failed, 2 usage or configuration.\n\
+                  Configuration: environment, then headcount.toml, then defaults."
+)]
+pub struct Cli {
+    /// Read this file instead of headcount.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything in one process: ingress, worker, operators' pages
+    ///
+    /// Applies the migrations first. Where no signing secret is configured it makes and keeps a development secret.
+    Up(Up),
+
+    /// Run the ingress: verify webhooks and queue them
+    Ingress,
+
+    /// Run a worker: fold queued webhooks into the users table
+    Worker,
+
+    /// Apply the database's migrations (`up` does it itself)
+    Migrate,
+
+    /// Make an event, sign it and post it, as Clerk would
+    Send(send::Send),
+
+    /// Show queue depths, lag, the last webhook and dead letters
+    Status(Listing),
+
+    /// List users, or show what happened to one
+    #[command(subcommand)]
+    Users(Users),
+
+    /// Check configuration, queue, database, secret and clock, and say how to mend what is wrong
+    Doctor(Listing),
+}
+
+/// Arguments of `up`.
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Play a realistic stream of signed webhooks through the front door
+    #[arg(long)]
+    pub demo: bool,
+}
+
+/// What everything that lists or shows takes.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Listing {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The commands about users.
+#[derive(Debug, Subcommand)]
+pub enum Users {
+    /// List users, newest first
+    List(UserList),
+    /// Show one user and what happened to it
+    Show(UserShow),
+}
+
+/// Arguments of `users list`.
+#[derive(Debug, Args)]
+pub struct UserList {
+    /// Only where Clerk id, e-mail address, user name or name contains this
+    #[arg(value_name = "TEXT")]
+    pub text: Option<String>,
+
+    /// Deleted users too
+    #[arg(long)]
+    pub deleted: bool,
+
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+
+    /// Go on after this user of the last page (the id in the first column)
+    #[arg(long, value_name = "ID")]
+    pub after: Option<Uuid>,
+
+    /// How to print it.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// Arguments of `users show`.
+#[derive(Debug, Args)]
+pub struct UserShow {
+    /// Our id, a Clerk id (also a former one), or an e-mail address
+    #[arg(value_name = "ID")]
+    pub reference: String,
+
+    /// How to print it.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_and_an_about() {
+        fn walk(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+            command.get_subcommands().for_each(walk);
+        }
+        walk(&Cli::command());
+    }
+
+    #[test]
+    fn a_placeholder_in_a_help_text_is_not_taken_for_a_line_break() {
+        let help = parse("headcount send --help").unwrap_err().to_string();
+        assert!(help.contains("--user 'user_{i}' --email 'u{i}@example.com'"), "{help}");
+    }
+
+    #[test]
+    fn the_documented_lines_are_understood() {
+        for line in [
+            "headcount up",
+            "headcount up --demo",
+            "headcount --config a.toml ingress",
+            "headcount worker --config a.toml",
+            "headcount migrate",
+            "headcount send user.created",
+            "headcount send user.updated --user user_1 --email a@example.com --url http://127.0.0.1:1/x",
+            "headcount send user.created --count 100 --rate 50 --json",
+            "headcount send --file body.json",
+            "headcount send session.created --file -",
+            "headcount status --json",
+            "headcount users list ada --deleted --limit 5 --json",
+            "headcount users show user_1 --json",
+            "headcount doctor --json",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2_and_help_is_0() {
+        for line in [
+            "headcount",
+            "headcount launch",
+            "headcount send",
+            "headcount send user.created --count 0",
+            "headcount send user.created --rate 0",
+            "headcount send user.created --rate nan",
+            "headcount send a\"b",
+            "headcount send user.created --file x --user user_1",
+            "headcount users list --limit 0",
+            "headcount users list --after x",
+            "headcount send user.created --secret whsec_x",
+        ] {
+            assert_eq!(parse(line).expect_err(line).exit_code(), i32::from(Exit::Usage.code()), "{line}");
+        }
+        for (line, kind) in [
+            ("headcount --help", ErrorKind::DisplayHelp),
+            ("headcount send --help", ErrorKind::DisplayHelp),
+            ("headcount --version", ErrorKind::DisplayVersion),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!((error.kind(), error.exit_code()), (kind, 0), "{line}");
+        }
+    }
+}

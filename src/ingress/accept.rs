@@ -1,0 +1,353 @@
+//! Owns one request to the webhook path: verify, publish, answer.
+//!
+//! Promises 2xx only after the queue has said that the message is durable, and an answer within the bounds whatever
+//! the client and the queue do. Never logs a body, and above debug level never a single request.
+
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    response::Response,
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
+use serde::Deserialize;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout, timeout_at},
+};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Bounds,
+    verify::{Rejection, SignedHeaders, Verified, Verifier},
+};
+use crate::{
+    http::{json_response, problem},
+    message::{self, EVENT_TYPE_MAX, Message},
+    queue::Queue,
+    telemetry::metrics::{Answer, IngressMetrics},
+};
+
+/// What a sender is asked to wait before it tries again, in seconds.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
+
+/// Bodies up to this size are read without asking for room: the cap on connections bounds them, and slow strangers
+/// with large bodies cannot hold up the usual webhook.
+const SMALL_BODY: usize = 16 * 1024;
+
+/// What a message in flight to the queue takes beside its body, in bytes.
+const MESSAGE_OVERHEAD: usize = 1024;
+
+/// What the requests of one listener share.
+pub(super) struct Intake {
+    verifier: Verifier,
+    queue: Arc<dyn Queue>,
+    bounds: Bounds,
+    metrics: IngressMetrics,
+    /// Room, in bytes, for large bodies being read: anybody can take it up.
+    reading: Arc<Semaphore>,
+    /// Room, in bytes, for messages being published: only what was verified takes it up.
+    publishing: Arc<Semaphore>,
+    /// Whether the last publish failed, so that an outage is logged once and not per request.
+    failing: AtomicBool,
+}
+
+/// Why a request was not answered 202.
+enum Refusal {
+    Rejected(Rejection),
+    BrokenBody,
+    TooLarge,
+    TooSlow,
+    Unavailable,
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+/// Answers a request.
+pub(super) async fn accept(State(intake): State<Arc<Intake>>, request: Request) -> Response {
+    let (answer, response) = match intake.take_in(request).await {
+        Ok(()) => {
+            (Answer::Queued, json_response(StatusCode::ACCEPTED, &serde_json::json!({ "status": "queued" })))
+        }
+        Err(refusal) => refusal.answer(),
+    };
+    intake.metrics.answered(answer);
+    response
+}
+
+impl Intake {
+    pub(super) fn new(
+        verifier: Verifier,
+        queue: Arc<dyn Queue>,
+        bounds: Bounds,
+        metrics: IngressMetrics,
+    ) -> Self {
+        Self {
+            verifier,
+            queue,
+            reading: Arc::new(Semaphore::new(bounds.reading_bytes)),
+            publishing: Arc::new(Semaphore::new(bounds.publishing_bytes)),
+            bounds,
+            metrics,
+            failing: AtomicBool::new(false),
+        }
+    }
+
+    /// The whole way of a webhook through the ingress.
+    async fn take_in(&self, request: Request) -> Result<(), Refusal> {
+        let received_at = message::now();
+        let (head, body) = request.into_parts();
+        if declared(&body) > self.bounds.body_limit {
+            return Err(Refusal::TooLarge);
+        }
+        let headers = SignedHeaders::read(&head.headers, received_at)?;
+        // The room for the body is given back after `publish` has taken its own.
+        let (body, _room) = self.read(body).await?;
+        let verified = self.verifier.verify_body(headers, body)?;
+        self.publish(message(verified, received_at, traceparent(&head.headers))).await
+    }
+
+    /// Reads a body within the limits of size, time and memory.
+    async fn read(&self, mut body: Body) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Refusal> {
+        let limit = self.bounds.body_limit;
+        let declared = declared(&body);
+        let mut room = None;
+        if declared > SMALL_BODY {
+            room = Some(self.room_to_read(declared).await?);
+        }
+        let mut bytes = Vec::with_capacity(declared);
+        let mut deadline = Instant::now() + self.bounds.body_timeout;
+        while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(|_| Refusal::TooSlow)? {
+            // What is no data is a trailer, and means nothing to us.
+            let Ok(data) = frame.map_err(|_| Refusal::BrokenBody)?.into_data() else { continue };
+            if bytes.len() + data.len() > limit {
+                return Err(Refusal::TooLarge);
+            }
+            if room.is_none() && bytes.len() + data.len() > SMALL_BODY {
+                // Its length is not known: all that it may become, at once, so that half-read bodies cannot wait for
+                // each other.
+                room = Some(self.room_to_read(limit).await?);
+                deadline = Instant::now() + self.bounds.body_timeout;
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok((Bytes::from(bytes), room))
+    }
+
+    async fn room_to_read(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+        let room = take(&self.reading, bytes);
+        timeout(self.bounds.body_timeout, room).await.ok().flatten().ok_or(Refusal::Unavailable)
+    }
+
+    /// Makes a message durable. The queue promises an answer in time; this does not rely on it.
+    async fn publish(&self, message: Message) -> Result<(), Refusal> {
+        let started = Instant::now();
+        let deadline = started + self.bounds.publish_limit;
+        let room = take(&self.publishing, message.body.len() + MESSAGE_OVERHEAD);
+        let Ok(Some(room)) = timeout_at(deadline, room).await else {
+            self.failed("too much is on its way to it");
+            return Err(Refusal::Unavailable);
+        };
+        let (id, queue) = (message.id.clone(), Arc::clone(&self.queue));
+        // A task of its own: neither a client that goes away nor our deadline cancels a publish half-way, and its
+        // memory stays counted until it has ended.
+        let publish = tokio::spawn(async move {
+            let result = queue.publish(message).await;
+            drop(room);
+            result
+        });
+        match timeout_at(deadline, publish).await {
+            // Only now is it durable. A crash after the confirm and before the answer makes the sender repeat it, and
+            // the inbox absorbs that.
+            Ok(Ok(Ok(()))) => {
+                self.metrics.publish_seconds.record(started.elapsed().as_secs_f64());
+                if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
+                    info!("webhooks are queued again");
+                }
+                debug!(message_id = %id, "queued {id}");
+                return Ok(());
+            }
+            Ok(Ok(Err(error))) => self.failed(&error.to_string()),
+            Ok(Err(_)) => {
+                error!(message_id = %id, "publishing {id} panicked");
+                self.failed("publishing panicked");
+            }
+            Err(_) => self.failed(&format!("no answer within {:?}", self.bounds.publish_limit)),
+        }
+        Err(Refusal::Unavailable)
+    }
+
+    fn failed(&self, why: &str) {
+        if !self.failing.swap(true, Ordering::Relaxed) {
+            warn!("webhooks are answered 503 until the queue takes them: {why}");
+        }
+    }
+}
+
+/// A body's length where its head tells, else 0.
+fn declared(body: &Body) -> usize {
+    usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX)
+}
+
+async fn take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(room).acquire_many_owned(u32::try_from(bytes).ok()?).await.ok()
+}
+
+/// What travels. Takes nothing but what was verified.
+fn message(verified: Verified, received_at: message::Millis, traceparent: Option<String>) -> Message {
+    let (id, body) = verified.into_parts();
+    let event_type = event_type(&body);
+    Message { id, event_type, received_at, attempt: 0, waits: 0, round: 0, traceparent, body }
+}
+
+/// The envelope's `type`, read without building the document; `unknown` where there is none.
+fn event_type(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Envelope<'a> {
+        #[serde(borrow, rename = "type")]
+        kind: Cow<'a, str>,
+    }
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return "unknown".into(); // Serde would take an array's first element for the type.
+    }
+    match serde_json::from_slice::<Envelope<'_>>(body) {
+        Ok(envelope) if !envelope.kind.is_empty() => message::clean(&envelope.kind, EVENT_TYPE_MAX),
+        _ => "unknown".into(),
+    }
+}
+
+/// The request's W3C trace context (<https://www.w3.org/TR/trace-context/#traceparent-header>), if it is well-formed.
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    let hex = |part: &str| part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let zero = |part: &str| part.bytes().all(|b| b == b'0');
+    let parts: Vec<&str> = text.split('-').collect();
+    let [version, trace, parent, flags] = parts[..] else { return None };
+    let well_formed = [version.len(), trace.len(), parent.len(), flags.len()] == [2, 32, 16, 2]
+        && parts.iter().all(|part| hex(part))
+        && version != "ff"
+        && !zero(trace)
+        && !zero(parent);
+    well_formed.then(|| text.to_owned())
+}
+
+impl Refusal {
+    fn answer(self) -> (Answer, Response) {
+        let (answer, status, code, message) = match self {
+            Self::Rejected(rejection) => {
+                let answer = match rejection.status() {
+                    StatusCode::UNAUTHORIZED => Answer::Unauthorized,
+                    _ => Answer::Malformed,
+                };
+                (answer, rejection.status(), rejection.code(), rejection.message())
+            }
+            Self::BrokenBody => (
+                Answer::Malformed,
+                StatusCode::BAD_REQUEST,
+                "malformed_body",
+                "the body broke off or is not well-formed",
+            ),
+            Self::TooLarge => (
+                Answer::TooLarge,
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                "the body is larger than a webhook can be",
+            ),
+            Self::TooSlow => (
+                Answer::TooSlow,
+                StatusCode::REQUEST_TIMEOUT,
+                "body_too_slow",
+                "the body did not arrive in time",
+            ),
+            Self::Unavailable => (
+                Answer::Unavailable,
+                StatusCode::SERVICE_UNAVAILABLE,
+                "unavailable",
+                "the webhook cannot be stored at present; send it again later",
+            ),
+        };
+        debug!(code, "turned a request away: {code}");
+        let mut response = problem(status, code, message);
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE => {
+                response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+            }
+            StatusCode::REQUEST_TIMEOUT => {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        (answer, response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_event_type_is_read_from_any_body() {
+        let long = "é".repeat(100);
+        for (body, expected) in [
+            (r#"{"data":{"type":"no"},"object":"event","type":"user.created"}"#, "user.created"),
+            (r#"{"type":"user.cr\u0065ated","data":[[[{"a":[1,2.5e3,null]}]]]}"#, "user.created"),
+            (r#"{"type":"a\nb"}"#, "a\u{fffd}b"),
+            (&format!(r#"{{"type":"{long}"}}"#), &"é".repeat(64)),
+            (r#"{"type":7}"#, "unknown"),
+            (r#"{"type":null}"#, "unknown"),
+            (r#"{"type":""}"#, "unknown"),
+            (r#"{"data":{}}"#, "unknown"),
+            (r#"{"type":"user.created"} trailing"#, "unknown"),
+            (r#"["type"]"#, "unknown"),
+            ("", "unknown"),
+            ("not JSON", "unknown"),
+        ] {
+            assert_eq!(event_type(body.as_bytes()), expected, "{body}");
+        }
+        assert_eq!(event_type(b"\xff\xfe"), "unknown");
+        // Depth is no way to overflow the stack.
+        let deep =
+            format!(r#"{{"data":{}1{},"type":"user.created"}}"#, "[".repeat(200_000), "]".repeat(200_000));
+        assert!(["user.created", "unknown"].contains(&event_type(deep.as_bytes()).as_str()));
+    }
+
+    #[test]
+    fn only_a_well_formed_trace_context_travels() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let read = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", HeaderValue::from_bytes(value).unwrap());
+            traceparent(&headers)
+        };
+        assert_eq!(read(good.as_bytes()).as_deref(), Some(good));
+        assert_eq!(traceparent(&HeaderMap::new()), None);
+        for bad in [
+            &good.to_uppercase(),
+            &good[..54],
+            &format!("{good}-00"),
+            &good.replacen("00", "ff", 1),
+            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+            &good.replace("00f067aa0ba902b7", &"0".repeat(16)),
+            &good.replace('4', "g"),
+            &good.replace('-', "0"),
+            "",
+        ] {
+            assert_eq!(read(bad.as_bytes()), None, "{bad}");
+        }
+        assert_eq!(read(b"\xff"), None);
+    }
+}

@@ -1,0 +1,179 @@
+//! Owns the operators' listener: who may see it, and its pages.
+//!
+//! Promises that a stranger's browser cannot be made to read it, and that with a token nothing but `/livez` answers
+//! without it. Never reachable through the public listener.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hmac_sha256::Hash;
+use http::{HeaderMap, StatusCode, Uri, header, uri::Authority};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{
+    config::Secret,
+    http::{Bounds, method_not_allowed, not_found, problem, serve as serve_http},
+    queue::Queue,
+    store::Store,
+};
+
+pub mod health;
+
+pub use health::WorkerHealth;
+
+/// The operators' listener: what it needs to serve.
+pub struct Ops {
+    /// Asked for readiness.
+    pub queue: Arc<dyn Queue>,
+    /// Asked for readiness, where this process has one.
+    pub store: Option<Arc<dyn Store>>,
+    /// How the worker fares, where this process has one.
+    pub worker: Option<watch::Receiver<WorkerHealth>>,
+    /// What `/metrics` renders.
+    pub metrics: PrometheusHandle,
+    /// `HEADCOUNT_OPS_TOKEN`
+    pub token: Option<Secret>,
+    /// Of its connections.
+    pub bounds: Bounds,
+}
+
+impl Ops {
+    /// Bounds that suit a few operators and their probes.
+    pub fn bounds() -> Bounds {
+        Bounds { connections: 64, ..Bounds::default() }
+    }
+}
+
+/// Serves operators until `stop` becomes true or its sender is gone, then finishes the requests in flight; the caller
+/// bounds that time.
+pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>) {
+    let Ops { queue, store, worker, metrics, token, bounds } = ops;
+    let guard = Arc::new(Guard::new(token.as_ref(), listener.local_addr().ok()));
+    let health = Arc::new(health::Health::new(queue, store, worker));
+    let router = Router::new()
+        .route("/", get(index))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz).with_state(health))
+        .route("/metrics", get(render).with_state(metrics))
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(not_found)
+        .layer(middleware::from_fn_with_state(guard, guarded));
+    serve_http(listener, router, bounds, stop).await;
+}
+
+async fn index() -> &'static str {
+    "headcount, for operators\n\n\
+     /livez    the process runs\n\
+     /readyz   queue, store and worker can do their work\n\
+     /metrics  for Prometheus\n"
+}
+
+async fn render(State(metrics): State<PrometheusHandle>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()).into_response()
+}
+
+/// Who is let in.
+struct Guard {
+    /// SHA-256 of the token.
+    token: Option<[u8; 32]>,
+    /// What a browser may call us where there is no token.
+    hosts: Vec<String>,
+}
+
+impl Guard {
+    fn new(token: Option<&Secret>, address: Option<SocketAddr>) -> Self {
+        let mut hosts = vec!["localhost".to_owned(), "127.0.0.1".into(), "[::1]".into()];
+        hosts.extend(address.map(|address| match address {
+            SocketAddr::V4(address) => address.ip().to_string(),
+            SocketAddr::V6(address) => format!("[{}]", address.ip()),
+        }));
+        Self { token: token.map(|token| Hash::hash(token.expose().as_bytes())), hosts }
+    }
+
+    /// Whether the request carries the token. Compares digests, in constant time.
+    fn knows(token: &[u8; 32], headers: &HeaderMap) -> bool {
+        headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().split_at_checked(7)).is_some_and(
+            |(scheme, given)| {
+                scheme.eq_ignore_ascii_case(b"bearer ") && Hash::verify(given.trim_ascii(), token)
+            },
+        )
+    }
+
+    /// Whether the request was meant for us. A page whose name was rebound to the loopback address sends its own name,
+    /// which is how a foreign site would read what has no token. What sends no name is no browser.
+    fn is_called(&self, headers: &HeaderMap, uri: &Uri) -> bool {
+        let ours = |host: &str| self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host));
+        uri.host().is_none_or(ours)
+            && headers.get_all(header::HOST).iter().all(|host| {
+                host.to_str()
+                    .ok()
+                    .and_then(|host| host.parse::<Authority>().ok())
+                    .is_some_and(|authority| ours(authority.host()))
+            })
+    }
+}
+
+async fn guarded(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    match &guard.token {
+        Some(token) if request.uri().path() != "/livez" && !Guard::knows(token, request.headers()) => {
+            let message = "send HEADCOUNT_OPS_TOKEN as  Authorization: Bearer <token>";
+            let mut response = problem(StatusCode::UNAUTHORIZED, "unauthorized", message);
+            let scheme = http::HeaderValue::from_static("Bearer realm=\"headcount\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+            response
+        }
+        None if !guard.is_called(request.headers(), request.uri()) => problem(
+            StatusCode::MISDIRECTED_REQUEST,
+            "misdirected",
+            "without HEADCOUNT_OPS_TOKEN this listener answers to localhost and its own address only",
+        ),
+        _ => next.run(request).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn called(guard: &Guard, host: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, host.parse().unwrap());
+        guard.is_called(&headers, &Uri::from_static("/"))
+    }
+
+    #[test]
+    fn only_our_own_names_are_answered() {
+        let guard = Guard::new(None, Some("127.0.0.2:8081".parse().unwrap()));
+        for host in ["localhost", "LOCALHOST:8081", "127.0.0.1:1", "[::1]:8081", "[::1]", "127.0.0.2"] {
+            assert!(called(&guard, host), "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example:8081", "127.0.0.3", "::1", "", "a@localhost b"] {
+            assert!(!called(&guard, host), "{host}");
+        }
+        assert!(guard.is_called(&HeaderMap::new(), &Uri::from_static("/")));
+        assert!(!guard.is_called(&HeaderMap::new(), &Uri::from_static("http://evil.example/")));
+    }
+
+    #[test]
+    fn a_token_is_compared_whole() {
+        let token = Hash::hash(b"hunter2");
+        let knows = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+            Guard::knows(&token, &headers)
+        };
+        assert!(knows("Bearer hunter2") && knows("bearer  hunter2"));
+        for wrong in ["Bearer hunter", "Bearer hunter22", "Bearer ", "Bearer", "Basic hunter2", "hunter2", ""]
+        {
+            assert!(!knows(wrong), "{wrong}");
+        }
+        assert!(!Guard::knows(&token, &HeaderMap::new()));
+    }
+}

@@ -1,0 +1,333 @@
+//! Owns the statements on the queue's tables, each written for many rows at once. Called inside the writer's
+//! transaction, which they neither begin nor commit. Never waits, never touches a subscription.
+
+use bytes::Bytes;
+use serde::Serialize;
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+
+use super::super::{DELIVERY_LIMIT, Delivery, Depth, Ladder, Reason, Receipt};
+use crate::message::{Message, MessageId, Millis};
+
+type Result<T> = std::result::Result<T, sqlx::Error>;
+
+/// The most rows in one statement of several rows.
+const ROWS_MAX: usize = 64;
+
+/// Registers a consumer: whom leases belong to.
+pub(super) async fn register(db: &mut SqliteConnection, alive_until: Millis) -> Result<i64> {
+    sqlx::query("INSERT INTO consumers (alive_until) VALUES (?1) RETURNING id")
+        .bind(alive_until)
+        .fetch_one(db)
+        .await?
+        .try_get(0)
+}
+
+/// Prolongs all leases of these consumers. Returns those that still had them.
+pub(super) async fn renew(
+    db: &mut SqliteConnection,
+    consumers: &[i64],
+    alive_until: Millis,
+) -> Result<Vec<i64>> {
+    sqlx::query_scalar(
+        "UPDATE consumers SET alive_until = ?2 WHERE id IN (SELECT value FROM json_each(?1)) RETURNING id",
+    )
+    .bind(json(consumers)?)
+    .bind(alive_until)
+    .fetch_all(db)
+    .await
+}
+
+/// Takes back what consumers hold that have not prolonged their leases.
+pub(super) async fn expire(db: &mut SqliteConnection, now: Millis) -> Result<()> {
+    sqlx::query(
+        "UPDATE messages SET lease_owner = NULL
+         WHERE lease_owner IN (SELECT id FROM consumers WHERE alive_until < ?1)",
+    )
+    .bind(now)
+    .execute(&mut *db)
+    .await?;
+    sqlx::query("DELETE FROM consumers WHERE alive_until < ?1").bind(now).execute(db).await.map(drop)
+}
+
+/// Unregisters a consumer. What it holds becomes available again, its delivery counted.
+pub(super) async fn unregister(db: &mut SqliteConnection, consumer: i64) -> Result<()> {
+    sqlx::query("UPDATE messages SET lease_owner = NULL WHERE lease_owner = ?1")
+        .bind(consumer)
+        .execute(&mut *db)
+        .await?;
+    sqlx::query("DELETE FROM consumers WHERE id = ?1").bind(consumer).execute(db).await.map(drop)
+}
+
+/// Makes available again what nobody has seen: as if it had not been delivered.
+pub(super) async fn give_back(db: &mut SqliteConnection, receipts: &[Receipt]) -> Result<()> {
+    if receipts.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE messages SET lease_owner = NULL, deliveries = deliveries - 1 FROM json_each(?1) AS j
+         WHERE messages.id = j.value ->> 0 AND leases = j.value ->> 1 AND lease_owner IS NOT NULL",
+    )
+    .bind(json(&receipts.iter().map(|receipt| (receipt.tag, receipt.generation)).collect::<Vec<_>>())?)
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+/// Makes available again what a consumer holds by the file and not by its own book: claims whose commit failed for us
+/// and had succeeded all the same.
+pub(super) async fn reconcile(db: &mut SqliteConnection, consumer: i64, held: &[Receipt]) -> Result<()> {
+    sqlx::query(
+        "UPDATE messages SET lease_owner = NULL, deliveries = deliveries - 1
+         WHERE lease_owner = ?1
+           AND (id, leases) NOT IN (SELECT value ->> 0, value ->> 1 FROM json_each(?2))",
+    )
+    .bind(consumer)
+    .bind(json(&held.iter().map(|receipt| (receipt.tag, receipt.generation)).collect::<Vec<_>>())?)
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+/// What shall become of leased messages. A receipt of a lease that somebody else has taken over settles nothing.
+/// Each can run twice: a commit that failed for us may have succeeded.
+#[derive(Debug, Default)]
+pub(super) struct Settlements {
+    /// (id, leases)
+    pub(super) done: Vec<(u64, u64)>,
+    /// (id, leases, available_at, attempt, waits, rung)
+    pub(super) retry: Vec<(u64, u64, Millis, u32, u32, String)>,
+    /// (id, leases, reason, detail)
+    pub(super) bury: Vec<(u64, u64, &'static str, String)>,
+}
+
+/// Settles.
+pub(super) async fn settle(db: &mut SqliteConnection, settlements: &Settlements, now: Millis) -> Result<()> {
+    if !settlements.done.is_empty() {
+        sqlx::query(
+            "DELETE FROM messages WHERE id IN (
+                SELECT m.id FROM json_each(?1) AS j CROSS JOIN messages AS m ON m.id = j.value ->> 0
+                WHERE m.leases = j.value ->> 1 AND m.queue = 'events')",
+        )
+        .bind(json(&settlements.done)?)
+        .execute(&mut *db)
+        .await?;
+    }
+    if !settlements.retry.is_empty() {
+        sqlx::query(
+            "UPDATE messages SET lease_owner = NULL, deliveries = 0, available_at = j.value ->> 2,
+                attempt = j.value ->> 3, waits = j.value ->> 4, rung = j.value ->> 5
+             FROM json_each(?1) AS j
+             WHERE messages.id = j.value ->> 0 AND leases = j.value ->> 1 AND queue = 'events'",
+        )
+        .bind(json(&settlements.retry)?)
+        .execute(&mut *db)
+        .await?;
+    }
+    if !settlements.bury.is_empty() {
+        sqlx::query(
+            "UPDATE messages SET queue = 'dead', lease_owner = NULL, rung = NULL, reason = j.value ->> 2,
+                detail = j.value ->> 3, died_at = ?2
+             FROM json_each(?1) AS j
+             WHERE messages.id = j.value ->> 0 AND leases = j.value ->> 1 AND queue = 'events'",
+        )
+        .bind(json(&settlements.bury)?)
+        .bind(now)
+        .execute(&mut *db)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Appends messages to the events queue, in this order.
+pub(super) async fn append(db: &mut SqliteConnection, messages: &[&Message], now: Millis) -> Result<()> {
+    if messages.is_empty() {
+        return Ok(());
+    }
+    let last: Option<i64> = sqlx::query_scalar("SELECT seq FROM sqlite_sequence WHERE name = 'messages'")
+        .fetch_optional(&mut *db)
+        .await?;
+    let mut rows: Vec<(i64, &Message)> = (last.unwrap_or(0) + 1..).zip(messages.iter().copied()).collect();
+    while !rows.is_empty() {
+        // Powers of two, so that a handful of statements is prepared once and serves all numbers of rows.
+        let count = (1 << rows.len().ilog2()).min(ROWS_MAX);
+        let chunk: Vec<_> = rows.drain(..count).collect();
+        let mut insert = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO messages (id, message_id, event_type, received_at, attempt, waits, round, traceparent, size,
+                available_at) ",
+        );
+        insert.push_values(&chunk, |mut row, (id, message)| {
+            row.push_bind(*id)
+                .push_bind(message.id.as_str().to_owned())
+                .push_bind(message.event_type.clone())
+                .push_bind(message.received_at)
+                .push_bind(message.attempt)
+                .push_bind(message.waits)
+                .push_bind(message.round)
+                .push_bind(message.traceparent.clone())
+                .push_bind(i64::try_from(message.body.len()).unwrap_or(i64::MAX))
+                .push_bind(now);
+        });
+        insert.build().execute(&mut *db).await?;
+        let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO bodies (id, body) ");
+        insert.push_values(&chunk, |mut row, (id, message)| {
+            row.push_bind(*id).push_bind(message.body.to_vec());
+        });
+        insert.build().execute(&mut *db).await?;
+    }
+    Ok(())
+}
+
+/// What a claim brought.
+#[derive(Debug, Default)]
+pub(super) struct Claim {
+    /// Leased to the consumer.
+    pub(super) deliveries: Vec<Delivery>,
+    /// Buried, because they came back unsettled too often.
+    pub(super) crash_loops: Vec<MessageId>,
+    /// Whether there may be more to claim at once.
+    pub(super) more: bool,
+}
+
+/// Leases the next messages to a consumer: at most `rows`, and at most `bytes` of bodies but for the first.
+pub(super) async fn claim(
+    db: &mut SqliteConnection,
+    consumer: i64,
+    rows: usize,
+    bytes: usize,
+    now: Millis,
+) -> Result<Claim> {
+    let candidates: Vec<(i64, i64, u32, String)> = sqlx::query_as(
+        "SELECT id, size, deliveries, message_id FROM messages
+         WHERE queue = 'events' AND lease_owner IS NULL AND available_at <= ?1
+         ORDER BY available_at, id LIMIT ?2",
+    )
+    .bind(now)
+    .bind(i64::try_from(rows).unwrap_or(i64::MAX))
+    .fetch_all(&mut *db)
+    .await?;
+    let mut claim = Claim { more: candidates.len() == rows, ..Claim::default() };
+    let (mut taken, mut looping, mut left) = (Vec::new(), Vec::new(), bytes);
+    for (id, size, deliveries, message_id) in candidates {
+        let size = usize::try_from(size).unwrap_or(0);
+        if deliveries > DELIVERY_LIMIT {
+            looping.push((id, format!("delivered {deliveries} times and never settled")));
+            claim.crash_loops.push(stored_id(&message_id, b""));
+        } else if taken.is_empty() || size <= left {
+            left = left.saturating_sub(size);
+            taken.push(id);
+        } else {
+            claim.more = false;
+            break;
+        }
+    }
+    if !looping.is_empty() {
+        sqlx::query(
+            "UPDATE messages SET queue = 'dead', rung = NULL, reason = ?2, detail = j.value ->> 1, died_at = ?3
+             FROM json_each(?1) AS j WHERE messages.id = j.value ->> 0",
+        )
+        .bind(json(&looping)?)
+        .bind(Reason::CrashLoop.as_str())
+        .bind(now)
+        .execute(&mut *db)
+        .await?;
+    }
+    if taken.is_empty() {
+        return Ok(claim);
+    }
+    let taken = json(&taken)?;
+    sqlx::query(
+        "UPDATE messages SET lease_owner = ?2, leases = leases + 1, deliveries = deliveries + 1, rung = NULL
+         WHERE id IN (SELECT value FROM json_each(?1))",
+    )
+    .bind(&taken)
+    .bind(consumer)
+    .execute(&mut *db)
+    .await?;
+    let rows = sqlx::query(
+        "SELECT m.id, leases, deliveries, message_id, event_type, received_at, attempt, waits, round, traceparent, body
+         FROM json_each(?1) AS j CROSS JOIN messages AS m ON m.id = j.value JOIN bodies AS b ON b.id = m.id
+         ORDER BY j.key",
+    )
+    .bind(&taken)
+    .fetch_all(db)
+    .await?;
+    claim.deliveries = rows.iter().map(delivery).collect::<Result<_>>()?;
+    Ok(claim)
+}
+
+fn delivery(row: &sqlx::sqlite::SqliteRow) -> Result<Delivery> {
+    let body = Bytes::from(row.try_get::<Vec<u8>, _>(10)?);
+    Ok(Delivery {
+        message: Message {
+            id: stored_id(row.try_get(3)?, &body),
+            event_type: row.try_get(4)?,
+            received_at: row.try_get(5)?,
+            attempt: row.try_get(6)?,
+            waits: row.try_get(7)?,
+            round: row.try_get(8)?,
+            traceparent: row.try_get(9)?,
+            body,
+        },
+        earlier: row.try_get::<u32, _>(2)?.saturating_sub(1),
+        receipt: Receipt { generation: row.try_get(1)?, tag: row.try_get(0)? },
+    })
+}
+
+/// The id as it was published; one made from the body where another hand wrote one that is none.
+fn stored_id(text: &str, body: &[u8]) -> MessageId {
+    MessageId::parse(text).unwrap_or_else(|| MessageId::of_body(body))
+}
+
+/// When the next message that nobody holds can be claimed.
+pub(super) async fn next_due(db: &mut SqliteConnection) -> Result<Option<Millis>> {
+    sqlx::query_scalar(
+        "SELECT MIN(available_at) FROM messages WHERE queue = 'events' AND lease_owner IS NULL",
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// When the first of all consumers loses its leases.
+pub(super) async fn next_expiry(db: &mut SqliteConnection) -> Result<Option<Millis>> {
+    sqlx::query_scalar("SELECT MIN(alive_until) FROM consumers").fetch_one(db).await
+}
+
+/// How many messages wait, by queue: one statement, so that all counts are of one moment.
+pub(super) async fn depths(db: &mut SqliteConnection, ladder: &Ladder, now: Millis) -> Result<Vec<Depth>> {
+    let counts: Vec<(String, u64)> = sqlx::query_as(
+        "SELECT 'waiting', COUNT(*) FROM messages WHERE queue = 'events' AND lease_owner IS NULL
+         UNION ALL SELECT 'leased', COUNT(*) FROM messages WHERE lease_owner IS NOT NULL
+         UNION ALL SELECT 'dead', COUNT(*) FROM messages WHERE queue = 'dead'
+         UNION ALL SELECT 'consumers', COUNT(*) FROM consumers WHERE alive_until >= ?1
+         UNION ALL SELECT 'retry.' || rung, COUNT(*) FROM messages
+            WHERE queue = 'events' AND lease_owner IS NULL AND available_at > ?1 AND rung IS NOT NULL GROUP BY rung",
+    )
+    .bind(now)
+    .fetch_all(db)
+    .await?;
+    let count = |name: &str| counts.iter().find(|(known, _)| known == name).map_or(0, |(_, count)| *count);
+    let mut retries: Vec<String> = ladder.iter().map(|(name, _)| format!("retry.{name}")).collect();
+    // Rungs of a ladder of before are not forgotten while they hold something.
+    for (name, _) in counts.iter().filter(|(name, _)| name.starts_with("retry.")) {
+        if !retries.contains(name) {
+            retries.push(name.clone());
+        }
+    }
+    let delayed: u64 = retries.iter().map(|name| count(name)).sum();
+    let depth = |queue: String, messages: u64| Depth { queue, messages, consumers: 0 };
+    let mut depths = vec![Depth {
+        queue: "events".into(),
+        messages: (count("waiting") + count("leased")).saturating_sub(delayed),
+        consumers: u32::try_from(count("consumers")).unwrap_or(u32::MAX),
+    }];
+    for name in retries {
+        let messages = count(&name);
+        depths.push(depth(name, messages));
+    }
+    depths.push(depth("dead".into(), count("dead")));
+    Ok(depths)
+}
+
+fn json<T: Serialize + ?Sized>(rows: &T) -> Result<String> {
+    serde_json::to_string(rows).map_err(|error| sqlx::Error::Encode(error.into()))
+}

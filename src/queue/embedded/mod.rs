@@ -1,0 +1,231 @@
+//! Owns the embedded queue: the file `queue.db` in the data directory, shared by the processes of one host.
+//!
+//! Promises what the seam promises, without a server: a publish is answered after an fsync that it shares with all that
+//! waited for it; a delivery is leased, and its lease runs out when its process dies. All writing is done by one task
+//! per process ([`writer`]); here are the handles that ask it, and they never wait for a database, only for its answer.
+
+mod file;
+mod ledger;
+mod subscription;
+mod writer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::timeout_at,
+};
+
+use self::{
+    subscription::{Consumer, EmbeddedSubscription},
+    writer::{Publish, Request, Writer},
+};
+use super::{Depth, Ladder, PUBLISH_LIMIT, Queue, QueueError, Subscription};
+use crate::message::{self, Message};
+
+/// How much may wait to be published, in KiB; each message counts for at least one.
+const WAITING_KIB_MAX: usize = 64 * 1024;
+/// How long [`Queue::close`] waits for the writer.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// The embedded queue's times. The default is what is documented; tests shorten them.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How long a consumer keeps its deliveries after its last sign of life.
+    pub lease: Duration,
+    /// How often it gives one.
+    pub heartbeat: Duration,
+    /// How often it looks for what other processes have published.
+    pub poll: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(30),
+            heartbeat: Duration::from_secs(10),
+            poll: Duration::from_millis(200),
+        }
+    }
+}
+
+/// A queue in a file.
+#[derive(Debug)]
+pub struct EmbeddedQueue {
+    path: PathBuf,
+    ladder: Ladder,
+    requests: mpsc::UnboundedSender<Request>,
+    /// What bounds the requests: each publish that waits holds its share.
+    waiting: Arc<Semaphore>,
+    health: Arc<Health>,
+}
+
+impl EmbeddedQueue {
+    /// Opens `queue.db` in `directory`; makes both where they are missing.
+    ///
+    /// # Errors
+    /// [`QueueError::Refused`] where the directory cannot be written, [`QueueError::Misconfigured`] where the file is
+    /// no queue, [`QueueError::Unavailable`] where it is locked or the disk fails.
+    pub async fn open(directory: &Path, ladder: Ladder) -> Result<Self, QueueError> {
+        Self::open_with(directory, ladder, Timing::default()).await
+    }
+
+    /// [`open`](Self::open) with other times than the default ones. All processes that share the directory should
+    /// agree on the lease.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub async fn open_with(directory: &Path, ladder: Ladder, timing: Timing) -> Result<Self, QueueError> {
+        let path = file::prepare(directory).await?;
+        let (requests, asked) = mpsc::unbounded_channel();
+        let health = Arc::new(Health::new());
+        tokio::spawn(Writer::new(path.clone(), ladder.clone(), timing, health.clone(), asked).run());
+        Ok(Self { path, ladder, requests, waiting: Arc::new(Semaphore::new(WAITING_KIB_MAX)), health })
+    }
+
+    /// Waits for the writer's answer, or its end, or the limit. The request is not withdrawn by giving up.
+    async fn answer(
+        &self,
+        answered: oneshot::Receiver<Result<(), QueueError>>,
+        limit: Instant,
+    ) -> Result<(), QueueError> {
+        match timeout_at(limit.into(), answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(closed()),
+            Err(_) => Err(QueueError::Unavailable("queue.db has not answered in time".into())),
+        }
+    }
+}
+
+#[async_trait]
+impl Queue for EmbeddedQueue {
+    async fn publish(&self, message: Message) -> Result<(), QueueError> {
+        self.health.check()?;
+        let limit = Instant::now() + PUBLISH_LIMIT;
+        let share = u32::try_from((message.body.len() / 1024 + 1).min(WAITING_KIB_MAX)).unwrap_or(u32::MAX);
+        let share = timeout_at(limit.into(), self.waiting.clone().acquire_many_owned(share))
+            .await
+            .map_err(|_| QueueError::Unavailable("too much waits to be published".into()))?
+            .map_err(|_| closed())?;
+        let (answer, answered) = oneshot::channel();
+        let publish = Publish { message, answer, _share: share };
+        self.requests.send(Request::Publish(publish)).map_err(|_| closed())?;
+        self.answer(answered, limit).await
+    }
+
+    async fn subscribe(&self, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        let consumer = Arc::new(Consumer::new(prefetch));
+        self.requests.send(Request::Join(consumer.clone())).map_err(|_| closed())?;
+        Ok(Box::new(EmbeddedSubscription {
+            consumer,
+            requests: self.requests.clone(),
+            health: self.health.clone(),
+        }))
+    }
+
+    async fn depths(&self) -> Result<Vec<Depth>, QueueError> {
+        let (path, ladder) = (self.path.clone(), self.ladder.clone());
+        // A task of its own: a caller who gives up must not leave a statement behind half done.
+        let counting = tokio::spawn(async move {
+            let mut connection = file::open(&path, file::BUSY_PATIENCE).await?;
+            let depths = ledger::depths(&mut connection, &ladder, message::now()).await?;
+            sqlx::Connection::close(connection).await?;
+            Ok::<_, sqlx::Error>(depths)
+        });
+        match timeout_at((Instant::now() + PUBLISH_LIMIT).into(), counting).await {
+            Ok(Ok(Ok(depths))) => Ok(depths),
+            Ok(Ok(Err(error))) => Err(QueueError::Unavailable(format!("queue.db: {error}"))),
+            Ok(Err(error)) => Err(QueueError::Unavailable(format!("queue.db: {error}"))),
+            Err(_) => Err(QueueError::Unavailable("queue.db has not answered in time".into())),
+        }
+    }
+
+    async fn ready(&self) -> Result<(), QueueError> {
+        self.health.check()?;
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(Request::Probe(answer)).map_err(|_| closed())?;
+        self.answer(answered, Instant::now() + PUBLISH_LIMIT).await
+    }
+
+    async fn close(&self) {
+        self.health.close();
+        let (done, closed) = oneshot::channel();
+        if self.requests.send(Request::Close(done)).is_ok()
+            && tokio::time::timeout(CLOSE_LIMIT, closed).await.is_err()
+        {
+            tracing::warn!(
+                "queue.db did not close in time; what was leased comes back when the leases run out"
+            );
+        }
+    }
+}
+
+fn closed() -> QueueError {
+    QueueError::Unavailable("the queue is closed".into())
+}
+
+/// How the writer fares, as everybody else can see it.
+#[derive(Debug)]
+struct Health {
+    trouble: Mutex<Option<String>>,
+    closed: AtomicBool,
+    opened: Instant,
+    /// Since when a transaction runs, in ms since `opened`; 0 while none does.
+    busy_since: AtomicU64,
+}
+
+impl Health {
+    fn new() -> Self {
+        Self {
+            trouble: Mutex::default(),
+            closed: AtomicBool::new(false),
+            opened: Instant::now(),
+            busy_since: AtomicU64::new(0),
+        }
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn begin(&self) {
+        self.busy_since.store(self.elapsed(), Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.busy_since.store(0, Ordering::Relaxed);
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Why nothing can be written at present.
+    fn trouble(&self) -> Option<String> {
+        let since = self.busy_since.load(Ordering::Relaxed);
+        if since > 0 && u128::from(self.elapsed().saturating_sub(since)) > PUBLISH_LIMIT.as_millis() {
+            return Some("the disk under queue.db has not answered for 5 s".into());
+        }
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Refuses at once what cannot succeed at present.
+    fn check(&self) -> Result<(), QueueError> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(closed());
+        }
+        self.trouble().map_or(Ok(()), |trouble| Err(QueueError::Unavailable(trouble)))
+    }
+}

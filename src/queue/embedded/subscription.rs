@@ -1,0 +1,184 @@
+//! Owns a consumer's book: what was claimed for it and not yet handed out, and what is in its hands. The writer fills
+//! it, the subscription empties it. Never touches SQL.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::{
+    super::{Delivery, Receipt, Settlement, Subscription},
+    Health,
+    writer::{Request, Settle},
+};
+
+/// The most bytes of bodies that a consumer holds, handed out or not; a single message may exceed it.
+const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A consumer, as its subscription and the writer share it.
+#[derive(Debug)]
+pub(super) struct Consumer {
+    prefetch: usize,
+    book: Mutex<Book>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    /// Claimed and not yet handed out.
+    buffer: VecDeque<Delivery>,
+    /// Handed out and not yet settled, with the size of their bodies.
+    handed: HashMap<Receipt, usize>,
+    /// Bytes of both.
+    bytes: usize,
+    /// Nothing new is wanted.
+    ended: bool,
+}
+
+impl Consumer {
+    pub(super) fn new(prefetch: u16) -> Self {
+        Self { prefetch: prefetch.max(1).into(), book: Mutex::default(), changed: Notify::new() }
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many messages and bytes may be claimed, once these receipts are settled. Without room for a message: (0, 0).
+    pub(super) fn room<'a>(&self, settling: impl Iterator<Item = &'a Receipt>) -> (usize, usize) {
+        let book = self.book();
+        if book.ended {
+            return (0, 0);
+        }
+        let (mut count, mut bytes) = (book.buffer.len() + book.handed.len(), book.bytes);
+        for size in settling.filter_map(|receipt| book.handed.get(receipt)) {
+            count = count.saturating_sub(1);
+            bytes = bytes.saturating_sub(*size);
+        }
+        if bytes >= HELD_BYTES_MAX && count > 0 {
+            return (0, 0);
+        }
+        (self.prefetch.saturating_sub(count), HELD_BYTES_MAX.saturating_sub(bytes))
+    }
+
+    /// Puts claimed deliveries up for [`Subscription::next`]. Returns those that nobody wants any more.
+    pub(super) fn hand_over(&self, deliveries: Vec<Delivery>) -> Vec<Receipt> {
+        let mut book = self.book();
+        if book.ended {
+            return deliveries.iter().map(|delivery| delivery.receipt).collect();
+        }
+        book.bytes += deliveries.iter().map(|delivery| delivery.message.body.len()).sum::<usize>();
+        book.buffer.extend(deliveries);
+        drop(book);
+        self.changed.notify_waiters();
+        Vec::new()
+    }
+
+    /// Strikes what has been settled.
+    pub(super) fn strike<'a>(&self, receipts: impl Iterator<Item = &'a Receipt>) {
+        let mut book = self.book();
+        for receipt in receipts {
+            if let Some(size) = book.handed.remove(receipt) {
+                book.bytes -= size;
+            }
+        }
+    }
+
+    /// Strikes everything: its leases went to others.
+    pub(super) fn lose(&self) -> usize {
+        let mut book = self.book();
+        let lost = book.buffer.len() + book.handed.len();
+        book.buffer.clear();
+        book.handed.clear();
+        book.bytes = 0;
+        lost
+    }
+
+    /// Everything that is held.
+    pub(super) fn held(&self) -> Vec<Receipt> {
+        let book = self.book();
+        book.buffer.iter().map(|delivery| delivery.receipt).chain(book.handed.keys().copied()).collect()
+    }
+
+    /// Wants nothing more. Returns what was not handed out.
+    pub(super) fn end(&self) -> Vec<Receipt> {
+        let mut book = self.book();
+        book.ended = true;
+        let unseen: Vec<Delivery> = book.buffer.drain(..).collect();
+        book.bytes -= unseen.iter().map(|delivery| delivery.message.body.len()).sum::<usize>();
+        drop(book);
+        self.changed.notify_waiters();
+        unseen.iter().map(|delivery| delivery.receipt).collect()
+    }
+
+    /// The next delivery, if one is up; `Err` where none will be.
+    fn take(&self) -> Result<Option<Delivery>, ()> {
+        let mut book = self.book();
+        match book.buffer.pop_front() {
+            Some(delivery) => {
+                book.handed.insert(delivery.receipt, delivery.message.body.len());
+                Ok(Some(delivery))
+            }
+            None if book.ended => Err(()),
+            None => Ok(None),
+        }
+    }
+}
+
+/// A consumer's own end. Dropping it makes what it holds available again.
+#[derive(Debug)]
+pub(super) struct EmbeddedSubscription {
+    pub(super) consumer: Arc<Consumer>,
+    pub(super) requests: mpsc::UnboundedSender<Request>,
+    pub(super) health: Arc<Health>,
+}
+
+#[async_trait]
+impl Subscription for EmbeddedSubscription {
+    async fn next(&self) -> Option<Delivery> {
+        loop {
+            // Listening before looking: what is put up in between still wakes.
+            let changed = self.consumer.changed.notified();
+            match self.consumer.take() {
+                Ok(Some(delivery)) => return Some(delivery),
+                Ok(None) => changed.await,
+                Err(()) => return None,
+            }
+        }
+    }
+
+    async fn settle(&self, settlements: Vec<Settlement>) {
+        let items = settlements
+            .into_iter()
+            .map(|settlement| (settlement.delivery.receipt, settlement.action))
+            .collect();
+        let (done, settled) = oneshot::channel();
+        let settle = Settle { consumer: self.consumer.clone(), items, done };
+        // A closed queue gave its leases back already. Otherwise the answer comes after the commit, however long it takes.
+        if self.requests.send(Request::Settle(settle)).is_ok() {
+            let _ = settled.await;
+        }
+    }
+
+    async fn cancel(&self) {
+        let unseen = self.consumer.end();
+        if !unseen.is_empty() {
+            let _ = self.requests.send(Request::Return(unseen));
+        }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.health.trouble()
+    }
+}
+
+impl Drop for EmbeddedSubscription {
+    fn drop(&mut self) {
+        let unseen = self.consumer.end();
+        let _ = self.requests.send(Request::Return(unseen));
+        let _ = self.requests.send(Request::Leave(self.consumer.clone()));
+    }
+}

@@ -1,0 +1,460 @@
+//! Owns the one task of a process that writes to `queue.db`: it takes all requests that wait, carries them out in one
+//! transaction, and answers them after its commit. Promises that nothing is answered before it is on the disk, and that
+//! settlements go on being tried until they are. Never holds a transaction open while it waits for anybody.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sqlx::{Connection, SqliteConnection};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::{
+    super::{Action, Ladder, QueueError, Receipt},
+    Health, Timing, file, ledger,
+    subscription::Consumer,
+};
+use crate::message::{self, Message, MessageId, Millis};
+
+/// The most messages and bytes that one commit takes in.
+const PUBLISHES_MAX: usize = 1000;
+const PUBLISH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The most rows that one commit claims for a consumer.
+const CLAIM_MAX: usize = 200;
+/// How long after a failure the writer tries again: doubled each time, from the first to the second.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// How long SQLite itself waits for a lock: not long, because [`file::begin`] waits better.
+const WRITER_BUSY: Duration = Duration::from_millis(20);
+/// How long a closing writer goes on trying.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+
+/// What the writer is asked.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Make a message durable.
+    Publish(Publish),
+    /// Settle deliveries.
+    Settle(Settle),
+    /// Claim for this consumer from now on.
+    Join(Arc<Consumer>),
+    /// Make available again what nobody has seen.
+    Return(Vec<Receipt>),
+    /// Make available again all that this consumer holds.
+    Leave(Arc<Consumer>),
+    /// Say whether writing works.
+    Probe(oneshot::Sender<Result<(), QueueError>>),
+    /// Let go of everything and end.
+    Close(oneshot::Sender<()>),
+}
+
+/// A message to be made durable.
+#[derive(Debug)]
+pub(super) struct Publish {
+    pub(super) message: Message,
+    pub(super) answer: oneshot::Sender<Result<(), QueueError>>,
+    /// Its share of what may wait in memory; freed with it.
+    pub(super) _share: OwnedSemaphorePermit,
+}
+
+/// Deliveries to be settled.
+#[derive(Debug)]
+pub(super) struct Settle {
+    pub(super) consumer: Arc<Consumer>,
+    pub(super) items: Vec<(Receipt, Action)>,
+    pub(super) done: oneshot::Sender<()>,
+}
+
+impl Settle {
+    fn receipts(&self) -> impl Iterator<Item = &Receipt> {
+        self.items.iter().map(|(receipt, _)| receipt)
+    }
+}
+
+/// What the next transaction has to do. Stays as it is when the transaction fails, but for the publishes.
+#[derive(Debug, Default)]
+struct Work {
+    publishes: Vec<Publish>,
+    publish_bytes: usize,
+    settles: Vec<Settle>,
+    returned: Vec<Receipt>,
+    leaving: Vec<Arc<Consumer>>,
+    probes: Vec<oneshot::Sender<Result<(), QueueError>>>,
+    closing: Option<(oneshot::Sender<()>, Instant)>,
+}
+
+impl Work {
+    fn is_full(&self) -> bool {
+        self.publishes.len() >= PUBLISHES_MAX || self.publish_bytes >= PUBLISH_BYTES_MAX
+    }
+}
+
+/// A consumer and the name that its leases are under; `None` before its first transaction.
+#[derive(Debug)]
+struct Member {
+    consumer: Arc<Consumer>,
+    id: Option<i64>,
+}
+
+/// What a transaction did that has to be told once it is committed.
+#[derive(Debug, Default)]
+struct Effects {
+    /// New ids of members, by index.
+    registered: Vec<(usize, i64)>,
+    /// Claims, by index of the member.
+    claimed: Vec<(usize, ledger::Claim)>,
+    /// When the next message that nobody holds can be claimed.
+    next_due: Option<Millis>,
+}
+
+/// The task's state.
+#[derive(Debug)]
+pub(super) struct Writer {
+    path: PathBuf,
+    ladder: Ladder,
+    timing: Timing,
+    health: Arc<Health>,
+    requests: mpsc::UnboundedReceiver<Request>,
+    connection: Option<SqliteConnection>,
+    work: Work,
+    members: Vec<Member>,
+    /// The last transaction failed: it is unknown whether it was committed.
+    doubt: bool,
+    failures: u32,
+    wake_at: Instant,
+    renew_at: Instant,
+    expire_at: Instant,
+    /// Something is known to be claimable: no need to look first.
+    eager: bool,
+}
+
+impl Writer {
+    pub(super) fn new(
+        path: PathBuf,
+        ladder: Ladder,
+        timing: Timing,
+        health: Arc<Health>,
+        requests: mpsc::UnboundedReceiver<Request>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            path,
+            ladder,
+            timing,
+            health,
+            requests,
+            connection: None,
+            work: Work::default(),
+            members: Vec::new(),
+            doubt: false,
+            failures: 0,
+            wake_at: now,
+            renew_at: now,
+            expire_at: now,
+            eager: false,
+        }
+    }
+
+    /// Works until the queue is closed, or nobody is left who could ask for anything.
+    pub(super) async fn run(mut self) {
+        while let Some(asked) = self.wait().await {
+            if !asked && !self.worthwhile().await {
+                continue;
+            }
+            self.health.begin();
+            let outcome = self.transact().await;
+            self.health.end();
+            match outcome {
+                Ok(effects) => self.tell(effects),
+                Err(error) => self.fail(&error),
+            }
+            if let Some((_, since)) = &self.work.closing
+                && (!self.doubt || since.elapsed() > CLOSE_LIMIT)
+            {
+                break;
+            }
+        }
+        for member in &self.members {
+            member.consumer.end();
+        }
+        if let Some(connection) = self.connection.take()
+            && let Err(error) = connection.close().await
+        {
+            tracing::warn!(%error, "queue.db did not close cleanly");
+        }
+        if let Some((closed, _)) = self.work.closing.take() {
+            let _ = closed.send(());
+        }
+    }
+
+    /// Waits for requests or the time, and takes in all requests that are there. `None` once nobody can ask any more,
+    /// else whether there is something to do for sure.
+    async fn wait(&mut self) -> Option<bool> {
+        if self.failures > 0 {
+            tokio::time::sleep_until(self.wake_at.into()).await;
+        } else {
+            tokio::select! {
+                biased;
+                request = self.requests.recv() => self.take_in(request?),
+                () = tokio::time::sleep_until(self.wake_at.into()) => {}
+            }
+        }
+        while !self.work.is_full() {
+            match self.requests.try_recv() {
+                Ok(request) => self.take_in(request),
+                Err(mpsc::error::TryRecvError::Disconnected) if self.failures > 0 => return None,
+                Err(_) => break,
+            }
+        }
+        let work = &self.work;
+        let asked = !(work.publishes.is_empty()
+            && work.settles.is_empty()
+            && work.returned.is_empty()
+            && work.leaving.is_empty()
+            && work.probes.is_empty()
+            && work.closing.is_none());
+        Some(asked || self.doubt || self.eager)
+    }
+
+    fn take_in(&mut self, request: Request) {
+        match request {
+            // Whoever gave up waiting has answered "unknown": the sender comes again.
+            Request::Publish(publish) if publish.answer.is_closed() => {}
+            Request::Publish(publish) => {
+                self.work.publish_bytes += publish.message.body.len();
+                self.work.publishes.push(publish);
+            }
+            Request::Settle(settle) => self.work.settles.push(settle),
+            Request::Join(consumer) => {
+                self.members.push(Member { consumer, id: None });
+                self.eager = true;
+            }
+            Request::Return(receipts) => self.work.returned.extend(receipts),
+            Request::Leave(consumer) => self.work.leaving.push(consumer),
+            Request::Probe(answer) => self.work.probes.push(answer),
+            Request::Close(closed) => {
+                self.work.closing = Some((closed, Instant::now()));
+                for member in &self.members {
+                    self.work.returned.extend(member.consumer.end());
+                    self.work.leaving.push(member.consumer.clone());
+                }
+            }
+        }
+    }
+
+    /// Whether a transaction would find something to do: leases to prolong or to take back, messages to claim.
+    async fn worthwhile(&mut self) -> bool {
+        let now = Instant::now();
+        self.wake_at = now + self.timing.poll;
+        if self.members.is_empty() {
+            return false;
+        }
+        if now >= self.renew_at {
+            return true;
+        }
+        let Ok(connection) = connect(&mut self.connection, &self.path).await else { return true };
+        let at = message::now();
+        match (ledger::next_due(connection).await, ledger::next_expiry(connection).await) {
+            (Ok(due), Ok(expiry)) => {
+                self.wake_at = wake_at(now, at, self.timing.poll, due);
+                let room = self.members.iter().any(|member| member.consumer.room([].iter()).0 > 0);
+                (room && due.is_some_and(|due| due <= at)) || expiry.is_some_and(|expiry| expiry < at)
+            }
+            // Trouble is the transaction's to meet.
+            _ => true,
+        }
+    }
+
+    async fn transact(&mut self) -> Result<Effects, sqlx::Error> {
+        let connection = connect(&mut self.connection, &self.path).await?;
+        file::begin(connection).await?;
+        let at = message::now();
+        let alive_until = at + millis(self.timing.lease);
+        let mut effects = Effects::default();
+
+        // Prolonged before anybody's are taken back: after a machine's sleep all leases have run out.
+        let known: Vec<i64> = self.members.iter().filter_map(|member| member.id).collect();
+        let kept = if known.is_empty() {
+            Vec::new()
+        } else {
+            ledger::renew(connection, &known, alive_until).await?
+        };
+        let mut ids = Vec::with_capacity(self.members.len());
+        for (index, member) in self.members.iter().enumerate() {
+            ids.push(match member.id {
+                Some(id) if kept.contains(&id) => id,
+                _ => {
+                    let id = ledger::register(connection, alive_until).await?;
+                    effects.registered.push((index, id));
+                    id
+                }
+            });
+        }
+
+        if self.doubt || !self.work.probes.is_empty() {
+            file::probe(connection).await?;
+        }
+        let settlements = settlements(&self.work.settles, &self.ladder, at);
+        ledger::settle(connection, &settlements, at).await?;
+        ledger::give_back(connection, &self.work.returned).await?;
+        if self.doubt {
+            for member in &self.members {
+                if let Some(id) = member.id {
+                    ledger::reconcile(connection, id, &member.consumer.held()).await?;
+                }
+            }
+        }
+        for consumer in &self.work.leaving {
+            if let Some(index) =
+                self.members.iter().position(|member| Arc::ptr_eq(&member.consumer, consumer))
+            {
+                ledger::unregister(connection, ids[index]).await?;
+            }
+        }
+        if !self.members.is_empty() && Instant::now() >= self.expire_at {
+            ledger::expire(connection, at).await?;
+        }
+        let messages: Vec<&Message> = self.work.publishes.iter().map(|publish| &publish.message).collect();
+        ledger::append(connection, &messages, at).await?;
+
+        for (index, member) in self.members.iter().enumerate() {
+            let settling =
+                self.work.settles.iter().filter(|settle| Arc::ptr_eq(&settle.consumer, &member.consumer));
+            let (rows, bytes) = member.consumer.room(settling.flat_map(Settle::receipts));
+            if rows > 0 {
+                let claim = ledger::claim(connection, ids[index], rows.min(CLAIM_MAX), bytes, at).await?;
+                effects.claimed.push((index, claim));
+            }
+        }
+        if !effects.claimed.is_empty() {
+            effects.next_due = ledger::next_due(connection).await?;
+        }
+        // Commit before answering: a publish is confirmed, a delivery handed out or settled, only once this is on disk.
+        file::commit(connection).await?;
+        Ok(effects)
+    }
+
+    /// Tells everybody what the committed transaction did for them.
+    fn tell(&mut self, effects: Effects) {
+        if self.failures > 0 {
+            tracing::info!(failures = self.failures, "queue.db can be written again");
+        }
+        self.health.set_trouble(None);
+        (self.failures, self.doubt, self.eager) = (0, false, false);
+        let now = Instant::now();
+        let at = message::now();
+        self.wake_at = wake_at(now, at, self.timing.poll, effects.next_due);
+        self.renew_at = now + self.timing.heartbeat;
+        if now >= self.expire_at {
+            self.expire_at = now + self.timing.poll;
+        }
+
+        let work = std::mem::take(&mut self.work);
+        for publish in work.publishes {
+            let _ = publish.answer.send(Ok(()));
+        }
+        for probe in work.probes {
+            let _ = probe.send(Ok(()));
+        }
+        self.work.closing = work.closing;
+        for (index, id) in effects.registered {
+            let member = &mut self.members[index];
+            if member.id.replace(id).is_some() {
+                let lost = member.consumer.lose();
+                tracing::warn!(
+                    messages = lost,
+                    "leases ran out and were taken over; the messages come again"
+                );
+            }
+        }
+        for settle in work.settles {
+            settle.consumer.strike(settle.receipts());
+            let _ = settle.done.send(());
+        }
+        for (index, claim) in effects.claimed {
+            for message_id in claim.crash_loops {
+                warn_crash_loop(&message_id);
+            }
+            let consumer = &self.members[index].consumer;
+            let unwanted = consumer.hand_over(claim.deliveries);
+            self.eager |= !unwanted.is_empty() || (claim.more && consumer.room([].iter()).0 > 0);
+            self.work.returned.extend(unwanted);
+        }
+        self.members
+            .retain(|member| !work.leaving.iter().any(|consumer| Arc::ptr_eq(consumer, &member.consumer)));
+        if self.eager {
+            self.wake_at = now;
+        }
+    }
+
+    /// Answers those who cannot wait, and keeps the rest for the next try.
+    fn fail(&mut self, error: &sqlx::Error) {
+        if self.failures == 0 {
+            tracing::warn!(%error, "queue.db cannot be written; trying again");
+        }
+        // A fresh connection: the failed transaction ends with the old one, whatever state it was in.
+        self.connection = None;
+        self.doubt = true;
+        self.failures = self.failures.saturating_add(1);
+        self.health.set_trouble(Some(format!("queue.db cannot be written: {error}")));
+        let unavailable = || QueueError::Unavailable(format!("queue.db cannot be written: {error}"));
+        for publish in self.work.publishes.drain(..) {
+            let _ = publish.answer.send(Err(unavailable()));
+        }
+        self.work.publish_bytes = 0;
+        for probe in self.work.probes.drain(..) {
+            let _ = probe.send(Err(unavailable()));
+        }
+        let backoff = BACKOFF.0.saturating_mul(1 << self.failures.min(16)).min(BACKOFF.1);
+        self.wake_at = Instant::now() + backoff.mul_f64(rand::random_range(0.5..1.0));
+    }
+}
+
+fn warn_crash_loop(message_id: &MessageId) {
+    tracing::warn!(%message_id, "buried {message_id}: crash_loop, delivered too often and never settled");
+}
+
+async fn connect<'a>(
+    connection: &'a mut Option<SqliteConnection>,
+    path: &PathBuf,
+) -> Result<&'a mut SqliteConnection, sqlx::Error> {
+    Ok(match connection {
+        Some(open) => open,
+        None => connection.insert(file::open(path, WRITER_BUSY).await?),
+    })
+}
+
+fn settlements(settles: &[Settle], ladder: &Ladder, at: Millis) -> ledger::Settlements {
+    let mut settlements = ledger::Settlements::default();
+    for (receipt, action) in settles.iter().flat_map(|settle| &settle.items) {
+        let (id, leases) = (receipt.tag, receipt.generation);
+        match action {
+            Action::Done => settlements.done.push((id, leases)),
+            Action::Retry { rung, attempt, waits } => {
+                // One more: the current millisecond has begun already, and a retry never comes early.
+                let due = at + millis(ladder.delay(*rung)) + 1;
+                settlements.retry.push((id, leases, due, *attempt, *waits, ladder.name(*rung)));
+            }
+            Action::Bury(burial) => {
+                let detail = message::clean(&burial.detail, super::super::DETAIL_MAX);
+                settlements.bury.push((id, leases, burial.reason.as_str(), detail));
+            }
+        }
+    }
+    settlements
+}
+
+/// The next look at the file: after the poll, or as soon as something is due.
+fn wake_at(now: Instant, at: Millis, poll: Duration, due: Option<Millis>) -> Instant {
+    let wait = due.map_or(poll, |due| {
+        let until = u64::try_from(due - at).map_or(Duration::ZERO, Duration::from_millis);
+        // What is due already and was not claimed waits for room, which a request will bring.
+        if until.is_zero() { poll } else { until.min(poll) }
+    });
+    now + wait
+}
+
+fn millis(duration: Duration) -> Millis {
+    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX / 4)
+}

@@ -1,0 +1,191 @@
+//! Owns reaching a broker: connecting within bounds, declaring the topology, and telling what is wrong in words that
+//! help. Never prints a password.
+
+use std::time::Duration;
+
+use lapin::{
+    Channel, Connection, ConnectionProperties, Error, ErrorKind, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+    uri::AMQPUri,
+};
+
+use crate::{
+    config::Secret,
+    queue::{
+        QueueError,
+        topology::{Argument, Exchange, Queue, Topology},
+    },
+};
+
+/// How long connecting and declaring may take together.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+/// Seconds; a dead peer shows after twice this.
+const HEARTBEAT: u16 = 10;
+
+/// Where the broker is and what it has to hold.
+#[derive(Clone)]
+pub(super) struct Broker {
+    uri: AMQPUri,
+    pub(super) topology: Topology,
+}
+
+impl Broker {
+    pub(super) fn new(url: &Secret, topology: Topology) -> Result<Self, QueueError> {
+        let mut uri: AMQPUri = url.expose().parse().map_err(|_| QueueError::Refused {
+            message: "AMQP_URL is not an AMQP URL".into(),
+            hint: "write amqp://user:password@host:5672/%2f; %2f is the default virtual host".into(),
+        })?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        uri.query.connection_timeout.get_or_insert(5_000);
+        Ok(Self { uri, topology })
+    }
+
+    /// Host and port, for people.
+    pub(super) fn place(&self) -> String {
+        format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
+    }
+
+    /// A connection of its own, with the topology declared. Bounded: a frozen broker is an error here.
+    pub(super) async fn connect(&self, role: &str) -> Result<Connection, QueueError> {
+        let attempt = async {
+            let name = format!("headcount {role} {}", std::process::id());
+            let properties = ConnectionProperties::default().with_connection_name(name.as_str().into());
+            let connection = Connection::connect_uri(self.uri.clone(), properties)
+                .await
+                .map_err(|error| self.explain(&error))?;
+            self.declare(&connection).await?;
+            Ok(connection)
+        };
+        match tokio::time::timeout(CONNECT_LIMIT, attempt).await {
+            Ok(connected) => connected,
+            Err(_) => Err(QueueError::Unavailable(format!("the broker at {} does not answer", self.place()))),
+        }
+    }
+
+    async fn declare(&self, connection: &Connection) -> Result<(), QueueError> {
+        let mut channel = self.channel(connection).await?;
+        for exchange in &self.topology.exchanges {
+            if let Err(error) = declare_exchange(&channel, exchange, false).await {
+                channel = self.channel(connection).await?;
+                self.accept(&error, &exchange.name)?;
+                let passive = declare_exchange(&channel, exchange, true).await;
+                passive.map_err(|error| self.missing(&error, &exchange.name))?;
+            }
+        }
+        for queue in &self.topology.queues {
+            if let Err(error) = declare_queue(&channel, queue, false).await {
+                channel = self.channel(connection).await?;
+                self.accept(&error, &queue.name)?;
+                let passive = declare_queue(&channel, queue, true).await;
+                passive.map_err(|error| self.missing(&error, &queue.name))?;
+            }
+        }
+        for binding in &self.topology.bindings {
+            let (queue, exchange, key) = (&*binding.queue, &*binding.exchange, &*binding.key);
+            let options = QueueBindOptions::default();
+            let bound = channel
+                .queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default())
+                .await;
+            if let Err(error) = bound {
+                // Where we may not bind, the administrator has: a missing binding shows as unroutable messages.
+                channel = self.channel(connection).await?;
+                self.accept(&error, queue)?;
+            }
+        }
+        channel.close(200, "declared".into()).await.map_err(|error| self.explain(&error))
+    }
+
+    pub(super) async fn channel(&self, connection: &Connection) -> Result<Channel, QueueError> {
+        connection.create_channel().await.map_err(|error| self.explain(&error))
+    }
+
+    /// A declaration that was not permitted is no error yet: the thing may be there. All else is.
+    fn accept(&self, error: &Error, name: &str) -> Result<(), QueueError> {
+        match code(error) {
+            Some(403) => Ok(()),
+            Some(406) => Err(QueueError::Misconfigured {
+                message: format!("{name} exists on the broker with other arguments ({})", text(error)),
+                hint: "drain and delete it, or set HEADCOUNT_QUEUE_PREFIX to a new prefix".into(),
+            }),
+            _ => Err(self.explain(error)),
+        }
+    }
+
+    fn missing(&self, error: &Error, name: &str) -> QueueError {
+        match code(error) {
+            Some(404) => QueueError::Misconfigured {
+                message: format!("{name} does not exist on the broker and may not be declared by this user"),
+                hint: "declare it as ARCHITECTURE.md lists it, or give the user the configure permission"
+                    .into(),
+            },
+            _ => self.explain(error),
+        }
+    }
+
+    /// What an error of lapin's means for people.
+    pub(super) fn explain(&self, error: &Error) -> QueueError {
+        let place = self.place();
+        match code(error) {
+            Some(403) => QueueError::Refused {
+                message: format!(
+                    "the broker at {place} refuses the user or its permissions ({})",
+                    text(error)
+                ),
+                hint: "check user, password and virtual host in AMQP_URL".into(),
+            },
+            Some(530) => QueueError::Refused {
+                message: format!("the broker at {place} does not allow this ({})", text(error)),
+                hint: "check the virtual host at the end of AMQP_URL; %2f is the default one".into(),
+            },
+            _ => QueueError::Unavailable(format!("broker at {place}: {}", text(error))),
+        }
+    }
+}
+
+/// The AMQP reply code, where the broker gave one.
+pub(super) fn code(error: &Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}
+
+/// The error's text, without what could hold a URL.
+pub(super) fn text(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => crate::message::clean(error.get_message().as_str(), 200),
+        ErrorKind::IOError(error) => error.to_string(),
+        ErrorKind::MissingHeartbeatError => "it stopped answering heartbeats".into(),
+        _ => crate::message::clean(&error.to_string(), 200),
+    }
+}
+
+async fn declare_exchange(channel: &Channel, exchange: &Exchange, passive: bool) -> lapin::Result<()> {
+    let kind = if exchange.kind == "fanout" { ExchangeKind::Fanout } else { ExchangeKind::Direct };
+    let mut arguments = FieldTable::default();
+    if let Some(alternate) = &exchange.alternate {
+        arguments.insert("alternate-exchange".into(), AMQPValue::LongString(alternate.as_str().into()));
+    }
+    let options = ExchangeDeclareOptions { durable: true, passive, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(exchange.name.as_str().into(), kind, options, arguments).await
+}
+
+/// Declares, or only looks (`passive`), and tells how many messages are ready and how many consumers there are.
+pub(super) async fn declare_queue(
+    channel: &Channel,
+    queue: &Queue,
+    passive: bool,
+) -> lapin::Result<(u32, u32)> {
+    let mut arguments = FieldTable::default();
+    for (key, value) in &queue.arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Number(number) => AMQPValue::LongLongInt(*number),
+        };
+        arguments.insert((*key).into(), value);
+    }
+    let options = QueueDeclareOptions { durable: true, passive, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(queue.name.as_str().into(), options, arguments).await?;
+    Ok((declared.message_count(), declared.consumer_count()))
+}

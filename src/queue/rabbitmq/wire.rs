@@ -1,0 +1,155 @@
+//! Owns how a message looks on AMQP: properties and headers, both ways. A republish carries these headers and no
+//! others: a stale `x-death` would be taken for a cycle and jam a retry queue.
+
+use bytes::Bytes;
+use lapin::{
+    BasicProperties,
+    message::Delivery as Delivered,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+
+use crate::{
+    message::{self, EVENT_TYPE_MAX, Message, MessageId, Millis},
+    queue::{Burial, DETAIL_MAX, Delivery, Receipt},
+};
+
+const ATTEMPT: &str = "x-attempt";
+const WAITS: &str = "x-waits";
+const ROUND: &str = "x-round";
+const EVENT_TYPE: &str = "x-event-type";
+const RECEIVED_AT: &str = "x-received-at";
+const TRACEPARENT: &str = "traceparent";
+const REASON: &str = "x-reason";
+const DETAIL: &str = "x-detail";
+const DIED_AT: &str = "x-died-at";
+/// The broker's own count of earlier deliveries (quorum queues; absent on the first).
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// The properties of a message: persistent, with our headers.
+pub(super) fn properties(message: &Message, burial: Option<(&Burial, Millis)>) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    let mut text = |key: &str, value: &str| {
+        headers.insert(key.into(), AMQPValue::LongString(value.into()));
+    };
+    text(EVENT_TYPE, &message::clean(&message.event_type, EVENT_TYPE_MAX));
+    if let Some(traceparent) = &message.traceparent {
+        text(TRACEPARENT, traceparent);
+    }
+    if let Some((burial, _)) = burial {
+        text(REASON, burial.reason.as_str());
+        text(DETAIL, &message::clean(&burial.detail, DETAIL_MAX));
+    }
+    let mut number = |key: &str, value: i64| {
+        headers.insert(key.into(), AMQPValue::LongLongInt(value));
+    };
+    number(ATTEMPT, message.attempt.into());
+    number(WAITS, message.waits.into());
+    number(ROUND, message.round.into());
+    number(RECEIVED_AT, message.received_at);
+    if let Some((_, died_at)) = burial {
+        number(DIED_AT, died_at);
+    }
+    let id = ShortString::try_new(message.id.as_str()).unwrap_or_default();
+    BasicProperties::default().with_delivery_mode(2).with_message_id(id).with_headers(headers)
+}
+
+/// Reads a delivery; nothing in it can make this fail.
+pub(super) fn delivery(delivered: Delivered, generation: u64) -> Delivery {
+    let headers = delivered.properties.headers().as_ref().map(FieldTable::inner);
+    let value = |key: &str| headers.and_then(|headers| headers.get(key));
+    let count = |key: &str| value(key).and_then(number).and_then(|number| u32::try_from(number).ok());
+    let text = |key: &str, max| {
+        value(key)
+            .and_then(AMQPValue::as_long_string)
+            .map(|text| message::clean(&String::from_utf8_lossy(text.as_bytes()), max))
+    };
+    let id = delivered.properties.message_id().as_ref().and_then(|id| MessageId::parse(id.as_str()));
+    let message = Message {
+        id: id.unwrap_or_else(|| MessageId::of_body(&delivered.data)),
+        event_type: text(EVENT_TYPE, EVENT_TYPE_MAX).unwrap_or_else(|| "unknown".into()),
+        received_at: value(RECEIVED_AT).and_then(number).unwrap_or_else(message::now),
+        attempt: count(ATTEMPT).unwrap_or(0),
+        waits: count(WAITS).unwrap_or(0),
+        round: count(ROUND).unwrap_or(0),
+        traceparent: text(TRACEPARENT, 55),
+        body: Bytes::from(delivered.data),
+    };
+    let earlier = count(DELIVERY_COUNT).unwrap_or(u32::from(delivered.redelivered));
+    Delivery { message, earlier, receipt: Receipt { generation, tag: delivered.delivery_tag } }
+}
+
+/// Any of AMQP's whole numbers.
+fn number(value: &AMQPValue) -> Option<i64> {
+    match value {
+        AMQPValue::ShortShortInt(n) => Some((*n).into()),
+        AMQPValue::ShortShortUInt(n) => Some((*n).into()),
+        AMQPValue::ShortInt(n) => Some((*n).into()),
+        AMQPValue::ShortUInt(n) => Some((*n).into()),
+        AMQPValue::LongInt(n) => Some((*n).into()),
+        AMQPValue::LongUInt(n) => Some((*n).into()),
+        AMQPValue::LongLongInt(n) => Some(*n),
+        AMQPValue::Timestamp(n) => i64::try_from(*n).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::Reason;
+
+    fn message() -> Message {
+        Message {
+            id: MessageId::parse("msg_1").unwrap(),
+            event_type: "user.created".into(),
+            received_at: 1_700_000_000_123,
+            attempt: 2,
+            waits: 1,
+            round: 3,
+            traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            body: Bytes::from_static(b"{}"),
+        }
+    }
+
+    fn delivered(properties: BasicProperties, body: &[u8]) -> Delivered {
+        let mut delivered = Delivered::mock(7, "e".into(), "k".into(), false, body.to_vec());
+        delivered.properties = properties;
+        delivered
+    }
+
+    #[test]
+    fn a_message_travels_there_and_back() {
+        let there = message();
+        let back = delivery(delivered(properties(&there, None), b"{}"), 4);
+        assert_eq!((back.earlier, back.receipt), (0, Receipt { generation: 4, tag: 7 }));
+        assert_eq!(format!("{:?}", back.message), format!("{there:?}"));
+        assert_eq!(back.message.traceparent, there.traceparent);
+        assert_eq!(back.message.received_at, there.received_at);
+    }
+
+    #[test]
+    fn only_our_own_headers_are_ever_sent() {
+        let burial = Burial { reason: Reason::InvalidPayload, detail: "data.id: missing".into() };
+        let sent = properties(&message(), Some((&burial, 5)));
+        let names: Vec<String> =
+            sent.headers().as_ref().unwrap().inner().keys().map(|key| key.as_str().to_owned()).collect();
+        let ours = [TRACEPARENT, ATTEMPT, DETAIL, DIED_AT, EVENT_TYPE, REASON, RECEIVED_AT, ROUND, WAITS]
+            .map(str::to_owned);
+        assert_eq!(names, ours);
+    }
+
+    #[test]
+    fn a_message_by_another_hand_gets_an_id_from_its_body() {
+        let foreign = delivery(delivered(BasicProperties::default(), b"hello"), 0);
+        assert_eq!(foreign.message.id, MessageId::of_body(b"hello"));
+        assert_eq!(foreign.message.event_type, "unknown");
+    }
+
+    #[test]
+    fn the_brokers_count_of_deliveries_is_read() {
+        let mut headers = FieldTable::default();
+        headers.insert(DELIVERY_COUNT.into(), AMQPValue::LongInt(3));
+        let back = delivery(delivered(BasicProperties::default().with_headers(headers), b""), 0);
+        assert_eq!(back.earlier, 3);
+    }
+}

@@ -1,0 +1,251 @@
+//! Owns what every error of either database means for the messages, in one place. Promises that no value of a row gets
+//! into a message. Never decides what to do about it: that is the worker's.
+
+use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseError, sqlite::SqliteError};
+
+use super::{Class, StoreError};
+
+/// What `apply` does not yet call the message's fault: two transactions can clash over a unique key without either
+/// message being wrong.
+pub(super) fn is_unique_violation(error: &StoreError) -> bool {
+    matches!(error.code.as_str(), "23505" | "23P01" | "1555" | "2067" | "2579")
+}
+
+/// Another transaction was quicker, which the database has no code for.
+pub(super) fn raced(message: &'static str) -> StoreError {
+    StoreError {
+        class: Class::Transient,
+        code: String::new(),
+        message: message.into(),
+        hint: None,
+        source: None,
+    }
+}
+
+/// Nothing of the message's: something in the database or in headcount is not as it has to be.
+pub(super) fn broken(message: impl Into<String>) -> StoreError {
+    StoreError {
+        class: Class::Outage,
+        code: String::new(),
+        message: message.into(),
+        hint: None,
+        source: None,
+    }
+}
+
+/// For people to mend.
+pub(super) fn unusable(message: impl Into<String>, hint: impl Into<String>) -> StoreError {
+    StoreError {
+        class: Class::Unusable,
+        code: String::new(),
+        message: message.into(),
+        hint: Some(hint.into()),
+        source: None,
+    }
+}
+
+impl StoreError {
+    /// SQLite's primary result code, which is the low byte of the extended one.
+    pub(super) fn primary_code(&self) -> Option<i32> {
+        self.code.parse::<i32>().ok().map(|code| code & 0xff)
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        let (class, message, keep) = match &error {
+            E::Database(database) => return from_database(database.as_ref()),
+            E::Migrate(_) => (Class::Outage, "a migration failed".into(), true),
+            // The value did not fit into the protocol's message: the payload's fault.
+            E::Encode(_) => (Class::Permanent, "a value cannot be sent to the database".into(), false),
+            E::PoolTimedOut => {
+                (Class::Outage, "no connection to the database could be had in time".into(), false)
+            }
+            E::PoolClosed => (Class::Outage, "the connections to the database are closed".into(), false),
+            E::Io(io) => (Class::Outage, format!("the connection to the database failed: {io}"), true),
+            E::Tls(tls) => (Class::Outage, format!("TLS with the database failed: {tls}"), true),
+            // Names a column; the source could quote what stands in it.
+            E::ColumnDecode { index, .. } => (Class::Outage, format!("column {index} cannot be read"), false),
+            E::Decode(_) => (Class::Outage, "what the database answered cannot be read".into(), false),
+            E::Configuration(_)
+            | E::InvalidArgument(_)
+            | E::Protocol(_)
+            | E::RowNotFound
+            | E::TypeNotFound { .. }
+            | E::ColumnIndexOutOfBounds { .. }
+            | E::ColumnNotFound(_)
+            | E::AnyDriverError(_)
+            | E::WorkerCrashed
+            | E::InvalidSavePointStatement
+            | E::BeginFailed
+            | E::ConfigFile(_) => (Class::Outage, error.to_string(), true),
+            // sqlx keeps its list open, and what is not known is an outage.
+            _ => {
+                (Class::Outage, "the database driver failed in a way that is new to headcount".into(), false)
+            }
+        };
+        let source = keep.then(|| error.into());
+        Self { class, code: String::new(), message, hint: None, source }
+    }
+}
+
+impl From<MigrateError> for StoreError {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error.into(),
+            MigrateError::VersionMismatch(version) => unusable(
+                format!("migration {version} was applied in another form than this headcount has it"),
+                "run the headcount version that made the tables, or use a new schema",
+            ),
+            MigrateError::Dirty(version) => unusable(
+                format!("migration {version} is marked as half done in headcount_migrations"),
+                "restore the database from before it, or use a new schema",
+            ),
+            other => broken(other.to_string()),
+        }
+    }
+}
+
+fn from_database(error: &dyn DatabaseError) -> StoreError {
+    if let Some(error) = error.try_downcast_ref::<PgDatabaseError>() {
+        return from_postgres(error);
+    }
+    if let Some(error) = error.try_downcast_ref::<SqliteError>() {
+        return from_sqlite(error);
+    }
+    broken("the database answered with an error of an unknown kind")
+}
+
+fn from_postgres(error: &PgDatabaseError) -> StoreError {
+    let code = error.code();
+    // Of the server's own words only the primary message is used, and only in classes where it names objects and
+    // conditions, never values; `detail` quotes rows.
+    let message = if speaks_of_values(code) {
+        let place = [
+            ("constraint", error.constraint()),
+            ("table", error.table()),
+            ("column", error.column()),
+            ("type", error.data_type()),
+        ];
+        let place = place.into_iter().filter_map(|(kind, name)| name.map(|name| format!(" {kind} {name}")));
+        let place: String = place.collect();
+        let at = if place.is_empty() { String::new() } else { format!(" at{place}") };
+        format!("PostgreSQL refused with SQLSTATE {code}{at}")
+    } else {
+        format!("PostgreSQL: {} (SQLSTATE {code})", error.message())
+    };
+    StoreError { class: sqlstate(code), code: code.into(), message, hint: hint(code), source: None }
+}
+
+fn speaks_of_values(code: &str) -> bool {
+    !matches!(
+        code.get(..2).unwrap_or_default(),
+        "08" | "25" | "28" | "3D" | "3F" | "40" | "42" | "53" | "54" | "55" | "57" | "58"
+    )
+}
+
+/// Every class of PostgreSQL's Appendix A that a store can meet, and the rest.
+fn sqlstate(code: &str) -> Class {
+    match (code.get(..2).unwrap_or_default(), code) {
+        // unique_violation, exclusion_violation: maybe a race, so tried again before it is the message's fault.
+        ("23", "23505" | "23P01") => Class::Transient,
+        // Data exception, integrity constraint violation.
+        ("22" | "23", _) => Class::Permanent,
+        // statement_completion_unknown
+        ("40", "40003") => Class::Outage,
+        // Transaction rollback: serialization, deadlock.
+        ("40", _) => Class::Transient,
+        // lock_not_available: lock_timeout ran out.
+        ("55", "55P03") => Class::Transient,
+        // Connection, transaction state (read-only), authorization, unknown database or schema, missing object or
+        // permission, resources, limits, object state, operator intervention, system, configuration, internal.
+        ("08" | "25" | "28" | "3D" | "3F" | "42" | "53" | "54" | "55" | "57" | "58" | "F0" | "XX", _) => {
+            Class::Outage
+        }
+        // What is not known is an outage, never the message's fault.
+        _ => Class::Outage,
+    }
+}
+
+fn hint(code: &str) -> Option<String> {
+    let hint = match code {
+        "28P01" | "28000" => "check the user and the password in DATABASE_URL",
+        "3D000" => "create the database, or name another one in DATABASE_URL",
+        "42501" => "grant the user of DATABASE_URL its rights on the schema and its tables",
+        "42P01" | "42703" | "3F000" => "run `headcount migrate`",
+        "25006" => "point DATABASE_URL to the primary server",
+        "53300" => "raise max_connections, or run fewer workers",
+        "53200" => "raise max_locks_per_transaction, or lower HEADCOUNT_BATCH_MAX",
+        _ => return None,
+    };
+    Some(hint.into())
+}
+
+fn from_sqlite(error: &SqliteError) -> StoreError {
+    let code = error.code().unwrap_or_default();
+    let extended: i32 = code.parse().unwrap_or_default();
+    // A trigger's message is the application's own; the others name tables, columns and conditions.
+    const CONSTRAINT_TRIGGER: i32 = 1811;
+    let message = if extended == CONSTRAINT_TRIGGER {
+        format!("SQLite refused with code {code}: a trigger raised it")
+    } else {
+        format!("SQLite: {} (code {code})", error.message())
+    };
+    StoreError { class: sqlite(extended), code: code.into(), message, hint: None, source: None }
+}
+
+/// SQLite's primary result codes: the low byte of the extended code.
+fn sqlite(extended: i32) -> Class {
+    match extended & 0xff {
+        // BUSY, LOCKED
+        5 | 6 => Class::Transient,
+        // CONSTRAINT: of them PRIMARYKEY, UNIQUE and ROWID as in PostgreSQL.
+        19 if matches!(extended, 1555 | 2067 | 2579) => Class::Transient,
+        19 => Class::Permanent,
+        // TOOBIG, MISMATCH: what SQLSTATE class 22 is.
+        18 | 20 => Class::Permanent,
+        // ERROR, PERM, NOMEM, READONLY, INTERRUPT, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL, SCHEMA, NOLFS, AUTH,
+        // NOTADB and whatever is not known.
+        _ => Class::Outage,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_proved_faults_are_permanent_and_only_races_are_transient() {
+        let cases = [
+            (Class::Permanent, &["22001", "22003", "22021", "22P02", "22P05", "23502", "23503", "23514"][..]),
+            (Class::Transient, &["23505", "23P01", "40001", "40P01", "55P03"]),
+            (
+                Class::Outage,
+                &[
+                    "08006", "08P01", "25006", "25P02", "28P01", "3D000", "40003", "42501", "42703", "42P01",
+                    "53100", "53200", "53300", "54000", "54001", "55000", "57014", "57P01", "57P03", "58030",
+                    "P0001", "XX000", "F0000", "ZZZZZ", "", "é",
+                ],
+            ),
+        ];
+        for (class, codes) in cases {
+            for code in codes {
+                assert_eq!(sqlstate(code), class, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn sqlite_codes_are_told_apart() {
+        for (class, codes) in [
+            (Class::Transient, &[5, 6, 261, 517, 1555, 2067][..]),
+            (Class::Permanent, &[275, 1299, 787, 18, 20]),
+            (Class::Outage, &[1, 3, 7, 8, 10, 11, 13, 14, 26, 778, 1032, 0, -1]),
+        ] {
+            for code in codes {
+                assert_eq!(sqlite(*code), class, "{code}");
+            }
+        }
+    }
+}

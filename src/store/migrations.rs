@@ -1,0 +1,107 @@
+//! Owns the list of migrations, which has the same numbers and names for both databases, and what is missing of it.
+//! Promises that they only add. Never touches a connection: each store runs them in a transaction of its own.
+
+use std::collections::BTreeSet;
+
+use sqlx::{
+    SqlSafeStr,
+    migrate::{Migration, MigrationType, Migrator},
+};
+
+use super::{StoreError, errors};
+
+/// Ours, in the schema or file of our tables.
+pub(super) const TABLE: &str = "headcount_migrations";
+
+/// Tables that must not be there before our first migration.
+pub(super) const OURS: [&str; 3] = ["users", "inbox", "former_clerk_ids"];
+
+macro_rules! migrations {
+    ($dialect:literal) => {
+        &[(
+            1,
+            "users and inbox",
+            include_str!(concat!("../../migrations/", $dialect, "/0001_users_and_inbox.sql")),
+        )]
+    };
+}
+
+/// Number, description and text.
+type List = &'static [(i64, &'static str, &'static str)];
+
+pub(super) const POSTGRES: List = migrations!("postgres");
+pub(super) const SQLITE: List = migrations!("sqlite");
+
+/// What runs them. It takes no lock of its own: the store holds one until the transaction ends.
+pub(super) fn migrator(list: List) -> Migrator {
+    let migrations = list.iter().map(|&(version, description, sql)| {
+        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    });
+    let mut migrator = Migrator::with_migrations(migrations.collect());
+    // Migrations that only a newer headcount knows: they only add, so this one still works.
+    migrator.set_ignore_missing(true).set_locking(false);
+    migrator.dangerous_set_table_name(TABLE);
+    migrator
+}
+
+/// The names of those that are not among `applied`, in order.
+pub(super) fn pending(list: List, applied: &BTreeSet<i64>) -> Vec<String> {
+    let missing = list.iter().filter(|(version, ..)| !applied.contains(version));
+    missing.map(|(version, name, _)| format!("{version:04}_{}", name.replace(' ', "_"))).collect()
+}
+
+/// What the tables that are there say: `applied` is `None` where there is no [`TABLE`].
+pub(super) fn check(
+    list: List,
+    applied: Option<&BTreeSet<i64>>,
+    foreign: Option<&str>,
+    place: &str,
+    hint: &str,
+) -> Result<(), StoreError> {
+    let none = BTreeSet::new();
+    let applied = applied.unwrap_or(&none);
+    refuse_foreign(applied, foreign, place, hint)?;
+    let Some(missing) = pending(list, applied).into_iter().next() else { return Ok(()) };
+    let state =
+        if applied.is_empty() { "has no tables of headcount yet" } else { "is older than this headcount" };
+    Err(errors::unusable(format!("{place} {state}: it lacks {missing}"), "run `headcount migrate`"))
+}
+
+/// A table with one of our names, and no record that we made it, belongs to someone else.
+pub(super) fn refuse_foreign(
+    applied: &BTreeSet<i64>,
+    foreign: Option<&str>,
+    place: &str,
+    hint: &str,
+) -> Result<(), StoreError> {
+    match foreign {
+        Some(table) if applied.is_empty() => {
+            Err(errors::unusable(format!("{place} holds a table {table} that is not headcount's"), hint))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_databases_have_the_same_migrations() {
+        let names = |list: List| list.iter().map(|&(version, name, _)| (version, name)).collect::<Vec<_>>();
+        assert_eq!(names(POSTGRES), names(SQLITE));
+        assert_eq!(pending(POSTGRES, &BTreeSet::new()), ["0001_users_and_inbox"]);
+        assert!(names(POSTGRES).is_sorted());
+        for (dialect, list) in [("postgres", POSTGRES), ("sqlite", SQLITE)] {
+            let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/").to_owned() + dialect;
+            let mut files: Vec<_> = std::fs::read_dir(directory)
+                .unwrap()
+                .map(|file| file.unwrap().file_name().into_string().unwrap())
+                .collect();
+            files.sort();
+            let known: Vec<_> =
+                pending(list, &BTreeSet::new()).iter().map(|name| format!("{name}.sql")).collect();
+            assert_eq!(files, known);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Owns one try at a batch: one transaction, a constant number of statements, whatever the batch holds.
+//!
+//! Batches that run at the same time end as if one had followed the other, because each, before it reads what it
+//! decides by, takes locks in one order: on the key of every address that its events or their rows claim, and on every
+//! Clerk id that has no row to be locked. Whoever writes a row with a key holds that key's lock; whoever makes a row
+//! or a former id for a Clerk id holds that id's.
+
+use std::collections::BTreeSet;
+
+use sqlx::PgConnection;
+
+use super::{PostgresStore, load, save};
+use crate::{
+    roster::{self, Loaded, Outcome},
+    store::{
+        Incoming, StoreError,
+        batch::{self, Fresh},
+        errors, retry,
+    },
+};
+
+/// Tries at one batch.
+pub(super) struct Attempt<'s> {
+    store: &'s PostgresStore,
+    /// Keys that turned up too late in an earlier try.
+    seen: BTreeSet<String>,
+}
+
+impl<'s> Attempt<'s> {
+    pub(super) fn new(store: &'s PostgresStore) -> Self {
+        Self { store, seen: BTreeSet::new() }
+    }
+}
+
+impl retry::Attempt for Attempt<'_> {
+    async fn run(&mut self, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
+        let mut tx = self.store.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        match self.within(&mut tx, batch).await {
+            Ok(outcomes) => {
+                // The boundary: inbox and users become durable together. A connection lost here leaves it unknown;
+                // the batch then runs again, and the inbox decides.
+                tx.commit().await?;
+                Ok(outcomes)
+            }
+            Err(error) => {
+                // Where this fails too, the connection is gone, and the transaction with it.
+                let _ = tx.rollback().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Attempt<'_> {
+    async fn within(
+        &mut self,
+        tx: &mut PgConnection,
+        batch: &[Incoming],
+    ) -> Result<Vec<Outcome>, StoreError> {
+        let ids = batch::clerk_ids(batch);
+        let keys = self.lock(tx, batch, &ids).await?;
+        let profiles = self.store.policy.needs_profiles();
+        let rows = load::rows(tx, &ids, &keys, profiles).await?;
+        let late = rows.iter().filter_map(|row| row.claim.as_ref()).map(|claim| &claim.key);
+        let late: Vec<_> = late.filter(|key| !keys.contains(*key)).cloned().collect();
+        if !late.is_empty() {
+            // A lock taken now would be out of order.
+            self.seen.extend(late);
+            return Err(errors::raced("a user's address changed while the batch was waiting for its turn"));
+        }
+        // Read after the locks, so that what a batch in front of this one has done counts.
+        let (known, former) = load::remembered(tx, &batch::message_ids(batch), &ids).await?;
+        let fresh = Fresh::of(batch, &known);
+        let folded = roster::fold(&self.store.policy, Loaded { rows, former }, &fresh.events());
+        let outcomes = fresh.outcomes(&folded.outcomes)?;
+        save::all(tx, self.store.default_credits, &fresh, &folded).await?;
+        Ok(outcomes)
+    }
+
+    /// Waits for this batch's turn. Returns the keys whose claimants cannot change any more.
+    async fn lock(
+        &self,
+        tx: &mut PgConnection,
+        batch: &[Incoming],
+        ids: &[&str],
+    ) -> Result<BTreeSet<String>, StoreError> {
+        let peeked: Vec<(String, Option<String>)> =
+            sqlx::query_as("SELECT clerk_id, email_key FROM users WHERE clerk_id = ANY($1)")
+                .bind(ids)
+                .fetch_all(&mut *tx)
+                .await?;
+        let mut rowless: BTreeSet<&str> = ids.iter().copied().collect();
+        let mut keys: BTreeSet<String> = self.seen.clone();
+        keys.extend(batch::claim_keys(batch).into_iter().map(str::to_owned));
+        for (id, key) in &peeked {
+            rowless.remove(id.as_str());
+            keys.extend(key.clone());
+        }
+        let schema = &self.store.schema;
+        let locks: Vec<i64> = keys
+            .iter()
+            .map(|key| lock_id(schema, "address", key))
+            .chain(rowless.iter().map(|id| lock_id(schema, "clerk id", id)))
+            .collect();
+        // The sort is in a subquery, so that the locks are taken in its order.
+        sqlx::query("SELECT pg_advisory_xact_lock(k) FROM (SELECT DISTINCT k FROM unnest($1::bigint[]) AS k ORDER BY k) AS s")
+            .bind(&locks)
+            .execute(&mut *tx)
+            .await?;
+        Ok(keys)
+    }
+}
+
+/// A number for an advisory lock, which are one space per database: the same in every process and version, and with
+/// 64 bits of a hash as good as unique.
+pub(super) fn lock_id(schema: &str, kind: &str, name: &str) -> i64 {
+    let digest = hmac_sha256::Hash::hash(format!("headcount\0{schema}\0{kind}\0{name}").as_bytes());
+    let [a, b, c, d, e, f, g, h, ..] = digest;
+    i64::from_be_bytes([a, b, c, d, e, f, g, h])
+}

@@ -1,0 +1,198 @@
+//! Owns the PostgreSQL store: its connections, its schema, and trying a batch again after a race.
+//! Never touches the rules, which are `roster`'s, nor rows: `apply` tries a batch, `load` and `save` are its two ends,
+//! `read` is for people.
+
+mod apply;
+mod load;
+mod read;
+mod save;
+
+use std::{collections::BTreeSet, str::FromStr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use super::{
+    Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery, errors, migrations,
+    ready::Probe,
+};
+use crate::{
+    config::Secret,
+    roster::{Outcome, Policy},
+};
+
+/// How long a caller waits for a connection.
+const ACQUIRE: Duration = Duration::from_secs(5);
+
+/// What foreign tables are answered with.
+const HINT: &str = "set HEADCOUNT_SCHEMA to a schema of its own, such as headcount";
+
+/// Users in a PostgreSQL database.
+#[derive(Debug)]
+pub struct PostgresStore {
+    pool: PgPool,
+    schema: String,
+    policy: Policy,
+    default_credits: i64,
+    probe: Probe,
+}
+
+impl PostgresStore {
+    /// Prepares connections to the database; the first is made when it is needed.
+    ///
+    /// # Errors
+    /// [`super::Class::Unusable`] where `url` is none.
+    pub async fn open(url: &Secret, schema: &str, config: &StoreConfig) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(url.expose()).map_err(|error| {
+            errors::unusable(
+                format!("DATABASE_URL cannot be used: {error}"),
+                "write postgres://user:password@host:5432/database, with special characters as %XX",
+            )
+        })?;
+        let options = options
+            .application_name("headcount")
+            .options([
+                // Nothing but our schema: a table of the same name elsewhere is never ours.
+                ("search_path", quoted(schema).as_str()),
+                ("statement_timeout", "30s"),
+                ("lock_timeout", "10s"),
+                ("idle_in_transaction_session_timeout", "60s"),
+                // A plan kept from when the tables were small would read them whole for every batch.
+                ("plan_cache_mode", "force_custom_plan"),
+            ])
+            .disable_statement_logging();
+        let pool = PgPoolOptions::new()
+            .max_connections(config.connections.max(2))
+            .acquire_timeout(ACQUIRE)
+            .connect_lazy_with(options);
+        Ok(Self {
+            pool,
+            schema: schema.to_owned(),
+            policy: config.policy,
+            default_credits: config.default_credits,
+            probe: Probe::default(),
+        })
+    }
+
+    fn place(&self) -> String {
+        format!("schema {} of the database", self.schema)
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn migrate(&self) -> Result<Vec<String>, StoreError> {
+        let mut tx = self.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        sqlx::query(
+            "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '60s', true)",
+        )
+        .execute(&mut *tx)
+        .await?;
+        // One process at a time per schema, until the transaction ends.
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(apply::lock_id(&self.schema, "migrate", ""))
+            .execute(&mut *tx)
+            .await?;
+        // Asked first, because CREATE SCHEMA IF NOT EXISTS wants a right on the database even where it exists.
+        let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)")
+            .bind(&self.schema)
+            .fetch_one(&mut *tx)
+            .await?;
+        if !exists {
+            let statement = format!("CREATE SCHEMA {}", quoted(&self.schema));
+            sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx).await?;
+        }
+        let found = Found::look(&mut tx).await?;
+        let applied = found.applied.unwrap_or_default();
+        migrations::refuse_foreign(&applied, found.foreign.as_deref(), &self.place(), HINT)?;
+        let pending = migrations::pending(migrations::POSTGRES, &applied);
+        if !pending.is_empty() {
+            migrations::migrator(migrations::POSTGRES).run_direct(None, &mut *tx, false).await?;
+        }
+        tx.commit().await?;
+        Ok(pending)
+    }
+
+    async fn check_schema(&self) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        let found = Found::look(&mut connection).await?;
+        let (applied, foreign) = (found.applied.as_ref(), found.foreign.as_deref());
+        migrations::check(migrations::POSTGRES, applied, foreign, &self.place(), HINT)
+    }
+
+    async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
+        super::retry::races(&batch, &mut apply::Attempt::new(self)).await
+    }
+
+    async fn ready(&self) -> Result<(), StoreError> {
+        let pool = self.pool.clone();
+        self.probe
+            .run(async move {
+                let question =
+                    "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean";
+                let read_only: bool = sqlx::query_scalar(question).fetch_one(&pool).await?;
+                if read_only {
+                    return Err(StoreError {
+                        hint: Some("point DATABASE_URL to the primary server".into()),
+                        ..errors::broken("the database takes no writes: it is a standby or read-only")
+                    });
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
+        read::users(&self.pool, query).await
+    }
+
+    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
+        read::user(&self.pool, reference).await
+    }
+
+    async fn totals(&self) -> Result<Totals, StoreError> {
+        read::totals(&self.pool).await
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// What stands in our schema.
+struct Found {
+    /// Migrations that were applied; `None` where there is no record.
+    applied: Option<BTreeSet<i64>>,
+    /// A table with one of our names.
+    foreign: Option<String>,
+}
+
+impl Found {
+    async fn look(connection: &mut PgConnection) -> Result<Self, StoreError> {
+        // The search path holds our schema alone, so an unqualified name is a name in it.
+        let foreign: Option<String> = sqlx::query_scalar(
+            "SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NOT NULL LIMIT 1",
+        )
+        .bind(&migrations::OURS[..])
+        .fetch_optional(&mut *connection)
+        .await?;
+        let recorded: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+            .bind(migrations::TABLE)
+            .fetch_one(&mut *connection)
+            .await?;
+        let applied = if recorded {
+            let versions = sqlx::query_scalar("SELECT version FROM headcount_migrations WHERE success");
+            Some(versions.fetch_all(connection).await?.into_iter().collect())
+        } else {
+            None
+        };
+        Ok(Self { applied, foreign })
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,47 @@
+//! Owns running a batch again after a race, in place and a bounded number of times. Never touches SQL.
+
+use std::time::Duration;
+
+use super::{Class, Incoming, StoreError, errors};
+use crate::roster::Outcome;
+
+/// Tries in place after the first.
+const AGAIN: u32 = 5;
+
+/// One way to run a batch in one transaction.
+pub(super) trait Attempt: Send {
+    /// Runs it; after an error nothing was changed.
+    fn run(&mut self, batch: &[Incoming]) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send;
+}
+
+/// Runs `batch` until it ends in anything but a race, at most `1 + AGAIN` times.
+pub(super) async fn races(
+    batch: &[Incoming],
+    attempt: &mut impl Attempt,
+) -> Result<Vec<Outcome>, StoreError> {
+    if batch.is_empty() {
+        return Ok(Vec::new());
+    }
+    for again in 0.. {
+        let error = match attempt.run(batch).await {
+            Err(error) if error.class == Class::Transient => error,
+            result => return result,
+        };
+        tracing::debug!(again, code = error.code, messages = batch.len(), "lost a race: {error}");
+        if again >= AGAIN {
+            return Err(lost(batch, error));
+        }
+        // Jitter, so that those who met do not meet again.
+        let pause = rand::random_range(1..=(5 << again));
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    Ok(Vec::new())
+}
+
+/// A message that clashes alone, again and again, over a unique key: no race, it cannot be stored.
+fn lost(batch: &[Incoming], error: StoreError) -> StoreError {
+    if batch.len() == 1 && errors::is_unique_violation(&error) {
+        return StoreError { class: Class::Permanent, ..error };
+    }
+    error
+}

@@ -1,0 +1,241 @@
+//! RabbitMQ when it fails: killed, frozen, blocked, its queues deleted. What was confirmed is delivered; publishing says
+//! so at once when it cannot; both sides recover by themselves.
+
+mod support;
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use headcount::{
+    config::Secret,
+    message::{Message, MessageId},
+    queue::{
+        Action, Burial, Delivery, Ladder, Queue, QueueError, Reason, Settlement, Subscription,
+        rabbitmq::RabbitQueue,
+    },
+};
+use support::{
+    PATIENCE, eventually,
+    servers::{self, Server},
+};
+
+fn message(id: &str) -> Message {
+    Message {
+        id: MessageId::parse(id).unwrap(),
+        event_type: "user.created".into(),
+        received_at: 1,
+        attempt: 0,
+        waits: 0,
+        round: 0,
+        traceparent: None,
+        body: format!("{{\"id\":\"{id}\"}}").into(),
+    }
+}
+
+async fn open(server: &Server) -> Arc<dyn Queue> {
+    let ladder = Ladder::new(vec![Duration::from_millis(100), Duration::from_secs(60)]).unwrap();
+    Arc::new(RabbitQueue::open(&Secret::new(server.url()), "headcount", ladder).await.unwrap())
+}
+
+async fn next(subscription: &dyn Subscription) -> Delivery {
+    tokio::time::timeout(PATIENCE, subscription.next())
+        .await
+        .expect("a delivery in time")
+        .expect("not cancelled")
+}
+
+fn done(delivery: Delivery) -> Settlement {
+    Settlement { delivery, action: Action::Done }
+}
+
+/// Publishes until it is confirmed, as Clerk's sender repeats what got no 2xx.
+async fn publish_stubbornly(queue: &dyn Queue, id: &str) {
+    eventually(&format!("{id} is confirmed"), async || queue.publish(message(id)).await.is_ok()).await;
+}
+
+/// Receives and settles until every id was seen.
+async fn drain(subscription: &dyn Subscription, mut wanted: HashSet<String>) {
+    while !wanted.is_empty() {
+        let delivery = next(subscription).await;
+        wanted.remove(delivery.message.id.as_str());
+        subscription.settle(vec![done(delivery)]).await;
+    }
+}
+
+async fn depth(queue: &dyn Queue, name: &str) -> u64 {
+    let depths = queue.depths().await.unwrap_or_default();
+    depths.iter().find(|depth| depth.queue == name).map_or(0, |depth| depth.messages)
+}
+
+async fn until_publishing(queue: &dyn Queue, works: bool) {
+    eventually("publishing works, or not", async || queue.ready().await.is_ok() == works).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_confirmed_survives_a_killed_broker_and_both_sides_come_back() {
+    let mut server = Server::rabbitmq();
+    let queue = open(&server).await;
+    let subscription = queue.subscribe(100).await.unwrap();
+    let mut wanted = HashSet::new();
+    for n in 0..200 {
+        publish_stubbornly(&*queue, &format!("before{n}")).await;
+        wanted.insert(format!("before{n}"));
+    }
+    let unsettled: Vec<Delivery> = vec![next(&*subscription).await, next(&*subscription).await];
+    server.kill();
+    until_publishing(&*queue, false).await;
+    let started = Instant::now();
+    assert!(matches!(queue.publish(message("refused")).await, Err(QueueError::Unavailable(_))));
+    assert!(started.elapsed() < Duration::from_secs(1), "not at once: {:?}", started.elapsed());
+    // Settling what the broker has taken back neither hangs nor settles another.
+    let stale = unsettled.into_iter().map(done).collect();
+    tokio::time::timeout(PATIENCE, subscription.settle(stale)).await.expect("settling gives up");
+    server.start();
+    for n in 0..20 {
+        publish_stubbornly(&*queue, &format!("after{n}")).await;
+        wanted.insert(format!("after{n}"));
+    }
+    drain(&*subscription, wanted).await;
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_broker_is_unavailable_within_the_limit_and_goes_on_when_thawed() {
+    let server = Server::rabbitmq();
+    let queue = open(&server).await;
+    let subscription = queue.subscribe(10).await.unwrap();
+    publish_stubbornly(&*queue, "before").await;
+    server.freeze();
+    let started = Instant::now();
+    assert!(matches!(queue.publish(message("frozen")).await, Err(QueueError::Unavailable(_))));
+    assert!(started.elapsed() < Duration::from_secs(7), "{:?}", started.elapsed());
+    until_publishing(&*queue, false).await;
+    let started = Instant::now();
+    assert!(queue.publish(message("at-once")).await.is_err());
+    assert!(started.elapsed() < Duration::from_secs(1), "once known, at once: {:?}", started.elapsed());
+    server.thaw();
+    until_publishing(&*queue, true).await;
+    publish_stubbornly(&*queue, "after").await;
+    drain(&*subscription, ["before", "after"].map(str::to_owned).into()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blocked_broker_counts_as_away_and_acks_still_go_out() {
+    let server = Server::rabbitmq();
+    let queue = open(&server).await;
+    let subscription = queue.subscribe(10).await.unwrap();
+    publish_stubbornly(&*queue, "first").await;
+    publish_stubbornly(&*queue, "second").await;
+    let first = next(&*subscription).await;
+    let second = next(&*subscription).await;
+    server.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
+    // The broker blocks a connection once it publishes.
+    assert!(queue.publish(message("blocked")).await.is_err());
+    until_publishing(&*queue, false).await;
+    tokio::time::timeout(PATIENCE, subscription.settle(vec![done(first)]))
+        .await
+        .expect("an ack is not blocked");
+    // A burial has to wait, and neither is lost nor acked before it is confirmed.
+    let burial = Action::Bury(Burial { reason: Reason::Rejected, detail: String::new() });
+    let burying = subscription.settle(vec![Settlement { delivery: second, action: burial }]);
+    tokio::pin!(burying);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(500), &mut burying).await.is_err(),
+        "buried without a confirm"
+    );
+    server.ctl(&["set_vm_memory_high_watermark", "0.6"]);
+    tokio::time::timeout(PATIENCE, burying).await.expect("buried in the end");
+    until_publishing(&*queue, true).await;
+    publish_stubbornly(&*queue, "after").await;
+    drain(&*subscription, ["after".to_owned()].into()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_queue_is_declared_again_and_what_came_meanwhile_is_in_the_dead_letters() {
+    let server = Server::rabbitmq();
+    let queue = open(&server).await;
+    let subscription = queue.subscribe(10).await.unwrap();
+    publish_stubbornly(&*queue, "before").await;
+    drain(&*subscription, ["before".to_owned()].into()).await;
+    server.ctl(&["delete_queue", "headcount.events"]);
+    publish_stubbornly(&*queue, "meanwhile").await;
+    publish_stubbornly(&*queue, "meanwhile2").await;
+    eventually("the consumer is back", async || {
+        let depths = queue.depths().await.unwrap_or_default();
+        depths.iter().any(|depth| depth.queue == "events" && depth.consumers == 1)
+    })
+    .await;
+    publish_stubbornly(&*queue, "after").await;
+    let mut delivered = 0;
+    loop {
+        let delivery = next(&*subscription).await;
+        let last = delivery.message.id.as_str() == "after";
+        delivered += 1;
+        subscription.settle(vec![done(delivery)]).await;
+        if last {
+            break;
+        }
+    }
+    // Which of the two it is depends on how soon the queue was there again; a third there is not.
+    eventually("all three are delivered or dead", async || depth(&*queue, "dead").await + delivered == 3)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_closed_under_600_unsettled_deliveries_gives_each_back_once() {
+    let server = Server::rabbitmq();
+    let queue = open(&server).await;
+    let subscription = queue.subscribe(600).await.unwrap();
+    let publishes = (0..900).map(|n| {
+        let queue = queue.clone();
+        async move { publish_stubbornly(&*queue, &format!("m{n}")).await }
+    });
+    futures_util::future::join_all(publishes).await;
+    let mut held = Vec::new();
+    for _ in 0..600 {
+        held.push(next(&*subscription).await);
+    }
+    server.ctl(&["close_all_connections", "test"]);
+    // None of these may be acked on the new connection: their tags mean other messages there.
+    let first_of_new = next(&*subscription).await;
+    subscription.settle(held.into_iter().map(done).collect()).await;
+    let mut seen = HashSet::from([first_of_new.message.id.clone()]);
+    subscription.settle(vec![done(first_of_new)]).await;
+    while seen.len() < 900 {
+        let delivery = next(&*subscription).await;
+        assert!(
+            seen.insert(delivery.message.id.clone()),
+            "{} was settled and came again",
+            delivery.message.id
+        );
+        subscription.settle(vec![done(delivery)]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_always_comes_back_unsettled_ends_in_the_dead_queue() {
+    let server = Server::rabbitmq();
+    let queue = open(&server).await;
+    publish_stubbornly(&*queue, "poison").await;
+    let mut earlier = Vec::new();
+    for _ in 0..=20 {
+        let subscription = queue.subscribe(1).await.unwrap();
+        earlier.push(next(&*subscription).await.earlier);
+    }
+    assert_eq!(earlier, (0..=20).collect::<Vec<u32>>());
+    eventually("it is dead", async || depth(&*queue, "dead").await == 1).await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_or_virtual_host_is_refused_with_a_hint() {
+    let url = servers::url("TEST_AMQP_URL");
+    for wrong in [url.replace("guest:guest", "guest:wrong"), url.replace("%2f", "nowhere")] {
+        let error = RabbitQueue::open(&Secret::new(wrong), "headcount", Ladder::default()).await.unwrap_err();
+        assert!(matches!(error, QueueError::Refused { .. }), "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("AMQP_URL")));
+        assert!(!format!("{error:?}").contains("wrong"), "{error:?}");
+    }
+}

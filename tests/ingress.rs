@@ -1,0 +1,598 @@
+//! The front door over real TCP: what is answered, when, and what it costs to be turned away.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
+
+#[path = "support/fake_queue.rs"]
+mod fake_queue;
+#[path = "support/wire.rs"]
+mod wire;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use fake_queue::{FakeQueue, Mode};
+use headcount::{
+    config::Secret,
+    ingress::{self, Bounds, Ingress, Verifier},
+    telemetry::metrics::IngressMetrics,
+};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use svix::webhooks::Webhook;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+    time::{interval, timeout},
+};
+use wire::{Client, PATIENCE, get};
+
+const PATH: &str = "/webhooks/clerk";
+const BODY: &str =
+    r#"{"data":{"id":"user_1"},"object":"event","timestamp":1717935000000,"type":"user.created"}"#;
+const HALF_A_MEGABYTE: usize = 512 * 1024;
+
+fn secret() -> String {
+    format!("whsec_{}", STANDARD.encode("a signing secret of these tests"))
+}
+
+struct Server {
+    address: SocketAddr,
+    queue: Arc<FakeQueue>,
+    metrics: PrometheusHandle,
+    stop: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(change: impl FnOnce(&mut Bounds)) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let queue = Arc::new(FakeQueue::new());
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let verifier = Verifier::new(&[Secret::new(secret())]).unwrap();
+        let mut ingress = Ingress::new(queue.clone(), verifier, PATH);
+        ingress.metrics = metrics::with_local_recorder(&recorder, IngressMetrics::new);
+        change(&mut ingress.bounds);
+        let (stop, stopped) = watch::channel(false);
+        let serving = tokio::spawn(ingress::serve(listener, ingress, stopped));
+        Self { address, queue, metrics: recorder.handle(), stop, serving }
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect(self.address).await
+    }
+
+    fn counted(&self, outcome: &str) -> u64 {
+        let line = format!("headcount_webhooks_total{{outcome=\"{outcome}\"}} ");
+        let text = self.metrics.render();
+        text.lines().find_map(|found| found.strip_prefix(&line)).map_or(0, |count| count.parse().unwrap())
+    }
+}
+
+fn seconds() -> i64 {
+    headcount::message::now() / 1000
+}
+
+fn sign(id: &str, at: i64, body: &[u8]) -> String {
+    Webhook::new(&secret()).unwrap().sign(id, at, body).unwrap()
+}
+
+/// The lines that make a request a signed one.
+fn signature(id: &str, at: i64, signature: &str) -> String {
+    format!("svix-id: {id}\r\nsvix-timestamp: {at}\r\nsvix-signature: {signature}\r\n")
+}
+
+fn post(headers: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head =
+        format!("POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{headers}\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+/// A good request.
+fn signed(id: &str, body: &[u8]) -> Vec<u8> {
+    let at = seconds();
+    post(&signature(id, at, &sign(id, at, body)), body)
+}
+
+fn chunked(id: &str, body: &[u8], chunk: usize) -> Vec<u8> {
+    let at = seconds();
+    let signature = signature(id, at, &sign(id, at, body));
+    let mut request =
+        format!("POST {PATH} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n{signature}\r\n")
+            .into_bytes();
+    for part in body.chunks(chunk) {
+        request.extend_from_slice(format!("{:x}\r\n", part.len()).as_bytes());
+        request.extend_from_slice(part);
+        request.extend_from_slice(b"\r\n");
+    }
+    request.extend_from_slice(b"0\r\n\r\n");
+    request
+}
+
+#[tokio::test]
+async fn a_signed_webhook_is_queued_as_it_came() {
+    let server = Server::start(|_| {}).await;
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let at = seconds();
+    let headers = signature("msg_1", at, &sign("msg_1", at, BODY.as_bytes()));
+    let before = headcount::message::now();
+    let response =
+        server.client().await.ask(post(&format!("{headers}traceparent: {trace}\r\n"), BODY.as_bytes())).await;
+    assert_eq!((response.status, response.body.as_str()), (202, r#"{"status":"queued"}"#));
+    assert_eq!(response.header("content-type"), Some("application/json"));
+
+    let [message] = &server.queue.published()[..] else { panic!("one message") };
+    assert_eq!((message.id.as_str(), message.event_type.as_str()), ("msg_1", "user.created"));
+    assert_eq!(message.body, BODY);
+    assert_eq!(message.traceparent.as_deref(), Some(trace));
+    assert_eq!((message.attempt, message.waits, message.round), (0, 0, 0));
+    assert!((before..=headcount::message::now()).contains(&message.received_at));
+    assert_eq!(server.counted("queued"), 1);
+    assert!(server.metrics.render().contains("headcount_last_webhook_timestamp_seconds"));
+}
+
+#[tokio::test]
+async fn no_2xx_before_the_queue_has_confirmed() {
+    let server = Server::start(|_| {}).await;
+    server.queue.set(Mode::Hold);
+    let mut client = server.client().await;
+    client.send(signed("msg_1", BODY.as_bytes())).await;
+    server.queue.begun(1).await;
+    // Another request goes all the way while the first is held.
+    assert_eq!(server.client().await.ask(get("/", "")).await.status, 404);
+    assert!(client.silent() && server.queue.published().is_empty());
+
+    server.queue.set(Mode::Take);
+    assert_eq!(client.response().await.status, 202);
+    assert_eq!(server.queue.published().len(), 1);
+}
+
+#[tokio::test]
+async fn a_queue_that_fails_is_answered_503_at_once() {
+    let server = Server::start(|_| {}).await;
+    server.queue.set(Mode::Fail);
+    let mut client = server.client().await;
+    let response = client.ask(signed("msg_1", BODY.as_bytes())).await;
+    assert_eq!((response.status, response.header("retry-after")), (503, Some("5")));
+    assert_eq!(response.code(), "unavailable");
+    assert_eq!(server.counted("unavailable"), 1);
+
+    server.queue.set(Mode::Take);
+    assert_eq!(client.ask(signed("msg_1", BODY.as_bytes())).await.status, 202);
+}
+
+#[tokio::test]
+async fn a_queue_that_hangs_is_answered_503_in_time() {
+    let server = Server::start(|_| {}).await;
+    server.queue.set(Mode::Hold);
+    let started = Instant::now();
+    let response = server.client().await.ask(signed("msg_1", BODY.as_bytes())).await;
+    assert_eq!((response.status, response.header("retry-after")), (503, Some("5")));
+    let took = started.elapsed();
+    assert!(took > Duration::from_secs(5) && took < Duration::from_secs(8), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_does_not_cancel_the_publish() {
+    let server = Server::start(|bounds| bounds.http.connections = 1).await;
+    server.queue.set(Mode::Hold);
+    let mut client = server.client().await;
+    client.send(signed("msg_1", BODY.as_bytes())).await;
+    server.queue.begun(1).await;
+    drop(client);
+    // The one place is free again, so the server has seen it go.
+    assert_eq!(server.client().await.ask(get("/", "")).await.status, 404);
+
+    server.queue.set(Mode::Take);
+    timeout(PATIENCE, async {
+        while server.queue.published().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the message arrives");
+}
+
+#[tokio::test]
+async fn a_bad_signature_changes_nothing_and_says_why() {
+    let server = Server::start(|_| {}).await;
+    let now = seconds();
+    let body = BODY.as_bytes();
+    let good = sign("msg_1", now, body);
+    let stranger = Webhook::new("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD").unwrap();
+    let stranger = stranger.sign("msg_1", now, body).unwrap();
+    let (stale, future) = (now - 400, now + 400);
+    let huge = "a".repeat(256);
+    let cases = [
+        (401, "no_matching_signature", signature("msg_1", now, &stranger), body),
+        (401, "no_matching_signature", signature("msg_2", now, &good), body),
+        (401, "no_matching_signature", signature("msg_1", now - 1, &good), body),
+        (401, "no_matching_signature", signature("msg_1", now, &good), b"{}".as_slice()),
+        (401, "no_matching_signature", signature("msg_1", now, &good), b"".as_slice()),
+        (401, "no_matching_signature", signature("msg_1", now, &good.replace("v1,", "v1a,")), body),
+        (401, "timestamp_out_of_range", signature("msg_1", stale, &sign("msg_1", stale, body)), body),
+        (401, "timestamp_out_of_range", signature("msg_1", future, &sign("msg_1", future, body)), body),
+        (400, "missing_signature_header", String::new(), body),
+        (400, "missing_signature_header", String::new(), b"".as_slice()),
+        (400, "missing_signature_header", signature("msg_1", now, "  "), body),
+        (400, "missing_signature_header", format!("svix-id: msg_1\r\nsvix-timestamp: {now}\r\n"), body),
+        (400, "malformed_signature_header", signature("msg_1", now, &good).repeat(2), body),
+        (400, "malformed_id", signature(&huge, now, &sign(&huge, now, body)), body),
+        (
+            400,
+            "malformed_timestamp",
+            format!("svix-id: a\r\nsvix-timestamp: +1\r\nsvix-signature: {good}\r\n"),
+            body,
+        ),
+    ];
+    let mut client = server.client().await;
+    for (status, code, headers, body) in cases {
+        let response = client.ask(post(&headers, body)).await;
+        assert_eq!((response.status, response.code().as_str()), (status, code), "{headers}");
+    }
+    assert_eq!((server.counted("unauthorized"), server.counted("malformed")), (8, 7));
+    assert!(server.queue.published().is_empty());
+    // The same connection still takes in good ones.
+    assert_eq!(client.ask(signed("msg_1", body)).await.status, 202);
+}
+
+#[tokio::test]
+async fn any_verified_body_is_queued() {
+    let server = Server::start(|_| {}).await;
+    let mut client = server.client().await;
+    let full = vec![b'a'; HALF_A_MEGABYTE];
+    let bodies: [&[u8]; 5] = [b"", b"not JSON", b"{\"type\":7}", b"\0\x01", &full];
+    for (index, body) in bodies.into_iter().enumerate() {
+        assert_eq!(client.ask(signed(&format!("msg_{index}"), body)).await.status, 202, "{index}");
+    }
+    // svix itself does not sign what is not UTF-8, so this is signed by hand.
+    let (at, body) = (seconds(), b"\xff\xfe");
+    let content = [format!("msg_raw.{at}.").as_bytes(), body].concat();
+    let mac = hmac_sha256::HMAC::mac(content, "a signing secret of these tests");
+    let headers = signature("msg_raw", at, &format!("v1,{}", STANDARD.encode(mac)));
+    assert_eq!(client.ask(post(&headers, body)).await.status, 202);
+
+    let published = server.queue.published();
+    assert_eq!(published.len(), 6);
+    assert!(published.iter().all(|message| message.event_type == "unknown"));
+    assert_eq!((published[4].body.len(), &published[5].body[..]), (HALF_A_MEGABYTE, &body[..]));
+}
+
+#[tokio::test]
+async fn the_white_label_headers_count_too() {
+    let server = Server::start(|_| {}).await;
+    let at = seconds();
+    let headers = signature("msg_1", at, &sign("msg_1", at, BODY.as_bytes())).replace("svix-", "Webhook-");
+    assert_eq!(server.client().await.ask(post(&headers, BODY.as_bytes())).await.status, 202);
+}
+
+#[tokio::test]
+async fn a_chunked_body_is_taken_in() {
+    let server = Server::start(|_| {}).await;
+    let mut client = server.client().await;
+    assert_eq!(client.ask(chunked("msg_1", BODY.as_bytes(), 7)).await.status, 202);
+    let large = vec![b'a'; 300_000];
+    assert_eq!(client.ask(chunked("msg_2", &large, 10_000)).await.status, 202);
+    assert_eq!(server.queue.published()[0].body, BODY);
+    assert_eq!(server.queue.published()[1].body, large);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_turned_away_whether_declared_or_not() {
+    let server = Server::start(|_| {}).await;
+    let over = vec![b'a'; HALF_A_MEGABYTE + 1];
+    // Declared: answered before a byte of it was sent.
+    let request = signed("msg_1", &over);
+    let head = &request[..request.len() - over.len()];
+    let response = server.client().await.ask(head).await;
+    assert_eq!((response.status, response.code().as_str()), (413, "body_too_large"));
+    // Also where it is not even signed.
+    let response = server.client().await.ask(post("", &over)).await;
+    assert_eq!(response.status, 413);
+    // A client that writes all of it before it reads gets the answer too, and can go on.
+    let far_over = vec![b'a'; 4 * HALF_A_MEGABYTE];
+    let mut client = server.client().await;
+    assert_eq!(client.ask(signed("msg_1", &far_over)).await.status, 413);
+    assert_eq!(client.ask(chunked("msg_1", &far_over, 50_000)).await.status, 413);
+    assert_eq!(client.ask(signed("msg_2", BODY.as_bytes())).await.status, 202);
+    assert_eq!((server.counted("too_large"), server.queue.published().len()), (4, 1));
+}
+
+#[tokio::test]
+async fn a_client_that_asks_first_is_told_to_go_on_or_not() {
+    let server = Server::start(|_| {}).await;
+    let expecting = |request: Vec<u8>, body: &[u8]| {
+        let head = String::from_utf8(request[..request.len() - body.len()].to_vec()).unwrap();
+        head.replacen("Host:", "Expect: 100-continue\r\nHost:", 1)
+    };
+    let mut client = server.client().await;
+    let response = client.ask(expecting(signed("msg_1", BODY.as_bytes()), BODY.as_bytes())).await;
+    assert_eq!(response.status, 100);
+    assert_eq!(client.ask(BODY).await.status, 202);
+
+    let over = vec![b'a'; HALF_A_MEGABYTE + 1];
+    assert_eq!(server.client().await.ask(expecting(signed("msg_2", &over), &over)).await.status, 413);
+}
+
+#[tokio::test]
+async fn a_slow_body_is_answered_408() {
+    let server = Server::start(|bounds| bounds.body_timeout = Duration::from_millis(100)).await;
+    let mut client = server.client().await;
+    let request = signed("msg_1", BODY.as_bytes());
+    let response = client.ask(&request[..request.len() - 1]).await;
+    assert_eq!((response.status, response.code().as_str()), (408, "body_too_slow"));
+    assert_eq!(response.header("connection"), Some("close"));
+    client.closed().await;
+    assert_eq!((server.counted("too_slow"), server.queue.published().len()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_broken_body_is_answered_400() {
+    let server = Server::start(|_| {}).await;
+    let request = chunked("msg_1", BODY.as_bytes(), 1000);
+    let request = String::from_utf8(request).unwrap().replace("\r\n\r\n", "\r\n\r\nno length\r\n");
+    let response = server.client().await.ask(request).await;
+    assert_eq!((response.status, response.code().as_str()), (400, "malformed_body"));
+}
+
+#[tokio::test]
+async fn slow_headers_and_idle_connections_are_closed() {
+    let server = Server::start(|bounds| bounds.http.header_timeout = Duration::from_millis(200)).await;
+    let (mut silent, mut partial, mut idle) =
+        (server.client().await, server.client().await, server.client().await);
+    partial.send("POST /webhooks/clerk HTTP/1.1\r\nHost: loc").await;
+    assert_eq!(idle.ask(signed("msg_1", BODY.as_bytes())).await.status, 202);
+    silent.closed().await;
+    partial.closed().await;
+    idle.closed().await;
+
+    // A byte now and then does not help.
+    let mut dribbling = server.client().await;
+    dribbling.send("POST /webhooks/clerk HTTP/1.1\r\nX: ").await;
+    let mut ticks = interval(Duration::from_millis(20));
+    timeout(PATIENCE, async {
+        loop {
+            ticks.tick().await;
+            if dribbling.try_send("x").await.is_err() {
+                break;
+            }
+        }
+    })
+    .await
+    .expect("is closed");
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_does_not_keep_its_place() {
+    let server = Server::start(|bounds| {
+        bounds.http.connection_age = Duration::from_millis(200);
+        bounds.http.last_request = Duration::from_millis(200);
+        bounds.http.connections = 1;
+    })
+    .await;
+    let mut deaf = server.client().await;
+    let requests = get("/", "").repeat(100);
+    timeout(PATIENCE, async { while deaf.try_send(&requests).await.is_ok() {} }).await.expect("is closed");
+    assert_eq!(server.client().await.ask(get("/", "")).await.status, 404);
+}
+
+#[tokio::test]
+async fn too_many_or_too_large_headers_are_answered_431() {
+    let server = Server::start(|_| {}).await;
+    for headers in ["X: y\r\n".repeat(101), format!("X: {}\r\n", "y".repeat(20_000))] {
+        assert_eq!(server.client().await.ask(get(PATH, &headers)).await.status, 431);
+    }
+}
+
+#[tokio::test]
+async fn connections_beyond_the_cap_wait_their_turn() {
+    let server = Server::start(|bounds| bounds.http.connections = 2).await;
+    let (mut first, mut second) = (server.client().await, server.client().await);
+    for client in [&mut first, &mut second] {
+        assert_eq!(client.ask(signed("msg_1", BODY.as_bytes())).await.status, 202);
+    }
+    let mut third = server.client().await;
+    third.send(signed("msg_2", BODY.as_bytes())).await;
+    assert_eq!(first.ask(signed("msg_3", BODY.as_bytes())).await.status, 202);
+    assert!(third.silent());
+    drop(second);
+    assert_eq!(third.response().await.status, 202);
+}
+
+#[tokio::test]
+async fn slow_large_bodies_do_not_hold_up_the_usual_webhook() {
+    let server = Server::start(|bounds| bounds.reading_bytes = 100_000).await;
+    let large = vec![b'a'; 90_000];
+    let request = signed("msg_large", &large);
+    let (most, rest) = request.split_at(request.len() - 1);
+    let mut slow = server.client().await;
+    slow.send(most).await;
+    // The usual one needs no room, ...
+    let mut usual = server.client().await;
+    assert_eq!(usual.ask(signed("msg_1", BODY.as_bytes())).await.status, 202);
+    // ... and another large one gets it in its turn.
+    let mut next = server.client().await;
+    next.send(signed("msg_next", &large)).await;
+    assert_eq!(usual.ask(signed("msg_2", BODY.as_bytes())).await.status, 202);
+    slow.send(rest).await;
+    assert_eq!((slow.response().await.status, next.response().await.status), (202, 202));
+}
+
+#[tokio::test]
+async fn a_large_body_without_room_is_answered_503() {
+    let server = Server::start(|bounds| {
+        bounds.reading_bytes = 50_000;
+        bounds.body_timeout = Duration::from_millis(100);
+    })
+    .await;
+    let large = vec![b'a'; 90_000];
+    for request in [signed("msg_1", &large), chunked("msg_1", &large, 10_000)] {
+        let response = server.client().await.ask(request).await;
+        assert_eq!((response.status, response.header("retry-after")), (503, Some("5")));
+    }
+}
+
+#[tokio::test]
+async fn what_hangs_in_the_queue_is_bounded_and_its_room_comes_back() {
+    let server = Server::start(|bounds| {
+        bounds.publishing_bytes = 3 * 1024;
+        bounds.publish_limit = Duration::from_millis(200);
+    })
+    .await;
+    server.queue.set(Mode::Hold);
+    for id in ["msg_1", "msg_2", "msg_3", "msg_4"] {
+        assert_eq!(server.client().await.ask(signed(id, BODY.as_bytes())).await.status, 503);
+    }
+    server.queue.set(Mode::Take);
+    assert_eq!(server.client().await.ask(signed("msg_5", BODY.as_bytes())).await.status, 202);
+    let published = server.queue.published();
+    let reached = |id: &str| published.iter().any(|message| message.id.as_str() == id);
+    assert!(reached("msg_5"));
+    // Two had found room and were still on their way when the others were turned away.
+    assert!(!reached("msg_3") && !reached("msg_4"));
+}
+
+#[tokio::test]
+async fn other_paths_and_methods_are_told_so() {
+    let server = Server::start(|_| {}).await;
+    let mut client = server.client().await;
+    for path in ["/", "/webhooks", "/webhooks/clerk/", "/metrics", "/readyz", "/webhooks/clerk/x?y"] {
+        let response = client.ask(get(path, "")).await;
+        assert_eq!((response.status, response.code().as_str()), (404, "not_found"), "{path}");
+    }
+    let response = client.ask(get(PATH, "")).await;
+    assert_eq!((response.status, response.header("allow")), (405, Some("POST")));
+    assert_eq!(response.code(), "method_not_allowed");
+    // A query is no other path.
+    let request =
+        String::from_utf8(signed("msg_1", BODY.as_bytes())).unwrap().replacen(" HTTP", "?a=b HTTP", 1);
+    assert_eq!(client.ask(request).await.status, 202);
+    // A body that nobody wants is no obstacle to the next request.
+    let lost = String::from_utf8(signed("msg_2", &[b'a'; 200_000])).unwrap().replacen(PATH, "/lost", 1);
+    assert_eq!(client.ask(lost).await.status, 404);
+    assert_eq!(client.ask(signed("msg_2", BODY.as_bytes())).await.status, 202);
+}
+
+#[tokio::test]
+async fn a_stop_closes_the_idle_and_finishes_what_is_in_flight() {
+    let server = Server::start(|_| {}).await;
+    let (mut fresh, mut idle, mut publishing, mut sending) =
+        (server.client().await, server.client().await, server.client().await, server.client().await);
+    assert_eq!(idle.ask(signed("msg_1", BODY.as_bytes())).await.status, 202);
+    server.queue.set(Mode::Hold);
+    publishing.send(signed("msg_2", BODY.as_bytes())).await;
+    server.queue.begun(2).await;
+    let at = seconds();
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {}\r\n{}\r\n",
+        BODY.len(),
+        signature("msg_3", at, &sign("msg_3", at, BODY.as_bytes()))
+    );
+    // The server waits for its body.
+    assert_eq!(sending.ask(head).await.status, 100);
+
+    server.stop.send(true).unwrap();
+    fresh.closed().await;
+    idle.closed().await;
+    assert!(TcpStream::connect(server.address).await.is_err());
+    assert!(!server.serving.is_finished() && publishing.silent());
+
+    sending.send(BODY).await;
+    server.queue.begun(3).await;
+    server.queue.set(Mode::Take);
+    assert_eq!(publishing.response().await.status, 202);
+    assert_eq!(sending.response().await.status, 202);
+    publishing.closed().await;
+    sending.closed().await;
+    timeout(PATIENCE, server.serving).await.expect("ends").unwrap();
+    assert_eq!(server.queue.published().len(), 3);
+}
+
+#[tokio::test]
+async fn an_abandoned_server_leaves_no_connection_behind() {
+    let server = Server::start(|_| {}).await;
+    server.queue.set(Mode::Hold);
+    let (mut idle, mut publishing) = (server.client().await, server.client().await);
+    assert_eq!(idle.ask(get("/", "")).await.status, 404);
+    publishing.send(signed("msg_1", BODY.as_bytes())).await;
+    server.queue.begun(1).await;
+    server.serving.abort();
+    idle.closed().await;
+    publishing.closed().await;
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_garbage_requests_are_cheap_and_counted_and_not_logged() {
+    // The test's runtime has one thread, so this sees what the server logs.
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+
+    let server = Server::start(|_| {}).await;
+    let now = seconds();
+    let garbage = [
+        post("", b"{}"),
+        post(&signature("msg_1", now, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="), BODY.as_bytes()),
+        post(&signature("msg_1", now - 1000, "v1,aaaa"), BODY.as_bytes()),
+        post("svix-id: {}\r\nsvix-timestamp: never\r\nsvix-signature: x\r\n", b"\xff"),
+    ];
+    let started = Instant::now();
+    let mut client = server.client().await;
+    for _ in 0..100 {
+        for request in &garbage {
+            client.send(request.repeat(25)).await;
+            for _ in 0..25 {
+                assert!([400, 401].contains(&client.response().await.status));
+            }
+        }
+    }
+    println!("10,000 garbage requests took {:?}", started.elapsed());
+    assert_eq!((server.counted("malformed"), server.counted("unauthorized")), (5000, 5000));
+    assert_eq!((server.counted("queued"), server.queue.published().len()), (0, 0));
+    assert_eq!(String::from_utf8_lossy(&log.0.lock().unwrap()), "");
+}
+
+#[tokio::test]
+async fn an_outage_is_logged_once_and_so_is_its_end() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+
+    let server = Server::start(|_| {}).await;
+    let mut client = server.client().await;
+    for (mode, status) in [(Mode::Fail, 503), (Mode::Take, 202)] {
+        server.queue.set(mode);
+        for _ in 0..5 {
+            assert_eq!(client.ask(signed("msg_1", BODY.as_bytes())).await.status, status);
+        }
+    }
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(text.contains("told to fail") && text.contains("queued again"), "{text}");
+}

@@ -1,0 +1,49 @@
+//! The queue's contract, held against both backends by one suite, and what only the embedded queue promises.
+//!
+//! The RabbitMQ half needs a broker at `TEST_AMQP_URL` and fails without one. Each test has a queue of its own.
+
+#[path = "queue/contract.rs"]
+mod contract;
+#[path = "queue/embedded.rs"]
+mod embedded;
+#[path = "queue/rabbitmq.rs"]
+mod rabbitmq;
+#[path = "queue/support.rs"]
+mod support;
+
+/// Every case of the contract, as a test of one backend.
+macro_rules! holds_the_contract {
+    ($backend:ident, $harness:ty) => {
+        holds_the_contract! { $backend, $harness,
+            a_confirmed_publish_outlives_a_handle_that_was_never_closed
+            messages_come_in_about_the_order_of_arrival
+            no_more_than_prefetch_are_unsettled
+            what_is_done_is_gone
+            what_a_dead_consumer_left_unsettled_comes_back
+            a_retry_comes_after_its_delay_and_not_before
+            a_message_survives_a_retry_with_its_new_counters
+            what_is_buried_is_dead_and_not_delivered
+            settlements_out_of_order_never_settle_another
+            a_batch_of_mixed_actions_settles_each_as_asked
+            a_cancelled_subscription_drains_and_loses_nothing
+            two_subscriptions_share_without_overlap
+            abandoned_calls_of_next_lose_nothing
+            any_body_travels_untouched
+            depths_count_each_queue
+            a_closed_queue_refuses_and_gives_back
+        }
+    };
+    ($backend:ident, $harness:ty, $($case:ident)*) => {
+        mod $backend {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    crate::support::run(<$harness>::new(), crate::contract::$case).await;
+                }
+            )*
+        }
+    };
+}
+
+holds_the_contract!(embedded_backend, crate::embedded::Embedded);
+holds_the_contract!(rabbitmq_backend, crate::rabbitmq::Rabbit);

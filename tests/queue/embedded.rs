@@ -1,0 +1,384 @@
+//! What only the embedded queue promises: leases that run out, processes that share a directory, a file that fails.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use headcount::queue::{
+    Action, DELIVERY_LIMIT, PUBLISH_LIMIT, Queue, QueueError,
+    embedded::{EmbeddedQueue, Timing},
+};
+use sqlx::{Connection, SqliteConnection};
+
+use crate::support::*;
+
+/// A directory of its own for each test.
+pub(crate) struct Embedded(tempfile::TempDir);
+
+impl Embedded {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        // A level that does not exist yet: the queue makes its directory.
+        self.0.path().join("data")
+    }
+}
+
+#[async_trait]
+impl Harness for Embedded {
+    async fn open(&self) -> Arc<dyn Queue> {
+        open(&self.path(), Timing::default()).await
+    }
+
+    async fn clean_up(&self) {}
+}
+
+async fn open(directory: &Path, timing: Timing) -> Arc<dyn Queue> {
+    Arc::new(EmbeddedQueue::open_with(directory, ladder(), timing).await.unwrap())
+}
+
+/// Another program's connection to the file.
+async fn raw(directory: &Path) -> SqliteConnection {
+    SqliteConnection::connect(&format!("sqlite://{}", directory.join("queue.db").display())).await.unwrap()
+}
+
+/// Leases that nobody prolongs in time: what a process looks like that stands still.
+const FROZEN: Timing = Timing {
+    lease: Duration::from_millis(300),
+    heartbeat: Duration::from_secs(3600),
+    poll: Duration::from_secs(3600),
+};
+const QUICK: Timing = Timing {
+    lease: Duration::from_millis(600),
+    heartbeat: Duration::from_millis(150),
+    poll: Duration::from_millis(50),
+};
+
+#[tokio::test]
+async fn a_lease_that_runs_out_hands_its_messages_to_another() {
+    let directory = Embedded::new();
+    let frozen = open(&directory.path(), FROZEN).await;
+    let sent = publish(&frozen, 3).await;
+    let first = frozen.subscribe(10).await.unwrap();
+    let late = receive(&*first, 3).await;
+
+    let alive = open(&directory.path(), QUICK).await;
+    let second = alive.subscribe(10).await.unwrap();
+    let again = receive(&*second, 3).await;
+    assert_eq!(ids(&again), sorted(sent));
+    assert!(again.iter().all(|delivery| delivery.earlier == 1));
+
+    // The first one wakes up and settles: that is not its business any more.
+    settle(&*first, late.into_iter().map(|delivery| (delivery, Action::Done))).await;
+    holds(&alive, "events", 3).await;
+    done(&*second, again).await;
+    holds(&alive, "events", 0).await;
+}
+
+#[tokio::test]
+async fn a_consumer_that_lost_its_leases_goes_on_with_new_ones() {
+    let directory = Embedded::new();
+    let frozen = open(&directory.path(), FROZEN).await;
+    publish(&frozen, 2).await;
+    let first = frozen.subscribe(2).await.unwrap();
+    let late = receive(&*first, 2).await;
+    let alive = open(&directory.path(), QUICK).await;
+    let second = alive.subscribe(10).await.unwrap();
+    let again = receive(&*second, 2).await;
+    done(&*second, again).await;
+    drop(second);
+    // Its settlement finds nothing, and it is a consumer like any other afterwards.
+    settle(&*first, late.into_iter().map(|delivery| (delivery, Action::Done))).await;
+    let sent = publish(&frozen, 2).await;
+    let fresh = receive(&*first, 2).await;
+    assert_eq!(ids(&fresh), sorted(sent));
+    done(&*first, fresh).await;
+    holds(&alive, "events", 0).await;
+}
+
+#[tokio::test]
+async fn a_heartbeat_keeps_leases_beyond_their_time() {
+    let directory = Embedded::new();
+    let [one, two] = [open(&directory.path(), QUICK).await, open(&directory.path(), QUICK).await];
+    publish(&one, 3).await;
+    let first = one.subscribe(10).await.unwrap();
+    let held = receive(&*first, 3).await;
+    let second = two.subscribe(10).await.unwrap();
+    let waited = tokio::time::timeout(4 * QUICK.lease, second.next()).await;
+    assert!(waited.is_err(), "{waited:?} came although its consumer lives");
+    done(&*first, held).await;
+    holds(&two, "events", 0).await;
+}
+
+#[tokio::test]
+async fn processes_of_one_directory_see_each_other_within_the_poll() {
+    let directory = Embedded::new();
+    let [one, two] = [Harness::open(&directory).await, Harness::open(&directory).await];
+    let subscription = two.subscribe(10).await.unwrap();
+    for _ in 0..5 {
+        let sent = publish(&one, 1).await;
+        let published = Instant::now();
+        let delivery = next(&*subscription).await;
+        assert_eq!(id(&delivery), sent[0]);
+        // 250 ms are promised; the rest is for a slow machine.
+        assert!(published.elapsed() < Duration::from_secs(2), "{:?}", published.elapsed());
+        done(&*subscription, vec![delivery]).await;
+    }
+    holds(&one, "events", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_publish_and_consume_at_once_lose_and_double_nothing() {
+    let directory = Embedded::new();
+    let handles = [Harness::open(&directory).await, Harness::open(&directory).await];
+    let mut publishing = tokio::task::JoinSet::new();
+    for queue in handles.iter().cycle().take(20).cloned() {
+        publishing.spawn(async move { publish(&queue, 30).await });
+    }
+    let mut consuming = tokio::task::JoinSet::new();
+    for queue in &handles {
+        let (queue, subscription) = (queue.clone(), queue.subscribe(50).await.unwrap());
+        consuming.spawn(async move {
+            let mut seen = Vec::new();
+            while let Ok(Some(delivery)) = tokio::time::timeout(3 * QUIET, subscription.next()).await {
+                assert_eq!(delivery.earlier, 0);
+                seen.push(id(&delivery));
+                done(&*subscription, vec![delivery]).await;
+            }
+            drop(queue);
+            seen
+        });
+    }
+    let sent: Vec<String> = publishing.join_all().await.concat();
+    let seen: Vec<String> = consuming.join_all().await.concat();
+    assert_eq!(sorted(seen), sorted(sent));
+    holds(&handles[0], "events", 0).await;
+}
+
+#[tokio::test]
+async fn what_nobody_has_seen_is_not_counted_as_delivered() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    publish(&queue, 10).await;
+    let first = queue.subscribe(10).await.unwrap();
+    let seen = receive(&*first, 4).await;
+    drop(first);
+    let second = queue.subscribe(10).await.unwrap();
+    for delivery in receive(&*second, 10).await {
+        let earlier = u32::from(seen.iter().any(|known| known.message.id == delivery.message.id));
+        assert_eq!(delivery.earlier, earlier, "{}", delivery.message.id);
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_kills_its_workers_is_buried_as_a_crash_loop() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    let killer = publish(&queue, 1).await.remove(0);
+    for earlier in 0..=DELIVERY_LIMIT {
+        let subscription = queue.subscribe(1).await.unwrap();
+        let delivery = next(&*subscription).await;
+        assert_eq!((id(&delivery), delivery.earlier), (killer.clone(), earlier));
+    }
+    let harmless = publish(&queue, 1).await.remove(0);
+    let subscription = queue.subscribe(10).await.unwrap();
+    assert_eq!(id(&next(&*subscription).await), harmless);
+    assert!(quiet(&*subscription).await);
+    holds(&queue, "dead", 1).await;
+    let reason: String = sqlx::query_scalar("SELECT reason FROM messages WHERE queue = 'dead'")
+        .fetch_one(&mut raw(&directory.path()).await)
+        .await
+        .unwrap();
+    assert_eq!(reason, "crash_loop");
+}
+
+#[tokio::test]
+async fn a_burial_keeps_its_reason_and_its_body() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    queue.publish(message("{\"broken\"")).await.unwrap();
+    let subscription = queue.subscribe(1).await.unwrap();
+    let delivery = next(&*subscription).await;
+    let burial = headcount::queue::Burial {
+        reason: headcount::queue::Reason::InvalidPayload,
+        detail: "EOF at column 9\0".into(),
+    };
+    settle(&*subscription, [(delivery, Action::Bury(burial))]).await;
+    let row: (String, String, Vec<u8>, Option<i64>) = sqlx::query_as(
+        "SELECT reason, detail, body, died_at FROM messages JOIN bodies USING (id) WHERE queue = 'dead'",
+    )
+    .fetch_one(&mut raw(&directory.path()).await)
+    .await
+    .unwrap();
+    assert_eq!((row.0.as_str(), row.1.as_str()), ("invalid_payload", "EOF at column 9\u{fffd}"));
+    assert_eq!(row.2, b"{\"broken\"");
+    assert!(row.3.is_some());
+}
+
+#[tokio::test]
+async fn done_leaves_no_body_behind() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    publish(&queue, 5).await;
+    let subscription = queue.subscribe(10).await.unwrap();
+    let deliveries = receive(&*subscription, 5).await;
+    done(&*subscription, deliveries).await;
+    let left: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM bodies")
+        .fetch_one(&mut raw(&directory.path()).await)
+        .await
+        .unwrap();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_file_is_answered_in_time_and_outlived() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    publish(&queue, 4).await;
+    let subscription = queue.subscribe(10).await.unwrap();
+    let held = receive(&*subscription, 4).await;
+
+    let mut other = raw(&directory.path()).await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let asked = Instant::now();
+    let refused = soon("a refusal", queue.publish(message("{}"))).await;
+    assert!(matches!(refused, Err(QueueError::Unavailable(_))), "{refused:?}");
+    assert!(asked.elapsed() < PUBLISH_LIMIT + Duration::from_secs(2), "{:?}", asked.elapsed());
+    assert!(subscription.trouble().is_some());
+    let asked = Instant::now();
+    assert!(queue.publish(message("{}")).await.is_err());
+    assert!(asked.elapsed() < Duration::from_secs(1), "known trouble is answered at once");
+
+    // A settlement is not given up: it ends as soon as the file can be written again.
+    let settling = tokio::spawn(async move {
+        done(&*subscription, held).await;
+        subscription
+    });
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    let subscription = soon("the settlement", settling).await.unwrap();
+    holds(&queue, "events", 0).await;
+    assert_eq!(subscription.trouble(), None);
+    let sent = publish(&queue, 1).await;
+    assert_eq!(id(&next(&*subscription).await), sent[0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_that_were_committed_unknown_to_their_consumer_come_back() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    publish(&queue, 2).await;
+    let subscription = queue.subscribe(1).await.unwrap();
+    let held = receive(&*subscription, 1).await;
+    // What a claim leaves whose COMMIT reported an error and took place.
+    let mut other = raw(&directory.path()).await;
+    let changed = sqlx::query(
+        "UPDATE messages SET lease_owner = (SELECT MAX(id) FROM consumers), leases = leases + 1,
+            deliveries = deliveries + 1
+         WHERE lease_owner IS NULL",
+    );
+    assert_eq!(changed.execute(&mut other).await.unwrap().rows_affected(), 1);
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    assert!(soon("a refusal", queue.publish(message("{}"))).await.is_err());
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    done(&*subscription, held).await;
+    let delivery = next(&*subscription).await;
+    assert_eq!(delivery.earlier, 0);
+    done(&*subscription, vec![delivery]).await;
+    holds(&queue, "events", 0).await;
+}
+
+#[tokio::test]
+async fn an_unwritable_directory_is_refused_with_a_hint() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    // Root may write to a directory whatever its mode; nobody may to the others.
+    let read_only = directory.path().join("read-only");
+    std::fs::create_dir(&read_only).unwrap();
+    let mut unwritable = vec![file.join("below"), file];
+    if cfg!(target_os = "linux") {
+        unwritable.extend([PathBuf::from("/proc/self/task"), PathBuf::from("/proc/headcount")]);
+    }
+    let mut permissions = read_only.metadata().unwrap().permissions();
+    permissions.set_readonly(true);
+    std::fs::set_permissions(&read_only, permissions).unwrap();
+    if std::fs::write(read_only.join("probe"), "").is_err() {
+        unwritable.push(read_only);
+    }
+    for directory in unwritable {
+        let refused = EmbeddedQueue::open(&directory, ladder()).await;
+        let Err(error @ QueueError::Refused { .. }) = refused else { panic!("{directory:?}: {refused:?}") };
+        assert!(error.hint().unwrap().contains("HEADCOUNT_DATA_DIR"));
+        assert!(error.to_string().contains(&directory.display().to_string()), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_queue_is_named_with_a_hint() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(
+        directory.path().join("queue.db"),
+        "this is not a database, and long enough to say so".repeat(99),
+    )
+    .unwrap();
+    let refused = EmbeddedQueue::open(directory.path(), ladder()).await;
+    let Err(error @ QueueError::Misconfigured { .. }) = refused else { panic!("{refused:?}") };
+    assert!(error.hint().unwrap().contains("HEADCOUNT_DATA_DIR"));
+}
+
+#[tokio::test]
+async fn a_newer_file_is_accepted() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    publish(&queue, 1).await;
+    queue.close().await;
+    let mut newer = raw(&directory.path()).await;
+    sqlx::raw_sql("ALTER TABLE messages ADD COLUMN of_tomorrow TEXT; PRAGMA user_version = 99")
+        .execute(&mut newer)
+        .await
+        .unwrap();
+    newer.close().await.unwrap();
+    let queue = Harness::open(&directory).await;
+    publish(&queue, 1).await;
+    let subscription = queue.subscribe(10).await.unwrap();
+    let deliveries = receive(&*subscription, 2).await;
+    done(&*subscription, deliveries).await;
+    holds(&queue, "events", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_that_open_a_new_directory_at_once_all_succeed() {
+    let directory = Embedded::new();
+    let mut opening = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let path = directory.path();
+        opening.spawn(async move {
+            let queue: Arc<dyn Queue> = Arc::new(EmbeddedQueue::open(&path, ladder()).await.unwrap());
+            publish(&queue, 1).await;
+        });
+    }
+    opening.join_all().await;
+    holds(&Harness::open(&directory).await, "events", 8).await;
+}
+
+#[tokio::test]
+async fn big_bodies_never_fill_the_memory() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    let body = vec![b'x'; 512 * 1024];
+    for _ in 0..140 {
+        queue.publish(message(body.clone())).await.unwrap();
+    }
+    let subscription = queue.subscribe(600).await.unwrap();
+    // 64 MiB are 128 of them.
+    let held = receive(&*subscription, 128).await;
+    assert!(quiet(&*subscription).await, "more than 64 MiB are held");
+    done(&*subscription, held).await;
+    let rest = receive(&*subscription, 12).await;
+    done(&*subscription, rest).await;
+}

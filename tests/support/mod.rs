@@ -1,0 +1,18 @@
+//! What the integration tests share.
+#![allow(dead_code, unreachable_pub)] // Each test binary uses its part.
+
+pub mod servers;
+
+use std::time::{Duration, Instant};
+
+/// How long a test waits for what has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until it is so; fails with `what` if it never becomes so.
+pub async fn eventually(what: &str, so: impl AsyncFn() -> bool) {
+    let started = Instant::now();
+    while !so().await {
+        assert!(started.elapsed() < PATIENCE, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

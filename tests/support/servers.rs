@@ -1,0 +1,139 @@
+//! Private servers that a test may kill, freeze and restart, run by `scripts/servers`.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+/// One RabbitMQ or PostgreSQL server with a directory and a port of its own.
+pub struct Server {
+    kind: &'static str,
+    directory: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Starts a RabbitMQ and waits until it answers.
+    pub fn rabbitmq() -> Self {
+        Self::start_new("rabbitmq")
+    }
+
+    /// Starts a PostgreSQL and waits until it answers.
+    pub fn postgres() -> Self {
+        Self::start_new("postgres")
+    }
+
+    fn start_new(kind: &'static str) -> Self {
+        // In /tmp, where a chroot of other versions sees it too.
+        let directory = tempfile::Builder::new().prefix("headcount-test-").tempdir_in("/tmp").unwrap();
+        let mut server = Self { kind, directory, port: free_port(), child: None };
+        server.start();
+        server
+    }
+
+    /// Starts it again on the same data and port, and waits until it answers.
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        let mut child = script()
+            .args([self.kind, &self.path(), &self.port.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), "ready", "{} did not start; its log is above", self.kind);
+        self.child = Some(child);
+    }
+
+    /// SIGKILL, to the server and all its children.
+    pub fn kill(&mut self) {
+        self.signal("KILL");
+        self.reap();
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub fn stop(&mut self) {
+        self.signal("TERM");
+        self.reap();
+    }
+
+    fn reap(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGSTOP: it keeps its connections and answers nothing.
+    pub fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let status = script().args(["signal", &self.path(), signal]).status().unwrap();
+        assert!(status.success(), "scripts/servers signal {signal}");
+    }
+
+    /// `rabbitmqctl` for this node.
+    pub fn ctl(&self, arguments: &[&str]) {
+        let output = script().args(["ctl", &self.path()]).args(arguments).output().unwrap();
+        assert!(
+            output.status.success(),
+            "rabbitmqctl {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    /// Where clients find it.
+    pub fn url(&self) -> String {
+        match self.kind {
+            "rabbitmq" => format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port),
+            _ => format!("postgres://postgres@127.0.0.1:{}/postgres", self.port),
+        }
+    }
+
+    fn path(&self) -> String {
+        self.directory.path().to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            // Its data is thrown away: no need to be gentle.
+            let _ = script().args(["signal", &self.path(), "KILL"]).status();
+            self.reap();
+        }
+    }
+}
+
+fn script() -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/servers"))
+}
+
+/// A free port below those that the system gives to outgoing connections.
+pub fn free_port() -> u16 {
+    loop {
+        let port = rand::random_range(12_000..19_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// The URL of a server that the test command started: `TEST_AMQP_URL` or `TEST_DATABASE_URL`.
+pub fn url(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} is not set: run the tests with `make test`, or set it to a server of yours")
+    })
+}
