@@ -13,7 +13,7 @@ use crate::{
     ingress::{self, Ingress, Verifier},
     ops::{self, Ops},
     pause::Pauses,
-    queue::{self, Queue, QueueConfig, QueueError},
+    queue::{self, Queue, QueueConfig, QueueError, Source},
     shutdown::until,
     store::{self, Backend, Class, Store, StoreError},
     telemetry::metrics,
@@ -147,7 +147,7 @@ async fn work(
     if !prepare(store.as_ref(), migrate, &health, &stop).await? {
         return Ok(());
     }
-    let subscription = queue.subscribe(config.prefetch).await.map_err(|error| queue_failure(&error))?;
+    let subscription = queue.subscribe(Source::Events, config.prefetch).await.map_err(|error| queue_failure(&error))?;
     worker::run(Arc::from(subscription), store, worker::Settings::new(config), health, stop).await;
     Ok(())
 }

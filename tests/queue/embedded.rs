@@ -8,6 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use headcount::queue::{
+    Source,
     Action, DELIVERY_LIMIT, PUBLISH_LIMIT, Queue, QueueError,
     embedded::{EmbeddedQueue, Timing},
 };
@@ -64,11 +65,11 @@ async fn a_lease_that_runs_out_hands_its_messages_to_another() {
     let directory = Embedded::new();
     let frozen = open(&directory.path(), FROZEN).await;
     let sent = publish(&frozen, 3).await;
-    let first = frozen.subscribe(10).await.unwrap();
+    let first = frozen.subscribe(Source::Events, 10).await.unwrap();
     let late = receive(&*first, 3).await;
 
     let alive = open(&directory.path(), QUICK).await;
-    let second = alive.subscribe(10).await.unwrap();
+    let second = alive.subscribe(Source::Events, 10).await.unwrap();
     let again = receive(&*second, 3).await;
     assert_eq!(ids(&again), sorted(sent));
     assert!(again.iter().all(|delivery| delivery.earlier == 1));
@@ -85,10 +86,10 @@ async fn a_consumer_that_lost_its_leases_goes_on_with_new_ones() {
     let directory = Embedded::new();
     let frozen = open(&directory.path(), FROZEN).await;
     publish(&frozen, 2).await;
-    let first = frozen.subscribe(2).await.unwrap();
+    let first = frozen.subscribe(Source::Events, 2).await.unwrap();
     let late = receive(&*first, 2).await;
     let alive = open(&directory.path(), QUICK).await;
-    let second = alive.subscribe(10).await.unwrap();
+    let second = alive.subscribe(Source::Events, 10).await.unwrap();
     let again = receive(&*second, 2).await;
     done(&*second, again).await;
     drop(second);
@@ -106,9 +107,9 @@ async fn a_heartbeat_keeps_leases_beyond_their_time() {
     let directory = Embedded::new();
     let [one, two] = [open(&directory.path(), QUICK).await, open(&directory.path(), QUICK).await];
     publish(&one, 3).await;
-    let first = one.subscribe(10).await.unwrap();
+    let first = one.subscribe(Source::Events, 10).await.unwrap();
     let held = receive(&*first, 3).await;
-    let second = two.subscribe(10).await.unwrap();
+    let second = two.subscribe(Source::Events, 10).await.unwrap();
     let waited = tokio::time::timeout(4 * QUICK.lease, second.next()).await;
     assert!(waited.is_err(), "{waited:?} came although its consumer lives");
     done(&*first, held).await;
@@ -119,7 +120,7 @@ async fn a_heartbeat_keeps_leases_beyond_their_time() {
 async fn processes_of_one_directory_see_each_other_within_the_poll() {
     let directory = Embedded::new();
     let [one, two] = [Harness::open(&directory).await, Harness::open(&directory).await];
-    let subscription = two.subscribe(10).await.unwrap();
+    let subscription = two.subscribe(Source::Events, 10).await.unwrap();
     for _ in 0..5 {
         let sent = publish(&one, 1).await;
         let published = Instant::now();
@@ -143,7 +144,7 @@ async fn processes_that_publish_and_consume_at_once_lose_and_double_nothing() {
     }
     let mut consuming = tokio::task::JoinSet::new();
     for queue in &handles {
-        let (queue, subscription) = (queue.clone(), queue.subscribe(50).await.unwrap());
+        let (queue, subscription) = (queue.clone(), queue.subscribe(Source::Events, 50).await.unwrap());
         consuming.spawn(async move {
             let mut seen = Vec::new();
             while let Ok(Some(delivery)) = tokio::time::timeout(3 * QUIET, subscription.next()).await {
@@ -166,10 +167,10 @@ async fn what_nobody_has_seen_is_not_counted_as_delivered() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     publish(&queue, 10).await;
-    let first = queue.subscribe(10).await.unwrap();
+    let first = queue.subscribe(Source::Events, 10).await.unwrap();
     let seen = receive(&*first, 4).await;
     drop(first);
-    let second = queue.subscribe(10).await.unwrap();
+    let second = queue.subscribe(Source::Events, 10).await.unwrap();
     for delivery in receive(&*second, 10).await {
         let earlier = u32::from(seen.iter().any(|known| known.message.id == delivery.message.id));
         assert_eq!(delivery.earlier, earlier, "{}", delivery.message.id);
@@ -182,12 +183,12 @@ async fn a_message_that_kills_its_workers_is_buried_as_a_crash_loop() {
     let queue = Harness::open(&directory).await;
     let killer = publish(&queue, 1).await.remove(0);
     for earlier in 0..=DELIVERY_LIMIT {
-        let subscription = queue.subscribe(1).await.unwrap();
+        let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
         let delivery = next(&*subscription).await;
         assert_eq!((id(&delivery), delivery.earlier), (killer.clone(), earlier));
     }
     let harmless = publish(&queue, 1).await.remove(0);
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     assert_eq!(id(&next(&*subscription).await), harmless);
     assert!(quiet(&*subscription).await);
     holds(&queue, "dead", 1).await;
@@ -203,7 +204,7 @@ async fn a_burial_keeps_its_reason_and_its_body() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     queue.publish(message("{\"broken\"")).await.unwrap();
-    let subscription = queue.subscribe(1).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
     let delivery = next(&*subscription).await;
     let burial = headcount::queue::Burial {
         reason: headcount::queue::Reason::InvalidPayload,
@@ -226,7 +227,7 @@ async fn done_leaves_no_body_behind() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     publish(&queue, 5).await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     let deliveries = receive(&*subscription, 5).await;
     done(&*subscription, deliveries).await;
     let left: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM bodies")
@@ -241,7 +242,7 @@ async fn a_locked_file_is_answered_in_time_and_outlived() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     publish(&queue, 4).await;
-    let subscription = Arc::new(queue.subscribe(10).await.unwrap());
+    let subscription = Arc::new(queue.subscribe(Source::Events, 10).await.unwrap());
     let held = receive(&**subscription, 4).await;
 
     let mut other = raw(&directory.path()).await;
@@ -274,7 +275,7 @@ async fn claims_that_were_committed_unknown_to_their_consumer_come_back() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     publish(&queue, 2).await;
-    let subscription = queue.subscribe(1).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
     let held = receive(&*subscription, 1).await;
     // What a claim leaves whose COMMIT reported an error and took place.
     let mut other = raw(&directory.path()).await;
@@ -338,7 +339,7 @@ async fn a_clock_that_was_set_back_holds_nothing_up() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     let sent = publish(&queue, 3).await;
-    let subscription = queue.subscribe(1).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
     let retried = next(&*subscription).await;
     settle(&*subscription, [(retried, Action::Retry { rung: 0, attempt: 1, waits: 0 })]).await;
     let mut held = receive(&*subscription, 1).await;
@@ -355,7 +356,7 @@ async fn a_clock_that_was_set_back_holds_nothing_up() {
     other.close().await.unwrap();
 
     let queue = open(&directory.path(), QUICK).await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     assert_eq!(ids(&receive(&*subscription, 3).await), sorted(sent));
 }
 
@@ -373,7 +374,7 @@ async fn a_newer_file_is_accepted() {
     newer.close().await.unwrap();
     let queue = Harness::open(&directory).await;
     publish(&queue, 1).await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     let deliveries = receive(&*subscription, 2).await;
     done(&*subscription, deliveries).await;
     holds(&queue, "events", 0).await;
@@ -402,7 +403,7 @@ async fn big_bodies_never_fill_the_memory() {
     for _ in 0..140 {
         queue.publish(message(body.clone())).await.unwrap();
     }
-    let subscription = queue.subscribe(600).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 600).await.unwrap();
     // 64 MiB are 128 of them.
     let held = receive(&*subscription, 128).await;
     assert!(quiet(&*subscription).await, "more than 64 MiB are held");

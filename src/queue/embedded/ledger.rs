@@ -301,6 +301,7 @@ fn delivery(row: &sqlx::sqlite::SqliteRow) -> Result<Delivery> {
         },
         earlier: row.try_get::<u32, _>(2)?.saturating_sub(1),
         receipt: Receipt { generation: row.try_get(1)?, tag: row.try_get(0)? },
+        death: None,
     })
 }
 

@@ -30,7 +30,7 @@ use self::{
     work::{Publish, Request},
     writer::Writer,
 };
-use super::{Depth, Ladder, PUBLISH_LIMIT, Queue, QueueError, Subscription};
+use super::{Source, Depth, Ladder, PUBLISH_LIMIT, Queue, QueueError, Subscription};
 use crate::message::{self, Message};
 
 /// How much may wait to be published, in KiB; each message counts for at least one.
@@ -123,7 +123,12 @@ impl Queue for EmbeddedQueue {
         self.answer(answered, limit).await
     }
 
-    async fn subscribe(&self, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError> {
+    fn sample(&self, _rejected: bytes::Bytes) {}
+
+    async fn subscribe(&self, source: Source, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        if source != Source::Events {
+            return Err(QueueError::Unavailable("only events can be consumed from this queue".into()));
+        }
         let consumer = Arc::new(Consumer::new(prefetch));
         self.requests.send(Request::Join(consumer.clone())).map_err(|_| closed())?;
         Ok(Box::new(EmbeddedSubscription {

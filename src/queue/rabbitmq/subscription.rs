@@ -55,6 +55,8 @@ struct Shared {
     /// another ack would settle it twice, and the broker closes the channel over that.
     acking: tokio::sync::Mutex<Option<Channel>>,
     trouble: Mutex<Option<String>>,
+    /// It consumes the dead queue.
+    dead: bool,
     wish: watch::Sender<Wish>,
 }
 
@@ -72,6 +74,7 @@ impl RabbitSubscription {
         queue: String,
         prefetch: u16,
     ) -> Result<Self, QueueError> {
+        let dead = queue == broker.topology.named("dead");
         let shared = Arc::new(Shared {
             ladder,
             broker,
@@ -80,6 +83,7 @@ impl RabbitSubscription {
             unsettled: Mutex::default(),
             acking: tokio::sync::Mutex::new(None),
             trouble: Mutex::default(),
+            dead,
             wish: watch::Sender::new(Wish::Consume),
         });
         let first = match consume(&shared.broker, &queue, prefetch).await {
@@ -307,7 +311,7 @@ async fn deliver(
                 Some(Ok(delivered)) => {
                     shared.unsettled.lock().unwrap_or_else(PoisonError::into_inner).delivered(delivered.delivery_tag);
                     if let Some(hand) = hand {
-                        let _ = hand.send(wire::delivery(delivered, generation));
+                        let _ = hand.send(wire::delivery(delivered, generation, shared.dead));
                     }
                 }
                 Some(Err(error)) => return text(&error),
