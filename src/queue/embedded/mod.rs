@@ -144,7 +144,7 @@ impl Queue for EmbeddedQueue {
         });
         match timeout_at((Instant::now() + PUBLISH_LIMIT).into(), counting).await {
             Ok(Ok(Ok(depths))) => Ok(depths),
-            Ok(Ok(Err(error))) => Err(QueueError::Unavailable(format!("queue.db: {error}"))),
+            Ok(Ok(Err(error))) => Err(QueueError::Unavailable(format!("queue.db: {}", file::say(&error)))),
             Ok(Err(error)) => Err(QueueError::Unavailable(format!("queue.db: {error}"))),
             Err(_) => Err(QueueError::Unavailable("queue.db has not answered in time".into())),
         }
