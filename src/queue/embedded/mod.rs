@@ -2,7 +2,7 @@
 //!
 //! Promises what the seam promises, without a server: a publish is answered after an fsync that it shares with all that
 //! waited for it; a delivery is leased, and its lease runs out when its process dies. All writing is done by one task
-//! per process ([`writer`]); here are the handles that ask it, and they never wait for a database, only for its answer.
+//! per process (`writer.rs`); here are the handles that ask it, and they never wait for a database, only for its answer.
 
 mod file;
 mod ledger;
