@@ -2,7 +2,7 @@
 //!
 //! Promises what the seam promises, without a server: a publish is answered after an fsync that it shares with all that
 //! waited for it; a delivery is leased, and its lease runs out when its process dies. All writing is done by one task
-//! per process ([`writer`]); here are the handles that ask it, and they never wait for a database, only for its answer.
+//! per process (`writer.rs`); here are the handles that ask it, and they never wait for a database, only for its answer.
 
 mod file;
 mod ledger;
@@ -149,7 +149,7 @@ impl Queue for EmbeddedQueue {
         });
         match timeout_at((Instant::now() + PUBLISH_LIMIT).into(), counting).await {
             Ok(Ok(Ok(depths))) => Ok(depths),
-            Ok(Ok(Err(error))) => Err(QueueError::Unavailable(format!("queue.db: {error}"))),
+            Ok(Ok(Err(error))) => Err(QueueError::Unavailable(format!("queue.db: {}", file::say(&error)))),
             Ok(Err(error)) => Err(QueueError::Unavailable(format!("queue.db: {error}"))),
             Err(_) => Err(QueueError::Unavailable("queue.db has not answered in time".into())),
         }

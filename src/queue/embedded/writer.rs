@@ -341,15 +341,16 @@ impl Writer {
 
     /// Answers those who cannot wait, and keeps the rest for the next try.
     fn fail(&mut self, error: &sqlx::Error) {
+        let problem = format!("queue.db cannot be written: {}", file::say(error));
         if self.failures == 0 {
-            tracing::warn!(%error, "queue.db cannot be written; trying again");
+            tracing::warn!("{problem}; trying again");
         }
         // A fresh connection: the failed transaction ends with the old one, whatever state it was in.
         self.connection = None;
         self.doubt = true;
         self.failures = self.failures.saturating_add(1);
-        self.health.set_trouble(Some(format!("queue.db cannot be written: {error}")));
-        let unavailable = || QueueError::Unavailable(format!("queue.db cannot be written: {error}"));
+        self.health.set_trouble(Some(problem.clone()));
+        let unavailable = || QueueError::Unavailable(problem.clone());
         for publish in self.work.publishes.drain(..) {
             let _ = publish.answer.send(Err(unavailable()));
         }
