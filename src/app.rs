@@ -98,7 +98,8 @@ pub async fn run(
         });
     }
     if let Some(store) = &store {
-        let (config, queue, store, stop) = (config.clone(), Arc::clone(&queue), Arc::clone(store), stop.clone());
+        let (config, queue, store, stop) =
+            (config.clone(), Arc::clone(&queue), Arc::clone(store), stop.clone());
         let migrate = roles.migrate;
         tasks.spawn(async move { work(&config, migrate, queue, store, health, stop).await });
     }
@@ -112,7 +113,11 @@ pub async fn run(
 }
 
 /// Waits for the end: every task's after a stop, within the drain limit, or the first that fails.
-async fn finish(config: &Config, mut tasks: JoinSet<Result<(), Failure>>, stop: &watch::Receiver<bool>) -> Result<(), Failure> {
+async fn finish(
+    config: &Config,
+    mut tasks: JoinSet<Result<(), Failure>>,
+    stop: &watch::Receiver<bool>,
+) -> Result<(), Failure> {
     let deadline = async {
         until(stop, |stop| *stop).await;
         info!("stopping: no more intake, finishing what is in flight");
@@ -147,7 +152,8 @@ async fn work(
     if !prepare(store.as_ref(), migrate, &health, &stop).await? {
         return Ok(());
     }
-    let subscription = queue.subscribe(Source::Events, config.prefetch).await.map_err(|error| queue_failure(&error))?;
+    let subscription =
+        queue.subscribe(Source::Events, config.prefetch).await.map_err(|error| queue_failure(&error))?;
     worker::run(Arc::from(subscription), store, worker::Settings::new(config), health, stop).await;
     Ok(())
 }
@@ -161,7 +167,11 @@ async fn prepare(
 ) -> Result<bool, Failure> {
     let mut pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(5));
     loop {
-        let prepared = if migrate { store.migrate().await.map(|names| log_migrations(&names)) } else { store.check_schema().await };
+        let prepared = if migrate {
+            store.migrate().await.map(|names| log_migrations(&names))
+        } else {
+            store.check_schema().await
+        };
         let error = match prepared {
             Ok(()) => {
                 health.send_replace(worker::Health::default());
@@ -196,8 +206,12 @@ fn is_hopeless(error: &StoreError) -> bool {
 async fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
         let hint = match error.kind() {
-            std::io::ErrorKind::AddrInUse => format!("another process listens there; stop it, or set {variable} to another port"),
-            std::io::ErrorKind::PermissionDenied => format!("ports below 1024 need privileges; set {variable} to a higher port"),
+            std::io::ErrorKind::AddrInUse => {
+                format!("another process listens there; stop it, or set {variable} to another port")
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                format!("ports below 1024 need privileges; set {variable} to a higher port")
+            }
             _ => format!("set {variable} to an address of this machine"),
         };
         Failure::new(format!("cannot listen on {address}: {error}")).hint(hint)

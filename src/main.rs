@@ -56,10 +56,13 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
                     .hint("copy it from the endpoint's page in the Clerk dashboard; it starts with whsec_")
                     .hint("to try headcount without Clerk: headcount up --demo"));
             }
-            let roles = Roles { ingress: Some(config.signing_secrets.clone()), worker: false, migrate: false };
+            let roles =
+                Roles { ingress: Some(config.signing_secrets.clone()), worker: false, migrate: false };
             serve(&config, roles, |_| {}).await
         }
-        Command::Worker => serve(&config, Roles { ingress: None, worker: true, migrate: false }, |_| {}).await,
+        Command::Worker => {
+            serve(&config, Roles { ingress: None, worker: true, migrate: false }, |_| {}).await
+        }
         Command::Migrate => migrate(&config, &mut output).await,
         Command::Send(args) => send::run(&args, &config, &mut output).await,
         Command::Status(args) => status::run(args, &config, &mut output).await,
@@ -103,8 +106,10 @@ fn play(addresses: Addresses, path: String, secret: Secret, stop: watch::Receive
 }
 
 async fn serve(config: &Config, roles: Roles, started: impl FnOnce(Addresses)) -> Result<(), Failure> {
-    let prometheus = metrics::install().map_err(|error| Failure::new(format!("metrics cannot start: {error}")))?;
-    let stop = app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
+    let prometheus =
+        metrics::install().map_err(|error| Failure::new(format!("metrics cannot start: {error}")))?;
+    let stop =
+        app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
     let path = config.webhook_path.clone();
     let started = move |addresses: Addresses| {
         if let Some(address) = addresses.ingress {

@@ -102,7 +102,8 @@ async fn queue(config: &Config) -> Check {
                     _ => waiting += depth.messages,
                 }
             }
-            let consumers: u32 = depths.iter().filter(|depth| depth.queue == "events").map(|depth| depth.consumers).sum();
+            let consumers: u32 =
+                depths.iter().filter(|depth| depth.queue == "events").map(|depth| depth.consumers).sum();
             let message = format!("{queue:?} answers: {waiting} waiting, {dead} dead, {consumers} workers");
             let shared = matches!(config.queue(), QueueConfig::RabbitMq { .. });
             if shared && consumers == 0 && waiting > 0 {
@@ -135,7 +136,10 @@ async fn store(config: &Config) -> Check {
 fn secret(config: &Config) -> Check {
     if !config.signing_secrets.is_empty() {
         let count = config.signing_secrets.len();
-        return Check::ok("secret", format!("{count} signing secret{} configured", if count == 1 { "" } else { "s" }));
+        return Check::ok(
+            "secret",
+            format!("{count} signing secret{} configured", if count == 1 { "" } else { "s" }),
+        );
     }
     match secret::development_secret(&config.data_dir, false) {
         Ok(Some(_)) => Check::warning(
@@ -164,9 +168,14 @@ async fn ingress(config: &Config) -> Check {
     };
     let id = format!("doctor_{}", uuid::Uuid::now_v7().simple());
     debug_assert!(MessageId::parse(&id).is_some());
-    let body = format!(r#"{{"data":{{}},"object":"event","timestamp":{},"type":"headcount.doctor"}}"#, crate::message::now());
+    let body = format!(
+        r#"{{"data":{{}},"object":"event","timestamp":{},"type":"headcount.doctor"}}"#,
+        crate::message::now()
+    );
     match tokio::time::timeout(Duration::from_secs(10), poster.post(&id, body.into())).await {
-        Ok(Ok(status)) if status.is_success() => Check::ok("ingress", format!("{url} takes a signed webhook")),
+        Ok(Ok(status)) if status.is_success() => {
+            Check::ok("ingress", format!("{url} takes a signed webhook"))
+        }
         Ok(Ok(status)) => {
             let hint = match status.as_u16() {
                 401 => "its secret or its clock differs from this machine's",
@@ -175,6 +184,10 @@ async fn ingress(config: &Config) -> Check {
             };
             Check::failed("ingress", Failure::new(format!("{url} answered {status}")).hint(hint))
         }
-        _ => Check::warning("ingress", format!("{url} does not answer"), "start it: headcount up, or headcount ingress"),
+        _ => Check::warning(
+            "ingress",
+            format!("{url} does not answer"),
+            "start it: headcount up, or headcount ingress",
+        ),
     }
 }

@@ -6,12 +6,7 @@ use super::{
     Listing,
     output::{Failure, Output, number},
 };
-use crate::{
-    app,
-    config::Config,
-    queue::Depth,
-    store::Totals,
-};
+use crate::{app, config::Config, queue::Depth, store::Totals};
 
 /// What `status --json` prints.
 #[derive(Debug, Serialize)]
@@ -43,6 +38,13 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
         .collect();
     output.table(&["queue", "messages", "consumers"], &rows)?;
     output.line("")?;
-    output.line(format!("users           {} live, {} deleted", number(status.users.live_users), number(status.users.deleted_users)))?;
-    output.line(format!("last processed  {}", status.users.last_processed_at.as_deref().unwrap_or("nothing yet")))
+    output.line(format!(
+        "users           {} live, {} deleted",
+        number(status.users.live_users),
+        number(status.users.deleted_users)
+    ))?;
+    output.line(format!(
+        "last processed  {}",
+        status.users.last_processed_at.as_deref().unwrap_or("nothing yet")
+    ))
 }

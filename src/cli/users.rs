@@ -26,7 +26,8 @@ pub async fn run(args: Users, config: &Config, output: &mut Output) -> Result<()
 }
 
 async fn list(args: &UserList, store: &dyn Store, output: &mut Output) -> Result<(), Failure> {
-    let query = UserQuery { limit: args.limit, after: args.after, deleted: args.deleted, text: args.text.clone() };
+    let query =
+        UserQuery { limit: args.limit, after: args.after, deleted: args.deleted, text: args.text.clone() };
     let users = store.users(&query).await.map_err(|error| app::store_failure(&error))?;
     if args.listing.json {
         return output.json(&users);
@@ -50,7 +51,9 @@ async fn list(args: &UserList, store: &dyn Store, output: &mut Output) -> Result
         .collect();
     output.table(&["id", "clerk id", "email", "name", "state", "updated"], &rows)?;
     match users.last() {
-        Some(last) if users.len() == args.limit as usize => output.line(format!("\nmore: --after {}", last.id)),
+        Some(last) if users.len() == args.limit as usize => {
+            output.line(format!("\nmore: --after {}", last.id))
+        }
         _ => Ok(()),
     }
 }
@@ -78,10 +81,18 @@ fn describe(history: &UserHistory, output: &mut Output) -> Result<(), Failure> {
             for (label, value) in [
                 ("id", user.id.to_string()),
                 ("clerk id", user.clerk_id.clone()),
-                ("state", user.deleted_at.as_ref().map_or_else(|| "live".into(), |at| format!("deleted {at}"))),
+                (
+                    "state",
+                    user.deleted_at.as_ref().map_or_else(|| "live".into(), |at| format!("deleted {at}")),
+                ),
                 ("name", name(user)),
                 ("email", format!("{}{claim}", text(user.email.as_ref()))),
-                ("clerk's email", user.clerk_email.as_ref().map_or_else(|| "-".into(), |email| format!("{email} ({verified})"))),
+                (
+                    "clerk's email",
+                    user.clerk_email
+                        .as_ref()
+                        .map_or_else(|| "-".into(), |email| format!("{email} ({verified})")),
+                ),
                 ("phone", text(user.phone.as_ref())),
                 ("username", text(user.username.as_ref())),
                 ("tier, credits", format!("{}, {}", user.subscription_tier, user.credits_balance)),
@@ -122,6 +133,7 @@ fn text(value: Option<&String>) -> String {
 }
 
 fn name(user: &User) -> String {
-    let parts: Vec<&str> = [&user.first_name, &user.last_name].into_iter().flatten().map(String::as_str).collect();
+    let parts: Vec<&str> =
+        [&user.first_name, &user.last_name].into_iter().flatten().map(String::as_str).collect();
     if parts.is_empty() { text(user.username.as_ref()) } else { parts.join(" ") }
 }

@@ -77,7 +77,12 @@ pub trait Letters: Send + Sync {
     ///
     /// # Errors
     /// What the database says.
-    async fn unstamped(&self, filter: &Filter, before: Millis, limit: u32) -> Result<Vec<Claimed>, StoreError>;
+    async fn unstamped(
+        &self,
+        filter: &Filter,
+        before: Millis,
+        limit: u32,
+    ) -> Result<Vec<Claimed>, StoreError>;
 
     /// Stamps publications, where the round is unchanged.
     ///

@@ -8,8 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use headcount::queue::{
-    Source,
-    Action, DELIVERY_LIMIT, PUBLISH_LIMIT, Queue, QueueError,
+    Action, DELIVERY_LIMIT, PUBLISH_LIMIT, Queue, QueueError, Source,
     embedded::{EmbeddedQueue, Timing},
 };
 use sqlx::{Connection, SqliteConnection};

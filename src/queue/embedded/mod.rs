@@ -30,7 +30,7 @@ use self::{
     work::{Publish, Request},
     writer::Writer,
 };
-use super::{Source, Depth, Ladder, PUBLISH_LIMIT, Queue, QueueError, Subscription};
+use super::{Depth, Ladder, PUBLISH_LIMIT, Queue, QueueError, Source, Subscription};
 use crate::message::{self, Message};
 
 /// How much may wait to be published, in KiB; each message counts for at least one.

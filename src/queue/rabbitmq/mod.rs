@@ -98,8 +98,11 @@ impl Queue for RabbitQueue {
 
     fn sample(&self, rejected: Bytes) {
         // The default exchange routes by the queue's name.
-        let route =
-            Route { exchange: String::new(), key: self.broker.topology.named("rejections"), mandatory: false };
+        let route = Route {
+            exchange: String::new(),
+            key: self.broker.topology.named("rejections"),
+            mandatory: false,
+        };
         self.publisher.publish_lossy(route, wire::plain(), rejected);
     }
 

@@ -98,20 +98,27 @@ fn death(headers: Option<&BTreeMap<ShortString, AMQPValue>>, received_at: Millis
     for (key, value) in headers.into_iter().flatten().take(HEADERS_MAX) {
         shown.insert(message::clean(key.as_str(), HEADER_MAX), message::clean(&text(value), HEADER_MAX));
     }
-    let shown_or = |key: &str, otherwise: &str| shown.get(key).cloned().unwrap_or_else(|| otherwise.to_owned());
-    let died_at = headers.and_then(|headers| headers.get(DIED_AT)).and_then(number).unwrap_or_else(message::now);
+    let shown_or =
+        |key: &str, otherwise: &str| shown.get(key).cloned().unwrap_or_else(|| otherwise.to_owned());
+    let died_at =
+        headers.and_then(|headers| headers.get(DIED_AT)).and_then(number).unwrap_or_else(message::now);
     let (reason, detail) = if shown.contains_key(REASON) {
         // Ours: a burial carries its reason, and a republish after it no longer does.
         (shown_or(REASON, ""), shown_or(DETAIL, ""))
     } else if let Some(why) = headers.and_then(last_death) {
         let tries = DELIVERY_LIMIT + 1;
         let detail = match why.as_str() {
-            "delivery_limit" => format!("it was delivered {tries} times and never settled: it kills its workers"),
+            "delivery_limit" => {
+                format!("it was delivered {tries} times and never settled: it kills its workers")
+            }
             _ => format!("the broker dead-lettered it: {why}"),
         };
         (Reason::CrashLoop.as_str().to_owned(), detail)
     } else {
-        (Reason::Unroutable.as_str().to_owned(), "no queue was bound for it: the events queue was missing".into())
+        (
+            Reason::Unroutable.as_str().to_owned(),
+            "no queue was bound for it: the events queue was missing".into(),
+        )
     };
     let detail = message::clean(&detail, DETAIL_MAX);
     Death { reason, detail, died_at: died_at.max(received_at), headers: shown }
