@@ -1,6 +1,6 @@
 //! Whole worlds against the pure fold: whatever people do at Clerk and however the webhooks come, the table is right.
 //!
-//! `HEADCOUNT_SOAK=1` runs some twenty times as many.
+//! `SOAK=1` runs some twenty times as many.
 
 #[path = "worlds/mod.rs"]
 mod worlds;
@@ -19,7 +19,7 @@ use worlds::{
 };
 
 fn times(count: u64) -> u64 {
-    if std::env::var_os("HEADCOUNT_SOAK").is_some_and(|value| value == "1") { 20 * count } else { count }
+    if std::env::var_os("SOAK").is_some_and(|value| value == "1") { 20 * count } else { count }
 }
 
 /// Every world made from these seeds holds, or the smallest that does not is shown.
