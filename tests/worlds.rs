@@ -2,6 +2,8 @@
 //!
 //! `HEADCOUNT_SOAK=1` runs some twenty times as many.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "the tests' helpers fail as tests do")]
+
 #[path = "worlds/mod.rs"]
 mod worlds;
 
