@@ -1,6 +1,8 @@
 //! How fast the embedded queue takes in and hands out, and what grouped commits are worth: one publisher pays an fsync
 //! for each message, two hundred share it. `cargo bench --bench queue`.
 
+#![allow(clippy::expect_used)]
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},

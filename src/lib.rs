@@ -5,6 +5,7 @@
 //! it in batches, [`roster`] folds it into users, the [`store`] saves them in one transaction, and only then is it
 //! settled.
 
+pub mod app;
 pub mod config;
 pub mod http;
 pub mod clerk;

@@ -1,1 +1,135 @@
-fn main() {}
+//! Owns the process: parse, telemetry, dispatch, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use headcount::{
+    app::{self, Addresses, Roles},
+    cli::{
+        Cli, Command, Exit, demo, doctor,
+        output::{Failure, Output},
+        secret, send, status, users,
+    },
+    config::{Config, Secret},
+    telemetry::{logs, metrics},
+};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// Webhooks per second that the demo plays.
+const DEMO_RATE: f64 = 20.0;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("the runtime cannot start: {error}")))
+        .and_then(|runtime| {
+            let result = runtime.block_on(dispatch(cli));
+            // Left alone, as a frozen database's transaction is: it must not keep the process.
+            runtime.shutdown_background();
+            result
+        });
+    match result {
+        Ok(()) => Exit::Done.into(),
+        Err(failure) => {
+            failure.report(std::io::stderr());
+            failure.exit.into()
+        }
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let config = Config::load(cli.config.as_deref())?;
+    let mut output = Output::stdout();
+    let server = matches!(cli.command, Command::Up(_) | Command::Ingress | Command::Worker);
+    // A command's own errors are enough; its log would only repeat them.
+    let filter = if server || std::env::var_os("RUST_LOG").is_some() { &config.log_filter } else { "error" };
+    logs::init(filter, config.log_format)
+        .map_err(|problem| Failure::usage(problem).hint("write RUST_LOG=info, or info,headcount=debug"))?;
+    match cli.command {
+        Command::Up(args) => up(&config, args.demo).await,
+        Command::Ingress => {
+            if config.signing_secrets.is_empty() {
+                return Err(Failure::usage("CLERK_WEBHOOK_SIGNING_SECRET is not set")
+                    .hint("copy it from the endpoint's page in the Clerk dashboard; it starts with whsec_")
+                    .hint("to try headcount without Clerk: headcount up --demo"));
+            }
+            let roles =
+                Roles { ingress: Some(config.signing_secrets.clone()), worker: false, migrate: false };
+            serve(&config, roles, |_| {}).await
+        }
+        Command::Worker => {
+            serve(&config, Roles { ingress: None, worker: true, migrate: false }, |_| {}).await
+        }
+        Command::Migrate => migrate(&config, &mut output).await,
+        Command::Send(args) => send::run(&args, &config, &mut output).await,
+        Command::Status(args) => status::run(args, &config, &mut output).await,
+        Command::Users(args) => users::run(args, &config, &mut output).await,
+        Command::Doctor(args) => doctor::run(args, &config, &mut output).await,
+    }
+}
+
+async fn up(config: &Config, demo: bool) -> Result<(), Failure> {
+    let mut secrets = config.signing_secrets.clone();
+    if secrets.is_empty() {
+        secrets.extend(secret::development_secret(&config.data_dir, true)?);
+        let place = config.data_dir.join(secret::FILE);
+        warn!("CLERK_WEBHOOK_SIGNING_SECRET is not set: using the development secret in {}", place.display());
+    }
+    let Some(secret) = secrets.first().cloned() else {
+        return Err(Failure::new("there is no signing secret"));
+    };
+    let roles = Roles { ingress: Some(secrets), worker: true, migrate: true };
+    let (stop_demo, demo_stop) = watch::channel(false);
+    let result = serve(config, roles, |addresses| {
+        if demo {
+            play(addresses, config.webhook_path.clone(), secret, demo_stop);
+        }
+    })
+    .await;
+    stop_demo.send_replace(true);
+    result
+}
+
+fn play(addresses: Addresses, path: String, secret: Secret, stop: watch::Receiver<bool>) {
+    let Some(address) = addresses.ingress else { return };
+    let url = format!("http://{address}{path}");
+    info!("the demo posts {DEMO_RATE} webhooks per second to {url}");
+    info!("look at: headcount status, headcount users list, http://{}/metrics", addresses.ops);
+    tokio::spawn(async move {
+        if let Err(failure) = demo::run(&url, &secret, DEMO_RATE, stop).await {
+            failure.report(std::io::stderr());
+        }
+    });
+}
+
+async fn serve(config: &Config, roles: Roles, started: impl FnOnce(Addresses)) -> Result<(), Failure> {
+    let prometheus =
+        metrics::install().map_err(|error| Failure::new(format!("metrics cannot start: {error}")))?;
+    let stop =
+        app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
+    let path = config.webhook_path.clone();
+    let started = move |addresses: Addresses| {
+        if let Some(address) = addresses.ingress {
+            info!("webhooks: http://{address}{path}");
+        }
+        info!("operators: http://{}/", addresses.ops);
+        started(addresses);
+    };
+    app::run(config, roles, prometheus, started, stop).await
+}
+
+async fn migrate(config: &Config, output: &mut Output) -> Result<(), Failure> {
+    let store = app::open_store(config).await?;
+    let applied = store.migrate().await.map_err(|error| app::store_failure(&error))?;
+    store.close().await;
+    if applied.is_empty() {
+        return output.line("the schema is up to date");
+    }
+    for name in applied {
+        output.line(format!("applied {name}"))?;
+    }
+    Ok(())
+}

@@ -13,7 +13,7 @@ use headcount::{
     config::Secret,
     message::{Message, MessageId},
     queue::{
-        Action, Burial, Delivery, Ladder, Queue, QueueError, Reason, Settlement, Subscription,
+        Action, Burial, Delivery, Ladder, Queue, QueueError, Reason, Settlement, Source, Subscription,
         rabbitmq::RabbitQueue,
     },
 };
@@ -78,7 +78,7 @@ async fn until_publishing(queue: &dyn Queue, works: bool) {
 async fn what_was_confirmed_survives_a_killed_broker_and_both_sides_come_back() {
     let mut server = Server::rabbitmq();
     let queue = open(&server).await;
-    let subscription = queue.subscribe(100).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 100).await.unwrap();
     let mut wanted = HashSet::new();
     for n in 0..200 {
         publish_stubbornly(&*queue, &format!("before{n}")).await;
@@ -106,7 +106,7 @@ async fn what_was_confirmed_survives_a_killed_broker_and_both_sides_come_back() 
 async fn a_frozen_broker_is_unavailable_within_the_limit_and_goes_on_when_thawed() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     publish_stubbornly(&*queue, "before").await;
     server.freeze();
     let started = Instant::now();
@@ -126,7 +126,7 @@ async fn a_frozen_broker_is_unavailable_within_the_limit_and_goes_on_when_thawed
 async fn a_blocked_broker_counts_as_away_and_acks_still_go_out() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     publish_stubbornly(&*queue, "first").await;
     publish_stubbornly(&*queue, "second").await;
     let first = next(&*subscription).await;
@@ -157,7 +157,7 @@ async fn a_blocked_broker_counts_as_away_and_acks_still_go_out() {
 async fn a_deleted_queue_is_declared_again_and_what_came_meanwhile_is_in_the_dead_letters() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     publish_stubbornly(&*queue, "before").await;
     drain(&*subscription, ["before".to_owned()].into()).await;
     server.ctl(&["delete_queue", "headcount.events"]);
@@ -188,7 +188,7 @@ async fn a_deleted_queue_is_declared_again_and_what_came_meanwhile_is_in_the_dea
 async fn a_connection_closed_under_600_unsettled_deliveries_gives_each_back_once() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;
-    let subscription = queue.subscribe(600).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 600).await.unwrap();
     let publishes = (0..900).map(|n| {
         let queue = queue.clone();
         async move { publish_stubbornly(&*queue, &format!("m{n}")).await }
@@ -222,7 +222,7 @@ async fn a_message_that_always_comes_back_unsettled_ends_in_the_dead_queue() {
     publish_stubbornly(&*queue, "poison").await;
     let mut earlier = Vec::new();
     for _ in 0..=20 {
-        let subscription = queue.subscribe(1).await.unwrap();
+        let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
         earlier.push(next(&*subscription).await.earlier);
     }
     assert_eq!(earlier, (0..=20).collect::<Vec<u32>>());

@@ -16,6 +16,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use fake_queue::{FakeQueue, Mode};
 use headcount::{
     config::Secret,
+    http,
     ingress::{self, Bounds, Ingress, Verifier},
     telemetry::metrics::IngressMetrics,
 };
@@ -320,7 +321,11 @@ async fn a_client_that_asks_first_is_told_to_go_on_or_not() {
 
 #[tokio::test]
 async fn a_slow_body_is_answered_408() {
-    let server = Server::start(|bounds| bounds.body_timeout = Duration::from_millis(100)).await;
+    let server = Server::start(|bounds| {
+        bounds.body_timeout = Duration::from_millis(100);
+        bounds.http.linger = Duration::from_millis(100);
+    })
+    .await;
     let mut client = server.client().await;
     let request = signed("msg_1", BODY.as_bytes());
     let response = client.ask(&request[..request.len() - 1]).await;
@@ -341,7 +346,7 @@ async fn a_broken_body_is_answered_400() {
 
 #[tokio::test]
 async fn slow_headers_and_idle_connections_are_closed() {
-    let server = Server::start(|bounds| bounds.http.header_timeout = Duration::from_millis(200)).await;
+    let server = Server::start(|bounds| bounds.http.header_timeout = Duration::from_secs(1)).await;
     let (mut silent, mut partial, mut idle) =
         (server.client().await, server.client().await, server.client().await);
     partial.send("POST /webhooks/clerk HTTP/1.1\r\nHost: loc").await;
@@ -368,16 +373,31 @@ async fn slow_headers_and_idle_connections_are_closed() {
 
 #[tokio::test]
 async fn a_client_that_never_reads_does_not_keep_its_place() {
-    let server = Server::start(|bounds| {
-        bounds.http.connection_age = Duration::from_millis(200);
-        bounds.http.last_request = Duration::from_millis(200);
-        bounds.http.connections = 1;
-    })
-    .await;
-    let mut deaf = server.client().await;
-    let requests = get("/", "").repeat(100);
-    timeout(PATIENCE, async { while deaf.try_send(&requests).await.is_ok() {} }).await.expect("is closed");
-    assert_eq!(server.client().await.ask(get("/", "")).await.status, 404);
+    // Answers of both kinds: many small ones, and one that no buffer holds.
+    for (answer, requests) in [("short".to_owned(), 100_000), ("long".repeat(4_000_000), 1)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let bounds = http::Bounds {
+            connections: 1,
+            connection_age: Duration::from_millis(500),
+            last_request: Duration::from_millis(100),
+            ..http::Bounds::default()
+        };
+        let router = axum::Router::new()
+            .route("/", axum::routing::get(async move || answer))
+            .route("/next", axum::routing::get(async || "ok"));
+        let (_stop, stopped) = watch::channel(false);
+        tokio::spawn(http::serve(listener, router, bounds, stopped));
+
+        let mut deaf = Client::connect_narrow(address).await;
+        let deaf = tokio::spawn(async move {
+            let _ = deaf.try_send(get("/", "").repeat(requests)).await;
+            deaf
+        });
+        // The one place becomes free.
+        assert_eq!(Client::connect(address).await.ask(get("/next", "")).await.status, 200);
+        drop(deaf);
+    }
 }
 
 #[tokio::test]
@@ -426,7 +446,7 @@ async fn slow_large_bodies_do_not_hold_up_the_usual_webhook() {
 async fn a_large_body_without_room_is_answered_503() {
     let server = Server::start(|bounds| {
         bounds.reading_bytes = 50_000;
-        bounds.body_timeout = Duration::from_millis(100);
+        bounds.body_timeout = Duration::from_millis(500);
     })
     .await;
     let large = vec![b'a'; 90_000];
@@ -440,7 +460,7 @@ async fn a_large_body_without_room_is_answered_503() {
 async fn what_hangs_in_the_queue_is_bounded_and_its_room_comes_back() {
     let server = Server::start(|bounds| {
         bounds.publishing_bytes = 3 * 1024;
-        bounds.publish_limit = Duration::from_millis(200);
+        bounds.publish_limit = Duration::from_millis(500);
     })
     .await;
     server.queue.set(Mode::Hold);

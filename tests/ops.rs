@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use fake_queue::{FakeQueue, Mode};
 use headcount::{
     config::Secret,
-    ops::{self, Ops, WorkerHealth},
+    ops::{self, Ops},
     queue::Queue,
     roster::Outcome,
     store::{Class, Incoming, Store, StoreError, Totals, User, UserHistory, UserQuery},
@@ -70,7 +70,7 @@ struct Server {
     address: SocketAddr,
     queue: Arc<FakeQueue>,
     store: Arc<FakeStore>,
-    worker: watch::Sender<WorkerHealth>,
+    worker: watch::Sender<headcount::worker::Health>,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
 }
@@ -81,7 +81,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let queue = Arc::new(FakeQueue::new());
         let store = Arc::new(FakeStore(FakeQueue::new()));
-        let (worker, health) = watch::channel(WorkerHealth::default());
+        let (worker, health) = watch::channel(headcount::worker::Health::default());
         let recorder = PrometheusBuilder::new().build_recorder();
         metrics::with_local_recorder(&recorder, || metrics::counter!("headcount_tests_total").increment(3));
         let mut ops = Ops {
@@ -127,12 +127,12 @@ async fn it_is_ready_only_while_queue_store_and_worker_are() {
     assert_eq!((response.status, &response.json()["checks"]["store"]), (503, &json!("the database is away")));
 
     server.store.0.set(Mode::Take);
-    server.worker.send_replace(WorkerHealth { paused: Some("the database is away".into()) });
+    server.worker.send_replace(headcount::worker::Health { paused: Some("the database is away".into()) });
     let response = server.get("/readyz").await;
     assert_eq!(response.status, 503);
     assert_eq!(response.json()["checks"]["worker"], "paused: the database is away");
 
-    server.worker.send_replace(WorkerHealth::default());
+    server.worker.send_replace(headcount::worker::Health::default());
     assert_eq!(server.get("/readyz").await.status, 200);
     // A process whose worker has ended is not ready either; but it lives.
     drop(server.worker);

@@ -50,7 +50,7 @@ impl FakeQueue {
             body: body.into(),
         };
         let receipt = Receipt { generation: 1, tag: 1 };
-        self.waiting.lock().unwrap().push_back(Delivery { message, earlier, receipt });
+        self.waiting.lock().unwrap().push_back(Delivery { message, earlier, receipt, death: None });
         self.changed.notify_waiters();
     }
 

@@ -8,11 +8,14 @@ use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
 pub mod demo;
+pub mod doctor;
 mod exit;
 pub mod output;
 pub mod post;
 pub mod secret;
 pub mod send;
+pub mod status;
+pub mod users;
 #[cfg(test)]
 mod testing;
 

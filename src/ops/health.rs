@@ -19,23 +19,16 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 use tokio::{sync::watch, task::AbortHandle, time::timeout};
 
-use crate::{http::json_response, queue::Queue, store::Store};
+use crate::{http::json_response, queue::Queue, store::Store, worker};
 
 /// The longest that `/readyz` takes.
-pub const READY_LIMIT: Duration = Duration::from_secs(2);
-
-/// How a worker fares, told by the worker.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WorkerHealth {
-    /// Why it is paused; `None` while it works.
-    pub paused: Option<String>,
-}
+pub(super) const READY_LIMIT: Duration = Duration::from_secs(2);
 
 /// What readiness depends on.
 pub(super) struct Health {
     queue: Arc<dyn Queue>,
     store: Option<Arc<dyn Store>>,
-    worker: Option<watch::Receiver<WorkerHealth>>,
+    worker: Option<watch::Receiver<worker::Health>>,
     queue_check: Check,
     store_check: Check,
 }
@@ -44,7 +37,7 @@ impl Health {
     pub(super) fn new(
         queue: Arc<dyn Queue>,
         store: Option<Arc<dyn Store>>,
-        worker: Option<watch::Receiver<WorkerHealth>>,
+        worker: Option<watch::Receiver<worker::Health>>,
     ) -> Self {
         Self { queue, store, worker, queue_check: Check::default(), store_check: Check::default() }
     }

@@ -22,11 +22,10 @@ use crate::{
     http::{Bounds, method_not_allowed, not_found, problem, serve as serve_http},
     queue::Queue,
     store::Store,
+    worker,
 };
 
-pub mod health;
-
-pub use health::WorkerHealth;
+mod health;
 
 /// The operators' listener: what it needs to serve.
 pub struct Ops {
@@ -35,7 +34,7 @@ pub struct Ops {
     /// Asked for readiness, where this process has one.
     pub store: Option<Arc<dyn Store>>,
     /// How the worker fares, where this process has one.
-    pub worker: Option<watch::Receiver<WorkerHealth>>,
+    pub worker: Option<watch::Receiver<worker::Health>>,
     /// What `/metrics` renders.
     pub metrics: PrometheusHandle,
     /// `HEADCOUNT_OPS_TOKEN`

@@ -33,13 +33,17 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// [`PUBLISH_LIMIT`]. The message may have arrived all the same.
     async fn publish(&self, message: Message) -> Result<(), QueueError>;
 
-    /// Starts consuming the events queue, with at most `prefetch` unsettled deliveries.
+    /// Starts consuming, with at most `prefetch` unsettled deliveries.
     ///
     /// The subscription survives outages of the backend: it subscribes again by itself.
     ///
     /// # Errors
     /// [`QueueError`] where the first attempt cannot succeed later by itself (wrong topology, not permitted).
-    async fn subscribe(&self, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError>;
+    async fn subscribe(&self, source: Source, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError>;
+
+    /// Hands over a sample of a request that was turned away, if there is room: lossy by design, never waits. A JSON
+    /// object of at most a few kilobytes.
+    fn sample(&self, rejected: bytes::Bytes);
 
     /// How many messages wait, by queue.
     ///
@@ -57,7 +61,18 @@ pub trait Queue: Send + Sync + fmt::Debug {
     async fn close(&self);
 }
 
-/// One consumer of the events queue.
+/// What can be consumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Webhooks.
+    Events,
+    /// What was buried, gave up by the broker's own limit, or had no route; each delivery has its [`Death`].
+    Dead,
+    /// Samples of requests that were turned away.
+    Rejections,
+}
+
+/// One consumer.
 #[async_trait]
 pub trait Subscription: Send + Sync {
     /// The next delivery; waits for one. Cancel-safe: a dropped call loses nothing.
@@ -85,6 +100,21 @@ pub struct Delivery {
     pub earlier: u32,
     /// The backend's mark of this delivery.
     pub receipt: Receipt,
+    /// Why it is in the dead queue; only there.
+    pub death: Option<Box<Death>>,
+}
+
+/// What the dead queue knows of a message. All text is cleaned and bounded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    /// [`Reason::as_str`]: of our burial, else `crash_loop` where the broker's delivery limit did it, else `unroutable`.
+    pub reason: String,
+    /// Of our burial, else in words.
+    pub detail: String,
+    /// When.
+    pub died_at: Millis,
+    /// Every header, as text, bounded in number and length.
+    pub headers: std::collections::BTreeMap<String, String>,
 }
 
 /// A backend's mark of one delivery.

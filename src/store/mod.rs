@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod batch;
+pub mod letters;
 mod errors;
 mod migrations;
 pub mod postgres;

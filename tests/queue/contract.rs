@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use headcount::queue::{Action, Burial, QueueError, Reason};
+use headcount::queue::{Action, Burial, QueueError, Reason, Source};
 
 use crate::support::*;
 
@@ -16,14 +16,14 @@ pub(crate) async fn a_confirmed_publish_outlives_a_handle_that_was_never_closed<
     let sent = publish(&queue, 3).await;
     drop(queue);
     let queue = harness.open().await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     assert_eq!(ids(&receive(&*subscription, 3).await), sorted(sent));
 }
 
 pub(crate) async fn messages_come_in_about_the_order_of_arrival<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
     let sent = publish(&queue, 60).await;
-    let subscription = queue.subscribe(100).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 100).await.unwrap();
     for (place, delivery) in receive(&*subscription, 60).await.iter().enumerate() {
         let arrived = sent.iter().position(|known| *known == id(delivery)).unwrap();
         assert!(arrived.abs_diff(place) < 10, "number {arrived} came as number {place}");
@@ -34,7 +34,7 @@ pub(crate) async fn messages_come_in_about_the_order_of_arrival<H: Harness>(harn
 pub(crate) async fn no_more_than_prefetch_are_unsettled<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
     publish(&queue, 12).await;
-    let subscription = queue.subscribe(5).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 5).await.unwrap();
     let mut held = receive(&*subscription, 5).await;
     assert!(quiet(&*subscription).await, "a sixth came");
     done(&*subscription, held.drain(..2).collect()).await;
@@ -49,13 +49,13 @@ pub(crate) async fn no_more_than_prefetch_are_unsettled<H: Harness>(harness: Arc
 pub(crate) async fn what_is_done_is_gone<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
     publish(&queue, 5).await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     let deliveries = receive(&*subscription, 5).await;
     done(&*subscription, deliveries).await;
     drop(subscription);
     queue.close().await;
     let queue = harness.open().await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     assert!(quiet(&*subscription).await, "a settled message came back");
     holds(&queue, "events", 0).await;
     holds(&queue, "dead", 0).await;
@@ -65,7 +65,7 @@ pub(crate) async fn what_a_dead_consumer_left_unsettled_comes_back<H: Harness>(h
     let queue = harness.open().await;
     let sent = publish(&queue, 3).await;
     for earlier in 0..3 {
-        let subscription = queue.subscribe(10).await.unwrap();
+        let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
         let deliveries = receive(&*subscription, 3).await;
         assert_eq!(ids(&deliveries), sorted(sent.clone()));
         for delivery in &deliveries {
@@ -79,7 +79,7 @@ pub(crate) async fn what_a_dead_consumer_left_unsettled_comes_back<H: Harness>(h
 pub(crate) async fn a_retry_comes_after_its_delay_and_not_before<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
     publish(&queue, 20).await;
-    let subscription = queue.subscribe(50).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 50).await.unwrap();
     let deliveries = receive(&*subscription, 20).await;
     let settled = Instant::now();
     let retry = Action::Retry { rung: 0, attempt: 1, waits: 0 };
@@ -98,7 +98,7 @@ pub(crate) async fn a_message_survives_a_retry_with_its_new_counters<H: Harness>
     sent.attempt = 1;
     sent.traceparent = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
     queue.publish(sent.clone()).await.unwrap();
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     for (attempt, waits) in [(1, 0), (2, 3), (3, 4)] {
         let delivery = next(&*subscription).await;
         let got = &delivery.message;
@@ -117,7 +117,7 @@ pub(crate) async fn a_message_survives_a_retry_with_its_new_counters<H: Harness>
 pub(crate) async fn what_is_buried_is_dead_and_not_delivered<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
     publish(&queue, 2).await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     let deliveries = receive(&*subscription, 2).await;
     // Details come from errors: they may be long, and hold anything.
     let detail = "no field `id`\0\n\u{1f480}".repeat(1000);
@@ -125,7 +125,7 @@ pub(crate) async fn what_is_buried_is_dead_and_not_delivered<H: Harness>(harness
     holds(&queue, "dead", 2).await;
     assert!(quiet(&*subscription).await, "a buried message came back");
     drop(subscription);
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     assert!(quiet(&*subscription).await, "a buried message came back to another");
     holds(&queue, "events", 0).await;
 }
@@ -133,7 +133,7 @@ pub(crate) async fn what_is_buried_is_dead_and_not_delivered<H: Harness>(harness
 pub(crate) async fn settlements_out_of_order_never_settle_another<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
     publish(&queue, 10).await;
-    let subscription = queue.subscribe(20).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 20).await.unwrap();
     let mut deliveries: Vec<_> = receive(&*subscription, 10).await.into_iter().map(Some).collect();
     for place in [3, 7, 1] {
         let delivery = deliveries[place].take().unwrap();
@@ -141,7 +141,7 @@ pub(crate) async fn settlements_out_of_order_never_settle_another<H: Harness>(ha
     }
     let left: Vec<_> = deliveries.into_iter().flatten().collect();
     drop(subscription);
-    let subscription = queue.subscribe(20).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 20).await.unwrap();
     assert_eq!(ids(&receive(&*subscription, 7).await), ids(&left));
     assert!(quiet(&*subscription).await, "more than the unsettled came back");
 }
@@ -149,7 +149,7 @@ pub(crate) async fn settlements_out_of_order_never_settle_another<H: Harness>(ha
 pub(crate) async fn a_batch_of_mixed_actions_settles_each_as_asked<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
     publish(&queue, 40).await;
-    let subscription = queue.subscribe(50).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 50).await.unwrap();
     let deliveries = receive(&*subscription, 40).await;
     let mut retried = Vec::new();
     let mut batch = Vec::new();
@@ -180,20 +180,26 @@ pub(crate) async fn a_batch_of_mixed_actions_settles_each_as_asked<H: Harness>(h
 pub(crate) async fn a_cancelled_subscription_drains_and_loses_nothing<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
     let sent = publish(&queue, 30).await;
-    let subscription = queue.subscribe(20).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 20).await.unwrap();
     let mut seen = receive(&*subscription, 5).await;
     subscription.cancel().await;
     while let Some(delivery) = soon("the end of a cancelled subscription", subscription.next()).await {
         seen.push(delivery);
     }
     assert!(seen.len() <= 20);
+    let left = 30 - seen.len();
     let mut all: Vec<String> = seen.iter().map(id).collect();
     // What was handed over can still be settled.
     done(&*subscription, seen).await;
-    drop(subscription);
-    let subscription = queue.subscribe(50).await.unwrap();
-    all.extend(receive(&*subscription, 30 - all.len()).await.iter().map(id));
+    // What was not is there for others, although the cancelled subscription still stands.
+    let another = queue.subscribe(Source::Events, 50).await.unwrap();
+    all.extend(receive(&*another, left).await.iter().map(id));
     assert_eq!(sorted(all), sorted(sent));
+    drop(another);
+    drop(subscription);
+    let subscription = queue.subscribe(Source::Events, 50).await.unwrap();
+    let back = receive(&*subscription, left).await;
+    done(&*subscription, back).await;
     assert!(quiet(&*subscription).await, "a settled message came back");
 }
 
@@ -201,9 +207,9 @@ pub(crate) async fn two_subscriptions_share_without_overlap<H: Harness>(harness:
     let queue = harness.open().await;
     let other = harness.open().await;
     let subscriptions = [
-        queue.subscribe(5).await.unwrap(),
-        queue.subscribe(5).await.unwrap(),
-        other.subscribe(5).await.unwrap(),
+        queue.subscribe(Source::Events, 5).await.unwrap(),
+        queue.subscribe(Source::Events, 5).await.unwrap(),
+        other.subscribe(Source::Events, 5).await.unwrap(),
     ];
     let sent = publish(&queue, 15).await;
     let mut all = Vec::new();
@@ -215,7 +221,7 @@ pub(crate) async fn two_subscriptions_share_without_overlap<H: Harness>(harness:
 
 pub(crate) async fn abandoned_calls_of_next_lose_nothing<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
-    let subscription = queue.subscribe(100).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 100).await.unwrap();
     let publishing = tokio::spawn({
         let queue = queue.clone();
         async move { publish(&queue, 50).await }
@@ -247,7 +253,7 @@ pub(crate) async fn any_body_travels_untouched<H: Harness>(harness: Arc<H>) {
         sent.push((message.id.clone(), message.body.clone()));
         queue.publish(message).await.unwrap();
     }
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     for delivery in receive(&*subscription, 4).await {
         let (_, body) = sent.iter().find(|(id, _)| *id == delivery.message.id).unwrap();
         assert!(
@@ -266,7 +272,7 @@ pub(crate) async fn depths_count_each_queue<H: Harness>(harness: Arc<H>) {
     }
     publish(&queue, 7).await;
     holds(&queue, "events", 7).await;
-    let subscription = queue.subscribe(4).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 4).await.unwrap();
     let mut deliveries = receive(&*subscription, 4).await.into_iter();
     let mut take = || deliveries.next().unwrap();
     let later = Action::Retry { rung: 1, attempt: 1, waits: 0 };
@@ -285,7 +291,7 @@ pub(crate) async fn depths_count_each_queue<H: Harness>(harness: Arc<H>) {
         holds(queue, "retry.400ms", 0).await;
         holds(queue, "dead", 1).await;
     }
-    let subscription = queue.subscribe(4).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 4).await.unwrap();
     let returned = receive(&*subscription, 3).await;
     done(&*subscription, returned).await;
     holds(&queue, "events", 0).await;
@@ -295,7 +301,7 @@ pub(crate) async fn depths_count_each_queue<H: Harness>(harness: Arc<H>) {
 pub(crate) async fn a_closed_queue_refuses_and_gives_back<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
     let sent = publish(&queue, 4).await;
-    let subscription = queue.subscribe(3).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 3).await.unwrap();
     let held = receive(&*subscription, 2).await;
     soon("closing", queue.close()).await;
     let refused = soon("a refusal", queue.publish(message("{}"))).await;
@@ -305,6 +311,6 @@ pub(crate) async fn a_closed_queue_refuses_and_gives_back<H: Harness>(harness: A
     // Settling what went back with the connection must not hang.
     done(&*subscription, held).await;
     let queue = harness.open().await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     assert_eq!(ids(&receive(&*subscription, 4).await), sorted(sent));
 }

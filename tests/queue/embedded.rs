@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use headcount::queue::{
-    Action, DELIVERY_LIMIT, PUBLISH_LIMIT, Queue, QueueError,
+    Action, DELIVERY_LIMIT, PUBLISH_LIMIT, Queue, QueueError, Source,
     embedded::{EmbeddedQueue, Timing},
 };
 use sqlx::{Connection, SqliteConnection};
@@ -64,11 +64,11 @@ async fn a_lease_that_runs_out_hands_its_messages_to_another() {
     let directory = Embedded::new();
     let frozen = open(&directory.path(), FROZEN).await;
     let sent = publish(&frozen, 3).await;
-    let first = frozen.subscribe(10).await.unwrap();
+    let first = frozen.subscribe(Source::Events, 10).await.unwrap();
     let late = receive(&*first, 3).await;
 
     let alive = open(&directory.path(), QUICK).await;
-    let second = alive.subscribe(10).await.unwrap();
+    let second = alive.subscribe(Source::Events, 10).await.unwrap();
     let again = receive(&*second, 3).await;
     assert_eq!(ids(&again), sorted(sent));
     assert!(again.iter().all(|delivery| delivery.earlier == 1));
@@ -85,10 +85,10 @@ async fn a_consumer_that_lost_its_leases_goes_on_with_new_ones() {
     let directory = Embedded::new();
     let frozen = open(&directory.path(), FROZEN).await;
     publish(&frozen, 2).await;
-    let first = frozen.subscribe(2).await.unwrap();
+    let first = frozen.subscribe(Source::Events, 2).await.unwrap();
     let late = receive(&*first, 2).await;
     let alive = open(&directory.path(), QUICK).await;
-    let second = alive.subscribe(10).await.unwrap();
+    let second = alive.subscribe(Source::Events, 10).await.unwrap();
     let again = receive(&*second, 2).await;
     done(&*second, again).await;
     drop(second);
@@ -106,9 +106,9 @@ async fn a_heartbeat_keeps_leases_beyond_their_time() {
     let directory = Embedded::new();
     let [one, two] = [open(&directory.path(), QUICK).await, open(&directory.path(), QUICK).await];
     publish(&one, 3).await;
-    let first = one.subscribe(10).await.unwrap();
+    let first = one.subscribe(Source::Events, 10).await.unwrap();
     let held = receive(&*first, 3).await;
-    let second = two.subscribe(10).await.unwrap();
+    let second = two.subscribe(Source::Events, 10).await.unwrap();
     let waited = tokio::time::timeout(4 * QUICK.lease, second.next()).await;
     assert!(waited.is_err(), "{waited:?} came although its consumer lives");
     done(&*first, held).await;
@@ -119,7 +119,7 @@ async fn a_heartbeat_keeps_leases_beyond_their_time() {
 async fn processes_of_one_directory_see_each_other_within_the_poll() {
     let directory = Embedded::new();
     let [one, two] = [Harness::open(&directory).await, Harness::open(&directory).await];
-    let subscription = two.subscribe(10).await.unwrap();
+    let subscription = two.subscribe(Source::Events, 10).await.unwrap();
     for _ in 0..5 {
         let sent = publish(&one, 1).await;
         let published = Instant::now();
@@ -137,12 +137,13 @@ async fn processes_that_publish_and_consume_at_once_lose_and_double_nothing() {
     let directory = Embedded::new();
     let handles = [Harness::open(&directory).await, Harness::open(&directory).await];
     let mut publishing = tokio::task::JoinSet::new();
-    for queue in handles.iter().cycle().take(20).cloned() {
+    for queue in handles.iter().cycle().take(20) {
+        let queue = queue.clone();
         publishing.spawn(async move { publish(&queue, 30).await });
     }
     let mut consuming = tokio::task::JoinSet::new();
     for queue in &handles {
-        let (queue, subscription) = (queue.clone(), queue.subscribe(50).await.unwrap());
+        let (queue, subscription) = (queue.clone(), queue.subscribe(Source::Events, 50).await.unwrap());
         consuming.spawn(async move {
             let mut seen = Vec::new();
             while let Ok(Some(delivery)) = tokio::time::timeout(3 * QUIET, subscription.next()).await {
@@ -165,10 +166,10 @@ async fn what_nobody_has_seen_is_not_counted_as_delivered() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     publish(&queue, 10).await;
-    let first = queue.subscribe(10).await.unwrap();
+    let first = queue.subscribe(Source::Events, 10).await.unwrap();
     let seen = receive(&*first, 4).await;
     drop(first);
-    let second = queue.subscribe(10).await.unwrap();
+    let second = queue.subscribe(Source::Events, 10).await.unwrap();
     for delivery in receive(&*second, 10).await {
         let earlier = u32::from(seen.iter().any(|known| known.message.id == delivery.message.id));
         assert_eq!(delivery.earlier, earlier, "{}", delivery.message.id);
@@ -181,12 +182,12 @@ async fn a_message_that_kills_its_workers_is_buried_as_a_crash_loop() {
     let queue = Harness::open(&directory).await;
     let killer = publish(&queue, 1).await.remove(0);
     for earlier in 0..=DELIVERY_LIMIT {
-        let subscription = queue.subscribe(1).await.unwrap();
+        let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
         let delivery = next(&*subscription).await;
         assert_eq!((id(&delivery), delivery.earlier), (killer.clone(), earlier));
     }
     let harmless = publish(&queue, 1).await.remove(0);
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     assert_eq!(id(&next(&*subscription).await), harmless);
     assert!(quiet(&*subscription).await);
     holds(&queue, "dead", 1).await;
@@ -202,7 +203,7 @@ async fn a_burial_keeps_its_reason_and_its_body() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     queue.publish(message("{\"broken\"")).await.unwrap();
-    let subscription = queue.subscribe(1).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
     let delivery = next(&*subscription).await;
     let burial = headcount::queue::Burial {
         reason: headcount::queue::Reason::InvalidPayload,
@@ -225,7 +226,7 @@ async fn done_leaves_no_body_behind() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     publish(&queue, 5).await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     let deliveries = receive(&*subscription, 5).await;
     done(&*subscription, deliveries).await;
     let left: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM bodies")
@@ -240,11 +241,15 @@ async fn a_locked_file_is_answered_in_time_and_outlived() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     publish(&queue, 4).await;
-    let subscription = queue.subscribe(10).await.unwrap();
-    let held = receive(&*subscription, 4).await;
+    let subscription = Arc::new(queue.subscribe(Source::Events, 10).await.unwrap());
+    let held = receive(&**subscription, 4).await;
 
     let mut other = raw(&directory.path()).await;
     sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let settling = tokio::spawn({
+        let subscription = subscription.clone();
+        async move { done(&**subscription, held).await }
+    });
     let asked = Instant::now();
     let refused = soon("a refusal", queue.publish(message("{}"))).await;
     assert!(matches!(refused, Err(QueueError::Unavailable(_))), "{refused:?}");
@@ -254,17 +259,14 @@ async fn a_locked_file_is_answered_in_time_and_outlived() {
     assert!(queue.publish(message("{}")).await.is_err());
     assert!(asked.elapsed() < Duration::from_secs(1), "known trouble is answered at once");
 
-    // A settlement is not given up: it ends as soon as the file can be written again.
-    let settling = tokio::spawn(async move {
-        done(&*subscription, held).await;
-        subscription
-    });
+    // A settlement is not given up: it ends as soon as the file can be written again, and not before.
+    assert!(!settling.is_finished());
     sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
-    let subscription = soon("the settlement", settling).await.unwrap();
+    soon("the settlement", settling).await.unwrap();
     holds(&queue, "events", 0).await;
     assert_eq!(subscription.trouble(), None);
     let sent = publish(&queue, 1).await;
-    assert_eq!(id(&next(&*subscription).await), sent[0]);
+    assert_eq!(id(&next(&**subscription).await), sent[0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -272,7 +274,7 @@ async fn claims_that_were_committed_unknown_to_their_consumer_come_back() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
     publish(&queue, 2).await;
-    let subscription = queue.subscribe(1).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
     let held = receive(&*subscription, 1).await;
     // What a claim leaves whose COMMIT reported an error and took place.
     let mut other = raw(&directory.path()).await;
@@ -332,6 +334,32 @@ async fn a_file_that_is_no_queue_is_named_with_a_hint() {
 }
 
 #[tokio::test]
+async fn a_clock_that_was_set_back_holds_nothing_up() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    let sent = publish(&queue, 3).await;
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
+    let retried = next(&*subscription).await;
+    settle(&*subscription, [(retried, Action::Retry { rung: 0, attempt: 1, waits: 0 })]).await;
+    let mut held = receive(&*subscription, 1).await;
+    // All of it was stamped while the clock was a year ahead; one message is held by a consumer that died then.
+    queue.close().await;
+    let year = 365 * 24 * 3600 * 1000_i64;
+    let changed = sqlx::query("UPDATE messages SET available_at = available_at + ?1").bind(year);
+    let mut other = raw(&directory.path()).await;
+    assert_eq!(changed.execute(&mut other).await.unwrap().rows_affected(), 3);
+    let stale = sqlx::query("INSERT INTO consumers (id, alive_until) VALUES (99, ?1)");
+    stale.bind(headcount::message::now() + year).execute(&mut other).await.unwrap();
+    let leased = sqlx::query("UPDATE messages SET lease_owner = 99 WHERE message_id = ?1");
+    leased.bind(id(&held.remove(0))).execute(&mut other).await.unwrap();
+    other.close().await.unwrap();
+
+    let queue = open(&directory.path(), QUICK).await;
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
+    assert_eq!(ids(&receive(&*subscription, 3).await), sorted(sent));
+}
+
+#[tokio::test]
 async fn a_newer_file_is_accepted() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
@@ -345,7 +373,7 @@ async fn a_newer_file_is_accepted() {
     newer.close().await.unwrap();
     let queue = Harness::open(&directory).await;
     publish(&queue, 1).await;
-    let subscription = queue.subscribe(10).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     let deliveries = receive(&*subscription, 2).await;
     done(&*subscription, deliveries).await;
     holds(&queue, "events", 0).await;
@@ -374,7 +402,7 @@ async fn big_bodies_never_fill_the_memory() {
     for _ in 0..140 {
         queue.publish(message(body.clone())).await.unwrap();
     }
-    let subscription = queue.subscribe(600).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 600).await.unwrap();
     // 64 MiB are 128 of them.
     let held = receive(&*subscription, 128).await;
     assert!(quiet(&*subscription).await, "more than 64 MiB are held");

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use async_trait::async_trait;
 use headcount::{
     message::Message,
-    queue::{Depth, Queue, QueueError, Subscription},
+    queue::{Depth, Queue, QueueError, Source, Subscription},
 };
 use tokio::sync::watch;
 
@@ -69,7 +69,9 @@ impl Queue for FakeQueue {
         Ok(())
     }
 
-    async fn subscribe(&self, _: u16) -> Result<Box<dyn Subscription>, QueueError> {
+    fn sample(&self, _: bytes::Bytes) {}
+
+    async fn subscribe(&self, _: Source, _: u16) -> Result<Box<dyn Subscription>, QueueError> {
         Err(QueueError::Unavailable("nothing can be consumed here".into()))
     }
 

@@ -6,7 +6,7 @@ use headcount::roster::{Outcome, Row};
 use uuid::Uuid;
 
 use super::{
-    history::{Fact, Kind},
+    history::{Fact, Kind, founder},
     memory::Memory,
     plan::{World, events},
     reference::{self, Mirror, Slow, User, folding_order},
@@ -27,10 +27,13 @@ pub(crate) fn mirror(world: &World) -> Result<(), Broken> {
 }
 
 pub(crate) fn mirror_of(memory: &Memory, facts: &[Fact]) -> Result<(), Broken> {
-    let expected = reference::mirror(&folded(memory, facts));
+    mirror_is(memory, &reference::mirror(&folded(memory, facts)))
+}
+
+pub(crate) fn mirror_is(memory: &Memory, expected: &BTreeMap<String, Mirror>) -> Result<(), Broken> {
     let live = memory.rows.values().filter(|row| row.deleted_at.is_none());
     let found: BTreeMap<String, Mirror> = live.map(|row| (row.clerk_id.clone(), user(row).mirror)).collect();
-    same("the live users", &expected, &found)
+    same("the live users", expected, &found)
 }
 
 /// *Safety:* rows pass only from an id known to be deleted to an id born later that proved the same address.
@@ -64,6 +67,9 @@ pub(crate) fn safety_of(memory: &Memory, facts: &[Fact], before: &Holders) -> Re
             return Err(format!("row {row} was held by {known:?}, and now by {now:?}"));
         }
     }
+    if holders == *before {
+        return Ok(holders);
+    }
     let folded = folded(memory, facts);
     for pair in holders.values().flat_map(|holders| holders.windows(2)) {
         if !may_pass(&folded, &pair[0], &pair[1]) {
@@ -94,7 +100,7 @@ pub(crate) fn agreement(world: &World) -> Result<(), Broken> {
         let fresh: Vec<_> = batch
             .iter()
             .copied()
-            .filter(|(fact, _)| !memory.inbox.contains_key(&fact.message_id()) && once.insert(fact.label))
+            .filter(|(fact, _)| !memory.has_folded(fact) && once.insert(fact.label))
             .collect();
         let expected: BTreeMap<u16, Outcome> =
             fresh.iter().map(|(fact, _)| fact.label).zip(slow.apply(&fresh)).collect();
@@ -121,6 +127,8 @@ pub(crate) fn agreement_of(memory: &Memory, slow: &Slow<'_>) -> Result<(), Broke
 /// Under which *identity* is promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Conditions {
+    /// By version, each account's news stands in the order in which it happened.
+    pub(crate) versions_in_order: bool,
     /// Nobody's patience is over.
     pub(crate) within_patience: bool,
     /// Each account's creation is folded before its other events,
@@ -133,8 +141,13 @@ pub(crate) struct Conditions {
 }
 
 impl Conditions {
-    pub(crate) const ALL: Self =
-        Self { within_patience: true, creation_first: true, deletion_last: true, showings_first: true };
+    pub(crate) const ALL: Self = Self {
+        versions_in_order: true,
+        within_patience: true,
+        creation_first: true,
+        deletion_last: true,
+        showings_first: true,
+    };
 
     /// The webhooks that are to be folded before this one.
     pub(crate) fn before<'a>(&self, history: &'a [Fact], fact: &Fact) -> Vec<&'a Fact> {
@@ -167,6 +180,9 @@ pub(crate) enum Verdict {
 /// *Identity:* where the conditions are met, each live account ends with the row that the ordered history gives.
 pub(crate) fn identity(world: &World, conditions: Conditions) -> Verdict {
     let facts = world.facts();
+    if conditions.versions_in_order && !reference::versions_in_order(&facts) {
+        return Verdict::Silent;
+    }
     let mut run = LawfulRun::new(world, &facts, conditions);
     for batch in world.deliveries(&facts) {
         match run.deliver(&batch) {
@@ -246,14 +262,14 @@ impl<'a> LawfulRun<'a> {
     pub(crate) fn ends_as_ordered(&self) -> Result<(), Broken> {
         let expected = reference::owners(self.facts, self.world.policy);
         let live = self.memory.rows.values().filter(|row| row.deleted_at.is_none());
-        let found = live.map(|row| (row.clerk_id.clone(), row.id)).collect();
-        same("the rows of live accounts", &expected, &found)
+        let held = |row: &Row| (row.clerk_id.clone(), founder(self.facts, row.id).unwrap_or_default());
+        same("whose rows the live accounts hold", &expected, &live.map(held).collect())
     }
 }
 
 /// The facts that took effect.
-fn folded<'a>(memory: &Memory, facts: &'a [Fact]) -> Vec<&'a Fact> {
-    facts.iter().filter(|fact| memory.inbox.contains_key(&fact.message_id())).collect()
+pub(crate) fn folded<'a>(memory: &Memory, facts: &'a [Fact]) -> Vec<&'a Fact> {
+    facts.iter().filter(|fact| memory.has_folded(fact)).collect()
 }
 
 fn user(row: &Row) -> User {

@@ -4,8 +4,9 @@ use headcount::roster::{OnDelete, Policy, Relink};
 
 use super::{
     check::{Conditions, LawfulRun},
-    history::{Act, Address, Deed, Style, play},
+    history::{Act, Address, Deed, Fact, Kind, Style, play},
     plan::{Delivery, World},
+    reference::versions_in_order,
 };
 
 /// SplitMix64: small, and the same on every machine.
@@ -45,7 +46,7 @@ impl Dice {
     }
 }
 
-/// Every value that the two settings can have.
+/// Every value that the two settings can have; first those under which something waits and is relinked.
 pub(crate) const POLICIES: [Policy; 6] = {
     use OnDelete::{Erase, Keep};
     use Relink::{Deleted, Match, Never};
@@ -65,19 +66,15 @@ pub(crate) struct Taste {
     pub(crate) deeds: usize,
     pub(crate) accounts: u8,
     pub(crate) addresses: u8,
-    /// The order of an account's news by version may be another than that in which it happened: within a
-    /// millisecond Clerk's times tell nothing.
-    pub(crate) odd_ties: bool,
 }
 
 impl Taste {
-    /// Up to 14 deeds of up to 6 accounts around up to 3 addresses.
+    /// Up to 14 deeds of up to 7 accounts around up to 3 addresses.
     pub(crate) fn any(dice: &mut Dice) -> Self {
         Self {
             deeds: 3 + dice.below(12),
-            accounts: 2 + dice.below(5) as u8,
+            accounts: 2 + dice.below(6) as u8,
             addresses: 1 + dice.below(3) as u8,
-            odd_ties: true,
         }
     }
 }
@@ -86,12 +83,11 @@ impl Taste {
 pub(crate) fn deeds(dice: &mut Dice, taste: Taste) -> Vec<Deed> {
     let mut deeds: Vec<Deed> = Vec::new();
     for label in 0..taste.deeds as u16 {
+        let facts = play(&deeds);
         // The first of a few tries that can happen at all.
         for _ in 0..8 {
-            let deed = deed(dice, taste, label);
-            let happened = play(&deeds).len();
-            deeds.push(deed);
-            if play(&deeds).len() > happened {
+            deeds.push(deed(dice, taste, label, &facts));
+            if play(&deeds).len() > facts.len() {
                 break;
             }
             deeds.pop();
@@ -100,32 +96,44 @@ pub(crate) fn deeds(dice: &mut Dice, taste: Taste) -> Vec<Deed> {
     deeds
 }
 
-fn deed(dice: &mut Dice, taste: Taste, label: u16) -> Deed {
-    let address = |dice: &mut Dice| {
-        (!dice.one_in(6)).then(|| Address {
-            name: dice.below(taste.addresses.into()) as u8,
-            verified: !dice.one_in(4),
-            loud: dice.one_in(8),
-        })
-    };
-    let act = match dice.below(20) {
-        0..=7 => Act::SignUp(address(dice)),
-        8..=11 => Act::SetAddress(address(dice)),
-        12..=13 => Act::Rename,
-        14..=18 => Act::Delete,
+fn deed(dice: &mut Dice, taste: Taste, label: u16, facts: &[Fact]) -> Deed {
+    let mut account = dice.below(taste.accounts.into()) as u8;
+    let act = match dice.below(18) {
+        0..=4 => Act::SignUp(address(dice, taste)),
+        // The one who proved an address last goes, or has gone and comes back.
+        5..=8 => match facts.iter().rev().find(|fact| fact.address.is_some_and(|address| address.verified)) {
+            Some(last)
+                if facts.iter().all(|fact| fact.account != last.account || fact.kind != Kind::Deleted) =>
+            {
+                account = last.account;
+                Act::Delete
+            }
+            last => {
+                let unused = |account: &u8| facts.iter().all(|fact| fact.account != *account);
+                account = (0..taste.accounts).find(unused).unwrap_or(account);
+                Act::SignUp(last.map_or_else(|| address(dice, taste), |last| last.address))
+            }
+        },
+        9..=11 => Act::SetAddress(address(dice, taste)),
+        12 => Act::Rename,
+        13..=16 => Act::Delete,
         _ => Act::SignIn,
     };
-    let style = if taste.odd_ties {
-        Style {
-            lag: dice.pick(&[Some(0), Some(0), Some(1), Some(2), None]),
-            tie: dice.below(3) as u8,
-            tells_birth: !dice.one_in(12),
-        }
-    } else {
-        Style::PLAIN
+    let style = Style {
+        lag: dice.pick(&[Some(0), Some(0), Some(1), Some(2), None]),
+        tie: dice.below(3) as u8,
+        tells_birth: !dice.one_in(12),
     };
-    let after = dice.pick(&[0, 1, 1, 2]);
-    Deed { label, account: dice.below(taste.accounts.into()) as u8, act, after, style }
+    let after = dice.pick(&[0, 1, 1, 1, 2]);
+    Deed { label, account, act, after, style }
+}
+
+fn address(dice: &mut Dice, taste: Taste) -> Option<Address> {
+    (!dice.one_in(8)).then(|| Address {
+        name: dice.below(taste.addresses.into()) as u8,
+        verified: !dice.one_in(5),
+        loud: dice.one_in(8),
+    })
 }
 
 /// A world in which anything may happen to the delivery.
@@ -133,24 +141,17 @@ pub(crate) fn any_world(seed: u64) -> World {
     let mut dice = Dice::new(seed);
     let taste = Taste::any(&mut dice);
     let deeds = deeds(&mut dice, taste);
-    let policy = dice.pick(&POLICIES);
+    let policy = if dice.one_in(3) { dice.pick(&POLICIES) } else { dice.pick(&POLICIES[..2]) };
     let plan = any_plan(&mut dice, &deeds);
     World { deeds, policy, plan }
 }
 
 /// Any order, some of it missing, some of it twice, in batches of any size; later everything again, as retries.
 fn any_plan(dice: &mut Dice, deeds: &[Deed]) -> Vec<Vec<Delivery>> {
+    // Nothing comes before what happened so many deeds earlier: what a few retries do, up to any order at all.
+    let disorder = dice.pick(&[1, 2, 4, 40]);
     let mut labels: Vec<u16> = deeds.iter().map(|deed| deed.label).collect();
-    match dice.below(4) {
-        0 => {}
-        1 => labels.reverse(),
-        // Nearly in order: what a retry or two does.
-        2 => (0..2).for_each(|_| {
-            let label = labels.remove(dice.below(labels.len()));
-            labels.insert(dice.below(labels.len() + 1), label);
-        }),
-        _ => dice.shuffle(&mut labels),
-    }
+    labels.sort_by_cached_key(|label| usize::from(*label) + dice.below(disorder));
     let loss = dice.pick(&[usize::MAX, 8, 3]);
     labels.retain(|_| !dice.one_in(loss));
     let repeats = dice.below(3);
@@ -180,11 +181,14 @@ fn batches(dice: &mut Dice, labels: &[u16], most: usize, haste: usize) -> Vec<Ve
     plan
 }
 
-/// A world whose delivery meets these conditions, each account's news being ordered by version as it happened.
+/// A world whose delivery meets these conditions.
 pub(crate) fn lawful_world(seed: u64, conditions: Conditions, policies: &[Policy]) -> World {
     let mut dice = Dice::new(seed);
-    let taste = Taste { odd_ties: false, ..Taste::any(&mut dice) };
-    let deeds = deeds(&mut dice, taste);
+    let taste = Taste::any(&mut dice);
+    let mut deeds = deeds(&mut dice, taste);
+    if conditions.versions_in_order && !versions_in_order(&play(&deeds)) {
+        deeds.iter_mut().for_each(|deed| deed.style = Style::PLAIN);
+    }
     let policy = dice.pick(policies);
     let world = World { deeds, policy, plan: Vec::new() };
     let plan = lawful_plan(&mut dice, &world, conditions);
@@ -216,10 +220,7 @@ fn lawful_plan(dice: &mut Dice, world: &World, conditions: Conditions) -> Vec<Ve
         if lawful == Ok(false) {
             continue;
         }
-        let deliver = |(fact, over): &(&super::history::Fact, bool)| Delivery {
-            label: fact.label,
-            patience_over: *over,
-        };
+        let deliver = |(fact, over): &(&Fact, bool)| Delivery { label: fact.label, patience_over: *over };
         plan.push(batch.iter().map(deliver).collect());
         if lawful.is_err() {
             break;

@@ -223,6 +223,11 @@ pub(crate) fn row_id(label: u16) -> Uuid {
     Uuid::from_u128(u128::from(label) + 1)
 }
 
+/// The account for whose webhook the row was made.
+pub(crate) fn founder(facts: &[Fact], row: Uuid) -> Option<String> {
+    facts.iter().find(|fact| fact.fresh_row() == row).map(Fact::clerk_id)
+}
+
 impl fmt::Display for Fact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.kind {

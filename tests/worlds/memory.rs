@@ -1,10 +1,15 @@
 //! Owns a store in memory, which does with the fold what the real ones do, and complains where the fold asks for
 //! something that a database would refuse.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 use headcount::roster::{ChangedRow, Event, Folded, FormerId, Loaded, Outcome, Policy, Row, fold};
 use uuid::Uuid;
+
+use super::history::Fact;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Memory {
@@ -62,14 +67,23 @@ impl Memory {
         Ok(answers)
     }
 
+    /// The webhook took effect.
+    pub(crate) fn has_folded(&self, fact: &Fact) -> bool {
+        self.inbox.contains_key(&fact.message_id())
+    }
+
     /// Tells two states of the same history apart.
-    pub(crate) fn state(&self) -> Vec<(Uuid, String, String, Option<i64>)> {
-        let row = |row: &Row| (row.id, row.clerk_id.clone(), row.version.message_id.clone(), row.deleted_at);
-        let former = |former: &FormerId| {
-            let row = former.user_id.unwrap_or_default();
-            (row, former.clerk_id.clone(), String::new(), Some(former.deleted_at))
-        };
-        self.rows.values().map(row).chain(self.former.values().map(former)).collect()
+    pub(crate) fn state(&self) -> u64 {
+        let mut hash = DefaultHasher::new();
+        for row in self.rows.values() {
+            let Row { id, clerk_id, version, claim, shown, deleted_at, erased, .. } = row;
+            let address = claim.as_ref().map(|claim| (&claim.address, claim.verified));
+            (id, clerk_id, &version.message_id, address, shown, deleted_at, erased).hash(&mut hash);
+        }
+        for former in self.former.values() {
+            (&former.clerk_id, former.user_id, former.deleted_at).hash(&mut hash);
+        }
+        hash.finish()
     }
 
     /// Exactly what the contract of [`Loaded`] says, and no more.

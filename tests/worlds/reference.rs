@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use headcount::roster::{OnDelete, Outcome, Policy, Profile, Relink};
 use uuid::Uuid;
 
-use super::history::{Address, Fact, Kind, clerk_id, row_id};
+use super::history::{Address, Fact, Kind, clerk_id};
 
 /// A row of `users`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,14 @@ pub(crate) struct Mirror {
 
 fn version(fact: &Fact) -> (i64, i64, bool, String) {
     (fact.at, fact.sent.unwrap_or(0), fact.kind == Kind::Updated, fact.message_id())
+}
+
+/// Each account's news is ordered by version as it happened. Within a millisecond Clerk's times need not tell.
+pub(crate) fn versions_in_order(history: &[Fact]) -> bool {
+    history.iter().enumerate().filter(|(_, fact)| fact.is_upsert()).all(|(place, fact)| {
+        let mut earlier = history[..place].iter().filter(|other| other.is_upsert());
+        earlier.all(|other| other.account != fact.account || version(other) < version(fact))
+    })
 }
 
 /// The live users by Clerk id, whatever the order of these webhooks was.
@@ -70,10 +78,11 @@ fn mirrored(fact: &Fact, shown: bool) -> Mirror {
     }
 }
 
-/// Which row each live account holds at the end of the history, if every webhook comes at once and in order.
-pub(crate) fn owners(history: &[Fact], policy: Policy) -> BTreeMap<String, Uuid> {
+/// For each account that is live at the end of the history, whose row it holds if every webhook comes at once and in
+/// order: the account for which the row was made.
+pub(crate) fn owners(history: &[Fact], policy: Policy) -> BTreeMap<String, String> {
     let returns = policy.relink != Relink::Never && policy.on_delete == OnDelete::Keep;
-    let mut rows: BTreeMap<u8, Uuid> = BTreeMap::new();
+    let mut rows: BTreeMap<u8, u8> = BTreeMap::new();
     let mut gone: BTreeMap<u8, i64> = BTreeMap::new();
     for (place, fact) in history.iter().enumerate() {
         match fact.kind {
@@ -91,7 +100,7 @@ pub(crate) fn owners(history: &[Fact], policy: Policy) -> BTreeMap<String, Uuid>
                     .max();
                 let row = match giver {
                     Some((_, account)) => rows.remove(&account).unwrap_or_default(),
-                    None => row_id(fact.label),
+                    None => fact.account,
                 };
                 rows.insert(fact.account, row);
             }
@@ -102,7 +111,7 @@ pub(crate) fn owners(history: &[Fact], policy: Policy) -> BTreeMap<String, Uuid>
         }
     }
     rows.retain(|account, _| !gone.contains_key(account));
-    rows.into_iter().map(|(account, row)| (clerk_id(account), row)).collect()
+    rows.into_iter().map(|(account, founder)| (clerk_id(account), clerk_id(founder))).collect()
 }
 
 /// The last that was heard of the account was that it had proved the newcomer's address, which the newcomer has too.
@@ -243,6 +252,14 @@ impl<'a> Slow<'a> {
             User { mirror, id: *id, clerk_id: news.clerk_id(), deleted_at: *deleted_at, erased: *erased }
         };
         self.rows.iter().map(|row| (row.id, user(row))).collect()
+    }
+
+    /// Tells two states of the same history apart.
+    pub(crate) fn state(&self) -> Vec<(Uuid, u16, Option<i64>, bool)> {
+        let row = |row: &SlowRow<'_>| (row.id, row.news.label, row.deleted_at, row.erased);
+        let mut state: Vec<_> = self.rows.iter().map(row).collect();
+        state.sort();
+        state
     }
 }
 

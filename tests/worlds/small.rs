@@ -3,16 +3,16 @@
 //! A webhook that waits has changed nothing, so that a walk over (what has taken effect, state) covers every order,
 //! every number of tries and every moment at which patience may end.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use headcount::roster::{Outcome, Policy, Relink};
 
 use super::{
-    check::{Broken, Conditions, Holders, LawfulRun, agreement_of, mirror_of, safety_of},
-    history::{Act, Address, Deed, Fact, Style, play},
+    check::{self, Broken, Conditions, Holders, LawfulRun, agreement_of, mirror_is, safety_of},
+    history::{Act, Address, Deed, Fact, Kind, Style, play},
     memory::Memory,
     plan::{Delivery, World},
-    reference::Slow,
+    reference::{self, Slow},
 };
 
 /// Which histories.
@@ -22,8 +22,8 @@ pub(crate) struct Bounds {
     pub(crate) deeds: usize,
     pub(crate) accounts: u8,
     pub(crate) addresses: u8,
-    /// Milliseconds that may lie between a deed and the next.
-    pub(crate) pauses: &'static [i64],
+    /// So many deeds at most fall into the same millisecond as the deed before.
+    pub(crate) ties: usize,
 }
 
 /// Every history within the bounds; accounts sign up in the order of their Clerk ids.
@@ -34,14 +34,16 @@ pub(crate) fn histories(bounds: Bounds) -> Vec<Vec<Deed>> {
         let mut longer = Vec::new();
         for deeds in &last {
             for (account, act) in next_acts(deeds, bounds) {
-                for after in bounds.pauses {
-                    let mut deeds = deeds.clone();
-                    deeds.push(Deed { label, account, act, after: *after, style: Style::PLAIN });
-                    if play(&deeds).len() == deeds.len() {
+                for after in [0, 1] {
+                    let mut deeds: Vec<Deed> = deeds.clone();
+                    deeds.push(Deed { label, account, act, after, style: Style::PLAIN });
+                    let ties = deeds.iter().filter(|deed| deed.after == 0).count();
+                    // The first deed has none before it.
+                    if ties <= bounds.ties + 1
+                        && after <= i64::from(label)
+                        && play(&deeds).len() == deeds.len()
+                    {
                         longer.push(deeds);
-                    }
-                    if label == 0 {
-                        break;
                     }
                 }
             }
@@ -50,6 +52,18 @@ pub(crate) fn histories(bounds: Bounds) -> Vec<Vec<Deed>> {
         last = longer;
     }
     all
+}
+
+/// Somebody signs up with an address that another account has proved before: only then is there anything to wait for
+/// or to relink.
+pub(crate) fn changes_hands(deeds: &[Deed]) -> bool {
+    let facts = play(deeds);
+    facts.iter().enumerate().any(|(place, fact)| {
+        let proved = fact.address.filter(|address| address.verified && fact.kind == Kind::Created);
+        let shown =
+            |other: &Fact, name| other.account != fact.account && other.is_upsert() && other.proves(name);
+        proved.is_some_and(|address| facts.iter().take(place).any(|other| shown(other, address.name)))
+    })
 }
 
 fn next_acts(deeds: &[Deed], bounds: Bounds) -> Vec<(u8, Act)> {
@@ -95,6 +109,7 @@ pub(crate) fn walk(deeds: &[Deed], policy: Policy) -> Result<Walked, (World, Bro
     let facts = play(deeds);
     let mut walked = Walked::default();
     let mut seen = HashSet::new();
+    let mut mirrors = HashMap::new();
     let mut open = vec![Node {
         folded: 0,
         memory: Memory::new(policy),
@@ -109,11 +124,17 @@ pub(crate) fn walk(deeds: &[Deed], policy: Policy) -> Result<Walked, (World, Bro
                 walked.steps += 1;
                 let mut path = node.path.clone();
                 path.push(Delivery { label: fact.label, patience_over });
-                let step = step(&node, &facts, fact, patience_over, policy);
-                let next = step.map_err(|broken| (world(deeds, policy, &path), broken))?;
-                let Some((memory, slow, holders)) = next else { continue };
+                let broken = |broken| (world(deeds, policy, &path), broken);
+                let Some((memory, slow)) = step(&node, fact, patience_over).map_err(broken)? else {
+                    continue;
+                };
                 let folded = node.folded | 1 << place;
-                if seen.insert((folded, memory.state())) {
+                if seen.insert((folded, memory.state(), slow.state())) {
+                    let expected = mirrors
+                        .entry(folded)
+                        .or_insert_with(|| reference::mirror(&check::folded(&memory, &facts)));
+                    mirror_is(&memory, expected).map_err(broken)?;
+                    let holders = checked(&memory, &slow, &facts, &node.holders, policy).map_err(broken)?;
                     open.push(Node { folded, memory, slow, holders, path });
                 }
                 // Patience makes a difference only to what waits.
@@ -124,32 +145,41 @@ pub(crate) fn walk(deeds: &[Deed], policy: Policy) -> Result<Walked, (World, Bro
     Ok(walked)
 }
 
-type Next<'a> = Option<(Memory, Slow<'a>, Holders)>;
-
+/// The state after a webhook; `None` where it waits.
 fn step<'a>(
     node: &Node<'a>,
-    facts: &[Fact],
     fact: &'a Fact,
     patience_over: bool,
-    policy: Policy,
-) -> Result<Next<'a>, Broken> {
-    let mut memory = node.memory.clone();
-    let mut slow = node.slow.clone();
+) -> Result<Option<(Memory, Slow<'a>)>, Broken> {
+    let (mut memory, mut slow) = (node.memory.clone(), node.slow.clone());
     let outcomes = memory.apply(&[fact.event(patience_over)])?;
     let expected = slow.apply(&[(fact, patience_over)]);
     if outcomes != expected {
         return Err(format!("outcome: expected {expected:?}, found {outcomes:?}"));
     }
-    agreement_of(&memory, &slow)?;
-    if outcomes == [Outcome::Waiting] {
-        return Ok(None);
+    if outcomes != [Outcome::Waiting] {
+        return Ok(Some((memory, slow)));
     }
-    mirror_of(&memory, facts)?;
-    let holders = match policy.relink {
-        Relink::Match => Holders::new(),
-        Relink::Deleted | Relink::Never => safety_of(&memory, facts, &node.holders)?,
-    };
-    Ok(Some((memory, slow, holders)))
+    if memory.state() != node.memory.state() {
+        return Err("what waits has changed something".into());
+    }
+    Ok(None)
+}
+
+fn checked(
+    memory: &Memory,
+    slow: &Slow<'_>,
+    facts: &[Fact],
+    before: &Holders,
+    policy: Policy,
+) -> Result<Holders, Broken> {
+    if memory.inbox.len() == facts.len() {
+        agreement_of(memory, slow)?;
+    }
+    match policy.relink {
+        Relink::Match => Ok(Holders::new()),
+        Relink::Deleted | Relink::Never => safety_of(memory, facts, before),
+    }
 }
 
 /// Identity, over every delivery of the history that meets the conditions.

@@ -186,15 +186,20 @@ fn is_busy(error: &sqlx::Error) -> bool {
     primary(error) == BUSY
 }
 
+/// An error in few words.
+pub(super) fn say(error: &sqlx::Error) -> String {
+    error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
+}
+
 /// What an error at opening means to the caller.
 fn explain(error: &sqlx::Error, directory: &Path) -> QueueError {
     match primary(error) {
-        PERM | READONLY | CANTOPEN | AUTH => unwritable(directory, &error.to_string()),
+        PERM | READONLY | CANTOPEN | AUTH => unwritable(directory, &say(error)),
         CORRUPT | NOTADB => QueueError::Misconfigured {
-            message: format!("{} is damaged or no queue: {error}", directory.join(FILE).display()),
+            message: format!("{} is damaged or no queue: {}", directory.join(FILE).display(), say(error)),
             hint: "move the file away, or set HEADCOUNT_DATA_DIR to another directory".into(),
         },
-        _ => QueueError::Unavailable(format!("{}: {error}", directory.join(FILE).display())),
+        _ => QueueError::Unavailable(format!("{}: {}", directory.join(FILE).display(), say(error))),
     }
 }
 

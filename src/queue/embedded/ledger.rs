@@ -49,6 +49,37 @@ pub(super) async fn expire(db: &mut SqliteConnection, now: Millis) -> Result<()>
     sqlx::query("DELETE FROM consumers WHERE alive_until < ?1").bind(now).execute(db).await.map(drop)
 }
 
+/// Mends what a clock stamped that has been set back since: nothing is due later than it would be if it began to wait
+/// now. Otherwise messages would lie until the clock has caught up.
+pub(super) async fn mend_times(
+    db: &mut SqliteConnection,
+    ladder: &Ladder,
+    now: Millis,
+    alive_until: Millis,
+) -> Result<()> {
+    sqlx::query("UPDATE consumers SET alive_until = ?1 WHERE alive_until > ?1")
+        .bind(alive_until)
+        .execute(&mut *db)
+        .await?;
+    // What is leased may come back, and was due already.
+    sqlx::query("UPDATE messages SET available_at = ?1 WHERE lease_owner IS NOT NULL AND available_at > ?1")
+        .bind(now)
+        .execute(&mut *db)
+        .await?;
+    let rungs = ladder.iter().map(|(name, delay)| (Some(name), super::work::millis(delay)));
+    for (rung, delay) in rungs.chain([(None, 0)]) {
+        sqlx::query(
+            "UPDATE messages SET available_at = ?1
+             WHERE queue = 'events' AND lease_owner IS NULL AND available_at > ?1 AND rung IS ?2",
+        )
+        .bind(now + delay + 1)
+        .bind(rung)
+        .execute(&mut *db)
+        .await?;
+    }
+    Ok(())
+}
+
 /// Unregisters a consumer. What it holds becomes available again, its delivery counted.
 pub(super) async fn unregister(db: &mut SqliteConnection, consumer: i64) -> Result<()> {
     sqlx::query("UPDATE messages SET lease_owner = NULL WHERE lease_owner = ?1")
@@ -270,6 +301,7 @@ fn delivery(row: &sqlx::sqlite::SqliteRow) -> Result<Delivery> {
         },
         earlier: row.try_get::<u32, _>(2)?.saturating_sub(1),
         receipt: Receipt { generation: row.try_get(1)?, tag: row.try_get(0)? },
+        death: None,
     })
 }
 

@@ -2,11 +2,12 @@
 //!
 //! Promises what the seam promises, without a server: a publish is answered after an fsync that it shares with all that
 //! waited for it; a delivery is leased, and its lease runs out when its process dies. All writing is done by one task
-//! per process ([`writer`]); here are the handles that ask it, and they never wait for a database, only for its answer.
+//! per process (`writer.rs`); here are the handles that ask it, and they never wait for a database, only for its answer.
 
 mod file;
 mod ledger;
 mod subscription;
+mod work;
 mod writer;
 
 use std::{
@@ -26,9 +27,10 @@ use tokio::{
 
 use self::{
     subscription::{Consumer, EmbeddedSubscription},
-    writer::{Publish, Request, Writer},
+    work::{Publish, Request},
+    writer::Writer,
 };
-use super::{Depth, Ladder, PUBLISH_LIMIT, Queue, QueueError, Subscription};
+use super::{Depth, Ladder, PUBLISH_LIMIT, Queue, QueueError, Source, Subscription};
 use crate::message::{self, Message};
 
 /// How much may wait to be published, in KiB; each message counts for at least one.
@@ -121,7 +123,12 @@ impl Queue for EmbeddedQueue {
         self.answer(answered, limit).await
     }
 
-    async fn subscribe(&self, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError> {
+    fn sample(&self, _rejected: bytes::Bytes) {}
+
+    async fn subscribe(&self, source: Source, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        if source != Source::Events {
+            return Err(QueueError::Unavailable("only events can be consumed from this queue".into()));
+        }
         let consumer = Arc::new(Consumer::new(prefetch));
         self.requests.send(Request::Join(consumer.clone())).map_err(|_| closed())?;
         Ok(Box::new(EmbeddedSubscription {
@@ -142,7 +149,7 @@ impl Queue for EmbeddedQueue {
         });
         match timeout_at((Instant::now() + PUBLISH_LIMIT).into(), counting).await {
             Ok(Ok(Ok(depths))) => Ok(depths),
-            Ok(Ok(Err(error))) => Err(QueueError::Unavailable(format!("queue.db: {error}"))),
+            Ok(Ok(Err(error))) => Err(QueueError::Unavailable(format!("queue.db: {}", file::say(&error)))),
             Ok(Err(error)) => Err(QueueError::Unavailable(format!("queue.db: {error}"))),
             Err(_) => Err(QueueError::Unavailable("queue.db has not answered in time".into())),
         }

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::{
     super::{Delivery, Receipt, Settlement, Subscription},
     Health,
-    writer::{Request, Settle},
+    work::{Request, Settle},
 };
 
 /// The most bytes of bodies that a consumer holds, handed out or not; a single message may exceed it.

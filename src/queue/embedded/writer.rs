@@ -3,92 +3,32 @@
 //! settlements go on being tried until they are. Never holds a transaction open while it waits for anybody.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use sqlx::{Connection, SqliteConnection};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::{
-    super::{Action, Ladder, QueueError, Receipt},
+    super::{Ladder, QueueError},
     Health, Timing, file, ledger,
     subscription::Consumer,
+    work::{Request, Settle, Work, millis, settlements},
 };
 use crate::message::{self, Message, MessageId, Millis};
 
-/// The most messages and bytes that one commit takes in.
-const PUBLISHES_MAX: usize = 1000;
-const PUBLISH_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The most rows that one commit claims for a consumer.
 const CLAIM_MAX: usize = 200;
 /// How long after a failure the writer tries again: doubled each time, from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How long SQLite itself waits for a lock: not long, because [`file::begin`] waits better.
 const WRITER_BUSY: Duration = Duration::from_millis(20);
+/// How far the clock may be set back without a look at what it stamped, in ms.
+const CLOCK_TOLERANCE: Millis = 1000;
 /// How long a closing writer goes on trying.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
-
-/// What the writer is asked.
-#[derive(Debug)]
-pub(super) enum Request {
-    /// Make a message durable.
-    Publish(Publish),
-    /// Settle deliveries.
-    Settle(Settle),
-    /// Claim for this consumer from now on.
-    Join(Arc<Consumer>),
-    /// Make available again what nobody has seen.
-    Return(Vec<Receipt>),
-    /// Make available again all that this consumer holds.
-    Leave(Arc<Consumer>),
-    /// Say whether writing works.
-    Probe(oneshot::Sender<Result<(), QueueError>>),
-    /// Let go of everything and end.
-    Close(oneshot::Sender<()>),
-}
-
-/// A message to be made durable.
-#[derive(Debug)]
-pub(super) struct Publish {
-    pub(super) message: Message,
-    pub(super) answer: oneshot::Sender<Result<(), QueueError>>,
-    /// Its share of what may wait in memory; freed with it.
-    pub(super) _share: OwnedSemaphorePermit,
-}
-
-/// Deliveries to be settled.
-#[derive(Debug)]
-pub(super) struct Settle {
-    pub(super) consumer: Arc<Consumer>,
-    pub(super) items: Vec<(Receipt, Action)>,
-    pub(super) done: oneshot::Sender<()>,
-}
-
-impl Settle {
-    fn receipts(&self) -> impl Iterator<Item = &Receipt> {
-        self.items.iter().map(|(receipt, _)| receipt)
-    }
-}
-
-/// What the next transaction has to do. Stays as it is when the transaction fails, but for the publishes.
-#[derive(Debug, Default)]
-struct Work {
-    publishes: Vec<Publish>,
-    publish_bytes: usize,
-    settles: Vec<Settle>,
-    returned: Vec<Receipt>,
-    leaving: Vec<Arc<Consumer>>,
-    probes: Vec<oneshot::Sender<Result<(), QueueError>>>,
-    closing: Option<(oneshot::Sender<()>, Instant)>,
-}
-
-impl Work {
-    fn is_full(&self) -> bool {
-        self.publishes.len() >= PUBLISHES_MAX || self.publish_bytes >= PUBLISH_BYTES_MAX
-    }
-}
 
 /// A consumer and the name that its leases are under; `None` before its first transaction.
 #[derive(Debug)]
@@ -125,6 +65,8 @@ pub(super) struct Writer {
     wake_at: Instant,
     renew_at: Instant,
     expire_at: Instant,
+    /// The least that the wall clock shows if nobody set it back; at first that is not known.
+    clock: Millis,
     /// Something is known to be claimable: no need to look first.
     eager: bool,
 }
@@ -152,6 +94,7 @@ impl Writer {
             wake_at: now,
             renew_at: now,
             expire_at: now,
+            clock: Millis::MAX,
             eager: false,
         }
     }
@@ -173,6 +116,13 @@ impl Writer {
                 && (!self.doubt || since.elapsed() > CLOSE_LIMIT)
             {
                 break;
+            }
+        }
+        self.requests.close();
+        while let Ok(request) = self.requests.try_recv() {
+            // Those who ask too late are told so by their answer's sender being dropped; a consumer has none.
+            if let Request::Join(consumer) = request {
+                consumer.end();
             }
         }
         for member in &self.members {
@@ -207,14 +157,7 @@ impl Writer {
                 Err(_) => break,
             }
         }
-        let work = &self.work;
-        let asked = !(work.publishes.is_empty()
-            && work.settles.is_empty()
-            && work.returned.is_empty()
-            && work.leaving.is_empty()
-            && work.probes.is_empty()
-            && work.closing.is_none());
-        Some(asked || self.doubt || self.eager)
+        Some(!self.work.is_empty() || self.doubt || self.eager)
     }
 
     fn take_in(&mut self, request: Request) {
@@ -272,6 +215,11 @@ impl Writer {
         let at = message::now();
         let alive_until = at + millis(self.timing.lease);
         let mut effects = Effects::default();
+        // The lock may have taken longer than some would wait.
+        self.work.publishes.retain(|publish| !publish.answer.is_closed());
+        if !self.members.is_empty() && at < self.clock {
+            ledger::mend_times(connection, &self.ladder, at, alive_until).await?;
+        }
 
         // Prolonged before anybody's are taken back: after a machine's sleep all leases have run out.
         let known: Vec<i64> = self.members.iter().filter_map(|member| member.id).collect();
@@ -346,6 +294,9 @@ impl Writer {
         let at = message::now();
         self.wake_at = wake_at(now, at, self.timing.poll, effects.next_due);
         self.renew_at = now + self.timing.heartbeat;
+        if !self.members.is_empty() {
+            self.clock = at - CLOCK_TOLERANCE;
+        }
         if now >= self.expire_at {
             self.expire_at = now + self.timing.poll;
         }
@@ -390,15 +341,16 @@ impl Writer {
 
     /// Answers those who cannot wait, and keeps the rest for the next try.
     fn fail(&mut self, error: &sqlx::Error) {
+        let problem = format!("queue.db cannot be written: {}", file::say(error));
         if self.failures == 0 {
-            tracing::warn!(%error, "queue.db cannot be written; trying again");
+            tracing::warn!("{problem}; trying again");
         }
         // A fresh connection: the failed transaction ends with the old one, whatever state it was in.
         self.connection = None;
         self.doubt = true;
         self.failures = self.failures.saturating_add(1);
-        self.health.set_trouble(Some(format!("queue.db cannot be written: {error}")));
-        let unavailable = || QueueError::Unavailable(format!("queue.db cannot be written: {error}"));
+        self.health.set_trouble(Some(problem.clone()));
+        let unavailable = || QueueError::Unavailable(problem.clone());
         for publish in self.work.publishes.drain(..) {
             let _ = publish.answer.send(Err(unavailable()));
         }
@@ -417,32 +369,12 @@ fn warn_crash_loop(message_id: &MessageId) {
 
 async fn connect<'a>(
     connection: &'a mut Option<SqliteConnection>,
-    path: &PathBuf,
+    path: &Path,
 ) -> Result<&'a mut SqliteConnection, sqlx::Error> {
     Ok(match connection {
         Some(open) => open,
         None => connection.insert(file::open(path, WRITER_BUSY).await?),
     })
-}
-
-fn settlements(settles: &[Settle], ladder: &Ladder, at: Millis) -> ledger::Settlements {
-    let mut settlements = ledger::Settlements::default();
-    for (receipt, action) in settles.iter().flat_map(|settle| &settle.items) {
-        let (id, leases) = (receipt.tag, receipt.generation);
-        match action {
-            Action::Done => settlements.done.push((id, leases)),
-            Action::Retry { rung, attempt, waits } => {
-                // One more: the current millisecond has begun already, and a retry never comes early.
-                let due = at + millis(ladder.delay(*rung)) + 1;
-                settlements.retry.push((id, leases, due, *attempt, *waits, ladder.name(*rung)));
-            }
-            Action::Bury(burial) => {
-                let detail = message::clean(&burial.detail, super::super::DETAIL_MAX);
-                settlements.bury.push((id, leases, burial.reason.as_str(), detail));
-            }
-        }
-    }
-    settlements
 }
 
 /// The next look at the file: after the poll, or as soon as something is due.
@@ -453,8 +385,4 @@ fn wake_at(now: Instant, at: Millis, poll: Duration, due: Option<Millis>) -> Ins
         if until.is_zero() { poll } else { until.min(poll) }
     });
     now + wait
-}
-
-fn millis(duration: Duration) -> Millis {
-    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX / 4)
 }

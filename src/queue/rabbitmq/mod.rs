@@ -4,11 +4,12 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use lapin::Connection;
 use tokio::sync::Mutex;
 
 use super::{
-    Depth, Ladder, Queue, QueueError, Subscription,
+    Depth, Ladder, Queue, QueueError, Source, Subscription,
     topology::{EVENTS_KEY, Topology},
 };
 use crate::{config::Secret, message::Message};
@@ -83,12 +84,26 @@ impl Queue for RabbitQueue {
         self.publisher.publish(route, properties, message.body).await
     }
 
-    async fn subscribe(&self, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError> {
+    async fn subscribe(&self, source: Source, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError> {
         let (broker, publisher) = (self.broker.clone(), Arc::clone(&self.publisher));
-        let queue = self.broker.topology.named("events");
+        let queue = match source {
+            Source::Events => self.broker.topology.named("events"),
+            Source::Dead => self.broker.topology.named("dead"),
+            Source::Rejections => self.broker.topology.named("rejections"),
+        };
         Ok(Box::new(
             RabbitSubscription::start(broker, publisher, self.ladder.clone(), queue, prefetch).await?,
         ))
+    }
+
+    fn sample(&self, rejected: Bytes) {
+        // The default exchange routes by the queue's name.
+        let route = Route {
+            exchange: String::new(),
+            key: self.broker.topology.named("rejections"),
+            mandatory: false,
+        };
+        self.publisher.publish_lossy(route, wire::plain(), rejected);
     }
 
     async fn depths(&self) -> Result<Vec<Depth>, QueueError> {

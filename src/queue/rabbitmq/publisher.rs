@@ -48,7 +48,8 @@ struct Request {
     route: Route,
     properties: BasicProperties,
     body: Bytes,
-    reply: oneshot::Sender<Result<(), String>>,
+    /// `None`: nobody waits for the answer.
+    reply: Option<oneshot::Sender<Result<(), String>>>,
     _bytes: OwnedSemaphorePermit,
 }
 
@@ -114,7 +115,7 @@ impl Publisher {
                 return Err("closing".into());
             };
             let (reply, confirmed) = oneshot::channel();
-            let request = Request { route, properties, body, reply, _bytes: permit };
+            let request = Request { route, properties, body, reply: Some(reply), _bytes: permit };
             if self.requests.send(request).await.is_err() {
                 return Err("closing".into());
             }
@@ -125,6 +126,17 @@ impl Publisher {
         match tokio::time::timeout(PUBLISH_LIMIT, attempt).await {
             Ok(answer) => answer.map_err(QueueError::Unavailable),
             Err(_) => Err(QueueError::Unavailable("the broker did not confirm in time".into())),
+        }
+    }
+
+    /// Publishes if there is room, and forgets about it.
+    pub(super) fn publish_lossy(&self, route: Route, properties: BasicProperties, body: Bytes) {
+        let size = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.bytes).try_acquire_many_owned(size);
+        if let (None, Ok(permit)) = (self.trouble(), room) {
+            let request = Request { route, properties, body, reply: None, _bytes: permit };
+            // No room: the sample is lost, as samples may be.
+            let _ = self.requests.try_send(request);
         }
     }
 
@@ -142,6 +154,12 @@ impl Publisher {
                 abort.abort();
             }
         }
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.closing.send_replace(true);
     }
 }
 
@@ -282,7 +300,7 @@ async fn publish_all(
                     continue;
                 };
                 // Nobody waits for it any more: it was answered "unknown" while it was still here.
-                if request.reply.is_closed() {
+                if request.reply.as_ref().is_some_and(oneshot::Sender::is_closed) {
                     continue;
                 }
                 if progress.outstanding.fetch_add(1, Relaxed) == 0 {
@@ -308,7 +326,7 @@ async fn publish_all(
                 progress.at.store(now(), Relaxed);
                 match confirmed {
                     Ok(Confirmation::Ack(None)) => {
-                        let _ = reply.send(Ok(()));
+                        answer(reply, Ok(()));
                     }
                     Ok(Confirmation::Ack(Some(returned))) => {
                         // lapin may attach a return to another message's confirm: believe the message id. Either way the
@@ -316,12 +334,12 @@ async fn publish_all(
                         let returned = returned.properties.message_id().clone();
                         error!("the broker returned message {} as unroutable: a queue or a binding is missing",
                             returned.as_ref().map_or("?", |id| id.as_str()));
-                        let answer = if returned == id { Err("no queue takes it".into()) } else { Ok(()) };
-                        let _ = reply.send(answer);
+                        let result = if returned == id { Err("no queue takes it".into()) } else { Ok(()) };
+                        answer(reply, result);
                         return "a queue or a binding is missing; declaring them again".into();
                     }
                     Ok(Confirmation::Nack(_)) => {
-                        let _ = reply.send(Err("the broker rejects messages: the queue is full".into()));
+                        answer(reply, Err("the broker rejects messages: the queue is full".into()));
                     }
                     Ok(Confirmation::NotRequested) => return "the channel lost its confirm mode".into(),
                     Err(error) => return text(&error),
@@ -332,5 +350,12 @@ async fn publish_all(
             }
             else => return "closed".into(),
         }
+    }
+}
+
+fn answer(reply: Option<oneshot::Sender<Result<(), String>>>, result: Result<(), String>) {
+    if let Some(reply) = reply {
+        // Who does not wait any more was told "unknown".
+        let _ = reply.send(result);
     }
 }

@@ -33,6 +33,9 @@ use crate::{
     shutdown::until,
 };
 
+/// How long the broker may take to confirm that it stops delivering.
+const CANCEL_LIMIT: Duration = Duration::from_secs(3);
+
 /// What the consumer is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum Wish {
@@ -55,6 +58,8 @@ struct Shared {
     /// another ack would settle it twice, and the broker closes the channel over that.
     acking: tokio::sync::Mutex<Option<Channel>>,
     trouble: Mutex<Option<String>>,
+    /// It consumes the dead queue.
+    dead: bool,
     wish: watch::Sender<Wish>,
 }
 
@@ -72,6 +77,7 @@ impl RabbitSubscription {
         queue: String,
         prefetch: u16,
     ) -> Result<Self, QueueError> {
+        let dead = queue == broker.topology.named("dead");
         let shared = Arc::new(Shared {
             ladder,
             broker,
@@ -80,6 +86,7 @@ impl RabbitSubscription {
             unsettled: Mutex::default(),
             acking: tokio::sync::Mutex::new(None),
             trouble: Mutex::default(),
+            dead,
             wish: watch::Sender::new(Wish::Consume),
         });
         let first = match consume(&shared.broker, &queue, prefetch).await {
@@ -307,7 +314,7 @@ async fn deliver(
                 Some(Ok(delivered)) => {
                     shared.unsettled.lock().unwrap_or_else(PoisonError::into_inner).delivered(delivered.delivery_tag);
                     if let Some(hand) = hand {
-                        let _ = hand.send(wire::delivery(delivered, generation));
+                        let _ = hand.send(wire::delivery(delivered, generation, shared.dead));
                     }
                 }
                 Some(Err(error)) => return text(&error),
@@ -325,8 +332,12 @@ async fn deliver(
             () = until(wish, |wish| *wish != Wish::Consume), if !cancelled => {
                 cancelled = true;
                 let tag = consumer.tag();
-                if let Err(error) = channel.basic_cancel(tag, BasicCancelOptions::default()).await {
-                    return text(&error);
+                let cancel = channel.basic_cancel(tag, BasicCancelOptions::default());
+                match tokio::time::timeout(CANCEL_LIMIT, cancel).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return text(&error),
+                    // Nothing that a frozen broker has pushed can be settled: a stop need not wait for it.
+                    Err(_) => return "the broker does not answer".into(),
                 }
             }
             // With the consumer's stream at its end, only this tells that the connection is gone.

@@ -1,6 +1,8 @@
 //! Owns how a message looks on AMQP: properties and headers, both ways. A republish carries these headers and no
 //! others: a stale `x-death` would be taken for a cycle and jam a retry queue.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use lapin::{
     BasicProperties,
@@ -10,7 +12,7 @@ use lapin::{
 
 use crate::{
     message::{self, EVENT_TYPE_MAX, Message, MessageId, Millis},
-    queue::{Burial, DETAIL_MAX, Delivery, Receipt},
+    queue::{Burial, DELIVERY_LIMIT, DETAIL_MAX, Death, Delivery, Reason, Receipt},
 };
 
 const ATTEMPT: &str = "x-attempt";
@@ -24,6 +26,12 @@ const DETAIL: &str = "x-detail";
 const DIED_AT: &str = "x-died-at";
 /// The broker's own count of earlier deliveries (quorum queues; absent on the first).
 const DELIVERY_COUNT: &str = "x-delivery-count";
+/// The broker's list of dead-letterings, the last one first.
+const DEATHS: &str = "x-death";
+/// Headers of a dead message that are kept.
+const HEADERS_MAX: usize = 50;
+/// Bytes of a kept header's name, and of its value.
+const HEADER_MAX: usize = 1024;
 
 /// The properties of a message: persistent, with our headers.
 pub(super) fn properties(message: &Message, burial: Option<(&Burial, Millis)>) -> BasicProperties {
@@ -54,7 +62,7 @@ pub(super) fn properties(message: &Message, burial: Option<(&Burial, Millis)>) -
 }
 
 /// Reads a delivery; nothing in it can make this fail.
-pub(super) fn delivery(delivered: Delivered, generation: u64) -> Delivery {
+pub(super) fn delivery(delivered: Delivered, generation: u64, dead: bool) -> Delivery {
     let headers = delivered.properties.headers().as_ref().map(FieldTable::inner);
     let value = |key: &str| headers.and_then(|headers| headers.get(key));
     let count = |key: &str| value(key).and_then(number).and_then(|number| u32::try_from(number).ok());
@@ -75,7 +83,62 @@ pub(super) fn delivery(delivered: Delivered, generation: u64) -> Delivery {
         body: Bytes::from(delivered.data),
     };
     let earlier = count(DELIVERY_COUNT).unwrap_or(u32::from(delivered.redelivered));
-    Delivery { message, earlier, receipt: Receipt { generation, tag: delivered.delivery_tag } }
+    let death = dead.then(|| Box::new(death(headers, message.received_at)));
+    Delivery { message, earlier, receipt: Receipt { generation, tag: delivered.delivery_tag }, death }
+}
+
+/// The properties of what is no message of ours to keep.
+pub(super) fn plain() -> BasicProperties {
+    BasicProperties::default().with_delivery_mode(2)
+}
+
+/// What the dead queue's headers tell.
+fn death(headers: Option<&BTreeMap<ShortString, AMQPValue>>, received_at: Millis) -> Death {
+    let mut shown = BTreeMap::new();
+    for (key, value) in headers.into_iter().flatten().take(HEADERS_MAX) {
+        shown.insert(message::clean(key.as_str(), HEADER_MAX), message::clean(&text(value), HEADER_MAX));
+    }
+    let shown_or =
+        |key: &str, otherwise: &str| shown.get(key).cloned().unwrap_or_else(|| otherwise.to_owned());
+    let died_at =
+        headers.and_then(|headers| headers.get(DIED_AT)).and_then(number).unwrap_or_else(message::now);
+    let (reason, detail) = if shown.contains_key(REASON) {
+        // Ours: a burial carries its reason, and a republish after it no longer does.
+        (shown_or(REASON, ""), shown_or(DETAIL, ""))
+    } else if let Some(why) = headers.and_then(last_death) {
+        let tries = DELIVERY_LIMIT + 1;
+        let detail = match why.as_str() {
+            "delivery_limit" => {
+                format!("it was delivered {tries} times and never settled: it kills its workers")
+            }
+            _ => format!("the broker dead-lettered it: {why}"),
+        };
+        (Reason::CrashLoop.as_str().to_owned(), detail)
+    } else {
+        (
+            Reason::Unroutable.as_str().to_owned(),
+            "no queue was bound for it: the events queue was missing".into(),
+        )
+    };
+    let detail = message::clean(&detail, DETAIL_MAX);
+    Death { reason, detail, died_at: died_at.max(received_at), headers: shown }
+}
+
+/// Why the broker dead-lettered it last.
+fn last_death(headers: &BTreeMap<ShortString, AMQPValue>) -> Option<String> {
+    let AMQPValue::FieldArray(deaths) = headers.get(DEATHS)? else { return None };
+    let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
+    last.inner().get("reason").map(text)
+}
+
+/// A header's value for people.
+fn text(value: &AMQPValue) -> String {
+    match value {
+        AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
+        AMQPValue::ShortString(text) => text.as_str().to_owned(),
+        AMQPValue::Boolean(flag) => flag.to_string(),
+        other => number(other).map_or_else(|| format!("{other:?}"), |number| number.to_string()),
+    }
 }
 
 /// Any of AMQP's whole numbers.
@@ -120,7 +183,7 @@ mod tests {
     #[test]
     fn a_message_travels_there_and_back() {
         let there = message();
-        let back = delivery(delivered(properties(&there, None), b"{}"), 4);
+        let back = delivery(delivered(properties(&there, None), b"{}"), 4, false);
         assert_eq!((back.earlier, back.receipt), (0, Receipt { generation: 4, tag: 7 }));
         assert_eq!(format!("{:?}", back.message), format!("{there:?}"));
         assert_eq!(back.message.traceparent, there.traceparent);
@@ -140,16 +203,40 @@ mod tests {
 
     #[test]
     fn a_message_by_another_hand_gets_an_id_from_its_body() {
-        let foreign = delivery(delivered(BasicProperties::default(), b"hello"), 0);
+        let foreign = delivery(delivered(BasicProperties::default(), b"hello"), 0, false);
         assert_eq!(foreign.message.id, MessageId::of_body(b"hello"));
         assert_eq!(foreign.message.event_type, "unknown");
+    }
+
+    #[test]
+    fn a_death_tells_its_reason_ours_before_the_brokers() {
+        let table = |reason: &str| {
+            let mut table = FieldTable::default();
+            table.insert("reason".into(), AMQPValue::LongString(reason.into()));
+            AMQPValue::FieldTable(table)
+        };
+        let deaths = |reasons: &[&str]| {
+            let list: Vec<AMQPValue> = reasons.iter().map(|reason| table(reason)).collect();
+            AMQPValue::FieldArray(list.into())
+        };
+        let read = |headers: FieldTable| {
+            let properties = BasicProperties::default().with_headers(headers);
+            delivery(delivered(properties, b""), 0, true).death.unwrap()
+        };
+        // It came from a retry queue before, which the broker counts as a death too.
+        let mut headers = FieldTable::default();
+        headers.insert(DEATHS.into(), deaths(&["delivery_limit", "expired"]));
+        assert_eq!(read(headers.clone()).reason, "crash_loop");
+        headers.insert(REASON.into(), AMQPValue::LongString("invalid_payload".into()));
+        assert_eq!(read(headers).reason, "invalid_payload");
+        assert_eq!(read(FieldTable::default()).reason, "unroutable");
     }
 
     #[test]
     fn the_brokers_count_of_deliveries_is_read() {
         let mut headers = FieldTable::default();
         headers.insert(DELIVERY_COUNT.into(), AMQPValue::LongInt(3));
-        let back = delivery(delivered(BasicProperties::default().with_headers(headers), b""), 0);
+        let back = delivery(delivered(BasicProperties::default().with_headers(headers), b""), 0, false);
         assert_eq!(back.earlier, 3);
     }
 }

@@ -1,0 +1,319 @@
+//! Owns a running process: opens the seams, starts its tasks, and stops them in order: intake, drain, close.
+//! Promises to end within the drain limit once asked to. Never decides what a message means.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tracing::{info, warn};
+
+use crate::{
+    cli::output::Failure,
+    config::{Config, Secret},
+    ingress::{self, Ingress, Verifier},
+    ops::{self, Ops},
+    pause::Pauses,
+    queue::{self, Queue, QueueConfig, QueueError, Source},
+    shutdown::until,
+    store::{self, Backend, Class, Store, StoreError},
+    telemetry::metrics,
+    worker,
+};
+
+/// What of it this process does.
+#[derive(Clone, Debug)]
+pub struct Roles {
+    /// Takes webhooks in, verified with these secrets.
+    pub ingress: Option<Vec<Secret>>,
+    /// Folds them into users.
+    pub worker: bool,
+    /// Applies the migrations first.
+    pub migrate: bool,
+}
+
+/// Where a running process listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// The public listener.
+    pub ingress: Option<SocketAddr>,
+    /// The operators'.
+    pub ops: SocketAddr,
+}
+
+/// How often depths are looked at and recorders are tidied.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Runs until `stop` turns true, then stops in order. `started` learns where it listens.
+///
+/// # Errors
+/// It cannot start as configured, or finds later that it cannot work so.
+pub async fn run(
+    config: &Config,
+    roles: Roles,
+    prometheus: PrometheusHandle,
+    started: impl FnOnce(Addresses),
+    stop: watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    let listener = match &roles.ingress {
+        Some(_) => Some(bind("HEADCOUNT_LISTEN", config.listen).await?),
+        None => None,
+    };
+    let ops_listener = bind("HEADCOUNT_OPS_LISTEN", config.ops_listen).await?;
+    let verifier = roles.ingress.as_deref().map(Verifier::new).transpose()?;
+    let queue = open_queue(config).await?;
+    let store = match roles.worker {
+        true => Some(open_store(config).await?),
+        false => None,
+    };
+    warn_of_split_tables(config, &roles);
+
+    let (health, worker_health) = watch::channel(worker::Health::default());
+    let (stop_ops, ops_stop) = watch::channel(false);
+    let ops = Ops {
+        queue: Arc::clone(&queue),
+        store: store.clone(),
+        worker: roles.worker.then_some(worker_health),
+        metrics: prometheus.clone(),
+        token: config.ops_token.clone(),
+        bounds: Ops::bounds(),
+    };
+    let mut beside = JoinSet::new();
+    let addresses = Addresses {
+        ingress: listener.as_ref().map(|listener| listener.local_addr().unwrap_or(config.listen)),
+        ops: ops_listener.local_addr().unwrap_or(config.ops_listen),
+    };
+    beside.spawn(ops::serve(ops_listener, ops, ops_stop));
+    beside.spawn(upkeep(Arc::clone(&queue), prometheus));
+
+    let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
+    if let (Some(listener), Some(verifier)) = (listener, verifier) {
+        let ingress = Ingress::new(Arc::clone(&queue), verifier, &config.webhook_path);
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            ingress::serve(listener, ingress, stop).await;
+            Ok(())
+        });
+    }
+    if let Some(store) = &store {
+        let (config, queue, store, stop) =
+            (config.clone(), Arc::clone(&queue), Arc::clone(store), stop.clone());
+        let migrate = roles.migrate;
+        tasks.spawn(async move { work(&config, migrate, queue, store, health, stop).await });
+    }
+    started(addresses);
+    let result = finish(config, tasks, &stop).await;
+
+    stop_ops.send_replace(true);
+    close(queue, store).await;
+    beside.shutdown().await;
+    result
+}
+
+/// Waits for the end: every task's after a stop, within the drain limit, or the first that fails.
+async fn finish(
+    config: &Config,
+    mut tasks: JoinSet<Result<(), Failure>>,
+    stop: &watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let deadline = async {
+        until(stop, |stop| *stop).await;
+        info!("stopping: no more intake, finishing what is in flight");
+        tokio::time::sleep(config.drain_limit).await;
+    };
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            ended = tasks.join_next() => match ended {
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(failure))) => return Err(failure),
+                Some(Err(error)) => return Err(Failure::new(format!("a task failed: {error}"))),
+                None => return Ok(()),
+            },
+            () = &mut deadline => {
+                let limit = humantime::format_duration(config.drain_limit);
+                warn!("not everything was finished within {limit}; what is left comes back from the queue");
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn work(
+    config: &Config,
+    migrate: bool,
+    queue: Arc<dyn Queue>,
+    store: Arc<dyn Store>,
+    health: watch::Sender<worker::Health>,
+    stop: watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    if !prepare(store.as_ref(), migrate, &health, &stop).await? {
+        return Ok(());
+    }
+    let subscription =
+        queue.subscribe(Source::Events, config.prefetch).await.map_err(|error| queue_failure(&error))?;
+    worker::run(Arc::from(subscription), store, worker::Settings::new(config), health, stop).await;
+    Ok(())
+}
+
+/// Brings the schema up or checks it; waits for a database that is away. `false`: asked to stop meanwhile.
+async fn prepare(
+    store: &dyn Store,
+    migrate: bool,
+    health: &watch::Sender<worker::Health>,
+    stop: &watch::Receiver<bool>,
+) -> Result<bool, Failure> {
+    let mut pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        let prepared = if migrate {
+            store.migrate().await.map(|names| log_migrations(&names))
+        } else {
+            store.check_schema().await
+        };
+        let error = match prepared {
+            Ok(()) => {
+                health.send_replace(worker::Health::default());
+                return Ok(true);
+            }
+            Err(error) if is_hopeless(&error) => return Err(store_failure(&error)),
+            Err(error) => error,
+        };
+        let paused = Some(error.to_string());
+        if health.send_if_modified(|health| std::mem::replace(&mut health.paused, paused).is_none()) {
+            warn!("waiting for the database: {error}");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pauses.next()) => {}
+            () = until(stop, |stop| *stop) => return Ok(false),
+        }
+    }
+}
+
+/// Tells of what was applied.
+pub fn log_migrations(names: &[String]) {
+    for name in names {
+        info!("applied migration {name}");
+    }
+}
+
+/// Whether waiting would not help: the schema is not ours, or user, password or database are wrong (SQLSTATE class 28, 3D).
+fn is_hopeless(error: &StoreError) -> bool {
+    error.class == Class::Unusable || error.code.starts_with("28") || error.code.starts_with("3D")
+}
+
+async fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                format!("another process listens there; stop it, or set {variable} to another port")
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                format!("ports below 1024 need privileges; set {variable} to a higher port")
+            }
+            _ => format!("set {variable} to an address of this machine"),
+        };
+        Failure::new(format!("cannot listen on {address}: {error}")).hint(hint)
+    })
+}
+
+/// Opens the configured queue.
+///
+/// # Errors
+/// It can never work as configured.
+pub async fn open_queue(config: &Config) -> Result<Arc<dyn Queue>, Failure> {
+    queue::open(&config.queue()).await.map_err(|error| queue_failure(&error))
+}
+
+/// Opens the configured store.
+///
+/// # Errors
+/// It can never work as configured.
+pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
+    store::open(&config.store()).await.map_err(|error| store_failure(&error))
+}
+
+/// For people.
+pub fn queue_failure(error: &QueueError) -> Failure {
+    let failure = Failure::new(error.to_string());
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure.hint("check that the broker runs and that AMQP_URL is right"),
+    }
+}
+
+/// For people.
+pub fn store_failure(error: &StoreError) -> Failure {
+    let failure = Failure::new(error.to_string());
+    match &error.hint {
+        Some(hint) => failure.hint(hint.as_str()),
+        None => failure.hint("check that the database runs and that DATABASE_URL is right"),
+    }
+}
+
+/// A broker serves many hosts, a file only one.
+fn warn_of_split_tables(config: &Config, roles: &Roles) {
+    if let (true, Some(warning)) = (roles.worker, split_table(config)) {
+        warn!("{warning}");
+    }
+}
+
+/// What is wrong with a queue for many hosts before a table on one.
+pub fn split_table(config: &Config) -> Option<&'static str> {
+    let shared_queue = matches!(config.queue(), QueueConfig::RabbitMq { .. });
+    let local_store = matches!(config.store().backend, Backend::Sqlite { .. });
+    (shared_queue && local_store).then_some(
+        "RabbitMQ with a SQLite store: workers on more than one host would each keep a part of the users; set DATABASE_URL to PostgreSQL for that",
+    )
+}
+
+async fn upkeep(queue: Arc<dyn Queue>, prometheus: PrometheusHandle) {
+    let mut tick = tokio::time::interval(UPKEEP);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        prometheus.run_upkeep();
+        if let Ok(depths) = queue.depths().await {
+            for depth in depths {
+                metrics::queue_messages(&depth.queue, depth.messages);
+            }
+        }
+    }
+}
+
+async fn close(queue: Arc<dyn Queue>, store: Option<Arc<dyn Store>>) {
+    let closing = async {
+        queue.close().await;
+        if let Some(store) = store {
+            store.close().await;
+        }
+    };
+    // A broker or a database that does not answer must not keep the process: everything that counts is durable.
+    if tokio::time::timeout(Duration::from_secs(5), closing).await.is_err() {
+        warn!("the connections did not close in time");
+    }
+    info!("stopped");
+}
+
+/// Turns true at the first SIGTERM or SIGINT. A second one ends the process at once.
+///
+/// # Errors
+/// The system does not let us listen for signals.
+pub fn stop_signal() -> std::io::Result<watch::Receiver<bool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (stop, stopping) = watch::channel(false);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stop.send_replace(true) {
+                std::process::exit(1);
+            }
+        }
+    });
+    Ok(stopping)
+}

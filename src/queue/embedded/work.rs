@@ -1,0 +1,113 @@
+//! Owns what the writer is asked, and what of it waits for the next transaction. Never touches SQL.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::{
+    super::{Action, DETAIL_MAX, Ladder, QueueError, Receipt},
+    ledger,
+    subscription::Consumer,
+};
+use crate::message::{self, Message, Millis};
+
+/// The most messages and bytes that one commit takes in.
+const PUBLISHES_MAX: usize = 1000;
+const PUBLISH_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// What the writer is asked.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Make a message durable.
+    Publish(Publish),
+    /// Settle deliveries.
+    Settle(Settle),
+    /// Claim for this consumer from now on.
+    Join(Arc<Consumer>),
+    /// Make available again what nobody has seen.
+    Return(Vec<Receipt>),
+    /// Make available again all that this consumer holds.
+    Leave(Arc<Consumer>),
+    /// Say whether writing works.
+    Probe(oneshot::Sender<Result<(), QueueError>>),
+    /// Let go of everything and end.
+    Close(oneshot::Sender<()>),
+}
+
+/// A message to be made durable.
+#[derive(Debug)]
+pub(super) struct Publish {
+    pub(super) message: Message,
+    pub(super) answer: oneshot::Sender<Result<(), QueueError>>,
+    /// Its share of what may wait in memory; freed with it.
+    pub(super) _share: OwnedSemaphorePermit,
+}
+
+/// Deliveries to be settled.
+#[derive(Debug)]
+pub(super) struct Settle {
+    pub(super) consumer: Arc<Consumer>,
+    pub(super) items: Vec<(Receipt, Action)>,
+    pub(super) done: oneshot::Sender<()>,
+}
+
+impl Settle {
+    pub(super) fn receipts(&self) -> impl Iterator<Item = &Receipt> {
+        self.items.iter().map(|(receipt, _)| receipt)
+    }
+}
+
+/// What the next transaction has to do. Stays as it is when the transaction fails, but for the publishes.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub(super) publishes: Vec<Publish>,
+    pub(super) publish_bytes: usize,
+    pub(super) settles: Vec<Settle>,
+    pub(super) returned: Vec<Receipt>,
+    pub(super) leaving: Vec<Arc<Consumer>>,
+    pub(super) probes: Vec<oneshot::Sender<Result<(), QueueError>>>,
+    pub(super) closing: Option<(oneshot::Sender<()>, Instant)>,
+}
+
+impl Work {
+    pub(super) fn is_empty(&self) -> bool {
+        self.publishes.is_empty()
+            && self.settles.is_empty()
+            && self.returned.is_empty()
+            && self.leaving.is_empty()
+            && self.probes.is_empty()
+            && self.closing.is_none()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.publishes.len() >= PUBLISHES_MAX || self.publish_bytes >= PUBLISH_BYTES_MAX
+    }
+}
+
+/// What settling means for the rows.
+pub(super) fn settlements(settles: &[Settle], ladder: &Ladder, at: Millis) -> ledger::Settlements {
+    let mut settlements = ledger::Settlements::default();
+    for (receipt, action) in settles.iter().flat_map(|settle| &settle.items) {
+        let (id, leases) = (receipt.tag, receipt.generation);
+        match action {
+            Action::Done => settlements.done.push((id, leases)),
+            Action::Retry { rung, attempt, waits } => {
+                // One more: the current millisecond has begun already, and a retry never comes early.
+                let due = at + millis(ladder.delay(*rung)) + 1;
+                settlements.retry.push((id, leases, due, *attempt, *waits, ladder.name(*rung)));
+            }
+            Action::Bury(burial) => {
+                let detail = message::clean(&burial.detail, DETAIL_MAX);
+                settlements.bury.push((id, leases, burial.reason.as_str(), detail));
+            }
+        }
+    }
+    settlements
+}
+
+pub(super) fn millis(duration: Duration) -> Millis {
+    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX / 4)
+}

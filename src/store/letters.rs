@@ -1,0 +1,348 @@
+//! Owns the seam to the dead letters and the rejections in the database: what every store promises about them.
+//!
+//! A letter is one message id, however often it died: `round` counts its replays. The contract:
+//!
+//! - [`Letters::capture`] ignores rounds below the letter's and rounds already captured; a round above makes an
+//!   `applied` or `replayed` letter `open` again. A letter whose message is in the inbox is captured as `applied`.
+//!   It cannot fail on content.
+//! - [`Letters::claim`] commits `open` → `replayed` with the round one higher before anything is published; a claim that
+//!   was not stamped is found by [`Letters::unstamped`] and published again.
+//! - [`crate::store::Store::apply`] sets the letter of a message that took effect to `applied`, in the same transaction.
+//! - Every action leaves an entry in the letter's history: what, who, when, note.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::StoreError;
+use crate::message::Millis;
+
+/// Dead letters and rejections, as the capture, the command line and the API see them.
+#[async_trait]
+pub trait Letters: Send + Sync {
+    /// Takes letters in, in one transaction.
+    ///
+    /// # Errors
+    /// Nothing was captured, or it is unknown; capturing again is right.
+    async fn capture(&self, letters: &[Captured]) -> Result<(), StoreError>;
+
+    /// Letters by group, the largest first.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError>;
+
+    /// One page of letters, the last to die first.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn letters(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError>;
+
+    /// One letter, whole, by its own id or its message id.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn letter(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError>;
+
+    /// How many letters a filter selects, by event type and reason: the preview of an action.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError>;
+
+    /// How many letters there are by status.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError>;
+
+    /// Claims up to `limit` open letters that the filter selects, the first to die first, for replay: each is claimed by
+    /// one caller only.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError>;
+
+    /// Claims one open letter with another body, committed with the claim. `None`: it is not open any more.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError>;
+
+    /// Up to `limit` claims that the filter selects (of any status `replayed`) and whose publication is not stamped,
+    /// claimed before `before`: they are published again.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn unstamped(
+        &self,
+        filter: &Filter,
+        before: Millis,
+        limit: u32,
+    ) -> Result<Vec<Claimed>, StoreError>;
+
+    /// Stamps publications, where the round is unchanged.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn stamp(&self, published: &[(Uuid, u32)]) -> Result<(), StoreError>;
+
+    /// Discards up to `limit` open letters that the filter selects. Returns how many.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError>;
+
+    /// Makes up to `limit` discarded letters that the filter selects open again. Returns how many.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn restore(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError>;
+
+    /// Keeps samples of rejected requests.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn record_rejections(&self, samples: &[Rejected]) -> Result<(), StoreError>;
+
+    /// The newest samples of rejected requests.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn rejections(&self, limit: u32) -> Result<Vec<Rejected>, StoreError>;
+
+    /// Deletes one small step of what is past its retention. Returns how many rows went: zero when there is no more.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn prune(&self, retention: &Retention, limit: u32) -> Result<u64, StoreError>;
+}
+
+/// Where a letter stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Waits for people.
+    Open,
+    /// Claimed for replay; on its way, or to be published again.
+    Replayed,
+    /// Its message took effect.
+    Applied,
+    /// Set aside by people.
+    Discarded,
+}
+
+impl Status {
+    /// Every status.
+    pub const ALL: [Self; 4] = [Self::Open, Self::Replayed, Self::Applied, Self::Discarded];
+
+    /// The name: in the table, in metrics, in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Replayed => "replayed",
+            Self::Applied => "applied",
+            Self::Discarded => "discarded",
+        }
+    }
+}
+
+/// A letter as it comes from the dead queue: text cleaned and bounded, the body as it is.
+#[derive(Clone, Debug)]
+pub struct Captured {
+    /// `svix-id`
+    pub message_id: String,
+    /// Replays before this death.
+    pub round: u32,
+    /// The envelope's type.
+    pub event_type: String,
+    /// The account, where the body tells.
+    pub clerk_id: Option<String>,
+    /// A short stable code.
+    pub reason: String,
+    /// For people.
+    pub detail: String,
+    /// Failed tries of this round.
+    pub attempts: u32,
+    /// When the ingress took it in.
+    pub first_seen: Millis,
+    /// When it died this time.
+    pub died_at: Millis,
+    /// Reason and normalized detail: what letters of one cause share. At most 200 bytes.
+    pub group: String,
+    /// Of the AMQP message.
+    pub headers: BTreeMap<String, String>,
+    /// Untouched.
+    pub body: Bytes,
+}
+
+/// Which letters. All conditions hold together; an empty filter selects all.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Filter {
+    /// These letters only.
+    pub ids: Vec<Uuid>,
+    /// Of this group.
+    pub group: Option<String>,
+    /// With this status.
+    pub status: Option<Status>,
+    /// Of this event type.
+    pub event_type: Option<String>,
+    /// With this reason.
+    pub reason: Option<String>,
+    /// About this Clerk id.
+    pub clerk_id: Option<String>,
+    /// Whose detail or message id contains this, without regard to case.
+    pub text: Option<String>,
+    /// Died at or after.
+    pub since: Option<Millis>,
+    /// Died before.
+    pub until: Option<Millis>,
+}
+
+/// A page of a listing, newest first.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// At most so many.
+    pub limit: u32,
+    /// Only what comes after this letter: its `died_at` and `id`.
+    pub after: Option<(Millis, Uuid)>,
+}
+
+/// Letters of one cause.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct Group {
+    /// Its key.
+    pub group: String,
+    /// The reason they share.
+    pub reason: String,
+    /// The detail of one of them.
+    pub detail: String,
+    /// How many.
+    pub letters: u64,
+    /// The first death, RFC 3339.
+    pub first_died_at: String,
+    /// The last death, RFC 3339.
+    pub last_died_at: String,
+}
+
+/// A letter in a listing. Times are RFC 3339 in UTC.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct Letter {
+    /// Ours.
+    pub id: Uuid,
+    /// `svix-id`
+    pub message_id: String,
+    /// Replays so far.
+    pub round: u32,
+    /// The envelope's type.
+    pub event_type: String,
+    /// The account.
+    pub clerk_id: Option<String>,
+    /// A short stable code.
+    pub reason: String,
+    /// For people.
+    pub detail: String,
+    /// Failed tries of the last round.
+    pub attempts: u32,
+    /// When the ingress took it in.
+    pub first_seen: String,
+    /// The last death.
+    pub died_at: String,
+    /// Where it stands.
+    pub status: Status,
+    /// What letters of one cause share.
+    pub group: String,
+}
+
+/// A letter, whole.
+#[derive(Clone, Debug)]
+pub struct LetterDetail {
+    /// As in a listing.
+    pub letter: Letter,
+    /// Of the AMQP message.
+    pub headers: BTreeMap<String, String>,
+    /// What will be published by a replay.
+    pub body: Bytes,
+    /// What happened to it, oldest first.
+    pub history: Vec<HistoryEntry>,
+}
+
+/// What happened to a letter.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct HistoryEntry {
+    /// RFC 3339.
+    pub at: String,
+    /// `died`, `replayed`, `edited`, `published`, `applied`, `discarded`, `restored`.
+    pub action: String,
+    /// The round it was about.
+    pub round: u32,
+    /// OS user or token name; `headcount` for what it did itself.
+    pub by: String,
+    /// What was said about it; for a death its reason and detail.
+    pub note: Option<String>,
+}
+
+/// Who does something, and why.
+#[derive(Clone, Debug)]
+pub struct Actor {
+    /// OS user or token name.
+    pub name: String,
+    /// A note for the history.
+    pub note: Option<String>,
+}
+
+/// Letters that an action would touch.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct Count {
+    /// The envelope's type.
+    pub event_type: String,
+    /// The reason.
+    pub reason: String,
+    /// How many.
+    pub letters: u64,
+}
+
+/// A claimed letter, to be published.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// The letter.
+    pub id: Uuid,
+    /// `svix-id`
+    pub message_id: String,
+    /// The round that begins.
+    pub round: u32,
+    /// The envelope's type.
+    pub event_type: String,
+    /// When the ingress took it in.
+    pub first_seen: Millis,
+    /// What to publish.
+    pub body: Bytes,
+}
+
+/// A sample of a request that the ingress turned away. Never its body.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Rejected {
+    /// When.
+    pub at: Millis,
+    /// Where it came from.
+    pub address: String,
+    /// The code that it was answered.
+    pub reason: String,
+    /// Names of its headers, sorted, bounded.
+    pub headers: Vec<String>,
+}
+
+/// How long things are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// `HEADCOUNT_INBOX_RETENTION`; ignored messages one day.
+    pub inbox: std::time::Duration,
+    /// `HEADCOUNT_DEAD_RETENTION`, of letters that are applied or discarded.
+    pub dead: std::time::Duration,
+    /// `HEADCOUNT_REJECTION_RETENTION`
+    pub rejections: std::time::Duration,
+}
