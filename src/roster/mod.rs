@@ -14,6 +14,8 @@ mod claims;
 #[cfg(test)]
 mod fixtures;
 mod fold;
+#[cfg(test)]
+mod states;
 mod table;
 
 pub use fold::fold;

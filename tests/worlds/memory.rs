@@ -1,0 +1,166 @@
+//! Owns a store in memory, which does with the fold what the real ones do, and complains where the fold asks for
+//! something that a database would refuse.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
+use headcount::roster::{ChangedRow, Event, Folded, FormerId, Loaded, Outcome, Policy, Row, fold};
+use uuid::Uuid;
+
+use super::history::Fact;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Memory {
+    policy: Policy,
+    pub(crate) rows: BTreeMap<Uuid, Row>,
+    pub(crate) former: BTreeMap<String, FormerId>,
+    /// Former ids in the order in which they became such.
+    pub(crate) former_order: Vec<String>,
+    pub(crate) inbox: BTreeMap<String, Outcome>,
+}
+
+impl Memory {
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            rows: BTreeMap::new(),
+            former: BTreeMap::new(),
+            former_order: Vec::new(),
+            inbox: BTreeMap::new(),
+        }
+    }
+
+    /// One transaction.
+    ///
+    /// # Errors
+    /// What a database would have refused, or what the fold promised and did not keep.
+    pub(crate) fn apply(&mut self, batch: &[Event]) -> Result<Vec<Outcome>, String> {
+        let mut seen = HashSet::new();
+        let is_new = |event: &&Event| {
+            !self.inbox.contains_key(&event.message_id) && seen.insert(event.message_id.clone())
+        };
+        let events: Vec<Event> = batch.iter().filter(is_new).cloned().collect();
+        let folded = fold(&self.policy, self.load(&events), &events);
+        if folded.outcomes.len() != events.len() {
+            return Err(format!("{} outcomes for {} events", folded.outcomes.len(), events.len()));
+        }
+        let outcomes = folded.outcomes.clone();
+        self.save(folded)?;
+        let fresh: BTreeMap<&str, Outcome> =
+            events.iter().map(|event| event.message_id.as_str()).zip(outcomes).collect();
+        let mut first = HashSet::new();
+        let mut answers = Vec::new();
+        for event in batch {
+            let id = event.message_id.as_str();
+            answers.push(match fresh.get(id) {
+                Some(outcome) if first.insert(id) || !outcome.is_final() => *outcome,
+                _ => Outcome::Duplicate,
+            });
+        }
+        for (id, outcome) in fresh {
+            if outcome.is_final() {
+                self.inbox.insert(id.to_owned(), outcome);
+            }
+        }
+        Ok(answers)
+    }
+
+    /// The webhook took effect.
+    pub(crate) fn has_folded(&self, fact: &Fact) -> bool {
+        self.inbox.contains_key(&fact.message_id())
+    }
+
+    /// Tells two states of the same history apart.
+    pub(crate) fn state(&self) -> u64 {
+        let mut hash = DefaultHasher::new();
+        for row in self.rows.values() {
+            let Row { id, clerk_id, version, claim, shown, deleted_at, erased, .. } = row;
+            let address = claim.as_ref().map(|claim| (&claim.address, claim.verified));
+            (id, clerk_id, &version.message_id, address, shown, deleted_at, erased).hash(&mut hash);
+        }
+        for former in self.former.values() {
+            (&former.clerk_id, former.user_id, former.deleted_at).hash(&mut hash);
+        }
+        hash.finish()
+    }
+
+    /// Exactly what the contract of [`Loaded`] says, and no more.
+    fn load(&self, events: &[Event]) -> Loaded {
+        let ids: HashSet<&str> = events.iter().filter_map(Event::clerk_id).collect();
+        let key = |row: &Row| row.claim.as_ref().map(|claim| claim.key.clone());
+        let held = self.rows.values().filter(|row| ids.contains(row.clerk_id.as_str()));
+        let keys: HashSet<String> = held
+            .filter_map(key)
+            .chain(events.iter().filter_map(|event| event.claim_key().map(str::to_owned)))
+            .collect();
+        let touched = |row: &&Row| {
+            ids.contains(row.clerk_id.as_str()) || key(row).is_some_and(|key| keys.contains(&key))
+        };
+        let profile = |row: &Row| row.profile.clone().filter(|_| self.policy.needs_profiles());
+        Loaded {
+            rows: self
+                .rows
+                .values()
+                .filter(touched)
+                .map(|row| Row { profile: profile(row), ..row.clone() })
+                .collect(),
+            former: self.former.keys().filter(|former| ids.contains(former.as_str())).cloned().collect(),
+        }
+    }
+
+    /// As a database does it: take addresses away, update, insert; the unique columns are unique after each statement.
+    fn save(&mut self, folded: Folded) -> Result<(), String> {
+        for change in folded.rows.iter().filter(|change| change.yields_email) {
+            self.rows.get_mut(&change.row.id).ok_or("an unknown row yields its address")?.shown = false;
+        }
+        for new in [false, true] {
+            for change in folded.rows.iter().filter(|change| change.new == new) {
+                self.write(change)?;
+            }
+        }
+        for former in folded.former {
+            let id = former.clerk_id.clone();
+            if self.former.insert(id.clone(), former).is_some() {
+                return Err(format!("{id} is remembered as deleted twice"));
+            }
+            self.former_order.push(id);
+        }
+        match self.rows.values().find(|row| self.former.contains_key(&row.clerk_id)) {
+            Some(row) => Err(format!("{} is remembered as deleted and holds a row", row.clerk_id)),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, change: &ChangedRow) -> Result<(), String> {
+        let ChangedRow { row, new, mirror, .. } = change;
+        let written = match (self.rows.get(&row.id), new, mirror) {
+            (None, true, true) | (Some(_), false, true) if row.profile.is_some() => row.clone(),
+            (Some(stored), false, false) => {
+                let written = Row { shown: row.shown, deleted_at: row.deleted_at, ..stored.clone() };
+                if *row != (Row { profile: row.profile.clone(), ..written.clone() }) {
+                    return Err(format!("{} changes more than it says", row.clerk_id));
+                }
+                if written == *stored && !change.yields_email {
+                    return Err(format!("{} does not change", row.clerk_id));
+                }
+                written
+            }
+            _ => return Err(format!("{}: new {new}, mirror {mirror} cannot be", row.clerk_id)),
+        };
+        let clash = self.rows.values().filter(|other| other.id != written.id).find(|other| {
+            other.clerk_id == written.clerk_id
+                || shown_key(other).is_some_and(|key| shown_key(&written) == Some(key))
+        });
+        if let Some(other) = clash {
+            return Err(format!("unique columns: {} and {}", written.clerk_id, other.clerk_id));
+        }
+        self.rows.insert(written.id, written);
+        Ok(())
+    }
+}
+
+fn shown_key(row: &Row) -> Option<&str> {
+    row.claim.as_ref().filter(|_| row.shown).map(|claim| claim.key.as_str())
+}
