@@ -11,6 +11,7 @@ mod work;
 mod writer;
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -60,7 +61,6 @@ impl Default for Timing {
 }
 
 /// A queue in a file.
-#[derive(Debug)]
 pub struct EmbeddedQueue {
     path: PathBuf,
     ladder: Ladder,
@@ -68,6 +68,12 @@ pub struct EmbeddedQueue {
     /// What bounds the requests: each publish that waits holds its share.
     waiting: Arc<Semaphore>,
     health: Arc<Health>,
+}
+
+impl fmt::Debug for EmbeddedQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the embedded queue in {}", self.path.display())
+    }
 }
 
 impl EmbeddedQueue {

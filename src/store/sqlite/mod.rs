@@ -10,6 +10,7 @@ mod writing;
 
 use std::{
     collections::BTreeSet,
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -41,7 +42,6 @@ const TURN: Duration = Duration::from_secs(30);
 const HINT: &str = "name another file in DATABASE_URL, or another directory in HEADCOUNT_DATA_DIR";
 
 /// Users in a SQLite file.
-#[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
     writer: SqlitePool,
@@ -49,6 +49,12 @@ pub struct SqliteStore {
     policy: Policy,
     default_credits: i64,
     probe: Probe,
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SQLite file {}", self.path.display())
+    }
 }
 
 impl SqliteStore {
