@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::message::Millis;
+pub use crate::message::Rejected;
 
 /// Dead letters and rejections, as the capture, the command line and the API see them.
 #[async_trait]
@@ -321,19 +322,6 @@ pub struct Claimed {
     pub first_seen: Millis,
     /// What to publish.
     pub body: Bytes,
-}
-
-/// A sample of a request that the ingress turned away. Never its body.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
-pub struct Rejected {
-    /// When.
-    pub at: Millis,
-    /// Where it came from.
-    pub address: String,
-    /// The code that it was answered.
-    pub reason: String,
-    /// Names of its headers, sorted, bounded.
-    pub headers: Vec<String>,
 }
 
 /// How long things are kept.
