@@ -1,5 +1,5 @@
 //! Owns every metric's name, type, labels and buckets, and the handles that hot paths keep. A label never carries an
-//! id or anything that a stranger can choose. `tests/names.rs` holds this file to the documentation.
+//! id or anything that a stranger can choose. `tests/docs.rs` holds this file to the documentation.
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};

@@ -79,7 +79,7 @@ pub(crate) fn safety_of(memory: &Memory, facts: &[Fact], before: &Holders) -> Re
     Ok(holders)
 }
 
-fn may_pass(folded: &[&Fact], from: &str, to: &str) -> bool {
+pub(crate) fn may_pass(folded: &[&Fact], from: &str, to: &str) -> bool {
     let of = |id: &str| folded.iter().filter(move |fact| fact.clerk_id() == id).collect::<Vec<_>>();
     let proved = |fact: &Fact, name| fact.is_upsert() && fact.proves(name);
     of(from).iter().filter(|fact| fact.kind == Kind::Deleted).any(|deletion| {

@@ -60,8 +60,6 @@ impl PostgresStore {
                 ("statement_timeout", "30s"),
                 ("lock_timeout", "10s"),
                 ("idle_in_transaction_session_timeout", "60s"),
-                // A plan kept from when the tables were small would read them whole for every batch.
-                ("plan_cache_mode", "force_custom_plan"),
             ])
             .disable_statement_logging();
         let pool = PgPoolOptions::new()
