@@ -15,6 +15,7 @@ pub mod diff;
 pub mod edit;
 pub mod export;
 mod group;
+pub mod operations;
 pub mod rejections;
 pub mod replay;
 pub mod retention;

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::consume::{self, Sink};
 use crate::{
+    cli::output::time,
     message::{Millis, clean, now},
     queue::{Delivery, Queue, Source},
     store::{
@@ -62,6 +63,30 @@ fn read(body: &[u8]) -> Option<Rejected> {
     })
 }
 
+/// A sample for people.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct Sample {
+    /// RFC 3339.
+    pub at: String,
+    /// Where it came from.
+    pub address: String,
+    /// The code that it was answered.
+    pub reason: String,
+    /// Names of its headers.
+    pub headers: Vec<String>,
+}
+
+impl From<&Rejected> for Sample {
+    fn from(rejected: &Rejected) -> Self {
+        Self {
+            at: time(rejected.at),
+            address: rejected.address.clone(),
+            reason: rejected.reason.clone(),
+            headers: rejected.headers.clone(),
+        }
+    }
+}
+
 /// What the newest samples of one reason say.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 pub struct Explanation {
@@ -105,7 +130,7 @@ pub fn explain(samples: &[Rejected], now: Millis) -> Vec<Explanation> {
     explanations.sort_by(|(_, a), (_, b)| b.samples.cmp(&a.samples).then_with(|| a.reason.cmp(&b.reason)));
     let timed = explanations
         .into_iter()
-        .map(|(newest, explanation)| Explanation { newest: crate::cli::output::time(newest), ..explanation });
+        .map(|(newest, explanation)| Explanation { newest: time(newest), ..explanation });
     timed.collect()
 }
 
@@ -119,7 +144,10 @@ fn meaning(reason: &str) -> (&'static str, &'static str) {
             "the clock of this machine, or of the sender, is more than five minutes off, or old requests are replayed",
             "check the clock: timedatectl, or chronyc tracking",
         ),
-        _ if reason.contains("header") || reason.contains("signature") || reason.contains("timestamp") => (
+        "missing_signature_header"
+        | "malformed_signature_header"
+        | "malformed_timestamp"
+        | "malformed_id" => (
             "requests without the headers of a signed webhook: scanners, or a proxy that drops headers",
             "if webhooks are missing, let the proxy pass svix-id, svix-timestamp and svix-signature",
         ),

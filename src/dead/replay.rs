@@ -93,7 +93,7 @@ impl Replayer {
     pub async fn run(
         &self,
         order: &Order,
-        progress: impl Fn(&Report),
+        progress: impl Fn(&Report) + Send + Sync,
         stop: &watch::Receiver<bool>,
     ) -> (Report, Ended) {
         let mut run = Run {
@@ -137,7 +137,7 @@ impl Replayer {
 struct Run<'a> {
     replayer: &'a Replayer,
     order: &'a Order,
-    progress: &'a dyn Fn(&Report),
+    progress: &'a (dyn Fn(&Report) + Send + Sync),
     stop: &'a watch::Receiver<bool>,
     pace: Pace,
     report: Report,

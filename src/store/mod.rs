@@ -31,7 +31,7 @@ pub mod sqlite;
 
 /// The database as workers and operators see it.
 #[async_trait]
-pub trait Store: Send + Sync + fmt::Debug {
+pub trait Store: letters::Letters + fmt::Debug {
     /// Brings the schema up to this binary's version. Safe to run from several processes at once.
     /// Returns the names of the migrations that it applied.
     ///
