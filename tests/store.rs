@@ -1,5 +1,7 @@
 //! The contract of the store, held against both backends, and what concerns one of them alone.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "so does a test fail")]
+
 #[path = "support/stores.rs"]
 mod stores;
 
@@ -602,4 +604,98 @@ async fn a_file_that_cannot_be_is_unusable() {
         assert_eq!(error.class, Class::Unusable);
         assert!(error.hint.unwrap().contains("HEADCOUNT_DATA_DIR"));
     }
+}
+
+// What can only go wrong between two statements: a third transaction holds a row until both batches stand before it.
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claimant_that_came_while_the_holder_was_leaving_gets_the_address() {
+    Home::postgres()
+        .await
+        .run(|home| async move {
+            let store = home.store().await;
+            apply(&store, [created("ann", 10).verified(X).event()]).await.unwrap();
+            let held = home.hold("SELECT FROM users WHERE clerk_id = 'ann' FOR UPDATE").await;
+            let newcomer = spawn(&store, [updated("bob", 5).unverified(X).event()]);
+            held.holds_up(1).await;
+            let departure = spawn(&store, [deleted("ann", 20)]);
+            held.holds_up(2).await;
+            held.let_go().await;
+            assert_eq!(newcomer.await.unwrap(), [Created]);
+            assert_eq!(departure.await.unwrap(), [Deleted]);
+            assert_eq!(row(&store, "bob").await.email.as_deref(), Some(X));
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_changed_while_a_batch_waited_passes_on_all_the_same() {
+    Home::postgres()
+        .await
+        .run(|home| async move {
+            let store = home.store().await;
+            let (ann, bob) = (created("ann", 10).verified(X), created("bob", 5).verified("y@example.com"));
+            apply(&store, [ann.event(), bob.event()]).await.unwrap();
+            // As another worker would, which folds news of ann that bob's address is hers.
+            let held = home
+                .hold(
+                    "UPDATE users SET email = NULL WHERE clerk_id = 'bob'; UPDATE users SET version = 15, \
+                     clerk_email = 'y@example.com', email_key = 'y@example.com', email = 'y@example.com' \
+                     WHERE clerk_id = 'ann'",
+                )
+                .await;
+            let departure = spawn(&store, [deleted("ann", 20)]);
+            held.holds_up(1).await;
+            held.let_go().await;
+            assert_eq!(departure.await.unwrap(), [Deleted]);
+            assert_eq!(row(&store, "bob").await.email.as_deref(), Some("y@example.com"));
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn news_of_a_user_without_an_address_that_meets_newer_news_is_stale() {
+    Home::postgres()
+        .await
+        .run(|home| async move {
+            let store = home.store().await;
+            apply(&store, [created("ann", 10).event()]).await.unwrap();
+            let held = home.hold("SELECT FROM users WHERE clerk_id = 'ann' FOR UPDATE").await;
+            let newer = spawn(&store, [updated("ann", 30).event()]);
+            held.holds_up(1).await;
+            let older = spawn(&store, [updated("ann", 20).event()]);
+            held.holds_up(2).await;
+            held.let_go().await;
+            assert_eq!((newer.await.unwrap(), older.await.unwrap()), (vec![Updated], vec![Stale]));
+            assert_eq!(row(&store, "ann").await.version, 30);
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_another_worker_is_committing_is_a_duplicate() {
+    Home::postgres()
+        .await
+        .run(|home| async move {
+            let store = home.store().await;
+            let held = home
+                .hold(
+                    "INSERT INTO inbox (message_id, event_type, outcome, received_at, processed_at) \
+                     VALUES ('m', 'session.created', 'ignored', now(), now())",
+                )
+                .await;
+            let copy = spawn(&store, [other("l"), other("m"), created("ann", 10).event()]);
+            held.holds_up(1).await;
+            held.let_go().await;
+            assert_eq!(copy.await.unwrap(), [Ignored, Duplicate, Created]);
+        })
+        .await;
+}
+
+fn spawn(
+    store: &Arc<dyn Store>,
+    batch: impl IntoIterator<Item = headcount::store::Incoming>,
+) -> tokio::task::JoinHandle<Vec<Outcome>> {
+    let (store, batch) = (store.clone(), batch.into_iter().collect());
+    tokio::spawn(async move { store.apply(batch).await.unwrap() })
 }

@@ -135,6 +135,45 @@ impl Home {
     }
 }
 
+/// An open transaction on PostgreSQL that others run into.
+pub(crate) struct Held {
+    connection: sqlx::PgConnection,
+    pool: PgPool,
+    pid: i32,
+}
+
+impl Home {
+    /// Begins a transaction and runs `statements` in it.
+    pub(crate) async fn hold(&self, statements: &str) -> Held {
+        let Raw::Postgres(pool) = &self.raw else { panic!("PostgreSQL only") };
+        let mut connection = pool.acquire().await.unwrap().detach();
+        let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await.unwrap();
+        let statements = AssertSqlSafe(format!("BEGIN; {statements}"));
+        sqlx::raw_sql(statements).execute(&mut connection).await.unwrap();
+        Held { connection, pool: pool.clone(), pid }
+    }
+}
+
+impl Held {
+    /// Waits until so many sessions wait for this transaction, or for one another behind it.
+    pub(crate) async fn holds_up(&self, count: i64) {
+        let question = "WITH RECURSIVE waiting (pid) AS (SELECT $1 UNION SELECT a.pid FROM pg_stat_activity AS a \
+                        JOIN waiting AS w ON w.pid = ANY (pg_blocking_pids(a.pid))) SELECT count(*) - 1 FROM waiting";
+        let answer = || sqlx::query_scalar::<_, i64>(question).bind(self.pid).fetch_one(&self.pool);
+        let enough = async {
+            while answer().await.unwrap() < count {
+                tokio::task::yield_now().await;
+            }
+        };
+        let bound = std::time::Duration::from_secs(20);
+        tokio::time::timeout(bound, enough).await.expect("those who should wait for the held row");
+    }
+
+    pub(crate) async fn let_go(mut self) {
+        sqlx::raw_sql("COMMIT").execute(&mut self.connection).await.unwrap();
+    }
+}
+
 async fn sqlite(path: &PathBuf) -> SqlitePool {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).create_if_missing(true);
