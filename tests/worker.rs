@@ -1,6 +1,10 @@
 //! The worker's loop against a queue and a store that do as a test tells them: who is blamed, what is held, what is
 //! settled and when.
 
+#[macro_use]
+#[path = "support/no_letters.rs"]
+mod no_letters;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
@@ -144,6 +148,8 @@ fn all_created(batch: &[Incoming]) -> Result<Vec<Outcome>, Class> {
 fn has(batch: &[Incoming], id: &str) -> bool {
     batch.iter().any(|incoming| incoming.event.message_id == id)
 }
+
+no_letters!(FakeStore);
 
 #[async_trait]
 impl Store for FakeStore {
