@@ -215,7 +215,7 @@ async fn prepare(
             warn!("waiting for the database: {error}");
         }
         tokio::select! {
-            () = tokio::time::sleep(pauses.next()) => {}
+            () = tokio::time::sleep(pauses.next_pause()) => {}
             () = until(stop, |stop| *stop) => return Ok(false),
         }
     }

@@ -132,8 +132,8 @@ fn breaks_identity_without(conditions: Conditions, facts: usize) {
 }
 
 #[test]
-fn identity_needs_versions_in_the_order_of_what_happened() {
-    breaks_identity_without(Conditions { versions_in_order: false, ..Conditions::ALL }, 6);
+fn identity_needs_times_in_the_order_of_what_happened() {
+    breaks_identity_without(Conditions { times_in_order: false, ..Conditions::ALL }, 6);
 }
 
 #[test]

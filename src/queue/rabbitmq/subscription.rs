@@ -223,7 +223,7 @@ impl Shared {
                 Err(error) => {
                     warn!(message_id = %message.id, "message {} is not settled yet: {error}", message.id);
                     tokio::select! {
-                        () = tokio::time::sleep(pauses.next()) => {}
+                        () = tokio::time::sleep(pauses.next_pause()) => {}
                         _ = generation.changed() => {}
                     }
                 }
@@ -288,7 +288,7 @@ async fn supervise(
             shared.set_trouble(Some(why));
         }
         tokio::select! {
-            () = tokio::time::sleep(pauses.next()) => {}
+            () = tokio::time::sleep(pauses.next_pause()) => {}
             () = until(&wish, |wish| *wish != Wish::Consume) => return,
         }
         match consume(&shared.broker, &queue, prefetch).await {

@@ -13,7 +13,7 @@ mod replay;
 mod save;
 mod settle;
 
-use std::{collections::BTreeSet, str::FromStr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
@@ -37,13 +37,20 @@ const ACQUIRE: Duration = Duration::from_secs(5);
 const HINT: &str = "set HEADCOUNT_SCHEMA to a schema of its own, such as headcount";
 
 /// Users in a PostgreSQL database.
-#[derive(Debug)]
 pub struct PostgresStore {
     pool: PgPool,
     schema: String,
     policy: Policy,
     default_credits: i64,
     probe: Probe,
+}
+
+impl fmt::Debug for PostgresStore {
+    // The pool's own would show the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options = self.pool.connect_options();
+        write!(f, "PostgreSQL at {}:{}, schema {}", options.get_host(), options.get_port(), self.schema)
+    }
 }
 
 impl PostgresStore {

@@ -23,6 +23,7 @@ mod writing;
 
 use std::{
     collections::BTreeSet,
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -54,7 +55,6 @@ const TURN: Duration = Duration::from_secs(30);
 const HINT: &str = "name another file in DATABASE_URL, or another directory in HEADCOUNT_DATA_DIR";
 
 /// Users in a SQLite file.
-#[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
     writer: SqlitePool,
@@ -62,6 +62,12 @@ pub struct SqliteStore {
     policy: Policy,
     default_credits: i64,
     probe: Probe,
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SQLite file {}", self.path.display())
+    }
 }
 
 impl SqliteStore {
