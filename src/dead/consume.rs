@@ -76,7 +76,7 @@ pub(super) async fn run<S: Sink>(queue: Arc<dyn Queue>, sink: Arc<S>, stop: watc
             warn!("{} wait in the queue: {why}", S::WHAT);
         }
         tokio::select! {
-            () = tokio::time::sleep(pauses.next()) => {}
+            () = tokio::time::sleep(pauses.next_pause()) => {}
             () = until(&stop, |stop| *stop) => return,
         }
     }

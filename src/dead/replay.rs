@@ -245,7 +245,7 @@ impl Run<'_> {
                 }
             }
             let Some(trouble) = trouble else { return (published, unreadable) };
-            let pause = pauses.next();
+            let pause = pauses.next_pause();
             let hopeless = left.is_empty() || *self.stop.borrow();
             if hopeless || started.elapsed() + pause > self.replayer.patience {
                 return (published, Some(trouble));

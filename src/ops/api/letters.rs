@@ -52,7 +52,7 @@ pub(super) struct Counted {
 /// A new body.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct EditRequest {
+pub(super) struct EditRequest {
     body: String,
     #[serde(default)]
     encoding: Encoding,
@@ -72,7 +72,7 @@ struct Edited {
 /// Why something is done.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct NoteRequest {
+pub(super) struct NoteRequest {
     note: Option<String>,
 }
 

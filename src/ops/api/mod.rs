@@ -272,6 +272,26 @@ mod tests {
     }
 
     #[test]
+    fn every_documented_request_is_understood() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut understood = 0;
+        for (path, item) in document["paths"].as_object().unwrap() {
+            let content = &item["post"]["requestBody"]["content"]["application/json"];
+            let Some(schema) = content["schema"]["$ref"].as_str() else { continue };
+            let example = content["example"].clone();
+            let result = match schema.rsplit('/').next().unwrap() {
+                "ReplayRequest" => serde_json::from_value::<replay::ReplayRequest>(example).map(drop),
+                "EditRequest" => serde_json::from_value::<letters::EditRequest>(example).map(drop),
+                "NoteRequest" => serde_json::from_value::<letters::NoteRequest>(example).map(drop),
+                other => panic!("{path}: nobody reads {other}"),
+            };
+            result.unwrap_or_else(|error| panic!("{path}: {error}"));
+            understood += 1;
+        }
+        assert_eq!(understood, 4);
+    }
+
+    #[test]
     fn json_is_called_json() {
         let called = |value: &str| {
             let mut headers = HeaderMap::new();

@@ -24,7 +24,7 @@ use crate::{
 /// Which letters, and how.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ReplayRequest {
+pub(super) struct ReplayRequest {
     filter: Selection,
     #[serde(default = "thousand")]
     limit: u64,

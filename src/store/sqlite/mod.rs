@@ -158,7 +158,7 @@ impl SqliteStore {
     async fn migrate_within(&self, tx: &mut SqliteConnection) -> Result<Vec<String>, StoreError> {
         let found = Found::look(tx).await?;
         let applied = found.applied.unwrap_or_default();
-        migrations::refuse_foreign(&applied, found.foreign.as_deref(), &self.place(), HINT)?;
+        migrations::refuse_foreign(found.foreign.as_deref(), &self.place(), HINT)?;
         let pending = migrations::pending(migrations::SQLITE, &applied);
         if !pending.is_empty() {
             migrations::migrator(migrations::SQLITE).run_direct(None, tx, false).await?;
