@@ -1,6 +1,9 @@
 //! The operators' listener over real TCP: who is let in, and what readiness depends on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
+#[macro_use]
+#[path = "support/no_letters.rs"]
+mod no_letters;
 #[path = "support/fake_queue.rs"]
 mod fake_queue;
 #[path = "support/wire.rs"]
@@ -39,6 +42,8 @@ fn away(message: &str) -> StoreError {
         source: None,
     }
 }
+
+no_letters!(FakeStore);
 
 #[async_trait]
 impl Store for FakeStore {
@@ -87,6 +92,7 @@ impl Server {
         let mut ops = Ops {
             queue: queue.clone(),
             store: Some(store.clone()),
+            operations: None,
             worker: Some(health),
             metrics: recorder.handle(),
             token: None,

@@ -41,6 +41,8 @@ contract! {
     processes_that_migrate_at_once_do_it_once
     a_missing_schema_is_named
     an_older_schema_is_refused_and_a_newer_one_accepted
+    tables_of_the_first_migration_are_brought_up_to_date
+    a_rejections_table_of_somebody_else_is_refused_before_anything_is_changed
     a_users_table_of_somebody_else_is_refused
     a_batch_has_an_outcome_for_each_message_in_its_order
     every_column_is_mirrored
@@ -70,7 +72,7 @@ contract! {
 
 async fn migrating_again_does_nothing(home: Arc<Home>) {
     let store = home.open().await;
-    assert_eq!(store.migrate().await.unwrap(), ["0001_users_and_inbox"]);
+    assert_eq!(store.migrate().await.unwrap(), ["0001_users_and_inbox", "0002_dead_letters_and_rejections"]);
     assert!(store.migrate().await.unwrap().is_empty());
     assert!(home.open().await.migrate().await.unwrap().is_empty());
     store.check_schema().await.unwrap();
@@ -87,7 +89,7 @@ async fn processes_that_migrate_at_once_do_it_once(home: Arc<Home>) {
     for task in tasks {
         applied += task.await.unwrap();
     }
-    assert_eq!(applied, 1);
+    assert_eq!(applied, 2);
 }
 
 async fn a_missing_schema_is_named(home: Arc<Home>) {
@@ -106,6 +108,41 @@ async fn an_older_schema_is_refused_and_a_newer_one_accepted(home: Arc<Home>) {
     let error = store.check_schema().await.unwrap_err();
     assert_eq!((error.class, error.hint.as_deref()), (Class::Unusable, Some("run `headcount migrate`")));
     assert!(error.message.contains("older"), "{error}");
+}
+
+/// What the first release made: users and the inbox, with a row in each.
+async fn at_the_first_migration(home: &Home) -> Arc<dyn Store> {
+    let store = home.store().await;
+    apply(&store, [created("ann", 10).event()]).await.unwrap();
+    for table in ["dead_letter_history", "dead_letters", "dead_letter_tallies", "rejections"] {
+        home.sql(&format!("DROP TABLE {table}")).await;
+    }
+    home.sql("DROP INDEX inbox_ignored; DELETE FROM headcount_migrations WHERE version = 2").await;
+    if home.is_postgres() {
+        home.sql("DROP FUNCTION dead_letters_tally").await;
+    }
+    store
+}
+
+async fn tables_of_the_first_migration_are_brought_up_to_date(home: Arc<Home>) {
+    let store = at_the_first_migration(&home).await;
+    let error = store.check_schema().await.unwrap_err();
+    assert_eq!((error.class, error.hint.as_deref()), (Class::Unusable, Some("run `headcount migrate`")));
+    assert!(error.message.contains("lacks 0002_dead_letters_and_rejections"), "{error}");
+    assert_eq!(store.migrate().await.unwrap(), ["0002_dead_letters_and_rejections"]);
+    store.check_schema().await.unwrap();
+    assert_eq!(row(&store, "ann").await.version, 10);
+}
+
+async fn a_rejections_table_of_somebody_else_is_refused_before_anything_is_changed(home: Arc<Home>) {
+    let store = at_the_first_migration(&home).await;
+    home.sql("CREATE TABLE rejections (id integer)").await;
+    for error in [store.migrate().await.unwrap_err(), store.check_schema().await.unwrap_err()] {
+        assert_eq!(error.class, Class::Unusable);
+        assert!(error.message.contains("rejections"), "{error}");
+    }
+    home.sql("DROP TABLE rejections").await;
+    assert_eq!(store.migrate().await.unwrap().len(), 1);
 }
 
 async fn a_users_table_of_somebody_else_is_refused(home: Arc<Home>) {

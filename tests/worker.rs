@@ -2,6 +2,10 @@
 //! settled and when.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+#[macro_use]
+#[path = "support/no_letters.rs"]
+mod no_letters;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
@@ -145,6 +149,8 @@ fn all_created(batch: &[Incoming]) -> Result<Vec<Outcome>, Class> {
 fn has(batch: &[Incoming], id: &str) -> bool {
     batch.iter().any(|incoming| incoming.event.message_id == id)
 }
+
+no_letters!(FakeStore);
 
 #[async_trait]
 impl Store for FakeStore {

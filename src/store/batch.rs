@@ -8,7 +8,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use super::{Class, Incoming, StoreError};
 use crate::{
     message::Millis,
-    roster::{ChangedRow, Event, Outcome, Row, UpsertKind},
+    roster::{Change, ChangedRow, Event, Outcome, Row, UpsertKind},
 };
 
 /// The Clerk ids that the batch is about, each once, sorted.
@@ -24,6 +24,21 @@ pub(super) fn claim_keys(batch: &[Incoming]) -> Vec<&str> {
 /// The batch's message ids, each once, sorted.
 pub(super) fn message_ids(batch: &[Incoming]) -> Vec<&str> {
     sorted(batch.iter().map(|incoming| incoming.event.message_id.as_str()))
+}
+
+/// The messages that took effect, now or before, each once, sorted.
+pub(super) fn effective<'a>(batch: &'a [Incoming], outcomes: &[Outcome]) -> Vec<&'a str> {
+    let pairs = batch.iter().zip(outcomes);
+    let effective = pairs.filter(|(_, outcome)| outcome.is_final() || **outcome == Outcome::Duplicate);
+    sorted(effective.map(|(incoming, _)| incoming.event.message_id.as_str()))
+}
+
+/// The Clerk ids that the batch's deletions are about, each once, sorted.
+pub(super) fn deleted_ids(batch: &[Incoming]) -> Vec<&str> {
+    sorted(batch.iter().filter_map(|incoming| match &incoming.event.change {
+        Change::Delete { clerk_id, .. } => Some(clerk_id.as_str()),
+        Change::Upsert(_) | Change::Other => None,
+    }))
 }
 
 fn sorted<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
@@ -173,7 +188,6 @@ pub(super) fn rfc3339(at: DateTime<Utc>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::roster::Change;
 
     fn incoming(id: &str) -> Incoming {
         let event = Event {

@@ -2,12 +2,14 @@
 //!
 //! A letter is one message id, however often it died: `round` counts its replays. The contract:
 //!
-//! - [`Letters::capture`] ignores rounds below the letter's and rounds already captured; a round above makes an
-//!   `applied` or `replayed` letter `open` again. A letter whose message is in the inbox is captured as `applied`.
-//!   It cannot fail on content.
+//! - [`Letters::capture`] ignores rounds below the letter's and rounds already captured; any other death makes the
+//!   letter `open` again, whatever it was. A letter whose message is in the inbox is captured as `applied`.
+//!   It cannot fail on content: text is cleaned and bounded, numbers and times are brought into range.
 //! - [`Letters::claim`] commits `open` → `replayed` with the round one higher before anything is published; a claim that
 //!   was not stamped is found by [`Letters::unstamped`] and published again.
 //! - [`crate::store::Store::apply`] sets the letter of a message that took effect to `applied`, in the same transaction.
+//! - Where `HEADCOUNT_ON_DELETE` is `erase`, a letter that is applied or discarded keeps nothing personal of a deleted
+//!   user: no body, headers, detail or notes. Such a letter cannot be restored.
 //! - Every action leaves an entry in the letter's history: what, who, when, note.
 
 use std::collections::BTreeMap;
@@ -21,6 +23,15 @@ use super::StoreError;
 use crate::message::Millis;
 pub use crate::message::Rejected;
 
+/// The most groups that are told.
+pub const GROUPS_MAX: u32 = 500;
+
+/// The longest page of letters.
+pub const LETTERS_MAX: u32 = 10_000;
+
+/// The most rejections that are kept.
+pub const REJECTIONS_MAX: u32 = 10_000;
+
 /// Dead letters and rejections, as the capture, the command line and the API see them.
 #[async_trait]
 pub trait Letters: Send + Sync {
@@ -30,13 +41,13 @@ pub trait Letters: Send + Sync {
     /// Nothing was captured, or it is unknown; capturing again is right.
     async fn capture(&self, letters: &[Captured]) -> Result<(), StoreError>;
 
-    /// Letters by group, the largest first.
+    /// Letters by group, the largest first; at most [`GROUPS_MAX`].
     ///
     /// # Errors
     /// What the database says.
     async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError>;
 
-    /// One page of letters, the last to die first.
+    /// One page of letters, the last to die first; at most [`LETTERS_MAX`].
     ///
     /// # Errors
     /// What the database says.
@@ -61,7 +72,8 @@ pub trait Letters: Send + Sync {
     async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError>;
 
     /// Claims up to `limit` open letters that the filter selects, the first to die first, for replay: each is claimed by
-    /// one caller only.
+    /// one caller only. Without [`Filter::ids`], letters that another caller is busy with are passed over. None: there
+    /// is nothing left to claim.
     ///
     /// # Errors
     /// What the database says.
@@ -73,8 +85,8 @@ pub trait Letters: Send + Sync {
     /// What the database says.
     async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError>;
 
-    /// Up to `limit` claims that the filter selects (of any status `replayed`) and whose publication is not stamped,
-    /// claimed before `before`: they are published again.
+    /// Up to `limit` claims (letters that are `replayed`) whose publication is not stamped and that were made before
+    /// `before` by the database's clock, the oldest first: they are published again. [`Filter::status`] is set aside.
     ///
     /// # Errors
     /// What the database says.
@@ -85,7 +97,7 @@ pub trait Letters: Send + Sync {
         limit: u32,
     ) -> Result<Vec<Claimed>, StoreError>;
 
-    /// Stamps publications, where the round is unchanged.
+    /// Stamps publications, where the round is unchanged, whatever has become of the letter since.
     ///
     /// # Errors
     /// What the database says.
@@ -97,7 +109,8 @@ pub trait Letters: Send + Sync {
     /// What the database says.
     async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError>;
 
-    /// Makes up to `limit` discarded letters that the filter selects open again. Returns how many.
+    /// Makes up to `limit` discarded letters that the filter selects open again, but for those that were erased. Returns
+    /// how many.
     ///
     /// # Errors
     /// What the database says.
@@ -115,7 +128,8 @@ pub trait Letters: Send + Sync {
     /// What the database says.
     async fn rejections(&self, limit: u32) -> Result<Vec<Rejected>, StoreError>;
 
-    /// Deletes one small step of what is past its retention. Returns how many rows went: zero when there is no more.
+    /// Deletes one small step, at most `limit` rows of each kind, of what is past its retention or, of rejections, not
+    /// among the newest [`REJECTIONS_MAX`]. Waits for nobody. Returns how many rows went: zero when there is no more.
     ///
     /// # Errors
     /// What the database says.
@@ -148,6 +162,11 @@ impl Status {
             Self::Applied => "applied",
             Self::Discarded => "discarded",
         }
+    }
+
+    /// The status of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == name)
     }
 }
 
@@ -333,4 +352,9 @@ pub struct Retention {
     pub dead: std::time::Duration,
     /// `HEADCOUNT_REJECTION_RETENTION`
     pub rejections: std::time::Duration,
+}
+
+impl Retention {
+    /// How long ignored messages are remembered.
+    pub const IGNORED: std::time::Duration = std::time::Duration::from_secs(24 * 3_600);
 }

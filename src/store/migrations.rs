@@ -13,17 +13,38 @@ use super::{StoreError, errors};
 /// Ours, in the schema or file of our tables.
 pub(super) const TABLE: &str = "headcount_migrations";
 
-/// Tables that must not be there before our first migration.
-pub(super) const OURS: [&str; 3] = ["users", "inbox", "former_clerk_ids"];
+/// Tables, and the migration that makes them: before it they must not be there.
+const OURS: [(i64, &str); 7] = [
+    (1, "users"),
+    (1, "inbox"),
+    (1, "former_clerk_ids"),
+    (2, "dead_letters"),
+    (2, "dead_letter_history"),
+    (2, "dead_letter_tallies"),
+    (2, "rejections"),
+];
 
 macro_rules! migrations {
     ($dialect:literal) => {
-        &[(
-            1,
-            "users and inbox",
-            include_str!(concat!("../../migrations/", $dialect, "/0001_users_and_inbox.sql")),
-        )]
+        &[
+            (
+                1,
+                "users and inbox",
+                include_str!(concat!("../../migrations/", $dialect, "/0001_users_and_inbox.sql")),
+            ),
+            (
+                2,
+                "dead letters and rejections",
+                include_str!(concat!("../../migrations/", $dialect, "/0002_dead_letters_and_rejections.sql")),
+            ),
+        ]
     };
+}
+
+/// The names that are still to be ours: a table that already has one of them is somebody else's.
+pub(super) fn to_come(applied: Option<&BTreeSet<i64>>) -> Vec<&'static str> {
+    let last = applied.and_then(BTreeSet::last).copied().unwrap_or_default();
+    OURS.into_iter().filter(|&(version, _)| version > last).map(|(_, table)| table).collect()
 }
 
 /// Number, description and text.
@@ -61,26 +82,18 @@ pub(super) fn check(
 ) -> Result<(), StoreError> {
     let none = BTreeSet::new();
     let applied = applied.unwrap_or(&none);
-    refuse_foreign(applied, foreign, place, hint)?;
+    refuse_foreign(foreign, place, hint)?;
     let Some(missing) = pending(list, applied).into_iter().next() else { return Ok(()) };
     let state =
         if applied.is_empty() { "has no tables of headcount yet" } else { "is older than this headcount" };
     Err(errors::unusable(format!("{place} {state}: it lacks {missing}"), "run `headcount migrate`"))
 }
 
-/// A table with one of our names, and no record that we made it, belongs to someone else.
-pub(super) fn refuse_foreign(
-    applied: &BTreeSet<i64>,
-    foreign: Option<&str>,
-    place: &str,
-    hint: &str,
-) -> Result<(), StoreError> {
-    match foreign {
-        Some(table) if applied.is_empty() => {
-            Err(errors::unusable(format!("{place} holds a table {table} that is not headcount's"), hint))
-        }
-        _ => Ok(()),
-    }
+/// A table with a name that is [`to_come`], and no record that we made it, belongs to someone else.
+pub(super) fn refuse_foreign(foreign: Option<&str>, place: &str, hint: &str) -> Result<(), StoreError> {
+    foreign.map_or(Ok(()), |table| {
+        Err(errors::unusable(format!("{place} holds a table {table} that is not headcount's"), hint))
+    })
 }
 
 #[cfg(test)]
@@ -91,7 +104,10 @@ mod tests {
     fn both_databases_have_the_same_migrations() {
         let names = |list: List| list.iter().map(|&(version, name, _)| (version, name)).collect::<Vec<_>>();
         assert_eq!(names(POSTGRES), names(SQLITE));
-        assert_eq!(pending(POSTGRES, &BTreeSet::new()), ["0001_users_and_inbox"]);
+        assert_eq!(
+            pending(POSTGRES, &BTreeSet::new()),
+            ["0001_users_and_inbox", "0002_dead_letters_and_rejections"]
+        );
         assert!(names(POSTGRES).is_sorted());
         for (dialect, list) in [("postgres", POSTGRES), ("sqlite", SQLITE)] {
             let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/").to_owned() + dialect;
@@ -104,5 +120,18 @@ mod tests {
                 pending(list, &BTreeSet::new()).iter().map(|name| format!("{name}.sql")).collect();
             assert_eq!(files, known);
         }
+    }
+
+    #[test]
+    fn the_names_to_come_are_those_of_later_migrations() {
+        assert_eq!(to_come(None).len(), OURS.len());
+        assert_eq!(to_come(Some(&BTreeSet::from([1])))[0], "dead_letters");
+        assert!(to_come(Some(&BTreeSet::from([1, 2, 9]))).is_empty());
+        for (version, table) in OURS {
+            let text = POSTGRES.iter().find(|(number, ..)| *number == version).map(|(.., sql)| *sql);
+            assert!(text.unwrap_or_default().contains(&format!("CREATE TABLE {table} (")), "{table}");
+        }
+        let tables: usize = POSTGRES.iter().map(|(.., sql)| sql.matches("CREATE TABLE ").count()).sum();
+        assert_eq!(tables, OURS.len());
     }
 }

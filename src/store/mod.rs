@@ -20,18 +20,20 @@ use crate::{
 };
 
 mod batch;
-pub mod letters;
 mod errors;
+mod filter;
+pub mod letters;
 mod migrations;
+mod plain;
 pub mod postgres;
 mod ready;
 mod reference;
 mod retry;
 pub mod sqlite;
 
-/// The database as workers and operators see it.
+/// The database as workers and operators see it, dead letters included.
 #[async_trait]
-pub trait Store: Send + Sync + fmt::Debug {
+pub trait Store: letters::Letters + fmt::Debug {
     /// Brings the schema up to this binary's version. Safe to run from several processes at once.
     /// Returns the names of the migrations that it applied.
     ///
@@ -45,7 +47,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`Class::Unusable`] with a hint where it is missing, older or not ours; else what the database says.
     async fn check_schema(&self) -> Result<(), StoreError>;
 
-    /// Folds a batch in one transaction and tells the outcome of each message, in the order given.
+    /// Folds a batch in one transaction and tells the outcome of each message, in the order given. The dead letters of
+    /// messages that took effect, now or before, are `applied` with it.
     /// Never cancel it: spawn it and wait.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Owns running a batch again after a race, in place and a bounded number of times. Never touches SQL.
+//! Owns running again what lost a race, in place and a bounded number of times. Never touches SQL.
 
 use std::time::Duration;
 
@@ -22,20 +22,42 @@ pub(super) async fn races(
     if batch.is_empty() {
         return Ok(Vec::new());
     }
-    for again in 0.. {
-        let error = match attempt.run(batch).await {
-            Err(error) if error.class == Class::Transient => error,
+    for again in 0..=AGAIN {
+        match attempt.run(batch).await {
+            Err(error) if error.class == Class::Transient => {
+                tracing::debug!(again, code = error.code, messages = batch.len(), "lost a race: {error}");
+                if again == AGAIN {
+                    return Err(lost(batch, error));
+                }
+                step_aside(again).await;
+            }
             result => return result,
-        };
-        tracing::debug!(again, code = error.code, messages = batch.len(), "lost a race: {error}");
-        if again >= AGAIN {
-            return Err(lost(batch, error));
         }
-        // Jitter, so that those who met do not meet again.
-        let pause = rand::random_range(1..=(5 << again));
-        tokio::time::sleep(Duration::from_millis(pause)).await;
     }
     Ok(Vec::new())
+}
+
+/// Runs `attempt`, after whose errors nothing was changed, until it ends in anything but a race, at most `1 + AGAIN` times.
+pub(super) async fn again<T, F>(mut attempt: impl FnMut() -> F + Send) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>> + Send,
+{
+    for again in 0..AGAIN {
+        match attempt().await {
+            Err(error) if error.class == Class::Transient => {
+                tracing::debug!(again, code = error.code, "lost a race: {error}");
+                step_aside(again).await;
+            }
+            result => return result,
+        }
+    }
+    attempt().await
+}
+
+/// With jitter, so that those who met do not meet again.
+async fn step_aside(again: u32) {
+    let pause = rand::random_range(1..=(5 << again));
+    tokio::time::sleep(Duration::from_millis(pause)).await;
 }
 
 /// A message that clashes alone, again and again, over a unique key: no race, it cannot be stored.

@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 
 use sqlx::PgConnection;
 
-use super::{PostgresStore, load, save};
+use super::{PostgresStore, load, save, settle};
 use crate::{
-    roster::{self, Loaded, Outcome},
+    roster::{self, Loaded, OnDelete, Outcome},
     store::{
         Incoming, StoreError,
         batch::{self, Fresh},
@@ -78,6 +78,12 @@ impl Attempt<'_> {
         let folded = roster::fold(&self.store.policy, Loaded { rows, former }, &fresh.events());
         let outcomes = fresh.outcomes(&folded.outcomes)?;
         save::all(tx, self.store.default_credits, &fresh, &folded).await?;
+        // After the inbox, so that letters which were captured while this batch waited for a place in it are seen.
+        let mut users = settle::applied(tx, &batch::effective(batch, &outcomes)).await?;
+        if self.store.policy.on_delete == OnDelete::Erase {
+            users.extend(batch::deleted_ids(batch).into_iter().map(str::to_owned));
+            settle::erase(tx, &users).await?;
+        }
         Ok(outcomes)
     }
 

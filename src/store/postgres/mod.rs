@@ -1,11 +1,17 @@
 //! Owns the PostgreSQL store: its connections, its schema, and trying a batch again after a race.
 //! Never touches the rules, which are `roster`'s, nor rows: `apply` tries a batch, `load` and `save` are its two ends,
-//! `read` is for people.
+//! `read` is for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to
+//! them, `settle` what their messages' effect does, `prune` what time does.
 
 mod apply;
+mod capture;
+mod letters;
 mod load;
+mod prune;
 mod read;
+mod replay;
 mod save;
+mod settle;
 
 use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -112,7 +118,7 @@ impl Store for PostgresStore {
         }
         let found = Found::look(&mut tx).await?;
         let applied = found.applied.unwrap_or_default();
-        migrations::refuse_foreign(&applied, found.foreign.as_deref(), &self.place(), HINT)?;
+        migrations::refuse_foreign(found.foreign.as_deref(), &self.place(), HINT)?;
         let pending = migrations::pending(migrations::POSTGRES, &applied);
         if !pending.is_empty() {
             migrations::migrator(migrations::POSTGRES).run_direct(None, &mut *tx, false).await?;
@@ -171,18 +177,19 @@ impl Store for PostgresStore {
 struct Found {
     /// Migrations that were applied; `None` where there is no record.
     applied: Option<BTreeSet<i64>>,
-    /// A table with one of our names.
+    /// A table with a name that is still to be ours.
     foreign: Option<String>,
 }
 
 impl Found {
     async fn look(connection: &mut PgConnection) -> Result<Self, StoreError> {
+        // Before the record, so that tables of a migration that commits in between are not taken for somebody else's.
         // The search path holds our schema alone, so an unqualified name is a name in it.
-        let foreign: Option<String> = sqlx::query_scalar(
-            "SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NOT NULL LIMIT 1",
+        let tables: Vec<String> = sqlx::query_scalar(
+            "SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NOT NULL",
         )
-        .bind(&migrations::OURS[..])
-        .fetch_optional(&mut *connection)
+        .bind(migrations::to_come(None))
+        .fetch_all(&mut *connection)
         .await?;
         let recorded: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
             .bind(migrations::TABLE)
@@ -194,6 +201,8 @@ impl Found {
         } else {
             None
         };
+        let to_come = migrations::to_come(applied.as_ref());
+        let foreign = tables.into_iter().find(|table| to_come.contains(&table.as_str()));
         Ok(Self { applied, foreign })
     }
 }

@@ -95,7 +95,8 @@ pub(super) fn uuid(row: &SqliteRow, column: &'static str) -> Result<Uuid, sqlx::
     Uuid::parse_str(&text).map_err(|source| unreadable(column, source))
 }
 
-fn parse_time(column: &'static str, text: &str) -> Result<Millis, sqlx::Error> {
+/// A time, which SQLite keeps as text.
+pub(super) fn parse_time(column: &'static str, text: &str) -> Result<Millis, sqlx::Error> {
     let time = DateTime::parse_from_rfc3339(text).map_err(|source| unreadable(column, source))?;
     Ok(time.timestamp_millis())
 }

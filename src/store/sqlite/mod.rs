@@ -1,11 +1,24 @@
 //! Owns the SQLite store: its file, its connections, its schema, and one try at a batch.
 //! One connection writes; BEGIN IMMEDIATE makes batches follow one another, also those of other processes.
 //! Never touches the rules, which are `roster`'s, nor rows: `load` and `save` are the two ends of a batch, `read` is
-//! for people.
+//! for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to them,
+//! `settle` what their messages' effect does, `prune` what time does.
 
+/// The time of the statement, as times are written here.
+macro_rules! now {
+    () => {
+        "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+    };
+}
+
+mod capture;
+mod letters;
 mod load;
+mod prune;
 mod read;
+mod replay;
 mod save;
+mod settle;
 mod writing;
 
 use std::{
@@ -30,7 +43,7 @@ use super::{
     ready::Probe,
     retry,
 };
-use crate::roster::{self, Loaded, Outcome, Policy};
+use crate::roster::{self, Loaded, OnDelete, Outcome, Policy};
 
 /// How long SQLite waits for another process's transaction.
 const BUSY: Duration = Duration::from_secs(5);
@@ -134,13 +147,18 @@ impl SqliteStore {
         let folded = roster::fold(&self.policy, Loaded { rows, former }, &fresh.events());
         let outcomes = fresh.outcomes(&folded.outcomes)?;
         save::all(tx, self.default_credits, &fresh, &folded).await?;
+        let mut users = settle::applied(tx, &batch::effective(batch, &outcomes)).await?;
+        if self.policy.on_delete == OnDelete::Erase {
+            users.extend(batch::deleted_ids(batch).into_iter().map(str::to_owned));
+            settle::erase(tx, &users).await?;
+        }
         Ok(outcomes)
     }
 
     async fn migrate_within(&self, tx: &mut SqliteConnection) -> Result<Vec<String>, StoreError> {
         let found = Found::look(tx).await?;
         let applied = found.applied.unwrap_or_default();
-        migrations::refuse_foreign(&applied, found.foreign.as_deref(), &self.place(), HINT)?;
+        migrations::refuse_foreign(found.foreign.as_deref(), &self.place(), HINT)?;
         let pending = migrations::pending(migrations::SQLITE, &applied);
         if !pending.is_empty() {
             migrations::migrator(migrations::SQLITE).run_direct(None, tx, false).await?;
@@ -199,7 +217,7 @@ impl Store for SqliteStore {
 struct Found {
     /// Migrations that were applied; `None` where there is no record.
     applied: Option<BTreeSet<i64>>,
-    /// A table with one of our names.
+    /// A table with a name that is still to be ours.
     foreign: Option<String>,
 }
 
@@ -215,7 +233,8 @@ impl Found {
         } else {
             None
         };
-        let foreign = tables.into_iter().find(|table| migrations::OURS.contains(&table.as_str()));
+        let to_come = migrations::to_come(applied.as_ref());
+        let foreign = tables.into_iter().find(|table| to_come.contains(&table.as_str()));
         Ok(Self { applied, foreign })
     }
 }

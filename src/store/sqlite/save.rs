@@ -47,12 +47,6 @@ pub(super) async fn all(
     insert_inbox(tx, &fresh.inbox(&folded.outcomes)).await
 }
 
-macro_rules! now {
-    () => {
-        "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
-    };
-}
-
 macro_rules! state_columns {
     () => {
         "id, clerk_id, email, clerk_email, email_key, email_verified, version, version_sent, version_kind, \

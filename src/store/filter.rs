@@ -1,0 +1,197 @@
+//! Owns which letters a filter means, as conditions, and the questions that are built from them, in words that both
+//! databases know. Every value is bound. Never runs them.
+
+use chrono::{DateTime, Utc};
+use sqlx::{Database, QueryBuilder};
+use uuid::Uuid;
+
+use super::{
+    letters::{Filter, GROUPS_MAX, LETTERS_MAX, Page, Status},
+    plain,
+};
+
+/// A database that knows how to say a condition.
+pub(super) trait Dialect: Database + Sized {
+    /// Appends ` AND …` with its value bound.
+    fn and(query: &mut QueryBuilder<Self>, condition: &Condition<'_>);
+}
+
+/// One thing that a letter has to be.
+pub(super) enum Condition<'f> {
+    /// One of these.
+    Ids(&'f [Uuid]),
+    /// Of this value in a column.
+    Is(&'static str, &'f str),
+    /// With this text, in lower case, in `search`.
+    Contains(String),
+    /// With a time in `died_at`, compared by this operator.
+    Died(&'static str, DateTime<Utc>),
+    /// Behind this letter in a listing.
+    After(DateTime<Utc>, Uuid),
+}
+
+/// What a filter asks for.
+pub(super) struct Conditions<'f> {
+    all: Vec<Condition<'f>>,
+    status: Option<Status>,
+    /// Only columns that the tallies have.
+    tallied: bool,
+}
+
+/// What indexes have before the status, which a listing needs to know to be read in their order.
+const BEFORE_STATUS: [&str; 3] = ["grp", "reason", "event_type"];
+
+impl<'f> Conditions<'f> {
+    /// `None`: no letter can be meant.
+    pub(super) fn of(filter: &'f Filter) -> Option<Self> {
+        let mut all = Vec::new();
+        for (column, value) in [
+            ("grp", &filter.group),
+            ("reason", &filter.reason),
+            ("event_type", &filter.event_type),
+            ("clerk_id", &filter.clerk_id),
+        ] {
+            if let Some(value) = value {
+                all.push(Condition::Is(column, plain::stored(value)?));
+            }
+        }
+        let mut tallied = filter.clerk_id.is_none();
+        let mut also = |condition| {
+            tallied = false;
+            all.push(condition);
+        };
+        if !filter.ids.is_empty() {
+            also(Condition::Ids(&filter.ids));
+        }
+        if let Some(text) = &filter.text {
+            also(Condition::Contains(plain::stored(text)?.to_lowercase()));
+        }
+        if let Some(since) = filter.since {
+            also(Condition::Died(">=", plain::time_in_range(since)));
+        }
+        if let Some(until) = filter.until {
+            also(Condition::Died("<", plain::time_in_range(until)));
+        }
+        Some(Self { all, status: filter.status, tallied })
+    }
+
+    /// The same of one status alone; `None` where the filter asks for another.
+    pub(super) fn of_status(filter: &'f Filter, status: Status) -> Option<Self> {
+        let conditions = Self::of(filter)?;
+        conditions.status.is_none_or(|asked| asked == status).then_some(())?;
+        Some(Self { status: Some(status), ..conditions })
+    }
+
+    /// The same of one status, whatever the filter says of it.
+    pub(super) fn despite_status(filter: &'f Filter, status: Status) -> Option<Self> {
+        Some(Self { status: Some(status), ..Self::of(filter)? })
+    }
+
+    /// Appends ` WHERE …`.
+    pub(super) fn push<D: Dialect>(&self, query: &mut QueryBuilder<D>) {
+        self.push_with(query, self.status);
+    }
+
+    fn push_with<D: Dialect>(&self, query: &mut QueryBuilder<D>, status: Option<Status>) {
+        query.push(" WHERE true");
+        self.and(query, status);
+    }
+
+    fn and<D: Dialect>(&self, query: &mut QueryBuilder<D>, status: Option<Status>) {
+        if let Some(status) = status {
+            D::and(query, &Condition::Is("status", status.as_str()));
+        }
+        self.all.iter().for_each(|condition| D::and(query, condition));
+    }
+
+    /// A page. Where an index has the status in front of the time and the filter names none, one page of each status
+    /// is read, in the order of the index, and the pages are merged.
+    pub(super) fn page<D: Dialect>(mut self, page: &Page, columns: &str) -> QueryBuilder<D> {
+        let limit = page.limit.min(LETTERS_MAX);
+        if let Some((died_at, id)) = page.after {
+            self.all.push(Condition::After(plain::time_in_range(died_at), id));
+        }
+        let order = format!(" ORDER BY died_at DESC, id DESC LIMIT {limit}");
+        let led = |condition: &Condition<'_>| matches!(condition, Condition::Is(column, _) if BEFORE_STATUS.contains(column));
+        let statuses = match self.status {
+            None if self.all.iter().any(led) => Status::ALL.map(Some).to_vec(),
+            status => vec![status],
+        };
+        let mut query = QueryBuilder::new("SELECT * FROM (");
+        for (index, status) in statuses.into_iter().enumerate() {
+            let glue = if index == 0 { "" } else { " UNION ALL " };
+            query.push(format!("{glue}SELECT * FROM (SELECT {columns} FROM dead_letters"));
+            self.push_with(&mut query, status);
+            query.push(format!("{order}) AS page_{index}"));
+        }
+        query.push(format!(") AS pages{order}"));
+        query
+    }
+
+    /// Letters by group, the largest first.
+    pub(super) fn groups<D: Dialect>(&self) -> QueryBuilder<D> {
+        if !self.tallied {
+            let mut query = QueryBuilder::new(
+                "SELECT grp, reason, count(*) AS letters, min(died_at) AS first_died_at, max(died_at) AS last_died_at, \
+                 max(detail) AS detail FROM dead_letters",
+            );
+            self.push(&mut query);
+            query.push(format!(" GROUP BY grp, reason ORDER BY letters DESC, grp LIMIT {GROUPS_MAX}"));
+            return query;
+        }
+        let mut query = QueryBuilder::new(
+            "WITH tally AS (SELECT grp, reason, status, CAST(sum(letters) AS bigint) AS letters FROM dead_letter_tallies",
+        );
+        self.push(&mut query);
+        query.push(format!(
+            " GROUP BY grp, reason, status HAVING sum(letters) > 0), \
+             top AS (SELECT grp, reason, sum(letters) AS letters FROM tally \
+             GROUP BY grp, reason ORDER BY letters DESC, grp LIMIT {GROUPS_MAX}), \
+             ends AS (SELECT t.grp, t.reason, t.letters"
+        ));
+        // One look into the index for each.
+        for (what, order, name) in [
+            ("died_at", "died_at, id", "first_died_at"),
+            ("died_at", "died_at DESC, id DESC", "last_died_at"),
+            ("detail", "died_at DESC, id DESC", "detail"),
+        ] {
+            query.push(format!(
+                ", (SELECT {what} FROM dead_letters AS l \
+                 WHERE l.grp = t.grp AND l.reason = t.reason AND l.status = t.status"
+            ));
+            let by_type = |condition: &&Condition<'_>| matches!(condition, Condition::Is("event_type", _));
+            self.all.iter().filter(by_type).for_each(|condition| D::and(&mut query, condition));
+            query.push(format!(" ORDER BY {order} LIMIT 1) AS {name}"));
+        }
+        query.push(
+            " FROM tally AS t JOIN top ON top.grp = t.grp AND top.reason = t.reason) \
+             SELECT grp, reason, CAST(sum(letters) AS bigint) AS letters, min(first_died_at) AS first_died_at, \
+             max(last_died_at) AS last_died_at, max(detail) AS detail \
+             FROM ends GROUP BY grp, reason ORDER BY letters DESC, grp",
+        );
+        query
+    }
+
+    /// How many, by event type and reason.
+    pub(super) fn count<D: Dialect>(&self) -> QueryBuilder<D> {
+        let mut query = QueryBuilder::new(if self.tallied {
+            "SELECT event_type, reason, CAST(sum(letters) AS bigint) AS letters FROM dead_letter_tallies"
+        } else {
+            "SELECT event_type, reason, count(*) AS letters FROM dead_letters"
+        });
+        self.push(&mut query);
+        query.push(" GROUP BY event_type, reason");
+        if self.tallied {
+            query.push(" HAVING sum(letters) > 0");
+        }
+        query.push(" ORDER BY letters DESC, event_type, reason");
+        query
+    }
+}
+
+/// How many there are by status.
+pub(super) const STATUSES: &str = "SELECT status, CAST(sum(letters) AS bigint) FROM dead_letter_tallies GROUP BY status HAVING sum(letters) > 0";
+
+/// The columns of a listing.
+pub(super) const COLUMNS: &str =
+    "id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, status, grp";

@@ -1,0 +1,191 @@
+//! Owns what letters, actors and rejections are made into before they are stored: text without control characters and
+//! bounded, numbers and times that both databases hold. So that storing them cannot fail on content. Never touches SQL.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{
+    batch::time,
+    letters::{Actor, Captured, Rejected},
+};
+use crate::message::{EVENT_TYPE_MAX, MESSAGE_ID_MAX, Millis, clean};
+
+/// The longest group key, in bytes.
+const GROUP_MAX: usize = 200;
+/// The longest reason.
+const REASON_MAX: usize = 64;
+/// The longest detail and the longest note.
+const DETAIL_MAX: usize = 1_000;
+/// The longest Clerk id, name of an actor or address.
+const NAME_MAX: usize = 255;
+/// The most headers of a letter or of a rejection.
+const HEADERS_MAX: usize = 64;
+/// The longest name of a header.
+const HEADER_NAME_MAX: usize = 128;
+/// The longest value of a header.
+const HEADER_VALUE_MAX: usize = 1_024;
+
+/// Who does what headcount does itself.
+pub(super) const OURSELVES: &str = "headcount";
+
+/// A letter as it is stored.
+pub(super) struct Plain<'a> {
+    /// For the row, where there is none yet.
+    pub(super) id: Uuid,
+    pub(super) message_id: String,
+    pub(super) round: i64,
+    pub(super) event_type: String,
+    pub(super) clerk_id: Option<String>,
+    pub(super) reason: String,
+    pub(super) detail: String,
+    pub(super) attempts: i64,
+    pub(super) first_seen: DateTime<Utc>,
+    pub(super) died_at: DateTime<Utc>,
+    pub(super) group: String,
+    /// JSON text.
+    pub(super) headers: String,
+    pub(super) body: &'a [u8],
+    pub(super) search: String,
+}
+
+impl<'a> Plain<'a> {
+    /// One letter per message id, the one of the highest round, in the order of message ids.
+    pub(super) fn all(letters: &'a [Captured]) -> Vec<Self> {
+        let mut one_each: BTreeMap<String, Self> = BTreeMap::new();
+        for letter in letters.iter().map(Self::of) {
+            match one_each.get(&letter.message_id) {
+                Some(other) if other.round >= letter.round => {}
+                _ => drop(one_each.insert(letter.message_id.clone(), letter)),
+            }
+        }
+        one_each.into_values().collect()
+    }
+
+    fn of(letter: &'a Captured) -> Self {
+        let message_id = clean(&letter.message_id, MESSAGE_ID_MAX);
+        let detail = clean(&letter.detail, DETAIL_MAX);
+        let headers: BTreeMap<String, String> = letter
+            .headers
+            .iter()
+            .take(HEADERS_MAX)
+            .map(|(name, value)| (clean(name, HEADER_NAME_MAX), clean(value, HEADER_VALUE_MAX)))
+            .collect();
+        Self {
+            id: Uuid::now_v7(),
+            round: letter.round.into(),
+            event_type: clean(&letter.event_type, EVENT_TYPE_MAX),
+            clerk_id: letter.clerk_id.as_ref().map(|id| clean(id, NAME_MAX)),
+            reason: clean(&letter.reason, REASON_MAX),
+            attempts: letter.attempts.into(),
+            first_seen: time_in_range(letter.first_seen),
+            died_at: time_in_range(letter.died_at),
+            group: clean(&letter.group, GROUP_MAX),
+            headers: json(&headers),
+            body: &letter.body,
+            search: searchable(&detail, &message_id),
+            message_id,
+            detail,
+        }
+    }
+}
+
+/// What [`super::letters::Filter::text`] is looked for in. No stored text holds a line feed.
+fn searchable(detail: &str, message_id: &str) -> String {
+    format!("{detail}\n{message_id}").to_lowercase()
+}
+
+/// A sample as it is stored.
+pub(super) struct PlainRejection {
+    pub(super) id: Uuid,
+    pub(super) at: DateTime<Utc>,
+    pub(super) address: String,
+    pub(super) reason: String,
+    /// JSON text.
+    pub(super) headers: String,
+}
+
+impl PlainRejection {
+    pub(super) fn of(sample: &Rejected) -> Self {
+        let names = sample.headers.iter().take(HEADERS_MAX).map(|name| clean(name, HEADER_NAME_MAX));
+        Self {
+            id: Uuid::now_v7(),
+            at: time_in_range(sample.at),
+            address: clean(&sample.address, NAME_MAX),
+            reason: clean(&sample.reason, REASON_MAX),
+            headers: json(&names.collect::<Vec<_>>()),
+        }
+    }
+}
+
+/// An actor as it is stored.
+pub(super) fn actor(by: &Actor) -> (String, Option<String>) {
+    (clean(&by.name, NAME_MAX), by.note.as_ref().map(|note| clean(note, DETAIL_MAX)))
+}
+
+/// A text as it is stored, to be compared with what is.
+pub(super) fn stored(text: &str) -> Option<&str> {
+    (!text.chars().any(char::is_control)).then_some(text)
+}
+
+/// The nearest time that both databases hold.
+pub(super) fn time_in_range(at: Millis) -> DateTime<Utc> {
+    const YEAR_0: Millis = -62_167_219_200_000;
+    const YEAR_9999: Millis = 253_402_300_799_999;
+    time(at.clamp(YEAR_0, YEAR_9999)).unwrap_or_default()
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    // Texts and lists of them: this cannot fail.
+    serde_json::to_string(value).unwrap_or_else(|_| "null".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(message_id: &str, round: u32) -> Captured {
+        Captured {
+            message_id: message_id.into(),
+            round,
+            event_type: "t\0".repeat(100),
+            clerk_id: Some("user\u{7}".into()),
+            reason: "r".repeat(100),
+            detail: "Ü\n".repeat(1_000),
+            attempts: u32::MAX,
+            first_seen: i64::MIN,
+            died_at: i64::MAX,
+            group: "é".repeat(200),
+            headers: (0..100).map(|n| (format!("h{n:03}\0"), "v\0".repeat(1_000))).collect(),
+            body: bytes::Bytes::from_static(b"\0\xff"),
+        }
+    }
+
+    #[test]
+    fn whatever_comes_is_made_to_fit() {
+        let letters = [letter("m\r\n", u32::MAX)];
+        let plain = &Plain::all(&letters)[0];
+        assert_eq!(plain.message_id, "m\u{fffd}\u{fffd}");
+        assert_eq!((plain.round, plain.attempts), (4_294_967_295, 4_294_967_295));
+        assert_eq!(plain.clerk_id.as_deref(), Some("user\u{fffd}"));
+        assert_eq!((plain.event_type.len(), plain.reason.len(), plain.group.len()), (128, 64, 200));
+        assert!(plain.detail.len() <= DETAIL_MAX && plain.search.starts_with("ü\u{fffd}"));
+        assert_eq!(plain.first_seen.to_rfc3339(), "0000-01-01T00:00:00+00:00");
+        assert_eq!(plain.died_at.to_rfc3339(), "9999-12-31T23:59:59.999+00:00");
+        let headers: BTreeMap<String, String> = serde_json::from_str(&plain.headers).unwrap();
+        assert_eq!(headers.len(), HEADERS_MAX);
+        assert!(headers.values().all(|value| value.len() <= HEADER_VALUE_MAX && !value.contains('\0')));
+        assert_eq!(plain.body, b"\0\xff");
+    }
+
+    #[test]
+    fn of_one_message_the_highest_round_counts_and_of_equals_the_first() {
+        let mut letters = [letter("b", 0), letter("a", 1), letter("a", 2), letter("a", 2), letter("a", 0)];
+        letters[3].attempts = 1;
+        let plain = Plain::all(&letters);
+        let seen: Vec<_> =
+            plain.iter().map(|it| (it.message_id.as_str(), it.round, it.attempts > 1)).collect();
+        assert_eq!(seen, [("a", 2, true), ("b", 0, true)]);
+    }
+}

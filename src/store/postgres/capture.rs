@@ -1,0 +1,104 @@
+//! Owns taking letters in. One transaction, a constant number of statements, whatever comes, however often.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{PostgresStore, settle};
+use crate::{
+    roster::OnDelete,
+    store::{
+        StoreError,
+        plain::{OURSELVES, Plain},
+    },
+};
+
+/// Captures. The letters are one per message id, in the order of message ids.
+pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<(), StoreError> {
+    let mut tx = store.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    let messages: Vec<&str> = letters.iter().map(|letter| letter.message_id.as_str()).collect();
+    let applied = hold(&mut tx, &messages).await?;
+    insert(&mut tx, letters).await?;
+    settle::applied(&mut tx, &applied).await?;
+    // The places that were held; the inbox's own rows stay.
+    sqlx::query("DELETE FROM inbox WHERE message_id = ANY($1) AND outcome = 'capturing'")
+        .bind(&messages)
+        .execute(&mut *tx)
+        .await?;
+    // The boundary: captured before the delivery is acked.
+    tx.commit().await?;
+    if store.policy.on_delete == OnDelete::Erase && !applied.is_empty() {
+        forget(store, letters).await?;
+    }
+    Ok(())
+}
+
+/// Holds the messages' places in the inbox until the transaction ends, and returns the messages whose places are taken:
+/// they took effect. A batch that is just committing one of them is waited for; one that comes later waits, and then
+/// sees the letter. So no message ends with both an effect and an open letter.
+async fn hold(tx: &mut PgConnection, messages: &[&str]) -> Result<Vec<String>, StoreError> {
+    let taken = sqlx::query_scalar(
+        "WITH held AS (INSERT INTO inbox (message_id, event_type, outcome, received_at, processed_at) \
+         SELECT m, '', 'capturing', now(), now() FROM unnest($1::text[]) WITH ORDINALITY AS i (m, n) ORDER BY n \
+         ON CONFLICT DO NOTHING RETURNING message_id) \
+         SELECT m FROM unnest($1::text[]) AS m EXCEPT SELECT message_id FROM held",
+    );
+    Ok(taken.bind(messages).fetch_all(tx).await?)
+}
+
+async fn insert(tx: &mut PgConnection, letters: &[Plain<'_>]) -> Result<(), StoreError> {
+    fn column<'l, T>(letters: &'l [Plain<'l>], value: fn(&'l Plain<'l>) -> T) -> Vec<T> {
+        letters.iter().map(value).collect()
+    }
+    sqlx::query(
+        "WITH died AS (INSERT INTO dead_letters AS l (id, message_id, round, event_type, clerk_id, reason, detail, \
+         attempts, first_seen, died_at, grp, headers, body, search, status, captured_round) \
+         SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, grp, \
+         headers::jsonb, body, search, 'open', round \
+         FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], \
+         $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[], $13::bytea[], $14::text[]) \
+         WITH ORDINALITY AS c (id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, \
+         died_at, grp, headers, body, search, n) ORDER BY n \
+         ON CONFLICT (message_id) DO UPDATE SET round = excluded.round, event_type = excluded.event_type, \
+         clerk_id = excluded.clerk_id, reason = excluded.reason, detail = excluded.detail, \
+         attempts = excluded.attempts, died_at = excluded.died_at, grp = excluded.grp, headers = excluded.headers, \
+         body = excluded.body, search = excluded.search, status = 'open', captured_round = excluded.round, \
+         settled_at = NULL, erased = false \
+         WHERE excluded.round >= l.round AND excluded.round > l.captured_round \
+         RETURNING id, died_at, round, reason, detail) \
+         INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
+         SELECT id, died_at, 'died', round, $15, concat_ws(': ', reason, nullif(detail, '')) FROM died",
+    )
+    .bind(column(letters, |letter| letter.id))
+    .bind(column(letters, |letter| letter.message_id.as_str()))
+    .bind(column(letters, |letter| letter.round))
+    .bind(column(letters, |letter| letter.event_type.as_str()))
+    .bind(column(letters, |letter| letter.clerk_id.as_deref()))
+    .bind(column(letters, |letter| letter.reason.as_str()))
+    .bind(column(letters, |letter| letter.detail.as_str()))
+    .bind(column(letters, |letter| letter.attempts))
+    .bind(column(letters, |letter| letter.first_seen))
+    .bind(column(letters, |letter| letter.died_at))
+    .bind(column(letters, |letter| letter.group.as_str()))
+    .bind(column(letters, |letter| letter.headers.as_str()))
+    .bind(column(letters, |letter| letter.body))
+    .bind(column(letters, |letter| letter.search.as_str()))
+    .bind(OURSELVES)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Erases those of deleted users. After the capture's commit, so that a deletion that did not see the letters is seen
+/// here: their users' rows are locked first. A crash before this leaves the delivery unacked, and it comes again.
+async fn forget(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<(), StoreError> {
+    let users: Vec<&str> = letters.iter().filter_map(|letter| letter.clerk_id.as_deref()).collect();
+    let mut tx = store.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    let _: Vec<Uuid> =
+        sqlx::query_scalar("SELECT id FROM users WHERE clerk_id = ANY($1) ORDER BY id FOR KEY SHARE")
+            .bind(&users)
+            .fetch_all(&mut *tx)
+            .await?;
+    settle::erase(&mut tx, &users).await?;
+    tx.commit().await?;
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! Owns what taking effect does to a letter: it is applied, and of a deleted user it keeps nothing personal where
+//! deletion erases. Locks letters in the order of their message ids. Part of transactions that are others'.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::store::{StoreError, plain::OURSELVES};
+
+/// Sets the letters of these messages to `applied`. Returns the Clerk ids that they are about.
+pub(super) async fn applied(
+    tx: &mut PgConnection,
+    messages: &[impl AsRef<str>],
+) -> Result<Vec<String>, StoreError> {
+    let messages: Vec<&str> = messages.iter().map(AsRef::as_ref).collect();
+    // A question of its own, because nearly always it is all that there is to do.
+    let letters: Vec<(Uuid, Option<String>)> = sqlx::query_as(
+        "SELECT id, clerk_id FROM dead_letters WHERE message_id = ANY($1) AND status <> 'applied' \
+         ORDER BY message_id COLLATE \"C\" FOR UPDATE",
+    )
+    .bind(messages)
+    .fetch_all(&mut *tx)
+    .await?;
+    if letters.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (ids, users): (Vec<Uuid>, Vec<Option<String>>) = letters.into_iter().unzip();
+    sqlx::query(
+        "WITH changed AS (UPDATE dead_letters SET status = 'applied', settled_at = statement_timestamp() \
+         WHERE id = ANY($1) RETURNING id, round) \
+         INSERT INTO dead_letter_history (letter_id, at, action, round, by) \
+         SELECT id, statement_timestamp(), 'applied', round, $2 FROM changed",
+    )
+    .bind(ids)
+    .bind(OURSELVES)
+    .execute(tx)
+    .await?;
+    Ok(users.into_iter().flatten().collect())
+}
+
+/// Takes what is personal from the settled letters of those of these Clerk ids that are deleted. Only where
+/// deletion erases.
+pub(super) async fn erase(tx: &mut PgConnection, clerk_ids: &[impl AsRef<str>]) -> Result<(), StoreError> {
+    if clerk_ids.is_empty() {
+        return Ok(());
+    }
+    let clerk_ids: Vec<&str> = clerk_ids.iter().map(AsRef::as_ref).collect();
+    // All of their letters are locked first, so that one that is being discarded right now is waited for.
+    let letters: Vec<Uuid> = sqlx::query_scalar(
+        "SELECT id FROM dead_letters WHERE clerk_id = ANY($1) AND NOT erased \
+         ORDER BY message_id COLLATE \"C\" FOR UPDATE",
+    )
+    .bind(clerk_ids)
+    .fetch_all(&mut *tx)
+    .await?;
+    if letters.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "WITH changed AS (UPDATE dead_letters AS l \
+         SET body = '', headers = '{}', detail = '', search = lower(message_id), erased = true \
+         WHERE id = ANY($1) AND status IN ('applied', 'discarded') \
+         AND (EXISTS (SELECT FROM users AS u WHERE u.clerk_id = l.clerk_id AND u.erased) \
+         OR EXISTS (SELECT FROM former_clerk_ids AS f WHERE f.clerk_id = l.clerk_id)) RETURNING id) \
+         UPDATE dead_letter_history AS h SET note = NULL FROM changed \
+         WHERE h.letter_id = changed.id AND h.note IS NOT NULL",
+    )
+    .bind(letters)
+    .execute(tx)
+    .await?;
+    Ok(())
+}

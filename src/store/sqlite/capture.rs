@@ -1,0 +1,92 @@
+//! Owns taking letters in, and the samples of rejected requests. A statement per row, all in one transaction: a body is
+//! no JSON.
+
+use sqlx::SqliteConnection;
+
+use super::settle;
+use crate::store::{
+    StoreError,
+    batch::rfc3339,
+    letters::Rejected,
+    plain::{OURSELVES, Plain, PlainRejection},
+};
+
+const LETTER: &str = "INSERT INTO dead_letters (id, message_id, round, event_type, clerk_id, reason, detail, attempts, \
+     first_seen, died_at, grp, headers, body, search, status, captured_round) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 'open', ?3) \
+     ON CONFLICT (message_id) DO UPDATE SET round = excluded.round, event_type = excluded.event_type, \
+     clerk_id = excluded.clerk_id, reason = excluded.reason, detail = excluded.detail, \
+     attempts = excluded.attempts, died_at = excluded.died_at, grp = excluded.grp, headers = excluded.headers, \
+     body = excluded.body, search = excluded.search, status = 'open', captured_round = excluded.round, \
+     settled_at = NULL, erased = 0 \
+     WHERE excluded.round >= dead_letters.round AND excluded.round > dead_letters.captured_round RETURNING id";
+
+/// Captures. The letters are one per message id.
+pub(super) async fn letters(
+    tx: &mut SqliteConnection,
+    letters: &[Plain<'_>],
+    erases: bool,
+) -> Result<(), StoreError> {
+    for letter in letters {
+        let died: Option<String> = sqlx::query_scalar(LETTER)
+            .bind(letter.id.to_string())
+            .bind(&letter.message_id)
+            .bind(letter.round)
+            .bind(&letter.event_type)
+            .bind(&letter.clerk_id)
+            .bind(&letter.reason)
+            .bind(&letter.detail)
+            .bind(letter.attempts)
+            .bind(rfc3339(letter.first_seen))
+            .bind(rfc3339(letter.died_at))
+            .bind(&letter.group)
+            .bind(&letter.headers)
+            .bind(letter.body)
+            .bind(&letter.search)
+            .fetch_optional(&mut *tx)
+            .await?;
+        let Some(id) = died else { continue };
+        sqlx::query(
+            "INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
+             VALUES (?1, ?2, 'died', ?3, ?4, ?5 || iif(?6 = '', '', ': ' || ?6))",
+        )
+        .bind(id)
+        .bind(rfc3339(letter.died_at))
+        .bind(letter.round)
+        .bind(OURSELVES)
+        .bind(&letter.reason)
+        .bind(&letter.detail)
+        .execute(&mut *tx)
+        .await?;
+    }
+    let messages: Vec<&str> = letters.iter().map(|letter| letter.message_id.as_str()).collect();
+    let applied: Vec<String> = sqlx::query_scalar(
+        "SELECT message_id FROM inbox WHERE message_id IN (SELECT value FROM json_each(?1))",
+    )
+    .bind(sqlx::types::Json(messages))
+    .fetch_all(&mut *tx)
+    .await?;
+    if applied.is_empty() {
+        return Ok(());
+    }
+    let users = settle::applied(tx, &applied).await?;
+    if erases {
+        settle::erase(tx, &users).await?;
+    }
+    Ok(())
+}
+
+/// Keeps samples.
+pub(super) async fn rejections(tx: &mut SqliteConnection, samples: &[Rejected]) -> Result<(), StoreError> {
+    for sample in samples.iter().map(PlainRejection::of) {
+        sqlx::query("INSERT INTO rejections (id, at, address, reason, headers) VALUES (?1, ?2, ?3, ?4, ?5)")
+            .bind(sample.id.to_string())
+            .bind(rfc3339(sample.at))
+            .bind(sample.address)
+            .bind(sample.reason)
+            .bind(sample.headers)
+            .execute(&mut *tx)
+            .await?;
+    }
+    Ok(())
+}
