@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use headcount::{
     message::{Message, MessageId, now},
-    queue::{Action, Ladder, Queue, Settlement, embedded::EmbeddedQueue},
+    queue::{Action, Ladder, Queue, Settlement, Source, embedded::EmbeddedQueue},
 };
 
 const BODY: usize = 2800;
@@ -46,7 +46,7 @@ async fn publish(queue: &Arc<dyn Queue>, publishers: usize, each: usize) {
 }
 
 async fn consume(queue: &Arc<dyn Queue>, count: usize) {
-    let subscription = queue.subscribe(600).await.expect("subscribed");
+    let subscription = queue.subscribe(Source::Events, 600).await.expect("subscribed");
     let start = Instant::now();
     let mut left = count;
     while left > 0 {

@@ -10,12 +10,16 @@ use tracing::{info, warn};
 use crate::{
     cli::output::Failure,
     config::{Config, Secret},
+    dead::{self, operations::Operations, replay::Replayer},
     ingress::{self, Ingress, Verifier},
     ops::{self, Ops},
     pause::Pauses,
     queue::{self, Queue, QueueConfig, QueueError, Source},
     shutdown::until,
-    store::{self, Backend, Class, Store, StoreError},
+    store::{
+        self, Backend, Class, Store, StoreError,
+        letters::{Letters, Status},
+    },
     telemetry::metrics,
     worker,
 };
@@ -42,6 +46,9 @@ pub struct Addresses {
 
 /// How often depths are looked at and recorders are tidied.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// How often letters are counted.
+const COUNT_LETTERS: Duration = Duration::from_secs(15);
 
 /// Runs until `stop` turns true, then stops in order. `started` learns where it listens.
 ///
@@ -70,11 +77,15 @@ pub async fn run(
     };
     warn_of_split_tables(config, &roles);
 
+    let operations = store
+        .as_ref()
+        .map(|store| Arc::new(Operations::new(Replayer::new(letters(store), Arc::clone(&queue)))));
     let (health, worker_health) = watch::channel(worker::Health::default());
     let (stop_ops, ops_stop) = watch::channel(false);
     let ops = Ops {
         queue: Arc::clone(&queue),
         store: store.clone(),
+        operations: operations.clone(),
         worker: roles.worker.then_some(worker_health),
         metrics: prometheus.clone(),
         token: config.ops_token.clone(),
@@ -87,6 +98,9 @@ pub async fn run(
     };
     beside.spawn(ops::serve(ops_listener, ops, ops_stop));
     beside.spawn(upkeep(Arc::clone(&queue), prometheus));
+    if let Some(store) = &store {
+        beside.spawn(count_letters(letters(store)));
+    }
 
     let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
     if let (Some(listener), Some(verifier)) = (listener, verifier) {
@@ -102,6 +116,14 @@ pub async fn run(
             (config.clone(), Arc::clone(&queue), Arc::clone(store), stop.clone());
         let migrate = roles.migrate;
         tasks.spawn(async move { work(&config, migrate, queue, store, health, stop).await });
+    }
+    if let Some(operations) = operations {
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            until(&stop, |stop| *stop).await;
+            operations.finish().await;
+            Ok(())
+        });
     }
     started(addresses);
     let result = finish(config, tasks, &stop).await;
@@ -154,7 +176,15 @@ async fn work(
     }
     let subscription =
         queue.subscribe(Source::Events, config.prefetch).await.map_err(|error| queue_failure(&error))?;
-    worker::run(Arc::from(subscription), store, worker::Settings::new(config), health, stop).await;
+    let letters = letters(&store);
+    let worker =
+        worker::run(Arc::from(subscription), store, worker::Settings::new(config), health, stop.clone());
+    tokio::join!(
+        worker,
+        dead::capture::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
+        dead::rejections::run(queue, Arc::clone(&letters), stop.clone()),
+        dead::retention::run(letters, dead::retention::of(config), stop),
+    );
     Ok(())
 }
 
@@ -185,7 +215,7 @@ async fn prepare(
             warn!("waiting for the database: {error}");
         }
         tokio::select! {
-            () = tokio::time::sleep(pauses.next()) => {}
+            () = tokio::time::sleep(pauses.next_pause()) => {}
             () = until(stop, |stop| *stop) => return Ok(false),
         }
     }
@@ -234,6 +264,11 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
     store::open(&config.store()).await.map_err(|error| store_failure(&error))
 }
 
+/// The dead letters and rejections of a store.
+pub fn letters(store: &Arc<dyn Store>) -> Arc<dyn Letters> {
+    Arc::clone(store) as Arc<dyn Letters>
+}
+
 /// For people.
 pub fn queue_failure(error: &QueueError) -> Failure {
     let failure = Failure::new(error.to_string());
@@ -277,6 +312,22 @@ async fn upkeep(queue: Arc<dyn Queue>, prometheus: PrometheusHandle) {
         if let Ok(depths) = queue.depths().await {
             for depth in depths {
                 metrics::queue_messages(&depth.queue, depth.messages);
+            }
+        }
+    }
+}
+
+/// Keeps `headcount_dead_letters`. A frozen database holds up nothing else; the calls themselves are never cancelled.
+async fn count_letters(letters: Arc<dyn Letters>) {
+    let mut tick = tokio::time::interval(COUNT_LETTERS);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let letters = Arc::clone(&letters);
+        // While the database is away the gauge keeps what was last known; the worker says that it is away.
+        if let Ok(statuses) = dead::uncancelled(async move { letters.statuses().await }).await {
+            for status in Status::ALL {
+                metrics::dead_letters(status, statuses.get(&status).copied().unwrap_or_default());
             }
         }
     }

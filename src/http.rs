@@ -2,9 +2,10 @@
 //! an error looks on the wire.
 //!
 //! Promises that a stop takes no new connection, closes idle ones at once and lets requests finish, and that nothing
-//! outlives [`serve`]. Never looks at a request.
+//! outlives [`serve`]. Never looks at a request, but adds the [`Peer`] that it came from.
 
 use std::{
+    net::IpAddr,
     pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
@@ -58,6 +59,10 @@ pub struct Bounds {
     pub linger_bytes: usize,
 }
 
+/// The other end of a request's connection, as the kernel tells it: in the request's extensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
+
 impl Default for Bounds {
     fn default() -> Self {
         Self {
@@ -89,12 +94,13 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, mut st
             () = stopped(&mut stop) => break,
             Some(ended) = connections.join_next() => reap(ended),
             accepted = listener.accept(), if room => match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     if !accepting {
                         accepting = true;
                         info!("connections are accepted again");
                     }
-                    connections.spawn(connection(stream, http.clone(), router.clone(), bounds.clone(), stop.clone()));
+                    let peer = Peer(peer.ip().to_canonical());
+                    connections.spawn(connection(stream, peer, http.clone(), router.clone(), bounds.clone(), stop.clone()));
                 }
                 Err(error) if of_one_connection(&error) => debug!("a connection ended before it was accepted: {error}"),
                 Err(error) => {
@@ -116,6 +122,7 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: Bounds, mut st
 
 async fn connection(
     stream: TcpStream,
+    peer: Peer,
     http: http1::Builder,
     router: Router,
     bounds: Bounds,
@@ -127,7 +134,8 @@ async fn connection(
     }
     let (linger, linger_bytes) = (bounds.linger, bounds.linger_bytes);
     let router = TowerToHyperService::new(router);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         // A client that asks first whether to send the body is not waiting to be read.
         let linger = if request.headers().contains_key(header::EXPECT) { Duration::ZERO } else { linger };
         router.call(request.map(|body| LingeringBody { body: Some(body), linger, linger_bytes }))

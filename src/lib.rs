@@ -15,6 +15,7 @@ pub mod queue;
 pub mod worker;
 pub mod roster;
 pub mod store;
+pub mod dead;
 
 // Beside the path.
 pub mod cli;

@@ -6,9 +6,9 @@ use clap::Parser;
 use headcount::{
     app::{self, Addresses, Roles},
     cli::{
-        Cli, Command, Exit, demo, doctor,
+        Cli, Command, Exit, dead, demo, doctor,
         output::{Failure, Output},
-        secret, send, status, users,
+        rejections, secret, send, status, users,
     },
     config::{Config, Secret},
     telemetry::{logs, metrics},
@@ -67,6 +67,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Send(args) => send::run(&args, &config, &mut output).await,
         Command::Status(args) => status::run(args, &config, &mut output).await,
         Command::Users(args) => users::run(args, &config, &mut output).await,
+        Command::Dead(args) => dead::run(args, &config, &mut output).await,
+        Command::Rejections(args) => rejections::run(args, &config, &mut output).await,
         Command::Doctor(args) => doctor::run(args, &config, &mut output).await,
     }
 }

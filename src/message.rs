@@ -1,9 +1,10 @@
-//! Owns what travels: one verified webhook between the ingress and the worker, and its identity.
-//! Never looks inside the body.
+//! Owns what travels between the ingress and the worker: one verified webhook and its identity, and the sample of one
+//! that was turned away. Never looks inside the body.
 
 use std::fmt;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// Milliseconds since the Unix epoch, UTC: the unit of every time in this crate.
 pub type Millis = i64;
@@ -88,6 +89,19 @@ impl fmt::Debug for Message {
             .field("bytes", &self.body.len())
             .finish()
     }
+}
+
+/// A sample of a request that the ingress turned away. Never its body, nor any header's value.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Rejected {
+    /// When.
+    pub at: Millis,
+    /// The address that it came from, as this machine saw it: often a proxy's.
+    pub address: String,
+    /// The code that it was answered.
+    pub reason: String,
+    /// Names of its headers, sorted, bounded.
+    pub headers: Vec<String>,
 }
 
 /// Cuts `text` to at most `max` bytes at a character boundary and replaces control characters, so that it is safe in a

@@ -23,7 +23,7 @@ impl Pauses {
     }
 
     /// How long to wait now.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_pause(&mut self) -> Duration {
         self.0.next_backoff().unwrap_or(self.0.max_interval)
     }
 
@@ -40,10 +40,10 @@ mod tests {
     #[test]
     fn pauses_grow_to_the_longest_and_start_over_after_a_reset() {
         let mut pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
-        assert!((50..=150).contains(&pauses.next().as_millis()));
-        let late = (0..50).map(|_| pauses.next()).max().unwrap();
+        assert!((50..=150).contains(&pauses.next_pause().as_millis()));
+        let late = (0..50).map(|_| pauses.next_pause()).max().unwrap();
         assert!(late > Duration::from_secs(2) && late <= Duration::from_millis(7500), "{late:?}");
         pauses.reset();
-        assert!((50..=150).contains(&pauses.next().as_millis()));
+        assert!((50..=150).contains(&pauses.next_pause().as_millis()));
     }
 }

@@ -1,5 +1,6 @@
 //! RabbitMQ when it fails: killed, frozen, blocked, its queues deleted. What was confirmed is delivered; publishing says
 //! so at once when it cannot; both sides recover by themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod support;
 
@@ -89,6 +90,8 @@ async fn what_was_confirmed_survives_a_killed_broker_and_both_sides_come_back() 
     until_publishing(&*queue, false).await;
     let started = Instant::now();
     assert!(matches!(queue.publish(message("refused")).await, Err(QueueError::Unavailable(_))));
+    // Samples are lost, and nobody waits for them.
+    (0..10_000).for_each(|_| queue.sample("{}".into()));
     assert!(started.elapsed() < Duration::from_secs(1), "not at once: {:?}", started.elapsed());
     // Settling what the broker has taken back neither hangs nor settles another.
     let stale = unsettled.into_iter().map(done).collect();
@@ -99,6 +102,7 @@ async fn what_was_confirmed_survives_a_killed_broker_and_both_sides_come_back() 
         wanted.insert(format!("after{n}"));
     }
     drain(&*subscription, wanted).await;
+    assert_eq!(depth(&*queue, "rejections").await, 0);
     queue.close().await;
 }
 
@@ -182,6 +186,12 @@ async fn a_deleted_queue_is_declared_again_and_what_came_meanwhile_is_in_the_dea
     // Which of the two it is depends on how soon the queue was there again; a third there is not.
     eventually("all three are delivered or dead", async || depth(&*queue, "dead").await + delivered == 3)
         .await;
+    let dead = queue.subscribe(Source::Dead, 1).await.unwrap();
+    for _ in delivered..3 {
+        let delivery = next(&*dead).await;
+        assert_eq!(delivery.death.as_ref().expect("a death").reason, "unroutable");
+        dead.settle(vec![done(delivery)]).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,6 +230,11 @@ async fn a_message_that_always_comes_back_unsettled_ends_in_the_dead_queue() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;
     publish_stubbornly(&*queue, "poison").await;
+    // By way of a retry queue, which the broker remembers as a death of its own.
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
+    let retry = Action::Retry { rung: 0, attempt: 1, waits: 0 };
+    subscription.settle(vec![Settlement { delivery: next(&*subscription).await, action: retry }]).await;
+    drop(subscription);
     let mut earlier = Vec::new();
     for _ in 0..=20 {
         let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
@@ -227,6 +242,15 @@ async fn a_message_that_always_comes_back_unsettled_ends_in_the_dead_queue() {
     }
     assert_eq!(earlier, (0..=20).collect::<Vec<u32>>());
     eventually("it is dead", async || depth(&*queue, "dead").await == 1).await;
+    let dead = queue.subscribe(Source::Dead, 1).await.unwrap();
+    let delivery = next(&*dead).await;
+    assert_eq!((delivery.message.id.as_str(), delivery.message.attempt), ("poison", 1));
+    assert_eq!(delivery.message.body, message("poison").body);
+    let death = delivery.death.as_ref().expect("a death");
+    assert_eq!(death.reason, "crash_loop");
+    assert!(death.detail.contains("21 times"), "{}", death.detail);
+    dead.settle(vec![done(delivery)]).await;
+    eventually("it is settled", async || depth(&*queue, "dead").await == 0).await;
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use headcount::{
     config::Secret,
     http,
     ingress::{self, Bounds, Ingress, Verifier},
+    message::Rejected,
     telemetry::metrics::IngressMetrics,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -239,6 +240,75 @@ async fn a_bad_signature_changes_nothing_and_says_why() {
     assert!(server.queue.published().is_empty());
     // The same connection still takes in good ones.
     assert_eq!(client.ask(signed("msg_1", body)).await.status, 202);
+}
+
+#[tokio::test]
+async fn a_wrong_secret_shows_itself_in_a_sample() {
+    let server = Server::start(|_| {}).await;
+    let at = seconds();
+    let stranger = Webhook::new("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD").unwrap();
+    let wrong = stranger.sign("msg_1", at, BODY.as_bytes()).unwrap();
+    let headers =
+        signature("msg_1", at, &wrong) + "X-Forwarded-For: 203.0.113.9\r\nUser-Agent: Svix-Webhooks\r\n";
+    let before = headcount::message::now();
+    assert_eq!(server.client().await.ask(post(&headers, BODY.as_bytes())).await.status, 401);
+    // It is there with the answer.
+    let [sample] = &server.queue.samples()[..] else { panic!("one sample") };
+    let sample = std::str::from_utf8(sample).unwrap();
+    let rejected: Rejected = serde_json::from_str(sample).unwrap();
+    assert_eq!((rejected.reason.as_str(), rejected.address.as_str()), ("no_matching_signature", "127.0.0.1"));
+    assert!((before..=headcount::message::now()).contains(&rejected.at));
+    let names = [
+        "content-length",
+        "host",
+        "svix-id",
+        "svix-signature",
+        "svix-timestamp",
+        "user-agent",
+        "x-forwarded-for",
+    ];
+    assert_eq!(rejected.headers, names);
+    for value in ["msg_1", wrong.as_str(), "203.0.113.9", "Svix-Webhooks", "user_1", "user.created"] {
+        assert!(!sample.contains(value), "{value} in {sample}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_the_senders_fault_leaves_a_sample_and_nothing_else_does() {
+    let server = Server::start(|bounds| {
+        bounds.body_timeout = Duration::from_millis(100);
+        bounds.http.linger = Duration::from_millis(100);
+    })
+    .await;
+    let good = signed("msg_1", BODY.as_bytes());
+    let broken = String::from_utf8(chunked("msg_1", BODY.as_bytes(), 1000)).unwrap();
+    let over = vec![b'a'; HALF_A_MEGABYTE + 1];
+    let stale = seconds() - 400;
+    for (status, request) in [
+        (202, good.clone()),
+        (404, get("/", "").into_bytes()),
+        (405, get(PATH, "").into_bytes()),
+        (400, post("", b"")),
+        (400, broken.replace("\r\n\r\n", "\r\n\r\nno length\r\n").into_bytes()),
+        (401, post(&signature("msg_1", stale, &sign("msg_1", stale, b"")), b"")),
+        (413, post("", &over)),
+        (408, good[..good.len() - 1].to_vec()),
+    ] {
+        assert_eq!(server.client().await.ask(request).await.status, status);
+    }
+    server.queue.set(Mode::Fail);
+    assert_eq!(server.client().await.ask(good).await.status, 503);
+    let samples = server.queue.samples();
+    let reasons: Vec<String> =
+        samples.iter().map(|sample| serde_json::from_slice::<Rejected>(sample).unwrap().reason).collect();
+    let expected = [
+        "missing_signature_header",
+        "malformed_body",
+        "timestamp_out_of_range",
+        "body_too_large",
+        "body_too_slow",
+    ];
+    assert_eq!(reasons, expected);
 }
 
 #[tokio::test]
@@ -592,6 +662,9 @@ async fn ten_thousand_garbage_requests_are_cheap_and_counted_and_not_logged() {
     assert_eq!((server.counted("malformed"), server.counted("unauthorized")), (5000, 5000));
     assert_eq!((server.counted("queued"), server.queue.published().len()), (0, 0));
     assert_eq!(String::from_utf8_lossy(&log.0.lock().unwrap()), "");
+    // Four codes, each with a burst of 3 and then one a second.
+    let (samples, most) = (server.queue.samples().len(), 4 * (3 + started.elapsed().as_secs() as usize));
+    assert!((4 * 3..=most).contains(&samples), "{samples} samples, not 12 to {most}");
 }
 
 #[tokio::test]

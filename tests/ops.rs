@@ -92,6 +92,7 @@ impl Server {
         let mut ops = Ops {
             queue: queue.clone(),
             store: Some(store.clone()),
+            operations: None,
             worker: Some(health),
             metrics: recorder.handle(),
             token: None,

@@ -33,6 +33,14 @@ macro_rules! holds_the_contract {
             any_body_travels_untouched
             depths_count_each_queue
             a_closed_queue_refuses_and_gives_back
+            what_is_buried_comes_out_of_the_dead_queue
+            the_dead_come_back_until_they_are_settled_however_often
+            a_replay_that_dies_again_carries_its_round_and_its_own_reason
+            the_dead_carry_our_headers_and_none_of_the_ways_they_went
+            the_dead_can_be_sent_back_or_buried_anew
+            samples_come_out_of_rejections
+            of_more_than_a_thousand_samples_the_newest_are_kept
+            a_closed_queue_drops_samples_at_once
         }
     };
     ($backend:ident, $harness:ty, $($case:ident)*) => {

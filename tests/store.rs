@@ -58,6 +58,7 @@ contract! {
     an_id_deleted_before_it_was_seen_stays_deleted
     what_the_database_refuses_is_the_messages_fault_and_changes_nothing
     a_clash_with_a_unique_index_of_the_applications_is_tried_again_and_then_the_messages_fault
+    a_transaction_that_the_database_ends_by_itself_leaves_the_store_fit_for_the_next
     a_missing_table_is_an_outage
     users_are_paged_and_searched
     a_user_is_found_by_id_clerk_id_former_id_and_address
@@ -406,6 +407,26 @@ async fn a_clash_with_a_unique_index_of_the_applications_is_tried_again_and_then
     let alone = apply(&store, [with_phone("bob")]).await.unwrap_err();
     assert_eq!(alone.class, Class::Permanent);
     assert!(!format!("{alone:?}").contains("555"), "{alone:?}");
+}
+
+async fn a_transaction_that_the_database_ends_by_itself_leaves_the_store_fit_for_the_next(home: Arc<Home>) {
+    let store = home.store().await;
+    home.sql(if home.is_postgres() {
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN RAISE EXCEPTION 'house rule' USING ERRCODE = '23514'; END $$; \
+         CREATE CONSTRAINT TRIGGER house_rule AFTER INSERT ON users DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW WHEN (NEW.username = 'mallory') EXECUTE FUNCTION refuse()"
+    } else {
+        "CREATE TRIGGER house_rule BEFORE INSERT ON users WHEN NEW.username = 'mallory' \
+         BEGIN SELECT RAISE(ROLLBACK, 'house rule'); END"
+    })
+    .await;
+    for round in 0..5 {
+        let error = apply(&store, [created("bad", 10).named("mallory").event()]).await.unwrap_err();
+        assert_eq!(error.class, Class::Permanent, "{error:?}");
+        store.ready().await.unwrap();
+        assert_eq!(apply(&store, [created(&format!("user_{round}"), 10).event()]).await.unwrap(), [Created]);
+    }
 }
 
 async fn a_missing_table_is_an_outage(home: Arc<Home>) {

@@ -1,5 +1,6 @@
 //! The worker's loop against a queue and a store that do as a test tells them: who is blamed, what is held, what is
 //! settled and when.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 #[macro_use]
 #[path = "support/no_letters.rs"]
@@ -201,7 +202,6 @@ fn settings() -> Settings {
 }
 
 struct Running {
-    queue: Arc<FakeQueue>,
     health: watch::Receiver<Health>,
     stop: watch::Sender<bool>,
     task: tokio::task::JoinHandle<()>,
@@ -211,8 +211,8 @@ impl Running {
     fn start(queue: Arc<FakeQueue>, store: &Arc<FakeStore>, settings: Settings) -> Self {
         let (health, seen) = watch::channel(Health::default());
         let (stop, stopping) = watch::channel(false);
-        let task = tokio::spawn(worker::run(queue.clone(), store.clone(), settings, health, stopping));
-        Self { queue, health: seen, stop, task }
+        let task = tokio::spawn(worker::run(queue, store.clone(), settings, health, stopping));
+        Self { health: seen, stop, task }
     }
 
     async fn until_paused(&mut self, paused: bool) {

@@ -1,18 +1,28 @@
 //! Owns `doctor`: checks configuration, queue, database, secret and clock, and says how to mend what is wrong.
 //! The ingress is asked with a signed webhook of the type `headcount.doctor`, which ends in the inbox as ignored.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
 use super::{
     Listing,
-    output::{Failure, Output},
+    output::{Failure, Output, number},
     post::Poster,
     secret,
     send::front_door,
 };
-use crate::{app, config::Config, message::MessageId, queue::QueueConfig};
+use crate::{
+    app,
+    config::Config,
+    dead::rejections::{SAMPLES, explain},
+    message::{MessageId, now},
+    queue::QueueConfig,
+    store::{
+        Store, StoreError,
+        letters::{Filter, Status},
+    },
+};
 
 /// One line of the report.
 #[derive(Debug, Serialize)]
@@ -50,8 +60,9 @@ impl Check {
 /// # Errors
 /// A check failed; warnings are none.
 pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<(), Failure> {
-    let mut checks = vec![configuration(config), queue(config).await, store(config).await, secret(config)];
-    checks.push(ingress(config).await);
+    let mut checks = vec![configuration(config), queue(config).await];
+    checks.extend(store(config).await);
+    checks.extend([secret(config), ingress(config).await]);
     if args.json {
         output.json(&checks)?;
     } else {
@@ -117,20 +128,46 @@ async fn queue(config: &Config) -> Check {
     check
 }
 
-async fn store(config: &Config) -> Check {
+async fn store(config: &Config) -> Vec<Check> {
     let store = match app::open_store(config).await {
         Ok(store) => store,
-        Err(failure) => return Check::failed("database", failure),
+        Err(failure) => return vec![Check::failed("database", failure)],
     };
-    let check = match store.check_schema().await {
-        Err(error) => Check::failed("database", app::store_failure(&error)),
-        Ok(()) => match store.ready().await {
-            Err(error) => Check::failed("database", app::store_failure(&error)),
-            Ok(()) => Check::ok("database", format!("{store:?} answers, takes writes, and has our schema")),
-        },
-    };
+    let checks = look_into(&store).await;
     store.close().await;
-    check
+    checks.unwrap_or_else(|error| vec![Check::failed("database", app::store_failure(&error))])
+}
+
+async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
+    store.check_schema().await?;
+    store.ready().await?;
+    let mut checks =
+        vec![Check::ok("database", format!("{store:?} answers, takes writes, and has our schema"))];
+    let open = store.statuses().await?.get(&Status::Open).copied().unwrap_or_default();
+    checks.push(match (open, store.groups(&open_letters()).await?.first()) {
+        (1.., Some(most)) => Check::warning(
+            "dead letters",
+            format!("{} open; {} of them: {}", number(open), number(most.letters), most.group),
+            "look: headcount dead groups; when the cause is mended: headcount dead replay",
+        ),
+        _ => Check::ok("dead letters", "none is open"),
+    });
+    let rejections = explain(&store.rejections(SAMPLES).await?, now());
+    if rejections.is_empty() {
+        checks.push(Check::ok("rejections", "no request was turned away in the last hour"));
+    }
+    checks.extend(rejections.into_iter().take(3).map(|most| {
+        let message = format!(
+            "{} of the newest samples are {}, the last at {}: {}",
+            most.samples, most.reason, most.newest, most.meaning
+        );
+        Check::warning("rejections", message, most.hint)
+    }));
+    Ok(checks)
+}
+
+fn open_letters() -> Filter {
+    Filter { status: Some(Status::Open), ..Filter::default() }
 }
 
 fn secret(config: &Config) -> Check {

@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
+pub mod dead;
 pub mod demo;
 pub mod doctor;
 mod exit;
 pub mod output;
 pub mod post;
+pub mod rejections;
 pub mod secret;
 pub mod send;
 pub mod status;
@@ -71,6 +73,14 @@ pub enum Command {
     /// List users, or show what happened to one
     #[command(subcommand)]
     Users(Users),
+
+    /// Look at dead letters, replay, mend or discard them
+    #[command(subcommand)]
+    Dead(dead::Dead),
+
+    /// Look at requests that the ingress turned away
+    #[command(subcommand)]
+    Rejections(Rejections),
 
     /// Check configuration, queue, database, secret and clock, and say how to mend what is wrong
     Doctor(Listing),
@@ -137,6 +147,25 @@ pub struct UserShow {
     pub listing: Listing,
 }
 
+/// The commands about rejected requests.
+#[derive(Debug, Subcommand)]
+pub enum Rejections {
+    /// List samples of rejected requests, the newest first, and what they say
+    List(RejectionList),
+}
+
+/// Arguments of `rejections list`.
+#[derive(Debug, Args)]
+pub struct RejectionList {
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+
+    /// How to print it.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, error::ErrorKind};
@@ -187,6 +216,23 @@ mod tests {
             "headcount users list ada --deleted --limit 5 --json",
             "headcount users show user_1 --json",
             "headcount doctor --json",
+            "headcount dead groups --json",
+            "headcount dead groups --status all --since 2h",
+            "headcount dead list --type user.created --reason rejected --user user_1 --text x --since 2h --until 1h",
+            "headcount dead list msg_1 0190c2a4-7b1e-7c3d-9a51-2f6e8d4b7a10 --limit 5 --after x --json",
+            "headcount dead show msg_1 --json",
+            "headcount dead replay msg_1",
+            "headcount dead replay msg_1 msg_2 --yes --note because",
+            "headcount dead replay --group invalid_payload --rate 100/s --limit 10 --dry-run",
+            "headcount dead replay --all -y",
+            "headcount dead edit msg_1",
+            "headcount dead edit msg_1 --file - --yes",
+            "headcount dead edit msg_1 --file body.json --dry-run",
+            "headcount dead discard --reason rejected --note test-data",
+            "headcount dead discard --reason rejected --dry-run",
+            "headcount dead restore msg_1 --note oops",
+            "headcount dead export --status all --limit 10 --after x",
+            "headcount rejections list --limit 5 --json",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
@@ -206,6 +252,16 @@ mod tests {
             "headcount users list --limit 0",
             "headcount users list --after x",
             "headcount send user.created --secret whsec_x",
+            "headcount dead",
+            "headcount dead list --status dead",
+            "headcount dead list --limit 0",
+            "headcount dead replay --all msg_1",
+            "headcount dead replay --all --reason rejected",
+            "headcount dead replay --rate fast --all",
+            "headcount dead replay --limit 0 --all",
+            "headcount dead discard msg_1",
+            "headcount dead edit",
+            "headcount rejections",
         ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), i32::from(Exit::Usage.code()), "{line}");
         }

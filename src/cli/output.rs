@@ -202,6 +202,15 @@ pub fn number(value: u64) -> String {
     out
 }
 
+/// A word as a shell takes it back, for commands to copy.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};

@@ -1,19 +1,14 @@
 //! Owns `status`: queue depths, lag, the last webhook and dead letters at a glance.
 
-use serde::Serialize;
-
 use super::{
     Listing,
     output::{Failure, Output, number},
 };
-use crate::{app, config::Config, queue::Depth, store::Totals};
-
-/// What `status --json` prints.
-#[derive(Debug, Serialize)]
-struct Status {
-    queues: Vec<Depth>,
-    users: Totals,
-}
+use crate::{
+    app,
+    config::Config,
+    ops::status::{self, StatusError},
+};
 
 /// Prints it.
 ///
@@ -23,11 +18,13 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
     let queue = app::open_queue(config).await?;
     let store = app::open_store(config).await?;
     store.check_schema().await.map_err(|error| app::store_failure(&error))?;
-    let queues = queue.depths().await.map_err(|error| app::queue_failure(&error))?;
-    let users = store.totals().await.map_err(|error| app::store_failure(&error))?;
+    let status = status::read(queue.as_ref(), &store).await;
     queue.close().await;
     store.close().await;
-    let status = Status { queues, users };
+    let status = status.map_err(|error| match error {
+        StatusError::Queue(error) => app::queue_failure(&error),
+        StatusError::Store(error) => app::store_failure(&error),
+    })?;
     if args.json {
         return output.json(&status);
     }
@@ -46,5 +43,17 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
     output.line(format!(
         "last processed  {}",
         status.users.last_processed_at.as_deref().unwrap_or("nothing yet")
-    ))
+    ))?;
+    let letters: Vec<String> = status
+        .dead_letters
+        .iter()
+        .map(|(status, letters)| format!("{} {}", number(*letters), status.as_str()))
+        .collect();
+    output.line(format!("dead letters    {}", letters.join(", ")))?;
+    match status.rejections.first() {
+        Some(most) => {
+            output.line(format!("rejected        {} (newest {}): {}", most.reason, most.newest, most.meaning))
+        }
+        None => output.line("rejected        nothing in the last hour"),
+    }
 }

@@ -1,7 +1,7 @@
 //! Owns one request to the webhook path: verify, publish, answer.
 //!
 //! Promises 2xx only after the queue has said that the message is durable, and an answer within the bounds whatever
-//! the client and the queue do. Never logs a body, and above debug level never a single request.
+//! the client and the queue do. Hands on a sample of what it turns away, at a bounded rate. Never logs a body, and above debug level never a single request.
 
 use std::{
     borrow::Cow,
@@ -17,7 +17,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use serde::Deserialize;
@@ -29,6 +29,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     Bounds,
+    sample::{Sampler, rejected},
     verify::{Rejection, SignedHeaders, Verified, Verifier},
 };
 use crate::{
@@ -60,6 +61,8 @@ pub(super) struct Intake {
     publishing: Arc<Semaphore>,
     /// Whether the last publish failed, so that an outage is logged once and not per request.
     failing: AtomicBool,
+    /// Which of those turned away leave a sample.
+    sampler: Sampler,
 }
 
 /// Why a request was not answered 202.
@@ -79,11 +82,15 @@ impl From<Rejection> for Refusal {
 
 /// Answers a request.
 pub(super) async fn accept(State(intake): State<Arc<Intake>>, request: Request) -> Response {
-    let (answer, response) = match intake.take_in(request).await {
+    let (head, body) = request.into_parts();
+    let (answer, response) = match intake.take_in(&head, body).await {
         Ok(()) => {
             (Answer::Queued, json_response(StatusCode::ACCEPTED, &serde_json::json!({ "status": "queued" })))
         }
-        Err(refusal) => refusal.answer(),
+        Err(refusal) => {
+            intake.sample(refusal.code(), &head);
+            refusal.answer()
+        }
     };
     intake.metrics.answered(answer);
     response
@@ -104,13 +111,13 @@ impl Intake {
             bounds,
             metrics,
             failing: AtomicBool::new(false),
+            sampler: Sampler::new(),
         }
     }
 
     /// The whole way of a webhook through the ingress.
-    async fn take_in(&self, request: Request) -> Result<(), Refusal> {
+    async fn take_in(&self, head: &Parts, body: Body) -> Result<(), Refusal> {
         let received_at = message::now();
-        let (head, body) = request.into_parts();
         if declared(&body) > self.bounds.body_limit {
             return Err(Refusal::TooLarge);
         }
@@ -119,6 +126,17 @@ impl Intake {
         let (body, _room) = self.read(body).await?;
         let verified = self.verifier.verify_body(headers, body)?;
         self.publish(message(verified, received_at, traceparent(&head.headers))).await
+    }
+
+    /// Leaves a sample of a request that is turned away, within the rate: a flood of them costs next to nothing.
+    fn sample(&self, code: &'static str, head: &Parts) {
+        if self.sampler.admits(code) {
+            // Lost where it finds no room; it never waits.
+            match serde_json::to_vec(&rejected(code, head, message::now())) {
+                Ok(sample) => self.queue.sample(sample.into()),
+                Err(error) => debug!("a sample is lost: {error}"),
+            }
+        }
     }
 
     /// Reads a body within the limits of size, time and memory.
@@ -246,37 +264,39 @@ fn traceparent(headers: &HeaderMap) -> Option<String> {
 }
 
 impl Refusal {
+    /// The stable code, as it is answered.
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Rejected(rejection) => rejection.code(),
+            Self::BrokenBody => "malformed_body",
+            Self::TooLarge => "body_too_large",
+            Self::TooSlow => "body_too_slow",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
     fn answer(self) -> (Answer, Response) {
-        let (answer, status, code, message) = match self {
+        let code = self.code();
+        let (answer, status, message) = match self {
             Self::Rejected(rejection) => {
                 let answer = match rejection.status() {
                     StatusCode::UNAUTHORIZED => Answer::Unauthorized,
                     _ => Answer::Malformed,
                 };
-                (answer, rejection.status(), rejection.code(), rejection.message())
+                (answer, rejection.status(), rejection.message())
             }
-            Self::BrokenBody => (
-                Answer::Malformed,
-                StatusCode::BAD_REQUEST,
-                "malformed_body",
-                "the body broke off or is not well-formed",
-            ),
-            Self::TooLarge => (
-                Answer::TooLarge,
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body_too_large",
-                "the body is larger than a webhook can be",
-            ),
-            Self::TooSlow => (
-                Answer::TooSlow,
-                StatusCode::REQUEST_TIMEOUT,
-                "body_too_slow",
-                "the body did not arrive in time",
-            ),
+            Self::BrokenBody => {
+                (Answer::Malformed, StatusCode::BAD_REQUEST, "the body broke off or is not well-formed")
+            }
+            Self::TooLarge => {
+                (Answer::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than a webhook can be")
+            }
+            Self::TooSlow => {
+                (Answer::TooSlow, StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")
+            }
             Self::Unavailable => (
                 Answer::Unavailable,
                 StatusCode::SERVICE_UNAVAILABLE,
-                "unavailable",
                 "the webhook cannot be stored at present; send it again later",
             ),
         };

@@ -1,7 +1,7 @@
 //! Owns the public listener: its one route and what it takes on at most.
 //!
 //! In a request's order: this room bounds it, [`verify`] checks its signature (pure), `accept` publishes it and
-//! answers. Never touches the database, and never shows anything that is for operators.
+//! answers; of those that were turned away, `sample` keeps a few. Never touches the database, and never shows anything that is for operators.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod accept;
+mod sample;
 pub mod verify;
 
 pub use verify::{Rejection, Verified, Verifier};

@@ -19,13 +19,18 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     config::Secret,
+    dead::operations::Operations,
     http::{Bounds, method_not_allowed, not_found, problem, serve as serve_http},
     queue::Queue,
     store::Store,
     worker,
 };
 
+pub mod api;
 mod health;
+pub mod status;
+
+use api::problem::Problem;
 
 /// The operators' listener: what it needs to serve.
 pub struct Ops {
@@ -33,6 +38,8 @@ pub struct Ops {
     pub queue: Arc<dyn Queue>,
     /// Asked for readiness, where this process has one.
     pub store: Option<Arc<dyn Store>>,
+    /// Replays through the API, where this process has a store.
+    pub operations: Option<Arc<Operations>>,
     /// How the worker fares, where this process has one.
     pub worker: Option<watch::Receiver<worker::Health>>,
     /// What `/metrics` renders.
@@ -53,14 +60,22 @@ impl Ops {
 /// Serves operators until `stop` becomes true or its sender is gone, then finishes the requests in flight; the caller
 /// bounds that time.
 pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>) {
-    let Ops { queue, store, worker, metrics, token, bounds } = ops;
+    let Ops { queue, store, operations, worker, metrics, token, bounds } = ops;
     let guard = Arc::new(Guard::new(token.as_ref(), listener.local_addr().ok()));
+    let api = match (&store, operations) {
+        (Some(store), Some(operations)) => {
+            let (queue, store) = (Arc::clone(&queue), Arc::clone(store));
+            api::router(Arc::new(api::Api::new(queue, store, operations, token.is_some())))
+        }
+        _ => api::absent(),
+    };
     let health = Arc::new(health::Health::new(queue, store, worker));
     let router = Router::new()
         .route("/", get(index))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz).with_state(health))
         .route("/metrics", get(render).with_state(metrics))
+        .nest("/api/v1", api)
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(guard, guarded));
@@ -71,7 +86,8 @@ async fn index() -> &'static str {
     "headcount, for operators\n\n\
      /livez    the process runs\n\
      /readyz   queue, store and worker can do their work\n\
-     /metrics  for Prometheus\n"
+     /metrics  for Prometheus\n\
+     /api/v1   users, dead letters, rejected requests; see /api/v1/openapi.json\n"
 }
 
 async fn render(State(metrics): State<PrometheusHandle>) -> Response {
@@ -123,17 +139,26 @@ async fn guarded(State(guard): State<Arc<Guard>>, request: Request, next: Next) 
     match &guard.token {
         Some(token) if request.uri().path() != "/livez" && !Guard::knows(token, request.headers()) => {
             let message = "send HEADCOUNT_OPS_TOKEN as  Authorization: Bearer <token>";
-            let mut response = problem(StatusCode::UNAUTHORIZED, "unauthorized", message);
+            let mut response = refusal(request.uri(), StatusCode::UNAUTHORIZED, "unauthorized", message);
             let scheme = http::HeaderValue::from_static("Bearer realm=\"headcount\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
             response
         }
-        None if !guard.is_called(request.headers(), request.uri()) => problem(
+        None if !guard.is_called(request.headers(), request.uri()) => refusal(
+            request.uri(),
             StatusCode::MISDIRECTED_REQUEST,
             "misdirected",
             "without HEADCOUNT_OPS_TOKEN this listener answers to localhost and its own address only",
         ),
         _ => next.run(request).await,
+    }
+}
+
+/// As the errors of the path look that was asked for.
+fn refusal(uri: &Uri, status: StatusCode, code: &'static str, message: &str) -> Response {
+    match uri.path().starts_with("/api/") {
+        true => Problem::new(status, code, message).into_response(),
+        false => problem(status, code, message),
     }
 }
 

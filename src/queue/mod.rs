@@ -9,6 +9,9 @@
 //! - A retry comes back after its delay and not before. A burial lands in the dead queue with its reason.
 //!   Both are durable before the delivery is settled.
 //! - A settlement never settles another delivery, whatever their order.
+//! - What is buried comes out of [`Source::Dead`] with its [`Death`], again and again until it is settled: nothing else
+//!   takes it away. An action means there what it means for events.
+//! - Samples come out of [`Source::Rejections`]: the newest thousand of those that were not lost.
 
 use std::{fmt, time::Duration};
 
@@ -17,6 +20,7 @@ use async_trait::async_trait;
 use crate::message::{Message, Millis};
 
 pub mod embedded;
+mod headers;
 pub mod ladder;
 pub mod rabbitmq;
 pub mod topology;
@@ -68,8 +72,19 @@ pub enum Source {
     Events,
     /// What was buried, gave up by the broker's own limit, or had no route; each delivery has its [`Death`].
     Dead,
-    /// Samples of requests that were turned away.
+    /// Samples of requests that were turned away: there is nothing to do with them but [`Action::Done`].
     Rejections,
+}
+
+impl Source {
+    /// Its queue, without the prefix, as in [`Depth`].
+    pub fn queue(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Dead => "dead",
+            Self::Rejections => "rejections",
+        }
+    }
 }
 
 /// One consumer.
@@ -199,6 +214,9 @@ pub const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 
 /// The longest burial detail, in bytes.
 pub const DETAIL_MAX: usize = 1024;
+
+/// How many samples of rejected requests are kept for those who consume them.
+pub const SAMPLES_MAX: i64 = 1000;
 
 /// A delivery that has come back this often is buried as a crash loop.
 pub const DELIVERY_LIMIT: u32 = 20;

@@ -1,7 +1,7 @@
 //! Owns what headcount declares on a broker, as data: exchanges, queues, bindings and their arguments.
 //! Never talks to a broker.
 
-use super::{DELIVERY_LIMIT, Ladder};
+use super::{DELIVERY_LIMIT, Ladder, SAMPLES_MAX};
 
 /// An exchange. All are durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl Topology {
                 "rejections",
                 vec![
                     ("x-queue-type", Text("classic".into())),
-                    ("x-max-length", Number(1000)),
+                    ("x-max-length", Number(SAMPLES_MAX)),
                     ("x-overflow", Text("drop-head".into())),
                 ],
             ),

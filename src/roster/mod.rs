@@ -303,7 +303,9 @@ pub struct Loaded {
 /// What a store saves, and what it answers.
 #[derive(Clone, Debug, Default)]
 pub struct Folded {
-    /// Only rows that differ from what was loaded, each once.
+    /// Only rows that differ from what was loaded, each once, by id. In this order no unique column ever clashes: null
+    /// the addresses that are yielded, update the rows that exist, insert the new ones (under [`Relink::Match`] a new
+    /// row may have the Clerk id that a changed row had).
     pub rows: Vec<ChangedRow>,
     /// Ids to remember as deleted, each once.
     pub former: Vec<FormerId>,

@@ -169,7 +169,7 @@ fn the_rules_do_what_is_drawn_and_nothing_else() {
 
 #[test]
 fn the_documentation_draws_these_states() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs-fragment.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/ARCHITECTURE.md");
     let document = std::fs::read_to_string(path).expect("the document with the diagram");
     assert_eq!(diagram_in(&document), diagram());
 }

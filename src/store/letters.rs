@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::message::Millis;
+pub use crate::message::Rejected;
 
 /// The most groups that are told.
 pub const GROUPS_MAX: u32 = 500;
@@ -340,19 +341,6 @@ pub struct Claimed {
     pub first_seen: Millis,
     /// What to publish.
     pub body: Bytes,
-}
-
-/// A sample of a request that the ingress turned away. Never its body.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
-pub struct Rejected {
-    /// When.
-    pub at: Millis,
-    /// Where it came from.
-    pub address: String,
-    /// The code that it was answered.
-    pub reason: String,
-    /// Names of its headers, sorted, bounded.
-    pub headers: Vec<String>,
 }
 
 /// How long things are kept.

@@ -56,8 +56,9 @@ pub(super) const SQLITE: List = migrations!("sqlite");
 
 /// What runs them. It takes no lock of its own: the store holds one until the transaction ends.
 pub(super) fn migrator(list: List) -> Migrator {
+    // `true`: without a transaction each, since the store wraps one around them all.
     let migrations = list.iter().map(|&(version, description, sql)| {
-        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
+        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), true)
     });
     let mut migrator = Migrator::with_migrations(migrations.collect());
     // Migrations that only a newer headcount knows: they only add, so this one still works.

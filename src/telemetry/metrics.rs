@@ -1,10 +1,10 @@
 //! Owns every metric's name, type, labels and buckets, and the handles that hot paths keep. A label never carries an
-//! id or anything that a stranger can choose. `tests/names.rs` holds this file to the documentation.
+//! id or anything that a stranger can choose. `tests/docs.rs` holds this file to the documentation.
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::{queue::Reason, roster::Outcome};
+use crate::{queue::Reason, roster::Outcome, store::letters::Status};
 
 /// Counter or gauge or histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,6 +225,11 @@ impl Default for WorkerMetrics {
 /// Sets `headcount_queue_messages`.
 pub fn queue_messages(queue: &str, messages: u64) {
     gauge!("headcount_queue_messages", "queue" => queue.to_owned()).set(messages as f64);
+}
+
+/// Sets `headcount_dead_letters`.
+pub fn dead_letters(status: Status, letters: u64) {
+    gauge!("headcount_dead_letters", "status" => status.as_str()).set(letters as f64);
 }
 
 /// Installs the process's recorder. Call [`PrometheusHandle::run_upkeep`] every few seconds, or memory grows.

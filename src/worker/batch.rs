@@ -224,7 +224,10 @@ impl Pipeline {
         {
             self.metrics.settled(&incoming.event_type, *outcome);
             if outcome.is_final() {
-                self.metrics.sync_lag_seconds.record(seconds(incoming.received_at, now));
+                // A replay would measure how long people took.
+                if held.delivery.message.round == 0 {
+                    self.metrics.sync_lag_seconds.record(seconds(incoming.received_at, now));
+                }
                 if let Some(sent) = sent {
                     self.metrics.event_age_seconds.record(seconds(sent, now));
                 }

@@ -339,7 +339,7 @@ impl Worker {
                 probe_at: Clock::now(),
             }
         });
-        outage.probe_at = Clock::now() + outage.pauses.next();
+        outage.probe_at = Clock::now() + outage.pauses.next_pause();
         self.health.send_if_modified(|health| {
             let why = Some(why);
             let changed = health.paused != why;

@@ -1,9 +1,15 @@
 //! The cases of the contract in `src/queue/mod.rs`. None knows which backend it runs against.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
-use headcount::queue::{Action, Burial, QueueError, Reason, Source};
+use headcount::{
+    message::now,
+    queue::{Action, Burial, DELIVERY_LIMIT, Delivery, Queue, QueueError, Reason, Source},
+};
 
 use crate::support::*;
 
@@ -313,4 +319,224 @@ pub(crate) async fn a_closed_queue_refuses_and_gives_back<H: Harness>(harness: A
     let queue = harness.open().await;
     let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     assert_eq!(ids(&receive(&*subscription, 4).await), sorted(sent));
+}
+
+/// Buries the next event.
+async fn bury_next(queue: &Arc<dyn Queue>, reason: Reason, detail: &str) {
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
+    let delivery = next(&*subscription).await;
+    assert_eq!(delivery.death, None, "what lives has no death");
+    let burial = Burial { reason, detail: detail.into() };
+    settle(&*subscription, [(delivery, Action::Bury(burial))]).await;
+}
+
+fn header<'a>(delivery: &'a Delivery, name: &str) -> Option<&'a str> {
+    delivery.death.as_ref().unwrap().headers.get(name).map(String::as_str)
+}
+
+pub(crate) async fn what_is_buried_comes_out_of_the_dead_queue<H: Harness>(harness: Arc<H>) {
+    let queue = harness.open().await;
+    let dead = queue.subscribe(Source::Dead, 10).await.unwrap();
+    let mut sent = message(&b"\x00\xff{\"not\": utf-8\xc3"[..]);
+    (sent.attempt, sent.waits, sent.round) = (6, 2, 3);
+    sent.received_at = now() - 60_000;
+    sent.traceparent = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
+    queue.publish(sent.clone()).await.unwrap();
+    let before = now();
+    bury_next(&queue, Reason::RetriesExhausted, &"no \0 luck".repeat(1000)).await;
+    // To a consumer that waited for it, in the same process.
+    let delivery = next(&*dead).await;
+    let death = delivery.death.as_ref().unwrap();
+    assert_eq!(death.reason, "retries_exhausted");
+    assert!(death.detail.starts_with("no \u{fffd} luck") && death.detail.len() <= 1024, "{}", death.detail);
+    assert!((before..=now()).contains(&death.died_at), "{}", death.died_at);
+    let got = &delivery.message;
+    assert_eq!((&got.id, &got.event_type, got.received_at), (&sent.id, &sent.event_type, sent.received_at));
+    assert_eq!((got.attempt, got.waits, got.round), (6, 2, 3));
+    assert_eq!((&got.traceparent, &got.body), (&sent.traceparent, &sent.body));
+    assert_eq!(delivery.earlier, 0);
+    let (received_at, died_at) = (sent.received_at.to_string(), death.died_at.to_string());
+    for (name, value) in [
+        ("x-reason", "retries_exhausted"),
+        ("x-detail", &death.detail),
+        ("x-attempt", "6"),
+        ("x-waits", "2"),
+        ("x-round", "3"),
+        ("x-event-type", "user.updated"),
+        ("x-received-at", &received_at),
+        ("x-died-at", &died_at),
+        ("traceparent", sent.traceparent.as_deref().unwrap()),
+    ] {
+        assert_eq!(header(&delivery, name), Some(value), "{name}");
+    }
+    done(&*dead, vec![delivery]).await;
+    holds(&queue, "dead", 0).await;
+    assert!(quiet(&*dead).await, "a settled letter came again");
+}
+
+pub(crate) async fn the_dead_come_back_until_they_are_settled_however_often<H: Harness>(harness: Arc<H>) {
+    let queue = harness.open().await;
+    let sent = publish(&queue, 1).await;
+    bury_next(&queue, Reason::Rejected, "x").await;
+    for earlier in 0..DELIVERY_LIMIT + 3 {
+        let dead = queue.subscribe(Source::Dead, 10).await.unwrap();
+        let delivery = next(&*dead).await;
+        assert_eq!((id(&delivery), delivery.earlier), (sent[0].clone(), earlier));
+        assert_eq!(delivery.death.unwrap().reason, "rejected");
+        // The consumer dies here.
+    }
+    let dead = queue.subscribe(Source::Dead, 10).await.unwrap();
+    let delivery = next(&*dead).await;
+    done(&*dead, vec![delivery]).await;
+    drop(dead);
+    let dead = queue.subscribe(Source::Dead, 10).await.unwrap();
+    assert!(quiet(&*dead).await, "a settled letter came back");
+}
+
+pub(crate) async fn a_replay_that_dies_again_carries_its_round_and_its_own_reason<H: Harness>(
+    harness: Arc<H>,
+) {
+    let queue = harness.open().await;
+    let mut message = message("{}");
+    queue.publish(message.clone()).await.unwrap();
+    bury_next(&queue, Reason::InvalidPayload, "first").await;
+    let dead = queue.subscribe(Source::Dead, 10).await.unwrap();
+    let first = next(&*dead).await;
+    assert_eq!((first.message.round, first.death.as_ref().unwrap().detail.as_str()), (0, "first"));
+    // A replay publishes while the letter is still in hand, as after a crash.
+    message.round = 1;
+    queue.publish(message.clone()).await.unwrap();
+    bury_next(&queue, Reason::Rejected, "second").await;
+    let second = next(&*dead).await;
+    assert_eq!((&second.message.id, second.message.round), (&message.id, 1));
+    let death = second.death.as_ref().unwrap();
+    assert_eq!((death.reason.as_str(), death.detail.as_str()), ("rejected", "second"));
+    assert_eq!(header(&second, "x-round"), Some("1"));
+    done(&*dead, vec![first]).await;
+    // One settlement takes one of the two, although they share their id.
+    drop((dead, second));
+    let dead = queue.subscribe(Source::Dead, 10).await.unwrap();
+    let left = next(&*dead).await;
+    assert_eq!((left.message.round, left.death.as_ref().unwrap().detail.as_str()), (1, "second"));
+    done(&*dead, vec![left]).await;
+    holds(&queue, "dead", 0).await;
+    assert!(quiet(&*dead).await, "a settled letter came back");
+}
+
+pub(crate) async fn the_dead_carry_our_headers_and_none_of_the_ways_they_went<H: Harness>(harness: Arc<H>) {
+    let queue = harness.open().await;
+    publish(&queue, 1).await;
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
+    for attempt in 1..=2 {
+        let delivery = next(&*subscription).await;
+        settle(&*subscription, [(delivery, Action::Retry { rung: 0, attempt, waits: 0 })]).await;
+    }
+    drop(subscription);
+    // Its worker dies once, which a broker counts, too.
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
+    let _ = next(&*subscription).await;
+    drop(subscription);
+    bury_next(&queue, Reason::Rejected, "").await;
+    let dead = queue.subscribe(Source::Dead, 1).await.unwrap();
+    let delivery = next(&*dead).await;
+    let names: Vec<&str> = delivery.death.as_ref().unwrap().headers.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "x-attempt",
+            "x-detail",
+            "x-died-at",
+            "x-event-type",
+            "x-reason",
+            "x-received-at",
+            "x-round",
+            "x-waits"
+        ]
+    );
+    assert_eq!((header(&delivery, "x-attempt"), delivery.earlier), (Some("2"), 0));
+}
+
+pub(crate) async fn the_dead_can_be_sent_back_or_buried_anew<H: Harness>(harness: Arc<H>) {
+    let queue = harness.open().await;
+    publish(&queue, 1).await;
+    bury_next(&queue, Reason::Rejected, "first").await;
+    let dead = queue.subscribe(Source::Dead, 10).await.unwrap();
+    let delivery = next(&*dead).await;
+    settle(&*dead, [(delivery, bury("second"))]).await;
+    let delivery = next(&*dead).await;
+    assert_eq!(delivery.death.as_ref().unwrap().detail, "second");
+    settle(&*dead, [(delivery, Action::Retry { rung: 0, attempt: 0, waits: 0 })]).await;
+    bury_next(&queue, Reason::InvalidPayload, "third").await;
+    let delivery = next(&*dead).await;
+    let death = delivery.death.as_ref().unwrap();
+    assert_eq!((death.reason.as_str(), death.detail.as_str()), ("invalid_payload", "third"));
+    done(&*dead, vec![delivery]).await;
+    holds(&queue, "dead", 0).await;
+    holds(&queue, "events", 0).await;
+}
+
+fn sample(number: usize) -> Bytes {
+    format!("{{\"number\":{number}}}").into()
+}
+
+/// Gives samples and waits until the queue has them: what is published comes after them.
+async fn give_samples(queue: &Arc<dyn Queue>, numbers: std::ops::Range<usize>) {
+    numbers.for_each(|number| queue.sample(sample(number)));
+    publish(queue, 1).await;
+}
+
+pub(crate) async fn samples_come_out_of_rejections<H: Harness>(harness: Arc<H>) {
+    let queue = harness.open().await;
+    give_samples(&queue, 0..3).await;
+    holds(&queue, "rejections", 3).await;
+    // In another process.
+    let other = harness.open().await;
+    let rejections = other.subscribe(Source::Rejections, 2).await.unwrap();
+    let mut held = receive(&*rejections, 2).await;
+    assert!(quiet(&*rejections).await, "more than the prefetch came");
+    let bodies: Vec<&Bytes> = held.iter().map(|delivery| &delivery.message.body).collect();
+    assert_eq!(bodies, [&sample(0), &sample(1)]);
+    assert!(held.iter().all(|delivery| delivery.death.is_none()));
+    done(&*rejections, vec![held.remove(0)]).await;
+    held.extend(receive(&*rejections, 1).await);
+    // What is not settled comes back, and nothing else.
+    drop(rejections);
+    let rejections = queue.subscribe(Source::Rejections, 10).await.unwrap();
+    let mut back = receive(&*rejections, 2).await;
+    back.sort_by_key(|delivery| delivery.message.body.clone());
+    let bodies: Vec<&Bytes> = back.iter().map(|delivery| &delivery.message.body).collect();
+    assert_eq!(bodies, [&sample(1), &sample(2)]);
+    done(&*rejections, back).await;
+    // One that is given to a waiting consumer comes at once.
+    queue.sample(sample(7));
+    let delivery = next(&*rejections).await;
+    assert_eq!(delivery.message.body, sample(7));
+    done(&*rejections, vec![delivery]).await;
+    holds(&queue, "rejections", 0).await;
+    holds(&queue, "dead", 0).await;
+}
+
+pub(crate) async fn of_more_than_a_thousand_samples_the_newest_are_kept<H: Harness>(harness: Arc<H>) {
+    let queue = harness.open().await;
+    // Not all at once: they are lossy.
+    for first in (0..1200).step_by(100) {
+        give_samples(&queue, first..first + 100).await;
+    }
+    holds(&queue, "rejections", 1000).await;
+    let rejections = queue.subscribe(Source::Rejections, 2000).await.unwrap();
+    let kept = receive(&*rejections, 1000).await;
+    for (place, delivery) in kept.iter().enumerate() {
+        assert_eq!(delivery.message.body, sample(200 + place));
+    }
+    assert!(quiet(&*rejections).await, "more than 1000 were kept");
+}
+
+pub(crate) async fn a_closed_queue_drops_samples_at_once<H: Harness>(harness: Arc<H>) {
+    let queue = harness.open().await;
+    soon("closing", queue.close()).await;
+    let started = Instant::now();
+    (0..10_000).for_each(|number| queue.sample(sample(number)));
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let queue = harness.open().await;
+    holds(&queue, "rejections", 0).await;
 }

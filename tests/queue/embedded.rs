@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use headcount::queue::{
-    Action, DELIVERY_LIMIT, PUBLISH_LIMIT, Queue, QueueError, Source,
+    Action, Burial, DELIVERY_LIMIT, PUBLISH_LIMIT, Queue, QueueError, Reason, Source,
     embedded::{EmbeddedQueue, Timing},
 };
 use sqlx::{Connection, SqliteConnection};
@@ -190,35 +190,90 @@ async fn a_message_that_kills_its_workers_is_buried_as_a_crash_loop() {
     let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     assert_eq!(id(&next(&*subscription).await), harmless);
     assert!(quiet(&*subscription).await);
-    holds(&queue, "dead", 1).await;
-    let reason: String = sqlx::query_scalar("SELECT reason FROM messages WHERE queue = 'dead'")
-        .fetch_one(&mut raw(&directory.path()).await)
-        .await
-        .unwrap();
-    assert_eq!(reason, "crash_loop");
+    let dead = queue.subscribe(Source::Dead, 10).await.unwrap();
+    let delivery = next(&*dead).await;
+    assert_eq!((id(&delivery), delivery.earlier), (killer, 0));
+    let death = delivery.death.as_ref().unwrap();
+    assert_eq!(death.reason, "crash_loop");
+    assert!(death.detail.contains("21 times"), "{}", death.detail);
+    done(&*dead, vec![delivery]).await;
+    holds(&queue, "dead", 0).await;
 }
 
 #[tokio::test]
-async fn a_burial_keeps_its_reason_and_its_body() {
+async fn a_lease_of_the_dead_that_runs_out_hands_them_to_another() {
+    let directory = Embedded::new();
+    let frozen = open(&directory.path(), FROZEN).await;
+    let sent = publish(&frozen, 1).await;
+    let events = frozen.subscribe(Source::Events, 1).await.unwrap();
+    let delivery = next(&*events).await;
+    let burial = Burial { reason: Reason::Rejected, detail: String::new() };
+    settle(&*events, [(delivery, Action::Bury(burial))]).await;
+    frozen.sample("{}".into());
+    let first = frozen.subscribe(Source::Dead, 10).await.unwrap();
+    let late = next(&*first).await;
+    let samples = frozen.subscribe(Source::Rejections, 10).await.unwrap();
+    let _ = next(&*samples).await;
+
+    let alive = open(&directory.path(), QUICK).await;
+    let second = alive.subscribe(Source::Dead, 10).await.unwrap();
+    let again = next(&*second).await;
+    assert_eq!((id(&again), again.earlier), (sent[0].clone(), 1));
+    let other_samples = alive.subscribe(Source::Rejections, 10).await.unwrap();
+    assert_eq!(next(&*other_samples).await.message.body, "{}");
+    // The first one wakes up and settles: the letter stays with the second.
+    done(&*first, vec![late]).await;
+    holds(&alive, "dead", 1).await;
+    done(&*second, vec![again]).await;
+    holds(&alive, "dead", 0).await;
+}
+
+#[tokio::test]
+async fn consumers_are_counted_where_they_consume() {
     let directory = Embedded::new();
     let queue = Harness::open(&directory).await;
-    queue.publish(message("{\"broken\"")).await.unwrap();
-    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
-    let delivery = next(&*subscription).await;
-    let burial = headcount::queue::Burial {
-        reason: headcount::queue::Reason::InvalidPayload,
-        detail: "EOF at column 9\0".into(),
-    };
-    settle(&*subscription, [(delivery, Action::Bury(burial))]).await;
-    let row: (String, String, Vec<u8>, Option<i64>) = sqlx::query_as(
-        "SELECT reason, detail, body, died_at FROM messages JOIN bodies USING (id) WHERE queue = 'dead'",
+    let _events = queue.subscribe(Source::Events, 1).await.unwrap();
+    let _dead =
+        [queue.subscribe(Source::Dead, 1).await.unwrap(), queue.subscribe(Source::Dead, 1).await.unwrap()];
+    queue.ready().await.unwrap();
+    let depths = queue.depths().await.unwrap();
+    let consumers: Vec<(&str, u32)> =
+        depths.iter().map(|depth| (depth.queue.as_str(), depth.consumers)).collect();
+    assert_eq!(
+        consumers,
+        [("events", 1), ("retry.400ms", 0), ("retry.10m", 0), ("dead", 2), ("rejections", 0)]
+    );
+}
+
+#[tokio::test]
+async fn a_file_of_before_is_brought_up_with_its_dead() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    let sent = publish(&queue, 1).await;
+    let events = queue.subscribe(Source::Events, 1).await.unwrap();
+    let delivery = next(&*events).await;
+    let burial = Burial { reason: Reason::Rejected, detail: "of before".into() };
+    settle(&*events, [(delivery, Action::Bury(burial))]).await;
+    queue.close().await;
+    // As the first version made it.
+    let mut before = raw(&directory.path()).await;
+    sqlx::raw_sql(
+        "DROP TABLE rejections; DROP INDEX messages_buried; ALTER TABLE consumers DROP COLUMN queue;
+         PRAGMA user_version = 1",
     )
-    .fetch_one(&mut raw(&directory.path()).await)
+    .execute(&mut before)
     .await
     .unwrap();
-    assert_eq!((row.0.as_str(), row.1.as_str()), ("invalid_payload", "EOF at column 9\u{fffd}"));
-    assert_eq!(row.2, b"{\"broken\"");
-    assert!(row.3.is_some());
+    before.close().await.unwrap();
+
+    let queue = Harness::open(&directory).await;
+    let dead = queue.subscribe(Source::Dead, 1).await.unwrap();
+    let delivery = next(&*dead).await;
+    assert_eq!(id(&delivery), sent[0]);
+    assert_eq!(delivery.death.as_ref().unwrap().detail, "of before");
+    done(&*dead, vec![delivery]).await;
+    holds(&queue, "dead", 0).await;
+    holds(&queue, "rejections", 0).await;
 }
 
 #[tokio::test]
@@ -257,6 +312,10 @@ async fn a_locked_file_is_answered_in_time_and_outlived() {
     assert!(subscription.trouble().is_some());
     let asked = Instant::now();
     assert!(queue.publish(message("{}")).await.is_err());
+    // Samples are lost, now and later: nothing of them waits.
+    for _ in 0..10_000 {
+        queue.sample("{}".into());
+    }
     assert!(asked.elapsed() < Duration::from_secs(1), "known trouble is answered at once");
 
     // A settlement is not given up: it ends as soon as the file can be written again, and not before.
@@ -265,6 +324,7 @@ async fn a_locked_file_is_answered_in_time_and_outlived() {
     soon("the settlement", settling).await.unwrap();
     holds(&queue, "events", 0).await;
     assert_eq!(subscription.trouble(), None);
+    holds(&queue, "rejections", 0).await;
     let sent = publish(&queue, 1).await;
     assert_eq!(id(&next(&**subscription).await), sent[0]);
 }
@@ -409,4 +469,39 @@ async fn big_bodies_never_fill_the_memory() {
     done(&*subscription, held).await;
     let rest = receive(&*subscription, 12).await;
     done(&*subscription, rest).await;
+}
+
+#[tokio::test]
+async fn samples_that_the_writer_is_behind_with_are_dropped() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    // The test's runtime has one thread: the writer does not run before the first await.
+    for _ in 0..10_000 {
+        queue.sample(vec![b'x'; 2000].into());
+    }
+    queue.sample(vec![b'x'; 10_000_000].into());
+    publish(&queue, 1).await;
+    // 256 KiB of 2 KiB each.
+    holds(&queue, "rejections", 128).await;
+    queue.sample("{}".into());
+    holds(&queue, "rejections", 129).await;
+}
+
+#[tokio::test]
+async fn a_sample_of_a_failed_commit_is_lost() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    let mut other = raw(&directory.path()).await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    // Both in one commit: the writer does not run before the first await.
+    queue.sample("{}".into());
+    assert!(soon("a refusal", queue.publish(message("{}"))).await.is_err());
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    soon("the end of the trouble", async {
+        while queue.publish(message("{}")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    holds(&queue, "rejections", 0).await;
 }

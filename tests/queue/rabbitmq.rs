@@ -5,11 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use headcount::{
     config::Secret,
-    queue::{Queue, rabbitmq::RabbitQueue},
+    queue::{Queue, Source, rabbitmq::RabbitQueue},
 };
-use lapin::options::{ExchangeDeleteOptions, QueueDeleteOptions};
+use lapin::{
+    options::{ExchangeDeleteOptions, QueueDeleteOptions},
+    types::FieldTable,
+};
 
-use crate::support::{Harness, ladder};
+use crate::support::{Harness, done, holds, id, ladder, next, publish, run};
 
 pub(crate) struct Rabbit {
     url: String,
@@ -46,4 +49,30 @@ impl Harness for Rabbit {
         }
         connection.close(200, "done".into()).await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_route_is_dead_as_unroutable() {
+    run(Rabbit::new(), async |harness: Arc<Rabbit>| {
+        let queue = harness.open().await;
+        let connection = lapin::Connection::connect(&harness.url, Default::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let name = format!("{}.events", harness.prefix);
+        channel
+            .queue_unbind(name.clone().into(), name.into(), "events".into(), FieldTable::default())
+            .await
+            .unwrap();
+        let sent = publish(&queue, 1).await;
+        holds(&queue, "dead", 1).await;
+        let dead = queue.subscribe(Source::Dead, 1).await.unwrap();
+        let delivery = next(&*dead).await;
+        assert_eq!(id(&delivery), sent[0]);
+        let death = delivery.death.as_ref().unwrap();
+        assert_eq!(death.reason, "unroutable");
+        assert_eq!(death.headers.get("x-attempt").map(String::as_str), Some("0"));
+        done(&*dead, vec![delivery]).await;
+        holds(&queue, "dead", 0).await;
+        connection.close(200, "done".into()).await.unwrap();
+    })
+    .await;
 }

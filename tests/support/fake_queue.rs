@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use headcount::{
     message::Message,
     queue::{Depth, Queue, QueueError, Source, Subscription},
@@ -25,6 +26,7 @@ pub struct FakeQueue {
     mode: watch::Sender<Mode>,
     begun: watch::Sender<usize>,
     published: Mutex<Vec<Message>>,
+    samples: Mutex<Vec<Bytes>>,
 }
 
 impl FakeQueue {
@@ -33,6 +35,7 @@ impl FakeQueue {
             mode: watch::Sender::new(Mode::Take),
             begun: watch::Sender::new(0),
             published: Mutex::default(),
+            samples: Mutex::default(),
         }
     }
 
@@ -43,6 +46,11 @@ impl FakeQueue {
     /// Everything that was made durable so far.
     pub fn published(&self) -> Vec<Message> {
         self.published.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Every sample of a rejected request so far.
+    pub fn samples(&self) -> Vec<Bytes> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until so many publishes have begun.
@@ -69,7 +77,9 @@ impl Queue for FakeQueue {
         Ok(())
     }
 
-    fn sample(&self, _: bytes::Bytes) {}
+    fn sample(&self, rejected: Bytes) {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).push(rejected);
+    }
 
     async fn subscribe(&self, _: Source, _: u16) -> Result<Box<dyn Subscription>, QueueError> {
         Err(QueueError::Unavailable("nothing can be consumed here".into()))

@@ -1,6 +1,7 @@
 //! What the integration tests share.
 #![allow(dead_code, unreachable_pub)] // Each test binary uses its part.
 
+pub mod process;
 pub mod servers;
 
 use std::time::{Duration, Instant};

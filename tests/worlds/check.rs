@@ -79,7 +79,7 @@ pub(crate) fn safety_of(memory: &Memory, facts: &[Fact], before: &Holders) -> Re
     Ok(holders)
 }
 
-fn may_pass(folded: &[&Fact], from: &str, to: &str) -> bool {
+pub(crate) fn may_pass(folded: &[&Fact], from: &str, to: &str) -> bool {
     let of = |id: &str| folded.iter().filter(move |fact| fact.clerk_id() == id).collect::<Vec<_>>();
     let proved = |fact: &Fact, name| fact.is_upsert() && fact.proves(name);
     of(from).iter().filter(|fact| fact.kind == Kind::Deleted).any(|deletion| {
@@ -127,8 +127,8 @@ pub(crate) fn agreement_of(memory: &Memory, slow: &Slow<'_>) -> Result<(), Broke
 /// Under which *identity* is promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Conditions {
-    /// By version, each account's news stands in the order in which it happened.
-    pub(crate) versions_in_order: bool,
+    /// By their times, each account's webhooks stand in the order in which things happened.
+    pub(crate) times_in_order: bool,
     /// Nobody's patience is over.
     pub(crate) within_patience: bool,
     /// Each account's creation is folded before its other events,
@@ -142,7 +142,7 @@ pub(crate) struct Conditions {
 
 impl Conditions {
     pub(crate) const ALL: Self = Self {
-        versions_in_order: true,
+        times_in_order: true,
         within_patience: true,
         creation_first: true,
         deletion_last: true,
@@ -180,7 +180,7 @@ pub(crate) enum Verdict {
 /// *Identity:* where the conditions are met, each live account ends with the row that the ordered history gives.
 pub(crate) fn identity(world: &World, conditions: Conditions) -> Verdict {
     let facts = world.facts();
-    if conditions.versions_in_order && !reference::versions_in_order(&facts) {
+    if conditions.times_in_order && !reference::times_in_order(&facts) {
         return Verdict::Silent;
     }
     let mut run = LawfulRun::new(world, &facts, conditions);

@@ -6,7 +6,7 @@ use super::{
     check::{Conditions, LawfulRun},
     history::{Act, Address, Deed, Fact, Kind, Style, play},
     plan::{Delivery, World},
-    reference::versions_in_order,
+    reference::times_in_order,
 };
 
 /// SplitMix64: small, and the same on every machine.
@@ -116,13 +116,15 @@ fn deed(dice: &mut Dice, taste: Taste, label: u16, facts: &[Fact]) -> Deed {
         },
         9..=11 => Act::SetAddress(address(dice, taste)),
         12 => Act::Rename,
-        13..=16 => Act::Delete,
+        13..=15 => Act::Delete,
+        16 => Act::TellDeletionAgain,
         _ => Act::SignIn,
     };
     let style = Style {
         lag: dice.pick(&[Some(0), Some(0), Some(1), Some(2), None]),
         tie: dice.below(3) as u8,
         tells_birth: !dice.one_in(12),
+        early: dice.pick(&[0, 0, 0, 1, 2]),
     };
     let after = dice.pick(&[0, 1, 1, 1, 2]);
     Deed { label, account, act, after, style }
@@ -186,7 +188,8 @@ pub(crate) fn lawful_world(seed: u64, conditions: Conditions, policies: &[Policy
     let mut dice = Dice::new(seed);
     let taste = Taste::any(&mut dice);
     let mut deeds = deeds(&mut dice, taste);
-    if conditions.versions_in_order && !versions_in_order(&play(&deeds)) {
+    if conditions.times_in_order && !times_in_order(&play(&deeds)) {
+        deeds.retain(|deed| deed.act != Act::TellDeletionAgain);
         deeds.iter_mut().for_each(|deed| deed.style = Style::PLAIN);
     }
     let policy = dice.pick(policies);

@@ -30,6 +30,8 @@ pub(crate) enum Act {
     /// Anything else about the user.
     Rename,
     Delete,
+    /// Another webhook tells of the same deletion.
+    TellDeletionAgain,
     /// Something that is not about the user.
     SignIn,
 }
@@ -52,10 +54,12 @@ pub(crate) struct Style {
     pub(crate) tie: u8,
     /// `created_at` is given.
     pub(crate) tells_birth: bool,
+    /// A deletion is dated so many milliseconds too early: its time is of another clock than that of updates.
+    pub(crate) early: i64,
 }
 
 impl Style {
-    pub(crate) const PLAIN: Self = Self { lag: Some(0), tie: 0, tells_birth: true };
+    pub(crate) const PLAIN: Self = Self { lag: Some(0), tie: 0, tells_birth: true, early: 0 };
 }
 
 /// One webhook: the whole user as Clerk knows it at that moment.
@@ -103,12 +107,14 @@ pub(crate) fn play(deeds: &[Deed]) -> Vec<Fact> {
             Act::SetAddress(address) => (alive && free(address), Kind::Updated, address),
             Act::Rename => (alive, Kind::Updated, before.and_then(|fact| fact.address)),
             Act::Delete => (alive, Kind::Deleted, None),
+            Act::TellDeletionAgain => (before.is_some() && !alive, Kind::Deleted, None),
             Act::SignIn => (true, Kind::Other, None),
         };
         if !possible {
             continue;
         }
         now += deed.after;
+        let at = if kind == Kind::Deleted { now - deed.style.early } else { now };
         let born = match kind {
             Kind::Created => Some(now),
             _ => facts
@@ -120,8 +126,8 @@ pub(crate) fn play(deeds: &[Deed]) -> Vec<Fact> {
             label: deed.label,
             account: deed.account,
             kind,
-            at: now,
-            sent: deed.style.lag.map(|lag| now + lag),
+            at,
+            sent: deed.style.lag.map(|lag| at + lag),
             tie: deed.style.tie,
             created_at: born.filter(|_| deed.style.tells_birth),
             address,
@@ -249,7 +255,7 @@ impl fmt::Display for Fact {
             write!(f, ", {}", self.message_id())?;
         }
         match self.created_at {
-            Some(born) if born != self.at => write!(f, ", born t={}", born - BEGINNING),
+            Some(born) if born != self.at && self.is_upsert() => write!(f, ", born t={}", born - BEGINNING),
             None if self.is_upsert() => f.write_str(", born: missing"),
             _ => Ok(()),
         }

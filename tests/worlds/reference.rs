@@ -36,11 +36,15 @@ fn version(fact: &Fact) -> (i64, i64, bool, String) {
     (fact.at, fact.sent.unwrap_or(0), fact.kind == Kind::Updated, fact.message_id())
 }
 
-/// Each account's news is ordered by version as it happened. Within a millisecond Clerk's times need not tell.
-pub(crate) fn versions_in_order(history: &[Fact]) -> bool {
-    history.iter().enumerate().filter(|(_, fact)| fact.is_upsert()).all(|(place, fact)| {
-        let mut earlier = history[..place].iter().filter(|other| other.is_upsert());
-        earlier.all(|other| other.account != fact.account || version(other) < version(fact))
+/// By their times, each account's webhooks stand in the order in which things happened, and one deletion ends them.
+/// (Within a millisecond Clerk's times need not tell, and a deletion's is of another clock.)
+pub(crate) fn times_in_order(history: &[Fact]) -> bool {
+    history.iter().enumerate().filter(|(_, fact)| fact.kind != Kind::Other).all(|(place, fact)| {
+        let earlier = history[..place].iter().filter(|other| other.account == fact.account);
+        earlier.filter(|other| other.kind != Kind::Other).all(|other| match fact.kind {
+            Kind::Deleted => other.is_upsert() && other.at <= fact.at,
+            _ => version(other) < version(fact),
+        })
     })
 }
 
@@ -268,7 +272,8 @@ pub(crate) fn folding_order(batch: &[(&Fact, bool)]) -> Vec<usize> {
     let mut places: Vec<usize> = (0..batch.len()).collect();
     places.sort_by_key(|place| {
         let (fact, _) = batch[*place];
-        (fact.at, fact.kind == Kind::Deleted, version(fact))
+        let version = if fact.is_upsert() { version(fact) } else { (0, 0, false, fact.message_id()) };
+        (fact.at, !fact.is_upsert(), version)
     });
     places
 }

@@ -58,6 +58,17 @@ const STEPS: &[&str] = &[
     CREATE INDEX messages_waiting ON messages (available_at) WHERE queue = 'events' AND lease_owner IS NULL;
     CREATE INDEX messages_leased ON messages (lease_owner) WHERE lease_owner IS NOT NULL;
     CREATE INDEX messages_dead ON messages (died_at) WHERE queue = 'dead';",
+    // 2. The dead can be consumed too. Samples have a table of their own, because the CHECK above knows no third queue
+    //    and cannot be altered. A sample is free while no consumer of that id lives (0: none ever does), so that a
+    //    binary of before, which takes leases back in `messages` only, frees samples as well.
+    "ALTER TABLE consumers ADD COLUMN queue TEXT NOT NULL DEFAULT 'events';
+    CREATE INDEX messages_buried ON messages (died_at) WHERE queue = 'dead' AND lease_owner IS NULL;
+    CREATE TABLE rejections (
+        id          INTEGER PRIMARY KEY AUTOINCREMENT,
+        received_at INTEGER NOT NULL,
+        body        BLOB    NOT NULL,
+        lease_owner INTEGER NOT NULL DEFAULT 0
+    );",
 ];
 
 /// How long a connection waits for another process's transaction before it says so.

@@ -1,21 +1,40 @@
-//! Owns the statements on the queue's tables, each written for many rows at once. Called inside the writer's
-//! transaction, which they neither begin nor commit. Never waits, never touches a subscription.
+//! Owns the statements on consumers and messages but for claiming, each written for many rows at once. Called inside
+//! the writer's transaction, which they neither begin nor commit. Never waits, never touches a subscription.
 
-use bytes::Bytes;
 use serde::Serialize;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::super::{DELIVERY_LIMIT, Delivery, Depth, Ladder, Reason, Receipt};
-use crate::message::{Message, MessageId, Millis};
+use super::super::{Depth, Ladder, Receipt, Source};
+use crate::message::{Message, Millis};
 
-type Result<T> = std::result::Result<T, sqlx::Error>;
+pub(super) type Result<T> = std::result::Result<T, sqlx::Error>;
 
 /// The most rows in one statement of several rows.
 const ROWS_MAX: usize = 64;
 
+/// Prolongs the leases of consumers that have them, and registers the others: those that are new (`None`), and those
+/// whose leases ran out and went to others. Returns the id of each, in their order.
+pub(super) async fn prolong(
+    db: &mut SqliteConnection,
+    consumers: &[(Option<i64>, Source)],
+    alive_until: Millis,
+) -> Result<Vec<i64>> {
+    let known: Vec<i64> = consumers.iter().filter_map(|(id, _)| *id).collect();
+    let kept = if known.is_empty() { Vec::new() } else { renew(db, &known, alive_until).await? };
+    let mut ids = Vec::with_capacity(consumers.len());
+    for (id, source) in consumers {
+        ids.push(match id {
+            Some(id) if kept.contains(id) => *id,
+            _ => register(db, *source, alive_until).await?,
+        });
+    }
+    Ok(ids)
+}
+
 /// Registers a consumer: whom leases belong to.
-pub(super) async fn register(db: &mut SqliteConnection, alive_until: Millis) -> Result<i64> {
-    sqlx::query("INSERT INTO consumers (alive_until) VALUES (?1) RETURNING id")
+async fn register(db: &mut SqliteConnection, source: Source, alive_until: Millis) -> Result<i64> {
+    sqlx::query("INSERT INTO consumers (queue, alive_until) VALUES (?1, ?2) RETURNING id")
+        .bind(source.queue())
         .bind(alive_until)
         .fetch_one(db)
         .await?
@@ -23,11 +42,7 @@ pub(super) async fn register(db: &mut SqliteConnection, alive_until: Millis) -> 
 }
 
 /// Prolongs all leases of these consumers. Returns those that still had them.
-pub(super) async fn renew(
-    db: &mut SqliteConnection,
-    consumers: &[i64],
-    alive_until: Millis,
-) -> Result<Vec<i64>> {
+async fn renew(db: &mut SqliteConnection, consumers: &[i64], alive_until: Millis) -> Result<Vec<i64>> {
     sqlx::query_scalar(
         "UPDATE consumers SET alive_until = ?2 WHERE id IN (SELECT value FROM json_each(?1)) RETURNING id",
     )
@@ -119,16 +134,18 @@ pub(super) async fn reconcile(db: &mut SqliteConnection, consumer: i64, held: &[
     .map(drop)
 }
 
-/// What shall become of leased messages. A receipt of a lease that somebody else has taken over settles nothing.
-/// Each can run twice: a commit that failed for us may have succeeded.
+/// What shall become of leased messages. A receipt of a lease that somebody else has taken over settles nothing, nor
+/// one of a message that is in another queue by now. Each can run twice: a commit that failed for us may have succeeded.
 #[derive(Debug, Default)]
 pub(super) struct Settlements {
-    /// (id, leases)
-    pub(super) done: Vec<(u64, u64)>,
-    /// (id, leases, available_at, attempt, waits, rung)
-    pub(super) retry: Vec<(u64, u64, Millis, u32, u32, String)>,
-    /// (id, leases, reason, detail)
-    pub(super) bury: Vec<(u64, u64, &'static str, String)>,
+    /// (id, leases, queue)
+    pub(super) done: Vec<(u64, u64, &'static str)>,
+    /// (id, leases, queue, available_at, attempt, waits, rung)
+    pub(super) retry: Vec<(u64, u64, &'static str, Millis, u32, u32, String)>,
+    /// (id, leases, queue, reason, detail)
+    pub(super) bury: Vec<(u64, u64, &'static str, &'static str, String)>,
+    /// Samples, by id.
+    pub(super) samples: Vec<u64>,
 }
 
 /// Settles.
@@ -137,7 +154,7 @@ pub(super) async fn settle(db: &mut SqliteConnection, settlements: &Settlements,
         sqlx::query(
             "DELETE FROM messages WHERE id IN (
                 SELECT m.id FROM json_each(?1) AS j CROSS JOIN messages AS m ON m.id = j.value ->> 0
-                WHERE m.leases = j.value ->> 1 AND m.queue = 'events')",
+                WHERE m.leases = j.value ->> 1 AND m.queue = j.value ->> 2)",
         )
         .bind(json(&settlements.done)?)
         .execute(&mut *db)
@@ -145,10 +162,11 @@ pub(super) async fn settle(db: &mut SqliteConnection, settlements: &Settlements,
     }
     if !settlements.retry.is_empty() {
         sqlx::query(
-            "UPDATE messages SET lease_owner = NULL, deliveries = 0, available_at = j.value ->> 2,
-                attempt = j.value ->> 3, waits = j.value ->> 4, rung = j.value ->> 5
+            "UPDATE messages SET queue = 'events', lease_owner = NULL, deliveries = 0, available_at = j.value ->> 3,
+                attempt = j.value ->> 4, waits = j.value ->> 5, rung = j.value ->> 6,
+                reason = NULL, detail = NULL, died_at = NULL
              FROM json_each(?1) AS j
-             WHERE messages.id = j.value ->> 0 AND leases = j.value ->> 1 AND queue = 'events'",
+             WHERE messages.id = j.value ->> 0 AND leases = j.value ->> 1 AND queue = j.value ->> 2",
         )
         .bind(json(&settlements.retry)?)
         .execute(&mut *db)
@@ -156,10 +174,10 @@ pub(super) async fn settle(db: &mut SqliteConnection, settlements: &Settlements,
     }
     if !settlements.bury.is_empty() {
         sqlx::query(
-            "UPDATE messages SET queue = 'dead', lease_owner = NULL, rung = NULL, reason = j.value ->> 2,
-                detail = j.value ->> 3, died_at = ?2
+            "UPDATE messages SET queue = 'dead', lease_owner = NULL, deliveries = 0, rung = NULL,
+                reason = j.value ->> 3, detail = j.value ->> 4, died_at = ?2
              FROM json_each(?1) AS j
-             WHERE messages.id = j.value ->> 0 AND leases = j.value ->> 1 AND queue = 'events'",
+             WHERE messages.id = j.value ->> 0 AND leases = j.value ->> 1 AND queue = j.value ->> 2",
         )
         .bind(json(&settlements.bury)?)
         .bind(now)
@@ -208,117 +226,6 @@ pub(super) async fn append(db: &mut SqliteConnection, messages: &[&Message], now
     Ok(())
 }
 
-/// What a claim brought.
-#[derive(Debug, Default)]
-pub(super) struct Claim {
-    /// Leased to the consumer.
-    pub(super) deliveries: Vec<Delivery>,
-    /// Buried, because they came back unsettled too often.
-    pub(super) crash_loops: Vec<MessageId>,
-    /// Whether there may be more to claim at once.
-    pub(super) more: bool,
-}
-
-/// Leases the next messages to a consumer: at most `rows`, and at most `bytes` of bodies but for the first.
-pub(super) async fn claim(
-    db: &mut SqliteConnection,
-    consumer: i64,
-    rows: usize,
-    bytes: usize,
-    now: Millis,
-) -> Result<Claim> {
-    let candidates: Vec<(i64, i64, u32, String)> = sqlx::query_as(
-        "SELECT id, size, deliveries, message_id FROM messages
-         WHERE queue = 'events' AND lease_owner IS NULL AND available_at <= ?1
-         ORDER BY available_at, id LIMIT ?2",
-    )
-    .bind(now)
-    .bind(i64::try_from(rows).unwrap_or(i64::MAX))
-    .fetch_all(&mut *db)
-    .await?;
-    let mut claim = Claim { more: candidates.len() == rows, ..Claim::default() };
-    let (mut taken, mut looping, mut left) = (Vec::new(), Vec::new(), bytes);
-    for (id, size, deliveries, message_id) in candidates {
-        let size = usize::try_from(size).unwrap_or(0);
-        if deliveries > DELIVERY_LIMIT {
-            looping.push((id, format!("delivered {deliveries} times and never settled")));
-            claim.crash_loops.push(stored_id(&message_id, b""));
-        } else if taken.is_empty() || size <= left {
-            left = left.saturating_sub(size);
-            taken.push(id);
-        } else {
-            claim.more = false;
-            break;
-        }
-    }
-    if !looping.is_empty() {
-        sqlx::query(
-            "UPDATE messages SET queue = 'dead', rung = NULL, reason = ?2, detail = j.value ->> 1, died_at = ?3
-             FROM json_each(?1) AS j WHERE messages.id = j.value ->> 0",
-        )
-        .bind(json(&looping)?)
-        .bind(Reason::CrashLoop.as_str())
-        .bind(now)
-        .execute(&mut *db)
-        .await?;
-    }
-    if taken.is_empty() {
-        return Ok(claim);
-    }
-    let taken = json(&taken)?;
-    sqlx::query(
-        "UPDATE messages SET lease_owner = ?2, leases = leases + 1, deliveries = deliveries + 1, rung = NULL
-         WHERE id IN (SELECT value FROM json_each(?1))",
-    )
-    .bind(&taken)
-    .bind(consumer)
-    .execute(&mut *db)
-    .await?;
-    let rows = sqlx::query(
-        "SELECT m.id, leases, deliveries, message_id, event_type, received_at, attempt, waits, round, traceparent, body
-         FROM json_each(?1) AS j CROSS JOIN messages AS m ON m.id = j.value JOIN bodies AS b ON b.id = m.id
-         ORDER BY j.key",
-    )
-    .bind(&taken)
-    .fetch_all(db)
-    .await?;
-    claim.deliveries = rows.iter().map(delivery).collect::<Result<_>>()?;
-    Ok(claim)
-}
-
-fn delivery(row: &sqlx::sqlite::SqliteRow) -> Result<Delivery> {
-    let body = Bytes::from(row.try_get::<Vec<u8>, _>(10)?);
-    Ok(Delivery {
-        message: Message {
-            id: stored_id(row.try_get(3)?, &body),
-            event_type: row.try_get(4)?,
-            received_at: row.try_get(5)?,
-            attempt: row.try_get(6)?,
-            waits: row.try_get(7)?,
-            round: row.try_get(8)?,
-            traceparent: row.try_get(9)?,
-            body,
-        },
-        earlier: row.try_get::<u32, _>(2)?.saturating_sub(1),
-        receipt: Receipt { generation: row.try_get(1)?, tag: row.try_get(0)? },
-        death: None,
-    })
-}
-
-/// The id as it was published; one made from the body where another hand wrote one that is none.
-fn stored_id(text: &str, body: &[u8]) -> MessageId {
-    MessageId::parse(text).unwrap_or_else(|| MessageId::of_body(body))
-}
-
-/// When the next message that nobody holds can be claimed.
-pub(super) async fn next_due(db: &mut SqliteConnection) -> Result<Option<Millis>> {
-    sqlx::query_scalar(
-        "SELECT MIN(available_at) FROM messages WHERE queue = 'events' AND lease_owner IS NULL",
-    )
-    .fetch_one(db)
-    .await
-}
-
 /// When the first of all consumers loses its leases.
 pub(super) async fn next_expiry(db: &mut SqliteConnection) -> Result<Option<Millis>> {
     sqlx::query_scalar("SELECT MIN(alive_until) FROM consumers").fetch_one(db).await
@@ -328,9 +235,10 @@ pub(super) async fn next_expiry(db: &mut SqliteConnection) -> Result<Option<Mill
 pub(super) async fn depths(db: &mut SqliteConnection, ladder: &Ladder, now: Millis) -> Result<Vec<Depth>> {
     let counts: Vec<(String, u64)> = sqlx::query_as(
         "SELECT 'waiting', COUNT(*) FROM messages WHERE queue = 'events' AND lease_owner IS NULL
-         UNION ALL SELECT 'leased', COUNT(*) FROM messages WHERE lease_owner IS NOT NULL
+         UNION ALL SELECT 'leased', COUNT(*) FROM messages WHERE queue = 'events' AND lease_owner IS NOT NULL
          UNION ALL SELECT 'dead', COUNT(*) FROM messages WHERE queue = 'dead'
-         UNION ALL SELECT 'consumers', COUNT(*) FROM consumers WHERE alive_until >= ?1
+         UNION ALL SELECT 'rejections', COUNT(*) FROM rejections
+         UNION ALL SELECT 'consumers.' || queue, COUNT(*) FROM consumers WHERE alive_until >= ?1 GROUP BY queue
          UNION ALL SELECT 'retry.' || rung, COUNT(*) FROM messages
             WHERE queue = 'events' AND lease_owner IS NULL AND available_at > ?1 AND rung IS NOT NULL GROUP BY rung",
     )
@@ -346,20 +254,17 @@ pub(super) async fn depths(db: &mut SqliteConnection, ladder: &Ladder, now: Mill
         }
     }
     let delayed: u64 = retries.iter().map(|name| count(name)).sum();
-    let depth = |queue: String, messages: u64| Depth { queue, messages, consumers: 0 };
-    let mut depths = vec![Depth {
-        queue: "events".into(),
-        messages: (count("waiting") + count("leased")).saturating_sub(delayed),
-        consumers: u32::try_from(count("consumers")).unwrap_or(u32::MAX),
-    }];
-    for name in retries {
-        let messages = count(&name);
-        depths.push(depth(name, messages));
-    }
-    depths.push(depth("dead".into(), count("dead")));
+    let depth = |queue: &str, messages: u64| Depth {
+        queue: queue.to_owned(),
+        messages,
+        consumers: u32::try_from(count(&format!("consumers.{queue}"))).unwrap_or(u32::MAX),
+    };
+    let mut depths = vec![depth("events", (count("waiting") + count("leased")).saturating_sub(delayed))];
+    depths.extend(retries.iter().map(|name| depth(name, count(name))));
+    depths.extend(["dead", "rejections"].map(|name| depth(name, count(name))));
     Ok(depths)
 }
 
-fn json<T: Serialize + ?Sized>(rows: &T) -> Result<String> {
+pub(super) fn json<T: Serialize + ?Sized>(rows: &T) -> Result<String> {
     serde_json::to_string(rows).map_err(|error| sqlx::Error::Encode(error.into()))
 }

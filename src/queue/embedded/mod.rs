@@ -4,13 +4,16 @@
 //! waited for it; a delivery is leased, and its lease runs out when its process dies. All writing is done by one task
 //! per process (`writer.rs`); here are the handles that ask it, and they never wait for a database, only for its answer.
 
+mod claims;
 mod file;
 mod ledger;
+mod samples;
 mod subscription;
 mod work;
 mod writer;
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -20,12 +23,14 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     time::timeout_at,
 };
 
 use self::{
+    samples::Sample,
     subscription::{Consumer, EmbeddedSubscription},
     work::{Publish, Request},
     writer::Writer,
@@ -35,6 +40,8 @@ use crate::message::{self, Message};
 
 /// How much may wait to be published, in KiB; each message counts for at least one.
 const WAITING_KIB_MAX: usize = 64 * 1024;
+/// How much may wait of samples, in KiB: enough for a burst of each kind.
+const SAMPLES_KIB_MAX: usize = 256;
 /// How long [`Queue::close`] waits for the writer.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -60,14 +67,21 @@ impl Default for Timing {
 }
 
 /// A queue in a file.
-#[derive(Debug)]
 pub struct EmbeddedQueue {
     path: PathBuf,
     ladder: Ladder,
     requests: mpsc::UnboundedSender<Request>,
     /// What bounds the requests: each publish that waits holds its share.
     waiting: Arc<Semaphore>,
+    /// The same for samples.
+    sampling: Arc<Semaphore>,
     health: Arc<Health>,
+}
+
+impl fmt::Debug for EmbeddedQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the embedded queue in {}", self.path.display())
+    }
 }
 
 impl EmbeddedQueue {
@@ -90,7 +104,9 @@ impl EmbeddedQueue {
         let (requests, asked) = mpsc::unbounded_channel();
         let health = Arc::new(Health::new());
         tokio::spawn(Writer::new(path.clone(), ladder.clone(), timing, health.clone(), asked).run());
-        Ok(Self { path, ladder, requests, waiting: Arc::new(Semaphore::new(WAITING_KIB_MAX)), health })
+        let waiting = Arc::new(Semaphore::new(WAITING_KIB_MAX));
+        let sampling = Arc::new(Semaphore::new(SAMPLES_KIB_MAX));
+        Ok(Self { path, ladder, requests, waiting, sampling, health })
     }
 
     /// Waits for the writer's answer, or its end, or the limit. The request is not withdrawn by giving up.
@@ -112,8 +128,8 @@ impl Queue for EmbeddedQueue {
     async fn publish(&self, message: Message) -> Result<(), QueueError> {
         self.health.check()?;
         let limit = Instant::now() + PUBLISH_LIMIT;
-        let share = u32::try_from((message.body.len() / 1024 + 1).min(WAITING_KIB_MAX)).unwrap_or(u32::MAX);
-        let share = timeout_at(limit.into(), self.waiting.clone().acquire_many_owned(share))
+        let share = self.waiting.clone().acquire_many_owned(kib(&message.body));
+        let share = timeout_at(limit.into(), share)
             .await
             .map_err(|_| QueueError::Unavailable("too much waits to be published".into()))?
             .map_err(|_| closed())?;
@@ -123,13 +139,16 @@ impl Queue for EmbeddedQueue {
         self.answer(answered, limit).await
     }
 
-    fn sample(&self, _rejected: bytes::Bytes) {}
+    fn sample(&self, rejected: Bytes) {
+        // Trouble, or the writer is behind: the sample is lost, as samples may be.
+        let share = self.sampling.clone().try_acquire_many_owned(kib(&rejected));
+        if let (Ok(()), Ok(share)) = (self.health.check(), share) {
+            let _ = self.requests.send(Request::Sample(Sample { body: rejected, _share: share }));
+        }
+    }
 
     async fn subscribe(&self, source: Source, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError> {
-        if source != Source::Events {
-            return Err(QueueError::Unavailable("only events can be consumed from this queue".into()));
-        }
-        let consumer = Arc::new(Consumer::new(prefetch));
+        let consumer = Arc::new(Consumer::new(source, prefetch));
         self.requests.send(Request::Join(consumer.clone())).map_err(|_| closed())?;
         Ok(Box::new(EmbeddedSubscription {
             consumer,
@@ -173,6 +192,11 @@ impl Queue for EmbeddedQueue {
             );
         }
     }
+}
+
+/// What a body takes of the room to wait in: at least one.
+fn kib(body: &Bytes) -> u32 {
+    u32::try_from((body.len() / 1024 + 1).min(WAITING_KIB_MAX)).unwrap_or(u32::MAX)
 }
 
 fn closed() -> QueueError {

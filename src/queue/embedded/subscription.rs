@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
-    super::{Delivery, Receipt, Settlement, Subscription},
+    super::{Delivery, Receipt, Settlement, Source, Subscription},
     Health,
     work::{Request, Settle},
 };
@@ -21,6 +21,7 @@ const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A consumer, as its subscription and the writer share it.
 #[derive(Debug)]
 pub(super) struct Consumer {
+    pub(super) source: Source,
     prefetch: usize,
     book: Mutex<Book>,
     changed: Notify,
@@ -39,12 +40,17 @@ struct Book {
 }
 
 impl Consumer {
-    pub(super) fn new(prefetch: u16) -> Self {
-        Self { prefetch: prefetch.max(1).into(), book: Mutex::default(), changed: Notify::new() }
+    pub(super) fn new(source: Source, prefetch: u16) -> Self {
+        Self { source, prefetch: prefetch.max(1).into(), book: Mutex::default(), changed: Notify::new() }
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether anything may be claimed.
+    pub(super) fn has_room(&self) -> bool {
+        self.room([].iter()).0 > 0
     }
 
     /// How many messages and bytes may be claimed, once these receipts are settled. Without room for a message: (0, 0).

@@ -8,8 +8,9 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
-    super::{Action, DETAIL_MAX, Ladder, QueueError, Receipt},
+    super::{Action, DETAIL_MAX, Ladder, QueueError, Receipt, Source},
     ledger,
+    samples::Sample,
     subscription::Consumer,
 };
 use crate::message::{self, Message, Millis};
@@ -23,6 +24,8 @@ const PUBLISH_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub(super) enum Request {
     /// Make a message durable.
     Publish(Publish),
+    /// Keep a sample of a rejected request, if that works at once.
+    Sample(Sample),
     /// Settle deliveries.
     Settle(Settle),
     /// Claim for this consumer from now on.
@@ -60,11 +63,12 @@ impl Settle {
     }
 }
 
-/// What the next transaction has to do. Stays as it is when the transaction fails, but for the publishes.
+/// What the next transaction has to do. Stays as it is when the transaction fails, but for publishes and samples.
 #[derive(Debug, Default)]
 pub(super) struct Work {
     pub(super) publishes: Vec<Publish>,
     pub(super) publish_bytes: usize,
+    pub(super) samples: Vec<Sample>,
     pub(super) settles: Vec<Settle>,
     pub(super) returned: Vec<Receipt>,
     pub(super) leaving: Vec<Arc<Consumer>>,
@@ -75,6 +79,7 @@ pub(super) struct Work {
 impl Work {
     pub(super) fn is_empty(&self) -> bool {
         self.publishes.is_empty()
+            && self.samples.is_empty()
             && self.settles.is_empty()
             && self.returned.is_empty()
             && self.leaving.is_empty()
@@ -90,18 +95,21 @@ impl Work {
 /// What settling means for the rows.
 pub(super) fn settlements(settles: &[Settle], ladder: &Ladder, at: Millis) -> ledger::Settlements {
     let mut settlements = ledger::Settlements::default();
-    for (receipt, action) in settles.iter().flat_map(|settle| &settle.items) {
-        let (id, leases) = (receipt.tag, receipt.generation);
+    let items =
+        settles.iter().flat_map(|settle| settle.items.iter().map(|item| (settle.consumer.source, item)));
+    for (source, (receipt, action)) in items {
+        let (id, leases, queue) = (receipt.tag, receipt.generation, source.queue());
         match action {
-            Action::Done => settlements.done.push((id, leases)),
+            _ if source == Source::Rejections => settlements.samples.push(id),
+            Action::Done => settlements.done.push((id, leases, queue)),
             Action::Retry { rung, attempt, waits } => {
                 // One more: the current millisecond has begun already, and a retry never comes early.
                 let due = at + millis(ladder.delay(*rung)) + 1;
-                settlements.retry.push((id, leases, due, *attempt, *waits, ladder.name(*rung)));
+                settlements.retry.push((id, leases, queue, due, *attempt, *waits, ladder.name(*rung)));
             }
             Action::Bury(burial) => {
                 let detail = message::clean(&burial.detail, DETAIL_MAX);
-                settlements.bury.push((id, leases, burial.reason.as_str(), detail));
+                settlements.bury.push((id, leases, queue, burial.reason.as_str(), detail));
             }
         }
     }

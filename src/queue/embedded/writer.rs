@@ -12,8 +12,8 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::sync::mpsc;
 
 use super::{
-    super::{Ladder, QueueError},
-    Health, Timing, file, ledger,
+    super::{Ladder, QueueError, Source},
+    Health, Timing, claims, file, ledger, samples,
     subscription::Consumer,
     work::{Request, Settle, Work, millis, settlements},
 };
@@ -43,8 +43,8 @@ struct Effects {
     /// New ids of members, by index.
     registered: Vec<(usize, i64)>,
     /// Claims, by index of the member.
-    claimed: Vec<(usize, ledger::Claim)>,
-    /// When the next message that nobody holds can be claimed.
+    claimed: Vec<(usize, claims::Claim)>,
+    /// When the next event that nobody holds can be claimed.
     next_due: Option<Millis>,
 }
 
@@ -168,6 +168,7 @@ impl Writer {
                 self.work.publish_bytes += publish.message.body.len();
                 self.work.publishes.push(publish);
             }
+            Request::Sample(sample) => self.work.samples.push(sample),
             Request::Settle(settle) => self.work.settles.push(settle),
             Request::Join(consumer) => {
                 self.members.push(Member { consumer, id: None });
@@ -198,11 +199,12 @@ impl Writer {
         }
         let Ok(connection) = connect(&mut self.connection, &self.path).await else { return true };
         let at = message::now();
-        match (ledger::next_due(connection).await, ledger::next_expiry(connection).await) {
+        let roomy = self.members.iter().filter(|member| member.consumer.has_room());
+        let sources: Vec<Source> = roomy.map(|member| member.consumer.source).collect();
+        match (claims::next_due(connection, &sources).await, ledger::next_expiry(connection).await) {
             (Ok(due), Ok(expiry)) => {
                 self.wake_at = wake_at(now, at, self.timing.poll, due);
-                let room = self.members.iter().any(|member| member.consumer.room([].iter()).0 > 0);
-                (room && due.is_some_and(|due| due <= at)) || expiry.is_some_and(|expiry| expiry < at)
+                due.is_some_and(|due| due <= at) || expiry.is_some_and(|expiry| expiry < at)
             }
             // Trouble is the transaction's to meet.
             _ => true,
@@ -222,34 +224,25 @@ impl Writer {
         }
 
         // Prolonged before anybody's are taken back: after a machine's sleep all leases have run out.
-        let known: Vec<i64> = self.members.iter().filter_map(|member| member.id).collect();
-        let kept = if known.is_empty() {
-            Vec::new()
-        } else {
-            ledger::renew(connection, &known, alive_until).await?
-        };
-        let mut ids = Vec::with_capacity(self.members.len());
-        for (index, member) in self.members.iter().enumerate() {
-            ids.push(match member.id {
-                Some(id) if kept.contains(&id) => id,
-                _ => {
-                    let id = ledger::register(connection, alive_until).await?;
-                    effects.registered.push((index, id));
-                    id
-                }
-            });
-        }
+        let members: Vec<_> = self.members.iter().map(|member| (member.id, member.consumer.source)).collect();
+        let ids = ledger::prolong(connection, &members, alive_until).await?;
+        let registered = ids.iter().copied().enumerate();
+        effects.registered = registered.filter(|(index, id)| members[*index].0 != Some(*id)).collect();
 
         if self.doubt || !self.work.probes.is_empty() {
             file::probe(connection).await?;
         }
         let settlements = settlements(&self.work.settles, &self.ladder, at);
         ledger::settle(connection, &settlements, at).await?;
+        samples::settle(connection, &settlements.samples).await?;
         ledger::give_back(connection, &self.work.returned).await?;
         if self.doubt {
             for member in &self.members {
-                if let Some(id) = member.id {
-                    ledger::reconcile(connection, id, &member.consumer.held()).await?;
+                let Some(id) = member.id else { continue };
+                let held = member.consumer.held();
+                match member.consumer.source {
+                    Source::Events | Source::Dead => ledger::reconcile(connection, id, &held).await?,
+                    Source::Rejections => samples::reconcile(connection, id, &held).await?,
                 }
             }
         }
@@ -265,18 +258,20 @@ impl Writer {
         }
         let messages: Vec<&Message> = self.work.publishes.iter().map(|publish| &publish.message).collect();
         ledger::append(connection, &messages, at).await?;
+        samples::append(connection, &self.work.samples, at).await?;
 
         for (index, member) in self.members.iter().enumerate() {
             let settling =
                 self.work.settles.iter().filter(|settle| Arc::ptr_eq(&settle.consumer, &member.consumer));
             let (rows, bytes) = member.consumer.room(settling.flat_map(Settle::receipts));
             if rows > 0 {
-                let claim = ledger::claim(connection, ids[index], rows.min(CLAIM_MAX), bytes, at).await?;
+                let room = (rows.min(CLAIM_MAX), bytes);
+                let claim = claims::claim(connection, member.consumer.source, ids[index], room, at).await?;
                 effects.claimed.push((index, claim));
             }
         }
         if !effects.claimed.is_empty() {
-            effects.next_due = ledger::next_due(connection).await?;
+            effects.next_due = claims::next_due(connection, &[Source::Events]).await?;
         }
         // Commit before answering: a publish is confirmed, a delivery handed out or settled, only once this is on disk.
         file::commit(connection).await?;
@@ -329,7 +324,7 @@ impl Writer {
             }
             let consumer = &self.members[index].consumer;
             let unwanted = consumer.hand_over(claim.deliveries);
-            self.eager |= !unwanted.is_empty() || (claim.more && consumer.room([].iter()).0 > 0);
+            self.eager |= !unwanted.is_empty() || (claim.more && consumer.has_room());
             self.work.returned.extend(unwanted);
         }
         self.members
@@ -355,6 +350,7 @@ impl Writer {
             let _ = publish.answer.send(Err(unavailable()));
         }
         self.work.publish_bytes = 0;
+        self.work.samples.clear();
         for probe in self.work.probes.drain(..) {
             let _ = probe.send(Err(unavailable()));
         }

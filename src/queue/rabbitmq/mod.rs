@@ -86,11 +86,7 @@ impl Queue for RabbitQueue {
 
     async fn subscribe(&self, source: Source, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError> {
         let (broker, publisher) = (self.broker.clone(), Arc::clone(&self.publisher));
-        let queue = match source {
-            Source::Events => self.broker.topology.named("events"),
-            Source::Dead => self.broker.topology.named("dead"),
-            Source::Rejections => self.broker.topology.named("rejections"),
-        };
+        let queue = self.broker.topology.named(source.queue());
         Ok(Box::new(
             RabbitSubscription::start(broker, publisher, self.ladder.clone(), queue, prefetch).await?,
         ))
@@ -100,7 +96,7 @@ impl Queue for RabbitQueue {
         // The default exchange routes by the queue's name.
         let route = Route {
             exchange: String::new(),
-            key: self.broker.topology.named("rejections"),
+            key: self.broker.topology.named(Source::Rejections.queue()),
             mandatory: false,
         };
         self.publisher.publish_lossy(route, wire::plain(), rejected);

@@ -219,7 +219,7 @@ async fn keep_serving(
         // Dropping a request answers it: unknown.
         while requests.try_recv().is_ok() {}
         tokio::select! {
-            () = tokio::time::sleep(pauses.next()) => {}
+            () = tokio::time::sleep(pauses.next_pause()) => {}
             () = until(&closing, |closing| *closing) => return,
         }
         match broker.connect("publisher").await {

@@ -33,6 +33,9 @@ use crate::{
     shutdown::until,
 };
 
+/// How long the broker may take to confirm that it stops delivering.
+const CANCEL_LIMIT: Duration = Duration::from_secs(3);
+
 /// What the consumer is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum Wish {
@@ -220,7 +223,7 @@ impl Shared {
                 Err(error) => {
                     warn!(message_id = %message.id, "message {} is not settled yet: {error}", message.id);
                     tokio::select! {
-                        () = tokio::time::sleep(pauses.next()) => {}
+                        () = tokio::time::sleep(pauses.next_pause()) => {}
                         _ = generation.changed() => {}
                     }
                 }
@@ -285,7 +288,7 @@ async fn supervise(
             shared.set_trouble(Some(why));
         }
         tokio::select! {
-            () = tokio::time::sleep(pauses.next()) => {}
+            () = tokio::time::sleep(pauses.next_pause()) => {}
             () = until(&wish, |wish| *wish != Wish::Consume) => return,
         }
         match consume(&shared.broker, &queue, prefetch).await {
@@ -329,8 +332,12 @@ async fn deliver(
             () = until(wish, |wish| *wish != Wish::Consume), if !cancelled => {
                 cancelled = true;
                 let tag = consumer.tag();
-                if let Err(error) = channel.basic_cancel(tag, BasicCancelOptions::default()).await {
-                    return text(&error);
+                let cancel = channel.basic_cancel(tag, BasicCancelOptions::default());
+                match tokio::time::timeout(CANCEL_LIMIT, cancel).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return text(&error),
+                    // Nothing that a frozen broker has pushed can be settled: a stop need not wait for it.
+                    Err(_) => return "the broker does not answer".into(),
                 }
             }
             // With the consumer's stream at its end, only this tells that the connection is gone.

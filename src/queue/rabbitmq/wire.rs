@@ -12,18 +12,12 @@ use lapin::{
 
 use crate::{
     message::{self, EVENT_TYPE_MAX, Message, MessageId, Millis},
-    queue::{Burial, DELIVERY_LIMIT, DETAIL_MAX, Death, Delivery, Reason, Receipt},
+    queue::{
+        Burial, DELIVERY_LIMIT, DETAIL_MAX, Death, Delivery, Reason, Receipt,
+        headers::{ATTEMPT, DETAIL, DIED_AT, EVENT_TYPE, REASON, RECEIVED_AT, ROUND, TRACEPARENT, WAITS},
+    },
 };
 
-const ATTEMPT: &str = "x-attempt";
-const WAITS: &str = "x-waits";
-const ROUND: &str = "x-round";
-const EVENT_TYPE: &str = "x-event-type";
-const RECEIVED_AT: &str = "x-received-at";
-const TRACEPARENT: &str = "traceparent";
-const REASON: &str = "x-reason";
-const DETAIL: &str = "x-detail";
-const DIED_AT: &str = "x-died-at";
 /// The broker's own count of earlier deliveries (quorum queues; absent on the first).
 const DELIVERY_COUNT: &str = "x-delivery-count";
 /// The broker's list of dead-letterings, the last one first.

@@ -13,7 +13,7 @@ mod replay;
 mod save;
 mod settle;
 
-use std::{collections::BTreeSet, str::FromStr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
@@ -37,13 +37,20 @@ const ACQUIRE: Duration = Duration::from_secs(5);
 const HINT: &str = "set HEADCOUNT_SCHEMA to a schema of its own, such as headcount";
 
 /// Users in a PostgreSQL database.
-#[derive(Debug)]
 pub struct PostgresStore {
     pool: PgPool,
     schema: String,
     policy: Policy,
     default_credits: i64,
     probe: Probe,
+}
+
+impl fmt::Debug for PostgresStore {
+    // The pool's own would show the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options = self.pool.connect_options();
+        write!(f, "PostgreSQL at {}:{}, schema {}", options.get_host(), options.get_port(), self.schema)
+    }
 }
 
 impl PostgresStore {
@@ -66,8 +73,6 @@ impl PostgresStore {
                 ("statement_timeout", "30s"),
                 ("lock_timeout", "10s"),
                 ("idle_in_transaction_session_timeout", "60s"),
-                // A plan kept from when the tables were small would read them whole for every batch.
-                ("plan_cache_mode", "force_custom_plan"),
             ])
             .disable_statement_logging();
         let pool = PgPoolOptions::new()

@@ -58,10 +58,10 @@ pub(super) async fn user(pool: &PgPool, reference: &str) -> Result<Option<UserHi
     let user = row.as_ref().map(user_of).transpose()?;
     let former = sqlx::query(
         "SELECT clerk_id, user_id, deleted_at FROM former_clerk_ids \
-         WHERE CASE WHEN $1::uuid IS NULL THEN clerk_id = $2 ELSE user_id = $1 END ORDER BY deleted_at, clerk_id",
+         WHERE user_id = $1 OR clerk_id = $2 ORDER BY deleted_at, clerk_id",
     )
     .bind(user.as_ref().map(|user| user.id))
-    .bind(&reference.text)
+    .bind(user.is_none().then_some(&reference.text))
     .fetch_all(pool)
     .await?;
     let former = former.iter().map(former_of).collect::<Result<Vec<_>, _>>()?;
@@ -73,9 +73,11 @@ pub(super) async fn user(pool: &PgPool, reference: &str) -> Result<Option<UserHi
         .map(|user| user.clerk_id.as_str())
         .chain(former.iter().map(|former| former.clerk_id.as_str()))
         .collect();
+    // Materialized, so that a user of few events is not looked for in the whole inbox by its order in time.
     let events = sqlx::query(
-        "SELECT * FROM (SELECT message_id, event_type, clerk_id, outcome, event_at, received_at, processed_at \
-         FROM inbox WHERE clerk_id = ANY($1) ORDER BY processed_at DESC, event_at DESC, message_id DESC LIMIT $2) AS i \
+        "WITH mine AS MATERIALIZED (SELECT message_id, event_type, clerk_id, outcome, event_at, received_at, \
+         processed_at FROM inbox WHERE clerk_id = ANY($1)) \
+         SELECT * FROM (SELECT * FROM mine ORDER BY processed_at DESC, event_at DESC, message_id DESC LIMIT $2) AS newest \
          ORDER BY processed_at, event_at, message_id",
     )
     .bind(ids)

@@ -19,9 +19,11 @@ mod read;
 mod replay;
 mod save;
 mod settle;
+mod writing;
 
 use std::{
     collections::BTreeSet,
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -33,6 +35,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+use self::writing::Writing;
 use super::{
     Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery,
     batch::{self, Fresh},
@@ -52,7 +55,6 @@ const TURN: Duration = Duration::from_secs(30);
 const HINT: &str = "name another file in DATABASE_URL, or another directory in HEADCOUNT_DATA_DIR";
 
 /// Users in a SQLite file.
-#[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
     writer: SqlitePool,
@@ -60,6 +62,12 @@ pub struct SqliteStore {
     policy: Policy,
     default_credits: i64,
     probe: Probe,
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SQLite file {}", self.path.display())
+    }
 }
 
 impl SqliteStore {
@@ -113,7 +121,20 @@ impl SqliteStore {
     fn place(&self) -> String {
         format!("the file {}", self.path.display())
     }
+}
 
+/// One try at a batch.
+struct Attempt<'s>(&'s SqliteStore);
+
+impl retry::Attempt for Attempt<'_> {
+    async fn run(&mut self, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
+        let mut writing = Writing::begin(&self.0.writer).await?;
+        let result = self.0.within(writing.connection()?, batch).await;
+        writing.end(result).await
+    }
+}
+
+impl SqliteStore {
     async fn within(
         &self,
         tx: &mut SqliteConnection,
@@ -133,25 +154,16 @@ impl SqliteStore {
         }
         Ok(outcomes)
     }
-}
 
-/// One try at a batch.
-struct Attempt<'s>(&'s SqliteStore);
-
-impl retry::Attempt for Attempt<'_> {
-    async fn run(&mut self, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
-        let mut tx = self.0.writer.begin_with("BEGIN IMMEDIATE").await?;
-        match self.0.within(&mut tx, batch).await {
-            Ok(outcomes) => {
-                // The boundary: inbox and users become durable together.
-                tx.commit().await?;
-                Ok(outcomes)
-            }
-            Err(error) => {
-                tx.rollback().await?;
-                Err(error)
-            }
+    async fn migrate_within(&self, tx: &mut SqliteConnection) -> Result<Vec<String>, StoreError> {
+        let found = Found::look(tx).await?;
+        let applied = found.applied.unwrap_or_default();
+        migrations::refuse_foreign(found.foreign.as_deref(), &self.place(), HINT)?;
+        let pending = migrations::pending(migrations::SQLITE, &applied);
+        if !pending.is_empty() {
+            migrations::migrator(migrations::SQLITE).run_direct(None, tx, false).await?;
         }
+        Ok(pending)
     }
 }
 
@@ -159,16 +171,9 @@ impl retry::Attempt for Attempt<'_> {
 impl Store for SqliteStore {
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
         // One process at a time, until the transaction ends.
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let found = Found::look(&mut tx).await?;
-        let applied = found.applied.unwrap_or_default();
-        migrations::refuse_foreign(found.foreign.as_deref(), &self.place(), HINT)?;
-        let pending = migrations::pending(migrations::SQLITE, &applied);
-        if !pending.is_empty() {
-            migrations::migrator(migrations::SQLITE).run_direct(None, &mut *tx, false).await?;
-        }
-        tx.commit().await?;
-        Ok(pending)
+        let mut writing = Writing::begin(&self.writer).await?;
+        let result = self.migrate_within(writing.connection()?).await;
+        writing.end(result).await
     }
 
     async fn check_schema(&self) -> Result<(), StoreError> {
@@ -185,11 +190,8 @@ impl Store for SqliteStore {
     async fn ready(&self) -> Result<(), StoreError> {
         let writer = self.writer.clone();
         self.probe
-            .run(async move {
-                // Taking the write lock is what a read-only file or directory refuses.
-                writer.begin_with("BEGIN IMMEDIATE").await?.rollback().await?;
-                Ok(())
-            })
+            // Taking the write lock is what a read-only file or directory refuses.
+            .run(async move { Writing::begin(&writer).await?.end(Ok(())).await })
             .await
     }
 

@@ -55,10 +55,10 @@ pub(super) async fn user(pool: &SqlitePool, reference: &str) -> Result<Option<Us
     let user = row.as_ref().map(user_of).transpose()?;
     let former = sqlx::query(
         "SELECT clerk_id, user_id, deleted_at FROM former_clerk_ids \
-         WHERE CASE WHEN ?1 IS NULL THEN clerk_id = ?2 ELSE user_id = ?1 END ORDER BY deleted_at, clerk_id",
+         WHERE user_id = ?1 OR clerk_id = ?2 ORDER BY deleted_at, clerk_id",
     )
     .bind(user.as_ref().map(|user| user.id.to_string()))
-    .bind(&reference.text)
+    .bind(user.is_none().then_some(&reference.text))
     .fetch_all(pool)
     .await?;
     let former = former.iter().map(former_of).collect::<Result<Vec<_>, _>>()?;

@@ -1,0 +1,24 @@
+# syntax=docker/dockerfile:1
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /src
+COPY . .
+# The caches stay out of the image, so the binary is taken out of them. The empty directory becomes the volume's.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --release --locked --bin headcount \
+ && install -D target/release/headcount /out/headcount \
+ && strip --strip-debug /out/headcount \
+ && mkdir /out/data
+
+# The C library, certificates, and a user that is not root; no shell.
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /out/headcount /usr/local/bin/headcount
+COPY --from=build --chown=nonroot:nonroot /out/data /var/lib/headcount
+WORKDIR /var/lib/headcount
+VOLUME /var/lib/headcount
+# The operators' listener stays on loopback until it is given an address and a token.
+ENV HEADCOUNT_DATA_DIR=/var/lib/headcount \
+    HEADCOUNT_LISTEN=0.0.0.0:8080 \
+    HEADCOUNT_LOG_FORMAT=json
+EXPOSE 8080
+ENTRYPOINT ["/usr/local/bin/headcount"]

@@ -1,0 +1,47 @@
+# Plain `make` lists the targets. The tests bring their own RabbitMQ and PostgreSQL (scripts/servers); set TEST_AMQP_URL
+# or TEST_DATABASE_URL to use yours.
+
+# What the tests run with: nextest where it is installed, which runs the binaries side by side and bounds each test.
+ifneq ($(shell command -v cargo-nextest),)
+  suite = cargo nextest run --locked
+  soak_options = --profile soak
+else
+  suite = cargo test --locked --lib --bins --tests
+endif
+
+# Where `make test-next` keeps Debian 13, with its newer servers.
+NEXT_ROOT ?= /var/tmp/headcount-trixie
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-next soak lint bench
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the release binary: target/release/headcount
+	cargo build --release --locked
+
+demo: ## Run everything in one process, with a stream of made-up webhooks
+	cargo run --release --locked -- up --demo
+
+# Compiled before the servers start, so that they have the machine to themselves.
+test: ## Run the tests, with a private RabbitMQ and PostgreSQL (a few minutes)
+	$(suite) --no-run
+	scripts/servers run -- $(suite)
+
+test-next: ## The same with RabbitMQ 4.0 and PostgreSQL 17, in a chroot of Debian 13 (root only)
+	scripts/servers trixie "$(NEXT_ROOT)"
+	$(suite) --no-run
+	SERVERS_ROOT="$(NEXT_ROOT)" scripts/servers run -- $(suite)
+
+soak: ## Run the tests with many more rounds and cases (SOAK=1; an hour or so)
+	$(suite) --no-run
+	SOAK=1 scripts/servers run -- $(suite) $(soak_options)
+
+lint: ## Check format, lints and documentation; warnings are errors
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
+
+bench: ## Measure
+	cargo bench --locked

@@ -1,0 +1,379 @@
+//! Owns `dead`: what the commands about dead letters take, and what they share. What they do is [`crate::dead`]'s, so
+//! that the API does the same.
+
+use std::sync::Arc;
+
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+
+use super::{
+    Listing,
+    output::{Failure, Output},
+};
+use crate::{
+    app,
+    config::Config,
+    dead::select::{SelectError, Selection},
+    message::clean,
+    store::letters::{Actor, Letters, Status},
+};
+
+mod act;
+mod edit;
+mod list;
+mod progress;
+
+/// The commands about dead letters.
+#[derive(Debug, Subcommand)]
+pub enum Dead {
+    /// Count letters by cause, the most frequent first
+    Groups(Groups),
+    /// List letters, the last to die first
+    List(List),
+    /// Show one letter: its headers, its body and its history
+    Show(Show),
+    /// Send letters back to the workers
+    ///
+    /// Only open letters are sent. Each replay begins by sending again what an earlier one of the same letters left
+    /// unfinished. Safe to interrupt: Ctrl-C finishes the few that are on their way.
+    Replay(Replay),
+    /// Mend a letter's body and send it back, once
+    ///
+    /// Opens $VISUAL or $EDITOR. What a worker would not accept is not sent.
+    Edit(Edit),
+    /// Set open letters aside
+    Discard(Discard),
+    /// Make discarded letters open again
+    Restore(Restore),
+    /// Write letters whole as JSON lines
+    Export(Export),
+}
+
+/// Which letters: all conditions hold together.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Select {
+    /// These letters: their ids or message ids
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+
+    /// Of this group, as `dead groups` prints it
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
+
+    /// That died for this reason: invalid_payload, rejected, retries_exhausted, crash_loop, unroutable
+    #[arg(long, value_name = "REASON")]
+    pub reason: Option<String>,
+
+    /// Of this event type, such as user.updated
+    #[arg(long = "type", value_name = "TYPE")]
+    pub event_type: Option<String>,
+
+    /// About this Clerk id
+    #[arg(long, value_name = "CLERK_ID")]
+    pub user: Option<String>,
+
+    /// Whose detail or message id contains this
+    #[arg(long, value_name = "TEXT")]
+    pub text: Option<String>,
+
+    /// That died at or after this time: 2026-01-31T12:00:00Z, 2026-01-31, or how long ago: 2h
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+
+    /// That died before this time, written likewise
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+}
+
+impl Select {
+    fn selection(&self, status: Option<StatusChoice>, all: bool) -> Selection {
+        Selection {
+            ids: self.ids.clone(),
+            group: self.group.clone(),
+            status: status.map(|status| status.as_str().to_owned()),
+            event_type: self.event_type.clone(),
+            reason: self.reason.clone(),
+            user: self.user.clone(),
+            text: self.text.clone(),
+            since: self.since.clone(),
+            until: self.until.clone(),
+            all,
+        }
+    }
+}
+
+/// A status, or all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum StatusChoice {
+    Open,
+    Replayed,
+    Applied,
+    Discarded,
+    All,
+}
+
+impl StatusChoice {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => Status::Open.as_str(),
+            Self::Replayed => Status::Replayed.as_str(),
+            Self::Applied => Status::Applied.as_str(),
+            Self::Discarded => Status::Discarded.as_str(),
+            Self::All => "all",
+        }
+    }
+}
+
+/// Arguments of `dead groups`.
+#[derive(Debug, Args)]
+pub struct Groups {
+    /// Which letters.
+    #[command(flatten)]
+    pub select: Select,
+
+    /// With this status [default: open]
+    #[arg(long, value_name = "STATUS")]
+    pub status: Option<StatusChoice>,
+
+    /// How to print it.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// Arguments of `dead list`.
+#[derive(Debug, Args)]
+pub struct List {
+    /// Which letters.
+    #[command(flatten)]
+    pub select: Select,
+
+    /// With this status [default: open]
+    #[arg(long, value_name = "STATUS")]
+    pub status: Option<StatusChoice>,
+
+    /// At most so many
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+
+    /// Go on after the last page, which printed this
+    #[arg(long, value_name = "CURSOR")]
+    pub after: Option<String>,
+
+    /// How to print it.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// Arguments of `dead show`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// The letter's id or its message id
+    #[arg(value_name = "ID")]
+    pub id: String,
+
+    /// How to print it.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// What every action on several letters takes.
+#[derive(Clone, Debug, Default, Args)]
+#[command(group(ArgGroup::new("selected").multiple(true).args(
+    ["ids", "group", "reason", "event_type", "user", "text", "since", "until"]
+)))]
+pub struct Action {
+    /// Which letters.
+    #[command(flatten)]
+    pub select: Select,
+
+    /// Every letter: what an action without any selection has to say
+    #[arg(long, conflicts_with = "selected")]
+    pub all: bool,
+
+    /// At most so many, the first to die first
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+
+    /// Only print how many it would be, by type and reason
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// Arguments of `dead replay`.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// Which, and how.
+    #[command(flatten)]
+    pub action: Action,
+
+    /// So many per second, such as 100/s [default: as fast as the queue takes them]
+    #[arg(long, value_name = "N/s", value_parser = rate)]
+    pub rate: Option<f64>,
+
+    /// Why, for the letters' history
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+}
+
+/// Arguments of `dead edit`.
+#[derive(Debug, Args)]
+pub struct Edit {
+    /// The letter's id or its message id
+    #[arg(value_name = "ID")]
+    pub id: String,
+
+    /// Take the new body from this file (- is stdin) instead of an editor
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<std::path::PathBuf>,
+
+    /// Only show the difference
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+
+    /// Why, for the letter's history
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+}
+
+/// Arguments of `dead discard`.
+#[derive(Debug, Args)]
+pub struct Discard {
+    /// Which, and how.
+    #[command(flatten)]
+    pub action: Action,
+
+    /// Why, for the letters' history
+    #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
+    pub note: Option<String>,
+}
+
+/// Arguments of `dead restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// Which, and how.
+    #[command(flatten)]
+    pub action: Action,
+
+    /// Why, for the letters' history
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+}
+
+/// Arguments of `dead export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// Which letters.
+    #[command(flatten)]
+    pub select: Select,
+
+    /// With this status [default: open]
+    #[arg(long, value_name = "STATUS")]
+    pub status: Option<StatusChoice>,
+
+    /// At most so many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+
+    /// Go on after the line with this cursor
+    #[arg(long, value_name = "CURSOR")]
+    pub after: Option<String>,
+}
+
+/// Does what was asked for.
+///
+/// # Errors
+/// Nothing was selected, the operation failed, or it was interrupted and says how to go on.
+pub async fn run(args: Dead, config: &Config, output: &mut Output) -> Result<(), Failure> {
+    let store = app::open_store(config).await?;
+    store.check_schema().await.map_err(|error| app::store_failure(&error))?;
+    let letters = app::letters(&store);
+    let result = match args {
+        Dead::Groups(args) => list::groups(&args, &letters, output).await,
+        Dead::List(args) => list::list(&args, &letters, output).await,
+        Dead::Show(args) => list::show(&args, &letters, output).await,
+        Dead::Export(args) => list::export(&args, &letters, output).await,
+        Dead::Replay(args) => act::replay(&args, config, &letters, output).await,
+        Dead::Discard(args) => act::discard(&args, &letters, output).await,
+        Dead::Restore(args) => act::restore(&args, &letters, output).await,
+        Dead::Edit(args) => edit::edit(&args, config, &letters, output).await,
+    };
+    store.close().await;
+    result
+}
+
+/// Finds one letter.
+async fn find(
+    letters: &Arc<dyn Letters>,
+    reference: &str,
+) -> Result<crate::store::letters::LetterDetail, Failure> {
+    let found = letters.letter(reference).await.map_err(|error| app::store_failure(&error))?;
+    found.ok_or_else(|| select_failure(&SelectError::Unknown(reference.to_owned())))
+}
+
+fn select_failure(error: &SelectError) -> Failure {
+    let failure = match error {
+        SelectError::Store(error) => return app::store_failure(error),
+        SelectError::Unreadable { .. } => Failure::usage(error.to_string()),
+        SelectError::Unknown(_) => Failure::new(error.to_string()),
+    };
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// Who runs this command: the OS user, also behind sudo.
+fn actor(note: Option<&str>) -> Actor {
+    let named = |variable| std::env::var(variable).ok().filter(|name: &String| !name.is_empty());
+    let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named).or_else(|| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata("/proc/self").ok().map(|of_process| format!("uid {}", of_process.uid()))
+    });
+    let name = clean(&name.unwrap_or_else(|| "unknown".into()), 64);
+    Actor { name, note: note.map(|note| clean(note, 1024)) }
+}
+
+/// `100/s`, `100` or `30/m`.
+fn rate(text: &str) -> Result<f64, String> {
+    let (number, per) = match text.split_once('/') {
+        None | Some((_, "s")) => (text.trim_end_matches("/s"), 1.0),
+        Some((number, "m")) => (number, 60.0),
+        Some(_) => return Err("write 100/s or 30/m".into()),
+    };
+    let rate = number.trim().parse::<f64>().map_err(|_| "write a number: 100/s")? / per;
+    if (0.001..=1_000_000.0).contains(&rate) {
+        Ok(rate)
+    } else {
+        Err("has to be between 0.001/s and 1000000/s".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_per_second_or_per_minute() {
+        for (text, per_second) in [("100/s", 100.0), ("100", 100.0), ("0.5/s", 0.5), ("30/m", 0.5)] {
+            assert_eq!(rate(text), Ok(per_second), "{text}");
+        }
+        for text in ["", "/s", "0", "-1/s", "nan", "inf", "5/h", "ten/s", "1e9/s"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn somebody_is_always_behind_an_action() {
+        let actor = actor(Some("why\n"));
+        assert!(!actor.name.is_empty());
+        assert_eq!(actor.note.as_deref(), Some("why\u{fffd}"));
+    }
+}

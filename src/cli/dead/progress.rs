@@ -1,0 +1,15 @@
+//! Owns the progress bar of an action: on stderr, only on a terminal.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A bar with rate and remaining time; hidden where nobody looks or it would be over at once.
+pub(super) fn bar(letters: u64) -> ProgressBar {
+    if letters < 2 || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(letters), ProgressDrawTarget::stderr_with_hz(8));
+    let style = ProgressStyle::with_template("[{bar:30}] {human_pos}/{human_len}  {per_sec}  {eta} left");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("## "))
+}

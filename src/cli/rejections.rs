@@ -1,0 +1,51 @@
+//! Owns `rejections list`: requests that the ingress turned away, and what they say.
+
+use super::{
+    RejectionList, Rejections,
+    output::{Failure, Output, time},
+};
+use crate::{app, config::Config, dead::rejections::explain, message::now};
+
+/// Prints what was asked for.
+///
+/// # Errors
+/// The store does not answer.
+pub async fn run(args: Rejections, config: &Config, output: &mut Output) -> Result<(), Failure> {
+    let Rejections::List(args) = args;
+    let store = app::open_store(config).await?;
+    store.check_schema().await.map_err(|error| app::store_failure(&error))?;
+    let samples = app::letters(&store).rejections(args.limit).await;
+    store.close().await;
+    let samples = samples.map_err(|error| app::store_failure(&error))?;
+    list(&args, &samples, output)
+}
+
+fn list(
+    args: &RejectionList,
+    samples: &[crate::store::letters::Rejected],
+    output: &mut Output,
+) -> Result<(), Failure> {
+    if args.listing.json {
+        let samples: Vec<crate::dead::rejections::Sample> = samples.iter().map(Into::into).collect();
+        return output.json(&samples);
+    }
+    if samples.is_empty() {
+        return output.line("no rejected requests");
+    }
+    let rows: Vec<Vec<String>> = samples
+        .iter()
+        .map(|sample| {
+            vec![time(sample.at), sample.address.clone(), sample.reason.clone(), sample.headers.join(" ")]
+        })
+        .collect();
+    output.table(&["at", "from", "reason", "headers"], &rows)?;
+    for explanation in explain(samples, now()) {
+        output.line("")?;
+        output.line(format!(
+            "{} of the last hour's samples: {}: {}",
+            explanation.samples, explanation.reason, explanation.meaning
+        ))?;
+        output.line(format!("hint: {}", explanation.hint))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! Owns what differs between two bodies, line by line, as people read them. Pure, and bounded in time and memory: what
+//! is too large to compare shows as replaced.
+
+use serde_json::value::RawValue;
+
+use crate::message::clean;
+
+/// The longest line shown, in bytes.
+const LINE_MAX: usize = 400;
+/// Unchanged lines around a change.
+const CONTEXT: usize = 3;
+/// Deeper lines are indented no further.
+const INDENTS: usize = 32;
+/// Pairs of lines that are compared at most.
+const PAIRS_MAX: usize = 4_000_000;
+
+/// A line of a difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// In both.
+    Same(String),
+    /// Only before.
+    Removed(String),
+    /// Only after.
+    Added(String),
+    /// So many unchanged lines are left out.
+    Skipped(usize),
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Same(line) => write!(f, "  {line}"),
+            Self::Removed(line) => write!(f, "- {line}"),
+            Self::Added(line) => write!(f, "+ {line}"),
+            Self::Skipped(lines) => write!(f, "  … {lines} lines as before"),
+        }
+    }
+}
+
+/// A body for people, also in an editor: JSON over several lines, each value as it was written and in its place; other
+/// text as it is; `None` for what is no text.
+pub fn pretty(body: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?;
+    Some(match serde_json::from_str::<&RawValue>(text) {
+        Ok(json) => spread(json.get()),
+        Err(_) => text.to_owned(),
+    })
+}
+
+/// Breaks valid JSON into lines without decoding it: numbers keep their digits and strings their escapes.
+fn spread(json: &str) -> String {
+    let mut out = String::with_capacity(json.len() * 2);
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    let mut opened = false; // The last thing written was an opening bracket.
+    let newline = |out: &mut String, depth: usize| {
+        out.push('\n');
+        out.push_str(&"  ".repeat(depth.min(INDENTS)));
+    };
+    for c in json.chars() {
+        if in_string {
+            in_string = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+            out.push(c);
+            continue;
+        }
+        if c.is_ascii_whitespace() {
+            continue;
+        }
+        let closes = matches!(c, '}' | ']');
+        if closes {
+            depth = depth.saturating_sub(1);
+        }
+        if opened != closes {
+            // Not between the brackets of what is empty.
+            newline(&mut out, depth);
+        }
+        opened = matches!(c, '{' | '[');
+        out.push(c);
+        match c {
+            '{' | '[' => depth += 1,
+            '"' => in_string = true,
+            ':' => out.push(' '),
+            ',' => newline(&mut out, depth),
+            _ => {}
+        }
+    }
+    out
+}
+
+/// A body's lines. They never hold what steers a terminal.
+pub fn readable(body: &[u8]) -> Vec<String> {
+    match pretty(body) {
+        Some(text) => text.lines().map(|line| clean(line, usize::MAX)).collect(),
+        None => vec![format!("({} bytes that are no text)", body.len())],
+    }
+}
+
+/// What differs, with a little around it; empty where nothing does.
+pub fn diff(before: &[u8], after: &[u8]) -> Vec<Line> {
+    let (before, after) = (readable(before), readable(after));
+    let head = before.iter().zip(&after).take_while(|(a, b)| a == b).count();
+    let rest = before.len().min(after.len()) - head;
+    let tail = before.iter().rev().zip(after.iter().rev()).take(rest).take_while(|(a, b)| a == b).count();
+    let (old, new) = (&before[head..before.len() - tail], &after[head..after.len() - tail]);
+    if old.is_empty() && new.is_empty() {
+        return Vec::new();
+    }
+    let same = |lines: &[String]| lines.iter().cloned().map(Line::Same).collect::<Vec<_>>();
+    let mut lines = same(&before[..head]);
+    lines.extend(changed(old, new));
+    lines.extend(same(&before[before.len() - tail..]));
+    shorten(lines)
+}
+
+/// The lines that differ, by the longest common subsequence.
+fn changed(old: &[String], new: &[String]) -> Vec<Line> {
+    let removed = |line: &String| Line::Removed(clean(line, LINE_MAX));
+    let added = |line: &String| Line::Added(clean(line, LINE_MAX));
+    if old.len().saturating_mul(new.len()) > PAIRS_MAX {
+        return old.iter().map(removed).chain(new.iter().map(added)).collect();
+    }
+    // common[i][j]: the longest common subsequence of old[i..] and new[j..].
+    let width = new.len() + 1;
+    let mut common = vec![0u32; (old.len() + 1) * width];
+    for i in (0..old.len()).rev() {
+        for j in (0..new.len()).rev() {
+            common[i * width + j] = if old[i] == new[j] {
+                common[(i + 1) * width + j + 1] + 1
+            } else {
+                common[(i + 1) * width + j].max(common[i * width + j + 1])
+            };
+        }
+    }
+    let (mut i, mut j, mut lines) = (0, 0, Vec::new());
+    while i < old.len() || j < new.len() {
+        if i < old.len() && j < new.len() && old[i] == new[j] {
+            lines.push(Line::Same(old[i].clone()));
+            (i, j) = (i + 1, j + 1);
+        } else if j == new.len()
+            || (i < old.len() && common[(i + 1) * width + j] >= common[i * width + j + 1])
+        {
+            lines.push(removed(&old[i]));
+            i += 1;
+        } else {
+            lines.push(added(&new[j]));
+            j += 1;
+        }
+    }
+    lines
+}
+
+/// Leaves out what is unchanged and far from a change.
+fn shorten(lines: Vec<Line>) -> Vec<Line> {
+    let changes: Vec<bool> = lines.iter().map(|line| !matches!(line, Line::Same(_))).collect();
+    let near = |at: usize| {
+        let window = at.saturating_sub(CONTEXT)..(at + CONTEXT + 1).min(changes.len());
+        changes[window].iter().any(|changed| *changed)
+    };
+    let mut out = Vec::new();
+    for (at, line) in lines.into_iter().enumerate() {
+        match (near(at), out.last_mut(), line) {
+            (true, _, Line::Same(text)) => out.push(Line::Same(clean(&text, LINE_MAX))),
+            (true, _, line) => out.push(line),
+            (false, Some(Line::Skipped(lines)), _) => *lines += 1,
+            (false, ..) => out.push(Line::Skipped(1)),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn shown(before: &str, after: &str) -> String {
+        let lines: Vec<String> =
+            diff(before.as_bytes(), after.as_bytes()).iter().map(Line::to_string).collect();
+        lines.join("\n")
+    }
+
+    #[test]
+    fn one_field_shows_as_one_change() {
+        let before = r#"{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7}"#;
+        let after = r#"{"a":1,"b":2,"c":3,"d":4,"e":"five","f":6,"g":7}"#;
+        let expected = "  … 2 lines as before\n    \"b\": 2,\n    \"c\": 3,\n    \"d\": 4,\n-   \"e\": 5,\n+   \"e\": \"five\",\n    \"f\": 6,\n    \"g\": 7\n  }";
+        assert_eq!(shown(before, after), expected);
+    }
+
+    #[test]
+    fn the_same_document_written_otherwise_does_not_differ() {
+        assert_eq!(shown(r#"{"a":1}"#, "{ \"a\" :\n1 }"), "");
+        assert_eq!(shown("x", "y"), "- x\n+ y");
+        assert_eq!(shown("", "y"), "+ y");
+        assert_eq!(shown("\u{1b}[2J", "y"), "- \u{fffd}[2J\n+ y");
+    }
+
+    #[test]
+    fn json_is_spread_without_touching_a_value() {
+        let json = r#"{"z":1.50,"a":[],"n":{} , "s":"a\"{[,:\\","l":[1e400,{"x":null}]}"#;
+        let expected = "{\n  \"z\": 1.50,\n  \"a\": [],\n  \"n\": {},\n  \"s\": \"a\\\"{[,:\\\\\",\n  \"l\": [\n    1e400,\n    {\n      \"x\": null\n    }\n  ]\n}";
+        assert_eq!(pretty(json.as_bytes()).unwrap(), expected);
+        assert_eq!(pretty(expected.as_bytes()).unwrap(), expected);
+        assert_eq!(pretty(b"no JSON").unwrap(), "no JSON");
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(pretty(deep.as_bytes()).unwrap().len() < 20_000_000);
+    }
+
+    #[test]
+    fn what_is_no_text_shows_as_its_size() {
+        assert_eq!(readable(b"\xff\x00"), ["(2 bytes that are no text)"]);
+    }
+
+    #[test]
+    fn large_bodies_are_compared_in_bounded_time() {
+        let body = |seed: usize| (0..5000).map(|n| format!("{}\n", n * seed)).collect::<String>();
+        assert_eq!(diff(body(3).as_bytes(), body(7).as_bytes()).len(), 2 * 5000 - 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_difference_leads_from_one_to_the_other(old in prop::collection::vec("[ab]", 0..12), new in prop::collection::vec("[ab]", 0..12)) {
+            let lines = changed(&old, &new);
+            let (mut before, mut after) = (Vec::new(), Vec::new());
+            for line in lines {
+                match line {
+                    Line::Same(text) => { before.push(text.clone()); after.push(text); }
+                    Line::Removed(text) => before.push(text),
+                    Line::Added(text) => after.push(text),
+                    Line::Skipped(_) => prop_assert!(false),
+                }
+            }
+            prop_assert_eq!(before, old);
+            prop_assert_eq!(after, new);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Owns mending a letter: a new body is held to what a worker would accept before anything is committed, and goes out
+//! once. The message id stays, so that what was applied meanwhile stays applied once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{
+    diff::{Line, diff},
+    replay::{Ended, Replayer},
+    uncancelled,
+};
+use crate::{
+    clerk,
+    message::MessageId,
+    store::{
+        StoreError,
+        letters::{Actor, LetterDetail, Status},
+    },
+};
+
+/// The largest body, in bytes: what the ingress would take.
+pub const BODY_MAX: usize = 512 * 1024;
+
+/// A body that would be accepted.
+#[derive(Clone, Debug)]
+pub struct Mended {
+    /// The bytes.
+    pub body: Bytes,
+    /// The envelope's type in it.
+    pub event_type: String,
+    /// Against the letter's body.
+    pub difference: Vec<Line>,
+}
+
+/// Why an edit was not sent.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// A worker would bury it again.
+    #[error("the new body would be buried again: {0}")]
+    Refused(String),
+    /// Nothing differs.
+    #[error("the new body says what the old one says")]
+    Unchanged,
+    /// Only an open letter can be edited.
+    #[error("the letter is {}, not open", .0.as_str())]
+    NotOpen(Status),
+    /// Another was quicker.
+    #[error("the letter is not open any more")]
+    Gone,
+    /// The database does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It is committed and not published.
+    #[error("the edit is committed and could not be published yet")]
+    Unpublished(Box<Ended>),
+}
+
+/// Holds a new body to what would be accepted for this letter.
+///
+/// # Errors
+/// It would be buried again, or says what the old one says.
+pub fn check(letter: &LetterDetail, body: Bytes) -> Result<Mended, EditError> {
+    if letter.letter.status != Status::Open {
+        return Err(EditError::NotOpen(letter.letter.status));
+    }
+    if body.len() > BODY_MAX {
+        return Err(EditError::Refused(format!("it is larger than {BODY_MAX} bytes")));
+    }
+    let id = MessageId::parse(&letter.letter.message_id)
+        .ok_or_else(|| EditError::Refused("its message id cannot travel".into()))?;
+    let parsed = clerk::parse(&body, &id).map_err(|error| EditError::Refused(error.detail))?;
+    let difference = diff(&letter.body, &body);
+    if difference.is_empty() {
+        return Err(EditError::Unchanged);
+    }
+    Ok(Mended { body, event_type: parsed.event_type, difference })
+}
+
+/// Commits the body with the claim, publishes it and stamps it.
+///
+/// # Errors
+/// The letter is not open any more, or the database is away: nothing was sent. Or the queue is away: it is committed,
+/// and a replay of this letter publishes it.
+pub async fn send(
+    replayer: &Replayer,
+    letter: &LetterDetail,
+    mended: Mended,
+    by: Actor,
+) -> Result<u32, EditError> {
+    let (letters, id, body) = (Arc::clone(&replayer.letters), letter.letter.id, mended.body);
+    let claim = uncancelled(async move { letters.edit(id, body, &by).await }).await?;
+    let mut claim = claim.ok_or(EditError::Gone)?;
+    claim.event_type = mended.event_type;
+    let round = claim.round;
+    replayer.send(vec![claim]).await.map_err(|ended| EditError::Unpublished(Box::new(ended)))?;
+    Ok(round)
+}

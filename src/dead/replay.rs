@@ -1,0 +1,312 @@
+//! Owns sending letters back: claim, publish with confirm, stamp.
+//!
+//! Promises that a replay may be cut off anywhere and taken up again: a claim is committed before anything is published,
+//! what is claimed and not stamped is published again first, and what was published twice takes effect once, by the
+//! inbox. Two replays of the same letters share them: each is claimed by one. Claims are few at a time, so that little
+//! is on its way when somebody stops it.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use tokio::{sync::watch, task::JoinSet};
+use uuid::Uuid;
+
+use super::uncancelled;
+use crate::{
+    message::{Message, MessageId, now},
+    pause::Pauses,
+    queue::{Queue, QueueError},
+    shutdown::until,
+    store::{
+        StoreError,
+        letters::{Actor, Claimed, Filter, Letters},
+    },
+};
+
+/// Claims at a time at full pace; at a rate, as many as go in a second.
+const CHUNK: u32 = 100;
+
+/// What to replay, and how.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Which letters; of these the open ones, and those whose publication is not stamped.
+    pub filter: Filter,
+    /// At most so many.
+    pub limit: u64,
+    /// So many per second; `None` for as fast as the queue confirms.
+    pub rate: Option<f64>,
+    /// Who asks for it, and why.
+    pub by: Actor,
+}
+
+/// How far a replay has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Claims of an earlier replay that are published again.
+    pub taken_up: u64,
+    /// Letters claimed by this one.
+    pub claimed: u64,
+    /// Letters that are in the queue again, for certain.
+    pub published: u64,
+    /// Claims in our hands that are not stamped: the next replay of the same letters publishes them again.
+    pub unstamped_left: u64,
+}
+
+/// How a replay ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// Nothing selected is left.
+    Complete,
+    /// The limit is reached; there may be more.
+    Limit,
+    /// Somebody stopped it.
+    Stopped,
+    /// The queue does not take messages.
+    Queue(QueueError),
+    /// The database does not answer.
+    Store(StoreError),
+}
+
+/// Sends letters back.
+#[derive(Clone)]
+pub struct Replayer {
+    /// Where they are.
+    pub letters: Arc<dyn Letters>,
+    /// Where they go.
+    pub queue: Arc<dyn Queue>,
+    /// How long a queue that is away is waited for before the replay gives up.
+    pub patience: Duration,
+}
+
+impl Replayer {
+    /// Waits half a minute for a queue that is away.
+    pub fn new(letters: Arc<dyn Letters>, queue: Arc<dyn Queue>) -> Self {
+        Self { letters, queue, patience: Duration::from_secs(30) }
+    }
+
+    /// Replays until nothing selected is left, the limit is reached, or `stop` turns true: then what is claimed is
+    /// still published and stamped. `progress` is called after each step.
+    pub async fn run(
+        &self,
+        order: &Order,
+        progress: impl Fn(&Report) + Send + Sync,
+        stop: &watch::Receiver<bool>,
+    ) -> (Report, Ended) {
+        let mut run = Run {
+            replayer: self,
+            order,
+            progress: &progress,
+            stop,
+            pace: Pace::new(order.rate),
+            report: Report::default(),
+        };
+        let ended = run.all().await.unwrap_or_else(|ended| ended);
+        progress(&run.report);
+        (run.report, ended)
+    }
+
+    /// Publishes claims that were just made and stamps them: an edit's, for one.
+    ///
+    /// # Errors
+    /// The queue or the database is away; a replay of the same letters takes them up.
+    pub async fn send(&self, claims: Vec<Claimed>) -> Result<(), Ended> {
+        let (_stop, stopped) = watch::channel(false);
+        let order = Order {
+            filter: Filter::default(),
+            limit: 0,
+            rate: None,
+            by: Actor { name: String::new(), note: None },
+        };
+        let mut run = Run {
+            replayer: self,
+            order: &order,
+            progress: &|_: &Report| {},
+            stop: &stopped,
+            pace: Pace::new(None),
+            report: Report::default(),
+        };
+        run.chunk(claims).await
+    }
+}
+
+/// One replay on its way.
+struct Run<'a> {
+    replayer: &'a Replayer,
+    order: &'a Order,
+    progress: &'a (dyn Fn(&Report) + Send + Sync),
+    stop: &'a watch::Receiver<bool>,
+    pace: Pace,
+    report: Report,
+}
+
+impl Run<'_> {
+    async fn all(&mut self) -> Result<Ended, Ended> {
+        self.take_up().await?;
+        loop {
+            let Some(limit) = self.room().await? else { return Ok(Ended::Limit) };
+            let (letters, order) = (Arc::clone(&self.replayer.letters), self.order.clone());
+            // Commit before publish: a crash from here on leaves claims without a stamp, which are taken up.
+            let claims = uncancelled(async move { letters.claim(&order.filter, limit, &order.by).await });
+            let claims = claims.await.map_err(Ended::Store)?;
+            if claims.is_empty() {
+                return Ok(Ended::Complete);
+            }
+            self.report.claimed += claims.len() as u64;
+            self.chunk(claims).await?;
+        }
+    }
+
+    /// Publishes what an earlier replay of these letters claimed and did not stamp. A replay that runs at this moment
+    /// may publish the same ones: the inbox absorbs that.
+    async fn take_up(&mut self) -> Result<(), Ended> {
+        let before = now();
+        let mut seen: HashSet<(Uuid, u32)> = HashSet::new();
+        loop {
+            let Some(limit) = self.room().await? else { return Ok(()) };
+            let (letters, filter) = (Arc::clone(&self.replayer.letters), self.order.filter.clone());
+            let claims = uncancelled(async move { letters.unstamped(&filter, before, limit).await });
+            let claims = claims.await.map_err(Ended::Store)?;
+            let fresh: Vec<Claimed> =
+                claims.into_iter().filter(|claim| seen.insert((claim.id, claim.round))).collect();
+            if fresh.is_empty() {
+                return Ok(());
+            }
+            self.report.taken_up += fresh.len() as u64;
+            self.chunk(fresh).await?;
+        }
+    }
+
+    /// How many may be claimed now; waits for the pace, so that nothing is claimed long before it is published.
+    /// `None`: the limit is reached.
+    async fn room(&mut self) -> Result<Option<u32>, Ended> {
+        tokio::select! {
+            biased;
+            () = until(self.stop, |stop| *stop) => return Err(Ended::Stopped),
+            () = self.pace.due() => {}
+        }
+        let left = self.order.limit.saturating_sub(self.report.taken_up + self.report.claimed);
+        let chunk = self.pace.a_second().min(CHUNK);
+        Ok(u32::try_from(left).map_or(Some(chunk), |left| (left > 0).then_some(left.min(chunk))))
+    }
+
+    /// Publishes and stamps claims, whoever asks to stop meanwhile.
+    async fn chunk(&mut self, claims: Vec<Claimed>) -> Result<(), Ended> {
+        self.report.unstamped_left += claims.len() as u64;
+        (self.progress)(&self.report);
+        let (published, failed) = self.publish(claims).await;
+        self.report.published += published.len() as u64;
+        if !published.is_empty() {
+            let (letters, stamps) = (Arc::clone(&self.replayer.letters), published.clone());
+            // Publish before stamp: a crash in between publishes them again.
+            let stamped = uncancelled(async move { letters.stamp(&stamps).await }).await;
+            stamped.map_err(Ended::Store)?;
+            self.report.unstamped_left -= published.len() as u64;
+        }
+        (self.progress)(&self.report);
+        failed.map_or(Ok(()), |error| Err(Ended::Queue(error)))
+    }
+
+    /// Those that are durable in the queue, and why others are not.
+    async fn publish(&mut self, claims: Vec<Claimed>) -> (Vec<(Uuid, u32)>, Option<QueueError>) {
+        let mut published = Vec::with_capacity(claims.len());
+        let mut pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(2));
+        let (mut left, mut unreadable) = (claims, None);
+        let started = Instant::now();
+        loop {
+            let mut tasks = JoinSet::new();
+            for claim in left.drain(..) {
+                let Some(message) = message(&claim) else {
+                    let why = format!("letter {} has no message id that can travel", claim.id);
+                    unreadable = Some(QueueError::Unavailable(why));
+                    continue;
+                };
+                tokio::select! {
+                    biased;
+                    () = until(self.stop, |stop| *stop) => {}
+                    () = self.pace.due() => {}
+                }
+                self.pace.spend();
+                let queue = Arc::clone(&self.replayer.queue);
+                tasks.spawn(async move { (claim, queue.publish(message).await) });
+            }
+            let mut trouble = None;
+            while let Some(ended) = tasks.join_next().await {
+                match ended {
+                    Ok((claim, Ok(()))) => published.push((claim.id, claim.round)),
+                    Ok((claim, Err(error))) => {
+                        left.push(claim);
+                        trouble = Some(error);
+                    }
+                    Err(_) => trouble = Some(QueueError::Unavailable("publishing panicked".into())),
+                }
+            }
+            let Some(trouble) = trouble else { return (published, unreadable) };
+            let pause = pauses.next_pause();
+            let hopeless = left.is_empty() || *self.stop.borrow();
+            if hopeless || started.elapsed() + pause > self.replayer.patience {
+                return (published, Some(trouble));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = until(self.stop, |stop| *stop) => {}
+            }
+        }
+    }
+}
+
+/// A letter as it travels in its new round: its tries start over. It keeps the time at which the ingress took it in,
+/// so that what the table, the inbox and a later death say of it stays true; the worker leaves replays out of the sync
+/// lag, which would measure people otherwise.
+fn message(claim: &Claimed) -> Option<Message> {
+    Some(Message {
+        id: MessageId::parse(&claim.message_id)?,
+        event_type: claim.event_type.clone(),
+        received_at: claim.first_seen,
+        attempt: 0,
+        waits: 0,
+        round: claim.round,
+        traceparent: None,
+        body: claim.body.clone(),
+    })
+}
+
+/// So many per second, evenly. A stall is not made up for.
+struct Pace {
+    step: Option<Duration>,
+    next: tokio::time::Instant,
+}
+
+impl Pace {
+    fn new(rate: Option<f64>) -> Self {
+        let step = rate
+            .filter(|rate| rate.is_finite() && *rate > 0.0)
+            .and_then(|rate| Duration::try_from_secs_f64(1.0 / rate).ok());
+        Self { step, next: tokio::time::Instant::now() }
+    }
+
+    /// As many as go in a second, at least one.
+    fn a_second(&self) -> u32 {
+        self.step.map_or(CHUNK, |step| ((1.0 / step.as_secs_f64()) as u32).max(1))
+    }
+
+    /// Waits until the next may go. Cancel-safe.
+    async fn due(&self) {
+        if self.step.is_some() {
+            tokio::time::sleep_until(self.next).await;
+        }
+    }
+
+    /// One goes.
+    fn spend(&mut self) {
+        if let Some(step) = self.step {
+            // The timer is good to a millisecond: a few that are late may go together.
+            let lag = Duration::from_millis(100);
+            let now = tokio::time::Instant::now();
+            self.next = self.next.max(now.checked_sub(lag).unwrap_or(now)) + step;
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Owns forgetting: what is past its retention goes in small steps that block nobody. Never decides how long things
+//! are kept.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::uncancelled;
+use crate::{
+    config::Config,
+    shutdown::until,
+    store::letters::{Letters, Retention},
+};
+
+/// Rows in one step.
+const STEP: u32 = 500;
+/// Between two steps.
+const BREATH: Duration = Duration::from_millis(200);
+/// Between two rounds. The first comes after one of these too, scattered, so that processes take turns.
+const EVERY: Duration = Duration::from_secs(600);
+
+/// As configured.
+pub fn of(config: &Config) -> Retention {
+    Retention {
+        inbox: config.inbox_retention,
+        dead: config.dead_retention,
+        rejections: config.rejection_retention,
+    }
+}
+
+/// Prunes every ten minutes or so until `stop` turns true.
+pub async fn run(letters: Arc<dyn Letters>, retention: Retention, stop: watch::Receiver<bool>) {
+    let mut failing = false;
+    loop {
+        if slept(EVERY.mul_f64(rand::random_range(0.5..1.5)), &stop).await {
+            return;
+        }
+        match round(&letters, retention, &stop).await {
+            Ok(0) => failing = false,
+            Ok(rows) => {
+                failing = false;
+                debug!("pruned {rows} rows that were past their retention");
+            }
+            // Whoever works says that the database is away; this only waits.
+            Err(error) if !std::mem::replace(&mut failing, true) => warn!("nothing is pruned: {error}"),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Until nothing more is past its retention. Returns how many rows went.
+async fn round(
+    letters: &Arc<dyn Letters>,
+    retention: Retention,
+    stop: &watch::Receiver<bool>,
+) -> Result<u64, crate::store::StoreError> {
+    let mut pruned = 0;
+    loop {
+        let letters = Arc::clone(letters);
+        match uncancelled(async move { letters.prune(&retention, STEP).await }).await? {
+            0 => return Ok(pruned),
+            rows => pruned += rows,
+        }
+        if slept(BREATH, stop).await {
+            return Ok(pruned);
+        }
+    }
+}
+
+/// `true`: asked to stop.
+async fn slept(time: Duration, stop: &watch::Receiver<bool>) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(time) => false,
+        () = until(stop, |stop| *stop) => true,
+    }
+}

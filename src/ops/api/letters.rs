@@ -1,0 +1,237 @@
+//! Owns the routes that look at dead letters, and those that act on one.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{Path, RawQuery, State},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::stream;
+use http::{StatusCode, header};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Api, json,
+    problem::Problem,
+    request::{Json, Query},
+};
+use crate::{
+    dead::{
+        diff,
+        edit::{check, send},
+        export::{Encoding, Export, Whole},
+        select::{SelectError, Selected, Selection, cursor, parse_cursor},
+    },
+    message::{Millis, now},
+    store::letters::{Count, Filter, Group, Letter, LetterDetail, Page, Status},
+};
+
+/// Letters of one export; it goes on with the last line's cursor.
+const EXPORT_MAX: u64 = 100_000;
+
+#[derive(Serialize)]
+struct Groups {
+    groups: Vec<Group>,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    letters: Vec<Letter>,
+    next: Option<String>,
+}
+
+/// How many letters an action would touch.
+#[derive(Serialize)]
+pub(super) struct Counted {
+    pub(super) letters: u64,
+    pub(super) by: Vec<Count>,
+}
+
+/// A new body.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EditRequest {
+    body: String,
+    #[serde(default)]
+    encoding: Encoding,
+    #[serde(default)]
+    note: Option<String>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+#[derive(Serialize)]
+struct Edited {
+    /// The round that began; null where it was only looked at.
+    round: Option<u32>,
+    difference: Vec<String>,
+}
+
+/// Why something is done.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct NoteRequest {
+    note: Option<String>,
+}
+
+pub(super) async fn select(
+    api: &Api,
+    selection: &Selection,
+    status: Option<Status>,
+) -> Result<Selected, Problem> {
+    let (letters, selection) = (api.letters(), selection.clone());
+    let selected = api.ask(|_| async move {
+        match selection.resolve(&letters, status, now()).await {
+            Err(SelectError::Store(error)) => Err(error),
+            other => Ok(other),
+        }
+    });
+    Ok(selected.await??)
+}
+
+fn after(query: &mut Query) -> Result<Option<(Millis, uuid::Uuid)>, Problem> {
+    Ok(query.take("cursor").map(|cursor| parse_cursor(&cursor)).transpose()?)
+}
+
+pub(super) async fn groups(
+    State(api): State<Arc<Api>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let mut query = Query::parse(query.as_deref());
+    let selection = query.selection()?;
+    query.end()?;
+    let filter = select(&api, &selection, Some(Status::Open)).await?.filter;
+    let groups = api.ask(|store| async move { store.groups(&filter).await }).await?;
+    Ok(json(StatusCode::OK, &Groups { groups }))
+}
+
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let mut query = Query::parse(query.as_deref());
+    let (selection, after) = (query.selection()?, after(&mut query)?);
+    let limit = query.number("limit", 50, 1000)? as u32;
+    query.end()?;
+    let filter = select(&api, &selection, Some(Status::Open)).await?.filter;
+    let page = Page { limit, after };
+    let letters = api.ask(|store| async move { store.letters(&filter, &page).await }).await?;
+    let next = letters.last().filter(|_| letters.len() == limit as usize).map(cursor);
+    Ok(json(StatusCode::OK, &Listed { letters, next }))
+}
+
+pub(super) async fn count(
+    State(api): State<Arc<Api>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let mut query = Query::parse(query.as_deref());
+    let selection = query.selection()?;
+    query.end()?;
+    let filter = select(&api, &selection, Some(Status::Open)).await?.filter;
+    Ok(json(StatusCode::OK, &counted(&api, filter).await?))
+}
+
+pub(super) async fn counted(api: &Api, filter: Filter) -> Result<Counted, Problem> {
+    let by = api.ask(|store| async move { store.count(&filter).await }).await?;
+    Ok(Counted { letters: by.iter().map(|count| count.letters).sum(), by })
+}
+
+/// JSON lines. Where the database fails on the way the connection breaks off, so that nobody takes a part for the whole.
+pub(super) async fn export(
+    State(api): State<Arc<Api>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let mut query = Query::parse(query.as_deref());
+    let (selection, after) = (query.selection()?, after(&mut query)?);
+    let limit = query.number("limit", 10_000, EXPORT_MAX)?;
+    query.end()?;
+    let filter = select(&api, &selection, Some(Status::Open)).await?.filter;
+    let export = Export::new(api.letters(), filter, after, limit);
+    let pages = stream::try_unfold(export, |mut export| async move {
+        let page = export.next().await?;
+        let mut lines = String::new();
+        for whole in &page {
+            lines.push_str(&serde_json::to_string(whole)?);
+            lines.push('\n');
+        }
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
+            (!page.is_empty()).then_some((Bytes::from(lines), export)),
+        )
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pages)).into_response())
+}
+
+async fn find(api: &Api, reference: String) -> Result<LetterDetail, Problem> {
+    let wanted = reference.clone();
+    let found = api.ask(|store| async move { store.letter(&wanted).await }).await?;
+    Ok(found.ok_or(SelectError::Unknown(reference))?)
+}
+
+pub(super) async fn show(
+    State(api): State<Arc<Api>>,
+    Path(reference): Path<String>,
+) -> Result<Response, Problem> {
+    Ok(json(StatusCode::OK, &Whole::from(find(&api, reference).await?)))
+}
+
+pub(super) async fn edit(
+    State(api): State<Arc<Api>>,
+    Path(reference): Path<String>,
+    Json(request): Json<EditRequest>,
+) -> Result<Response, Problem> {
+    let letter = find(&api, reference).await?;
+    let body = request.encoding.decode(request.body);
+    let body = body.map_err(|error| Problem::bad_request(format!("the body is no base64: {error}")))?;
+    let mended = check(&letter, body.into())?;
+    let difference = mended.difference.iter().map(diff::Line::to_string).collect();
+    if request.dry_run {
+        return Ok(json(StatusCode::OK, &Edited { round: None, difference }));
+    }
+    let (operations, by) = (Arc::clone(&api.operations), api.actor(request.note.as_deref()));
+    // A task of its own: whoever hangs up, what was committed is published.
+    let sent = tokio::spawn(async move { send(operations.replayer(), &letter, mended, by).await });
+    let sent = sent.await.map_err(|_| Problem::unavailable("the edit broke off; look at the letter"))?;
+    Ok(json(StatusCode::OK, &Edited { round: Some(sent?), difference }))
+}
+
+pub(super) async fn discard(
+    State(api): State<Arc<Api>>,
+    Path(reference): Path<String>,
+    Json(request): Json<NoteRequest>,
+) -> Result<Response, Problem> {
+    let by = api.actor(request.note.as_deref().map(str::trim));
+    if by.note.is_none() {
+        return Err(Problem::bad_request("a discarded letter needs a note that says why"));
+    }
+    let (letter, wanted) = one(&api, reference).await?;
+    let discarded = api.ask(|store| async move { store.discard(&wanted, 1, &by).await }).await?;
+    settled(&api, letter, discarded, Status::Open).await
+}
+
+pub(super) async fn restore(
+    State(api): State<Arc<Api>>,
+    Path(reference): Path<String>,
+    Json(request): Json<NoteRequest>,
+) -> Result<Response, Problem> {
+    let by = api.actor(request.note.as_deref().map(str::trim));
+    let (letter, wanted) = one(&api, reference).await?;
+    let restored = api.ask(|store| async move { store.restore(&wanted, 1, &by).await }).await?;
+    settled(&api, letter, restored, Status::Discarded).await
+}
+
+async fn one(api: &Api, reference: String) -> Result<(Letter, Filter), Problem> {
+    let letter = find(api, reference).await?.letter;
+    let filter = Filter { ids: vec![letter.id], ..Filter::default() };
+    Ok((letter, filter))
+}
+
+/// The letter as it is now, or why nothing was done.
+async fn settled(api: &Api, letter: Letter, touched: u64, from: Status) -> Result<Response, Problem> {
+    if touched == 0 {
+        let (is, wanted) = (letter.status.as_str(), from.as_str());
+        return Err(Problem::conflict(format!("the letter is {is}, not {wanted}, or is erased")));
+    }
+    Ok(json(StatusCode::OK, &Whole::from(find(api, letter.id.to_string()).await?)))
+}

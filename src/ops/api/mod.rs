@@ -1,0 +1,307 @@
+//! Owns `/api/v1`: what the command line can do about users and dead letters, over HTTP. `openapi.json` documents it, and
+//! a test holds the two together.
+//!
+//! Promises: every error is `application/problem+json`; database work is bounded in number and never cancelled, whoever
+//! hangs up; nothing changes by a request that a foreign web page can make a browser send.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    handler::Handler,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get, post},
+};
+use http::{HeaderMap, Method, StatusCode, header};
+use serde::Serialize;
+use tokio::{sync::Semaphore, time::timeout};
+
+use self::problem::Problem;
+use crate::{
+    dead::{operations::Operations, uncancelled},
+    queue::Queue,
+    store::{
+        Store, StoreError,
+        letters::{Actor, Letters},
+    },
+};
+
+mod letters;
+mod others;
+pub(super) mod problem;
+mod replay;
+mod request;
+
+/// Database calls at a time.
+const CALLS: usize = 16;
+/// How long a request waits for its turn, ...
+const TURN: Duration = Duration::from_secs(5);
+/// ... and for its answer. The call goes on after it.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// The document that describes all of it.
+pub const OPENAPI: &str = include_str!("../../../openapi.json");
+
+/// What the requests share.
+pub(super) struct Api {
+    pub(super) queue: Arc<dyn Queue>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) operations: Arc<Operations>,
+    /// `HEADCOUNT_OPS_TOKEN` is set: browsers send it to nobody by themselves.
+    pub(super) has_token: bool,
+    calls: Arc<Semaphore>,
+}
+
+impl Api {
+    pub(super) fn new(
+        queue: Arc<dyn Queue>,
+        store: Arc<dyn Store>,
+        operations: Arc<Operations>,
+        has_token: bool,
+    ) -> Self {
+        Self { queue, store, operations, has_token, calls: Arc::new(Semaphore::new(CALLS)) }
+    }
+
+    fn letters(&self) -> Arc<dyn Letters> {
+        Arc::clone(&self.store) as Arc<dyn Letters>
+    }
+
+    /// Who acts through this API.
+    fn actor(&self, note: Option<&str>) -> Actor {
+        let name = if self.has_token { "token" } else { "api" };
+        let note = note.map(|note| crate::message::clean(note, 1024));
+        Actor { name: name.into(), note: note.filter(|note| !note.is_empty()) }
+    }
+
+    /// Asks the database. A frozen one answers 503 or 504; what was asked goes on, and counts, until it ends.
+    async fn ask<T, F>(&self, call: impl FnOnce(Arc<dyn Store>) -> F) -> Result<T, Problem>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let turn = timeout(TURN, Arc::clone(&self.calls).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            return Err(Problem::unavailable("the database is busy with other requests"));
+        };
+        let work = call(Arc::clone(&self.store));
+        let answer = uncancelled(async move {
+            let answer = work.await;
+            drop(turn);
+            answer
+        });
+        match timeout(ANSWER, answer).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(Problem::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "timeout",
+                "the database did not answer in time; what was asked of it may still happen",
+            )),
+        }
+    }
+}
+
+/// A route: how it is asked, where, and what answers.
+pub(super) struct Route {
+    pub(super) method: Method,
+    pub(super) path: &'static str,
+    answer: MethodRouter<Arc<Api>>,
+}
+
+fn looks<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
+    Route { method: Method::GET, path, answer: get(handler) }
+}
+
+fn acts<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
+    Route { method: Method::POST, path, answer: post(handler) }
+}
+
+fn table() -> Vec<Route> {
+    vec![
+        looks("/openapi.json", openapi),
+        looks("/status", others::status),
+        looks("/users", others::users),
+        looks("/users/{ref}", others::user),
+        looks("/rejections", others::rejections),
+        looks("/dead", letters::list),
+        looks("/dead/groups", letters::groups),
+        looks("/dead/count", letters::count),
+        looks("/dead/export", letters::export),
+        acts("/dead/replay", replay::start),
+        looks("/dead/operations", replay::list),
+        looks("/dead/operations/{id}", replay::show),
+        acts("/dead/operations/{id}/stop", replay::stop),
+        looks("/dead/{id}", letters::show),
+        acts("/dead/{id}/edit", letters::edit),
+        acts("/dead/{id}/discard", letters::discard),
+        acts("/dead/{id}/restore", letters::restore),
+    ]
+}
+
+/// Every route: method and path.
+pub fn routes() -> Vec<(String, String)> {
+    table().into_iter().map(|route| (route.method.to_string(), format!("/api/v1{}", route.path))).collect()
+}
+
+/// Serves below `/api/v1`.
+pub(super) fn router(api: Arc<Api>) -> Router {
+    table()
+        .into_iter()
+        .fold(Router::new(), |router, route| router.route(route.path, route.answer))
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), guarded))
+        .with_state(api)
+}
+
+/// In a process without a database.
+pub(super) fn absent() -> Router {
+    Router::new().fallback(|| async {
+        Problem::new(StatusCode::NOT_FOUND, "no_database", "this process has no database")
+            .hint("ask a process with a worker: headcount worker, or headcount up")
+    })
+}
+
+async fn unknown() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+        .hint("see /api/v1/openapi.json")
+}
+
+async fn wrong_method() -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "this path takes another method; see the Allow header",
+    )
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+/// What changes something has to be JSON, which a foreign page's form cannot send, and without a token it has to come
+/// from no page but our own: a browser says which.
+async fn guarded(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    if request.method() == Method::POST {
+        if !api.has_token && !is_ours(request.headers()) {
+            return Problem::new(
+                StatusCode::FORBIDDEN,
+                "foreign_origin",
+                "without HEADCOUNT_OPS_TOKEN only pages of this listener may act",
+            )
+            .into_response();
+        }
+        if !is_json(request.headers()) {
+            return Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "not_json",
+                "send JSON, with Content-Type: application/json",
+            )
+            .into_response();
+        }
+    }
+    next.run(request).await
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// Whether no other site's page sent this. What sends no `Origin` and no `Sec-Fetch-Site` is no page.
+fn is_ours(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("unreadable"));
+    let host = text("host").unwrap_or_default();
+    let origin = text("origin").is_none_or(|origin| {
+        let of_http = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        headers.get_all("origin").iter().count() == 1
+            && of_http.is_some_and(|authority| !host.is_empty() && authority.eq_ignore_ascii_case(host))
+    });
+    origin && text("sec-fetch-site").is_none_or(|site| matches!(site, "same-origin" | "none"))
+}
+
+/// A JSON answer.
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_string(value) {
+        Ok(text) => (status, [(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(error) => {
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("no JSON: {error}"))
+                .into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_pages_and_no_pages_at_all_may_act() {
+        let ours = |lines: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, value.parse().unwrap());
+            }
+            is_ours(&headers)
+        };
+        let host = ("host", "localhost:8081");
+        for good in [
+            &[host][..],
+            &[],
+            &[host, ("origin", "http://localhost:8081")],
+            &[host, ("origin", "http://LOCALHOST:8081"), ("sec-fetch-site", "same-origin")],
+            &[host, ("sec-fetch-site", "none")],
+        ] {
+            assert!(ours(good), "{good:?}");
+        }
+        for bad in [
+            &[host, ("origin", "http://evil.example")][..],
+            &[host, ("origin", "http://localhost:3000")],
+            &[host, ("origin", "http://localhost")],
+            &[host, ("origin", "null")],
+            &[host, ("origin", "")],
+            &[("origin", "http://")],
+            &[host, ("origin", "file://localhost:8081")],
+            &[host, ("origin", "http://localhost:8081"), ("origin", "http://evil.example")],
+            &[host, ("sec-fetch-site", "cross-site")],
+            &[host, ("sec-fetch-site", "same-site")],
+        ] {
+            assert!(!ours(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_documented_request_is_understood() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut understood = 0;
+        for (path, item) in document["paths"].as_object().unwrap() {
+            let content = &item["post"]["requestBody"]["content"]["application/json"];
+            let Some(schema) = content["schema"]["$ref"].as_str() else { continue };
+            let example = content["example"].clone();
+            let result = match schema.rsplit('/').next().unwrap() {
+                "ReplayRequest" => serde_json::from_value::<replay::ReplayRequest>(example).map(drop),
+                "EditRequest" => serde_json::from_value::<letters::EditRequest>(example).map(drop),
+                "NoteRequest" => serde_json::from_value::<letters::NoteRequest>(example).map(drop),
+                other => panic!("{path}: nobody reads {other}"),
+            };
+            result.unwrap_or_else(|error| panic!("{path}: {error}"));
+            understood += 1;
+        }
+        assert_eq!(understood, 4);
+    }
+
+    #[test]
+    fn json_is_called_json() {
+        let called = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, value.parse().unwrap());
+            is_json(&headers)
+        };
+        assert!(called("application/json") && called("Application/JSON; charset=utf-8"));
+        for other in ["text/plain", "application/x-www-form-urlencoded", "", "text/plain; application/json"] {
+            assert!(!called(other), "{other}");
+        }
+        assert!(!is_json(&HeaderMap::new()));
+    }
+}

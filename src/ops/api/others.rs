@@ -1,0 +1,85 @@
+//! Owns the routes about the process as a whole, users and rejected requests.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Path, RawQuery, State},
+    response::Response,
+};
+use http::StatusCode;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Api, json, problem::Problem, request::Query};
+use crate::{
+    dead::rejections::{Explanation, SAMPLES, Sample, explain},
+    message::now,
+    ops::status::{self, StatusError},
+    store::{User, UserQuery},
+};
+
+#[derive(Serialize)]
+struct Users {
+    users: Vec<User>,
+    next: Option<Uuid>,
+}
+
+#[derive(Serialize)]
+struct Rejections {
+    rejections: Vec<Sample>,
+    explanations: Vec<Explanation>,
+}
+
+pub(super) async fn status(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
+    let queue = Arc::clone(&api.queue);
+    let read = api.ask(|store| async move {
+        match status::read(queue.as_ref(), &store).await {
+            Ok(status) => Ok(Ok(status)),
+            Err(StatusError::Store(error)) => Err(error),
+            Err(StatusError::Queue(error)) => Ok(Err(error)),
+        }
+    });
+    Ok(json(StatusCode::OK, &read.await??))
+}
+
+pub(super) async fn users(
+    State(api): State<Arc<Api>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let mut query = Query::parse(query.as_deref());
+    let limit = query.number("limit", 50, 1000)? as u32;
+    let deleted = query.flag("deleted")?;
+    let after = query.take("cursor").map(|cursor| {
+        Uuid::try_parse(&cursor).map_err(|_| Problem::bad_request(format!("{cursor:?} is no cursor")))
+    });
+    let wanted = UserQuery { limit, after: after.transpose()?, deleted, text: query.take("text") };
+    query.end()?;
+    let users = api.ask(|store| async move { store.users(&wanted).await }).await?;
+    let next = users.last().filter(|_| users.len() == limit as usize).map(|user| user.id);
+    Ok(json(StatusCode::OK, &Users { users, next }))
+}
+
+pub(super) async fn user(
+    State(api): State<Arc<Api>>,
+    Path(reference): Path<String>,
+) -> Result<Response, Problem> {
+    let found = api.ask(|store| async move { store.user(&reference).await }).await?;
+    let user = found.ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, "unknown_user", "no user is known by this id or address")
+            .hint("give our id, a Clerk id (also a former one) or an e-mail address")
+    })?;
+    Ok(json(StatusCode::OK, &user))
+}
+
+pub(super) async fn rejections(
+    State(api): State<Arc<Api>>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let mut query = Query::parse(query.as_deref());
+    let limit = query.number("limit", 50, 1000)? as u32;
+    query.end()?;
+    let samples = api.ask(|store| async move { store.rejections(limit.max(SAMPLES)).await }).await?;
+    let explanations = explain(&samples, now());
+    let rejections = samples.iter().take(limit as usize).map(Sample::from).collect();
+    Ok(json(StatusCode::OK, &Rejections { rejections, explanations }))
+}

@@ -1,0 +1,57 @@
+//! Owns the state of affairs at a glance: queues, users, dead letters, and what rejected requests say; for `status`, for
+//! the API and for the page.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::Serialize;
+
+use crate::{
+    dead::{
+        rejections::{Explanation, SAMPLES, explain},
+        uncancelled,
+    },
+    message::now,
+    queue::{Depth, Queue, QueueError},
+    store::{Store, StoreError, Totals, letters},
+};
+
+/// How things stand.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// How many messages wait, by queue.
+    pub queues: Vec<Depth>,
+    /// Rows, and the last event.
+    pub users: Totals,
+    /// Letters by status.
+    pub dead_letters: BTreeMap<letters::Status, u64>,
+    /// What the newest rejected requests say.
+    pub rejections: Vec<Explanation>,
+}
+
+/// Who does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// The queue.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Looks.
+///
+/// # Errors
+/// Queue or store do not answer.
+pub async fn read(queue: &dyn Queue, store: &Arc<dyn Store>) -> Result<Status, StatusError> {
+    let queues = queue.depths().await?;
+    let store = Arc::clone(store);
+    let (users, mut dead_letters, samples) = uncancelled(async move {
+        Ok((store.totals().await?, store.statuses().await?, store.rejections(SAMPLES).await?))
+    })
+    .await?;
+    for status in letters::Status::ALL {
+        dead_letters.entry(status).or_default();
+    }
+    Ok(Status { queues, users, dead_letters, rejections: explain(&samples, now()) })
+}

@@ -1,0 +1,47 @@
+//! Owns a transaction on the one connection that writes. Promises that the connection is fit for the next one, or
+//! closed.
+//!
+//! SQLite ends some transactions by itself, when the disk is full for one; sqlx's own `Transaction` would go on
+//! believing in it and refuse to begin another on that connection.
+
+use sqlx::{Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
+
+use crate::store::{StoreError, errors};
+
+/// Dropped before its end, it closes the connection, which rolls back.
+pub(super) struct Writing(Option<PoolConnection<Sqlite>>);
+
+impl Writing {
+    /// Waits for its turn in this process, then among processes.
+    pub(super) async fn begin(writer: &SqlitePool) -> Result<Self, StoreError> {
+        let mut writing = Self(Some(writer.acquire().await?));
+        sqlx::raw_sql("BEGIN IMMEDIATE").execute(writing.connection()?).await?;
+        Ok(writing)
+    }
+
+    pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
+        self.0.as_deref_mut().ok_or_else(|| errors::broken("the transaction has ended"))
+    }
+
+    /// Commits what went well and rolls the rest back.
+    pub(super) async fn end<T>(mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        let statement = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        // The boundary: inbox and users become durable together.
+        let ended = sqlx::raw_sql(statement).execute(self.connection()?).await;
+        match ended {
+            Ok(_) => {
+                drop(self.0.take());
+                result
+            }
+            Err(error) => result.and_then(|_| Err(error.into())),
+        }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(connection.detach());
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! The real binary as real processes, in a world of their own: a directory, a schema, a queue prefix.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use headcount::{
+    cli::post::Poster,
+    config::{Config, Secret},
+    queue::Queue,
+    store::{Store, User, UserQuery},
+};
+use tempfile::TempDir;
+
+use super::{PATIENCE, eventually, servers::url};
+
+/// Signs what tests send. Made for them; opens nothing.
+pub const SECRET: &str = "whsec_dGhlIHRlc3RzIG9mIGhlYWRjb3VudCBzaWduIHdpdGggdGhpcw==";
+
+/// Which backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backends {
+    Embedded,
+    RabbitSqlite,
+    EmbeddedPostgres,
+    RabbitPostgres,
+}
+
+impl Backends {
+    pub const ALL: [Self; 4] =
+        [Self::Embedded, Self::RabbitSqlite, Self::EmbeddedPostgres, Self::RabbitPostgres];
+
+    fn rabbit(self) -> bool {
+        matches!(self, Self::RabbitSqlite | Self::RabbitPostgres)
+    }
+
+    fn postgres(self) -> bool {
+        matches!(self, Self::EmbeddedPostgres | Self::RabbitPostgres)
+    }
+}
+
+/// A world: what its processes share, and nobody else.
+pub struct World {
+    pub directory: TempDir,
+    environment: Vec<(String, String)>,
+    schema: Option<(String, String)>,
+    prefix: Option<(String, String)>,
+}
+
+impl World {
+    /// On the servers of the test command.
+    pub fn new(backends: Backends) -> Self {
+        let amqp = backends.rabbit().then(|| url("TEST_AMQP_URL"));
+        let database = backends.postgres().then(|| url("TEST_DATABASE_URL"));
+        Self::on(amqp, database)
+    }
+
+    /// On servers of the test's own.
+    pub fn on(amqp: Option<String>, database: Option<String>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let name = format!("test_{}", uuid::Uuid::now_v7().simple());
+        let mut environment = vec![
+            ("HEADCOUNT_DATA_DIR".to_owned(), directory.path().join("data").to_str().unwrap().to_owned()),
+            ("HEADCOUNT_LISTEN".into(), "127.0.0.1:0".into()),
+            ("HEADCOUNT_OPS_LISTEN".into(), "127.0.0.1:0".into()),
+            ("HEADCOUNT_RETRY_DELAYS".into(), "100ms,300ms,1s".into()),
+            ("CLERK_WEBHOOK_SIGNING_SECRET".into(), SECRET.into()),
+        ];
+        if let Some(url) = &amqp {
+            environment.push(("AMQP_URL".into(), url.clone()));
+            environment.push(("HEADCOUNT_QUEUE_PREFIX".into(), name.clone()));
+        }
+        if let Some(url) = &database {
+            environment.push(("DATABASE_URL".into(), url.clone()));
+            environment.push(("HEADCOUNT_SCHEMA".into(), name.clone()));
+        }
+        Self {
+            directory,
+            environment,
+            schema: database.map(|url| (url, name.clone())),
+            prefix: amqp.map(|url| (url, name)),
+        }
+    }
+
+    /// Sets a variable for the processes to come.
+    pub fn set(&mut self, variable: &str, value: &str) {
+        self.environment.retain(|(name, _)| name != variable);
+        self.environment.push((variable.into(), value.into()));
+    }
+
+    /// Unsets it.
+    pub fn unset(&mut self, variable: &str) {
+        self.environment.retain(|(name, _)| name != variable);
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .args(arguments)
+            .current_dir(self.directory.path())
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Starts a server process; returns once it listens.
+    pub fn start(&self, arguments: &[&str]) -> Process {
+        Process::start(self.command(arguments))
+    }
+
+    fn config(&self) -> Config {
+        Config::from(self.environment.clone(), Some(Path::new("/dev/null"))).unwrap()
+    }
+
+    /// A look at the store, past the processes.
+    pub async fn store(&self) -> Arc<dyn Store> {
+        headcount::store::open(&self.config().store()).await.unwrap()
+    }
+
+    /// A look at the queue.
+    pub async fn queue(&self) -> Arc<dyn Queue> {
+        headcount::queue::open(&self.config().queue()).await.unwrap()
+    }
+
+    /// Every user.
+    pub async fn users(&self) -> Vec<User> {
+        let store = self.store().await;
+        let mut users: Vec<User> = Vec::new();
+        loop {
+            let after = users.last().map(|user| user.id);
+            let query = UserQuery { limit: 1000, after, deleted: true, text: None };
+            let page = store.users(&query).await.unwrap();
+            if page.is_empty() {
+                store.close().await;
+                return users;
+            }
+            users.extend(page);
+        }
+    }
+
+    /// Waits until nothing is on its way: each queue but the dead one is empty.
+    pub async fn until_drained(&self) {
+        let queue = self.queue().await;
+        eventually("the queues are empty", async || {
+            let depths = queue.depths().await.unwrap_or_default();
+            !depths.is_empty()
+                && depths.iter().filter(|depth| depth.queue != "dead").all(|depth| depth.messages == 0)
+        })
+        .await;
+        queue.close().await;
+    }
+
+    /// Removes what it left on shared servers.
+    pub async fn clean_up(self) {
+        if let Some((url, schema)) = &self.schema {
+            let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(url).await.unwrap();
+            let drop = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
+            sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&mut connection).await.unwrap();
+        }
+        if let Some((url, prefix)) = &self.prefix {
+            let connection =
+                lapin::Connection::connect(url, lapin::ConnectionProperties::default()).await.unwrap();
+            let channel = connection.create_channel().await.unwrap();
+            let ladder = self.config().retry_delays;
+            for queue in headcount::queue::topology::Topology::new(prefix, &ladder).queues {
+                channel.queue_delete(queue.name.into(), Default::default()).await.unwrap();
+            }
+            for exchange in headcount::queue::topology::Topology::new(prefix, &ladder).exchanges {
+                channel.exchange_delete(exchange.name.into(), Default::default()).await.unwrap();
+            }
+        }
+    }
+}
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_headcount"))
+}
+
+/// A running `up`, `ingress` or `worker`.
+pub struct Process {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    /// Where it takes webhooks.
+    pub webhooks: Option<String>,
+    /// Where operators look.
+    pub operators: String,
+}
+
+impl Process {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (told, telling) = std::sync::mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let lines = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let _ = told.send(line.clone());
+                lines.lock().unwrap().push(line);
+            }
+        });
+        let mut process = Self { child, log, webhooks: None, operators: String::new() };
+        let started = Instant::now();
+        while process.operators.is_empty() {
+            let line = telling.recv_timeout(PATIENCE.saturating_sub(started.elapsed()));
+            let Ok(line) = line else { panic!("it did not start:\n{}", process.log()) };
+            let after = |mark: &str| line.split_once(mark).map(|(_, url)| url.trim().to_owned());
+            if let Some(url) = after("webhooks: ") {
+                process.webhooks = Some(url);
+            } else if let Some(url) = after("operators: ") {
+                process.operators = url;
+            }
+        }
+        process
+    }
+
+    /// Who posts to it, well signed.
+    pub fn poster(&self) -> Poster {
+        Poster::new(self.webhooks.as_deref().expect("an ingress"), &Secret::new(SECRET)).unwrap()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `SIGKILL`: nothing of it runs on.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// `SIGTERM`.
+    pub fn terminate(&self) {
+        let status = Command::new("kill").args(["-TERM", &self.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < limit, "still running after {limit:?}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// `SIGTERM`, and its end: in time, with exit code 0.
+    pub fn stop(mut self) {
+        self.terminate();
+        let status = self.wait(Duration::from_secs(30));
+        assert_eq!(status.code(), Some(0), "{}", self.log());
+    }
+
+    /// Peak resident memory in MiB, as the kernel tells.
+    pub fn peak_memory(&self) -> u64 {
+        let mut status = String::new();
+        let path = format!("/proc/{}/status", self.id());
+        std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut status)).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Posts until it is answered 2xx, as Svix does: `poster` may change when the ingress was started anew.
+pub async fn post_stubbornly(poster: impl Fn() -> Poster, id: &str, body: Bytes) {
+    eventually(&format!("{id} is accepted"), async || {
+        poster().post(id, body.clone()).await.is_ok_and(|status| status.is_success())
+    })
+    .await;
+}

@@ -1,0 +1,175 @@
+//! Whole worlds against real SQLite and real PostgreSQL, with four workers at once: *Mirror* and *Safety* hold there as
+//! they do against the pure fold. `SOAK=1` runs many more.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+
+#[path = "support/stores.rs"]
+#[allow(dead_code, reason = "this binary uses a part of it")]
+mod stores;
+#[path = "worlds/mod.rs"]
+mod worlds;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use headcount::{
+    roster::{OnDelete, Outcome, Policy, Relink},
+    store::{Class, Incoming, Store},
+};
+use stores::Home;
+use worlds::{
+    check::may_pass,
+    generate::{Dice, POLICIES, any_world},
+    history::Fact,
+    reference,
+};
+
+/// Workers that take batches at the same time, each over a store of its own, as processes would.
+const WORKERS: usize = 4;
+/// Tries that a webhook waits.
+const PATIENCE: u32 = 3;
+
+fn count() -> u64 {
+    if std::env::var_os("SOAK").is_some_and(|value| value == "1") { 300 } else { 20 }
+}
+
+/// What is on its way: each webhook with how often it has waited.
+type Line = Arc<Mutex<Vec<(Fact, u32)>>>;
+
+async fn work(store: Arc<dyn Store>, line: Line, mut dice: Dice) {
+    loop {
+        let batch: Vec<(Fact, u32)> = {
+            let mut line = line.lock().unwrap();
+            let taken = (1 + dice.below(4)).min(line.len());
+            (0..taken)
+                .map(|_| {
+                    let at = dice.below(line.len());
+                    line.swap_remove(at)
+                })
+                .collect()
+        };
+        if batch.is_empty() {
+            return;
+        }
+        let incoming: Arc<[Incoming]> = batch
+            .iter()
+            .map(|(fact, waits)| Incoming {
+                event: fact.event(*waits >= PATIENCE),
+                event_type: "user.updated".into(),
+                received_at: 0,
+            })
+            .collect();
+        let outcomes = loop {
+            match store.apply(incoming.clone()).await {
+                Ok(outcomes) => break outcomes,
+                Err(error) => assert_eq!(error.class, Class::Transient, "{error}"),
+            }
+        };
+        let waiting = batch.into_iter().zip(outcomes).filter(|(_, outcome)| *outcome == Outcome::Waiting);
+        line.lock().unwrap().extend(waiting.map(|((fact, waits), _)| (fact, waits + 1)));
+    }
+}
+
+async fn run_world(home: Arc<Home>, seed: u64, policy: Policy) {
+    let world = any_world(seed);
+    let facts = world.facts();
+    let mut dice = Dice::new(seed);
+    // Each webhook once or twice, a few of them never.
+    let mut line: Vec<(Fact, u32)> = Vec::new();
+    let mut delivered: Vec<&Fact> = Vec::new();
+    for fact in &facts {
+        if dice.one_in(15) {
+            continue;
+        }
+        delivered.push(fact);
+        let copies = if dice.one_in(4) { 2 } else { 1 };
+        line.extend((0..copies).map(|_| (fact.clone(), 0)));
+    }
+    dice.shuffle(&mut line);
+    let line = Arc::new(Mutex::new(line));
+    let first = home.store_with(policy).await;
+    let mut workers = Vec::new();
+    for worker in 0..WORKERS {
+        let store = if worker == 0 { first.clone() } else { home.store_with(policy).await };
+        workers.push(tokio::spawn(work(store, line.clone(), Dice::new(seed * 31 + worker as u64))));
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+
+    let rows = stores::rows(&first).await;
+    let found: BTreeMap<String, _> = rows
+        .iter()
+        .filter(|row| row.deleted_at.is_none())
+        .map(|row| {
+            let mirror = (
+                row.email.clone(),
+                row.clerk_email.clone(),
+                row.email_verified,
+                row.version,
+                row.first_name.clone(),
+                row.phone.clone(),
+            );
+            (row.clerk_id.clone(), mirror)
+        })
+        .collect();
+    let expected: BTreeMap<String, _> = reference::mirror(&delivered)
+        .into_iter()
+        .map(|(id, mirror)| {
+            let profile = mirror.profile;
+            (
+                id,
+                (
+                    mirror.email,
+                    mirror.clerk_email,
+                    mirror.email_verified,
+                    mirror.version.0,
+                    profile.first_name,
+                    profile.phone,
+                ),
+            )
+        })
+        .collect();
+    assert_eq!(found, expected, "seed {seed}, {policy:?}\n{world}");
+
+    if policy.relink != Relink::Match {
+        for row in &rows {
+            let history = first.user(&row.clerk_id).await.unwrap().unwrap();
+            let mut holders: Vec<&str> =
+                history.former.iter().map(|former| former.clerk_id.as_str()).collect();
+            holders.push(&row.clerk_id);
+            for pair in holders.windows(2) {
+                assert!(
+                    may_pass(&delivered, pair[0], pair[1]),
+                    "seed {seed}: a row passed from {} to {}\n{world}",
+                    pair[0],
+                    pair[1]
+                );
+            }
+        }
+    }
+}
+
+fn policy(seed: u64) -> Policy {
+    // Half of them the default, the others in turn.
+    if seed.is_multiple_of(2) {
+        Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep }
+    } else {
+        POLICIES[(seed / 2) as usize % POLICIES.len()]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn worlds_converge_on_sqlite_with_four_workers_at_once() {
+    for seed in 0..count() {
+        Home::sqlite().await.run(move |home| run_world(home, seed, policy(seed))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn worlds_converge_on_postgresql_with_four_workers_at_once() {
+    for seed in 0..count() {
+        Home::postgres().await.run(move |home| run_world(home, seed, policy(seed))).await;
+    }
+}
