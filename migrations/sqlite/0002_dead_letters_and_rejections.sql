@@ -26,8 +26,12 @@ CREATE TABLE dead_letters (
     -- Nothing personal is left.
     erased INTEGER NOT NULL DEFAULT 0,
     -- Detail and message id in lower case, for searching.
-    search TEXT NOT NULL,
-    -- The wide ones last: what stands behind them is slow to reach.
+    search TEXT NOT NULL
+);
+
+-- What each letter holds. Apart, so that listings and counts read narrow rows, and changes of status copy no bodies.
+CREATE TABLE dead_letter_contents (
+    letter_id TEXT PRIMARY KEY NOT NULL REFERENCES dead_letters (id) ON DELETE CASCADE,
     headers TEXT NOT NULL,
     body BLOB NOT NULL
 );

@@ -96,7 +96,8 @@ impl Letters for SqliteStore {
         }
         let row = sqlx::query(
             "SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, \
-             status, grp, headers, body FROM dead_letters WHERE id = ?1 OR message_id = ?2 \
+             status, grp, headers, body FROM dead_letters JOIN dead_letter_contents ON letter_id = id \
+             WHERE id = ?1 OR message_id = ?2 \
              ORDER BY coalesce(id = ?1, false) DESC LIMIT 1",
         )
         .bind(Uuid::parse_str(reference).ok().map(|id| id.to_string()))

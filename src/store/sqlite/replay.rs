@@ -80,7 +80,8 @@ async fn pick(
     Ok(query.build_query_scalar().fetch_all(tx).await?)
 }
 
-const CLAIMED: &str = "SELECT id, message_id, round, event_type, first_seen, body FROM dead_letters";
+const CLAIMED: &str = "SELECT id, message_id, round, event_type, first_seen, body \
+                       FROM dead_letters JOIN dead_letter_contents ON letter_id = id";
 
 pub(super) async fn claim(
     tx: &mut SqliteConnection,
@@ -103,11 +104,14 @@ pub(super) async fn edit(
     body: &[u8],
     by: &Actor,
 ) -> Result<Option<Claimed>, StoreError> {
-    let edited = sqlx::query("UPDATE dead_letters SET body = ?2 WHERE id = ?1 AND status = 'open'")
-        .bind(id.to_string())
-        .bind(body)
-        .execute(&mut *tx)
-        .await?;
+    let edited = sqlx::query(
+        "UPDATE dead_letter_contents SET body = ?2 \
+         WHERE letter_id = (SELECT id FROM dead_letters WHERE id = ?1 AND status = 'open')",
+    )
+    .bind(id.to_string())
+    .bind(body)
+    .execute(&mut *tx)
+    .await?;
     if edited.rows_affected() == 0 {
         return Ok(None);
     }
