@@ -268,7 +268,8 @@ async fn every_route_answers_as_documented() {
     assert_eq!(rejections["rejections"][0]["address"], "192.0.2.1:4711");
 
     let groups = server.get("/dead/groups", "/dead/groups").await.json();
-    let sizes: Vec<&Value> = groups["groups"].as_array().unwrap().iter().map(|group| &group["letters"]).collect();
+    let sizes: Vec<&Value> =
+        groups["groups"].as_array().unwrap().iter().map(|group| &group["letters"]).collect();
     assert_eq!(sizes, [3, 3]);
     let count = server.get("/dead/count?reason=rejected", "/dead/count").await.json();
     assert_eq!(count["letters"], 3);
