@@ -114,6 +114,11 @@ impl World {
         self.command(arguments).output().unwrap()
     }
 
+    /// Starts a command that ends by itself; what it says can be read.
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
     /// Starts a server process; returns once it listens.
     pub fn start(&self, arguments: &[&str]) -> Process {
         Process::start(self.command(arguments))

@@ -99,6 +99,12 @@ impl Client {
         self.response().await
     }
 
+    /// Everything until the server closes: the body of an answer that tells no length.
+    pub async fn rest(&mut self) -> String {
+        while self.read().await {}
+        String::from_utf8(std::mem::take(&mut self.unread)).expect("text")
+    }
+
     /// Waits until the server has closed the connection; nothing else may come.
     pub async fn closed(&mut self) {
         assert!(!self.read().await, "something came: {:?}", String::from_utf8_lossy(&self.unread));

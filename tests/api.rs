@@ -1,0 +1,482 @@
+//! `/api/v1` over real TCP, on a real store and the embedded queue: what it answers is what `openapi.json` says.
+#![allow(dead_code, unreachable_pub)]
+
+#[path = "support/stores.rs"]
+mod stores;
+mod support;
+#[path = "support/wire.rs"]
+mod wire;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use headcount::{
+    config::Secret,
+    dead::{operations::Operations, replay::Replayer},
+    message::{Rejected, now},
+    ops::{self, Ops, api},
+    queue::{Queue, QueueConfig},
+    store::{
+        Store,
+        letters::{Captured, Letters},
+    },
+};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use serde_json::{Value, json};
+use stores::{Home, created};
+use support::eventually;
+use tokio::{net::TcpListener, sync::watch};
+use wire::{Client, Response};
+
+fn document() -> Value {
+    serde_json::from_str(api::OPENAPI).unwrap()
+}
+
+#[test]
+fn the_document_and_the_routes_are_the_same() {
+    let document = document();
+    let mut documented = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in item.as_object().unwrap().keys() {
+            documented.insert((method.to_uppercase(), path.clone()));
+        }
+    }
+    assert_eq!(documented, api::routes().into_iter().collect());
+}
+
+#[test]
+fn every_example_is_what_its_schema_says() {
+    let document = document();
+    let mut examples = 0;
+    fn walk(value: &Value, document: &Value, examples: &mut usize) {
+        match value {
+            Value::Object(map) => {
+                if let (Some(schema), Some(example)) = (map.get("schema"), map.get("example")) {
+                    check(document, schema, example, "example");
+                    *examples += 1;
+                }
+                map.values().for_each(|value| walk(value, document, examples));
+            }
+            Value::Array(all) => all.iter().for_each(|value| walk(value, document, examples)),
+            _ => {}
+        }
+    }
+    walk(&document, &document, &mut examples);
+    assert!(examples >= 25, "{examples}");
+}
+
+/// Holds a value to the part of JSON Schema that the document uses.
+fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let place = name.strip_prefix('#').unwrap();
+        let schema = document.pointer(place).unwrap_or_else(|| panic!("{name} is nowhere"));
+        return check(document, schema, value, at);
+    }
+    if let Some(any) = schema["anyOf"].as_array() {
+        let null = any.iter().any(|schema| schema["type"] == "null");
+        if !(null && value.is_null()) {
+            check(document, &any[0], value, at);
+        }
+        return;
+    }
+    let types: Vec<&str> = match &schema["type"] {
+        Value::String(one) => vec![one],
+        Value::Array(all) => all.iter().map(|one| one.as_str().unwrap()).collect(),
+        _ => return,
+    };
+    let is = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_i64() || number.is_u64() => "integer",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    assert!(
+        types.contains(&is) || (is == "integer" && types.contains(&"number")),
+        "{at} is {is}, not {types:?}: {value}"
+    );
+    if let Some(choices) = schema["enum"].as_array() {
+        assert!(choices.contains(value), "{at} is {value}, none of {choices:?}");
+    }
+    if let Some(all) = value.as_array() {
+        all.iter().for_each(|value| check(document, &schema["items"], value, &format!("{at}[]")));
+    }
+    let Some(map) = value.as_object() else { return };
+    for name in schema["required"].as_array().into_iter().flatten() {
+        assert!(map.contains_key(name.as_str().unwrap()), "{at} lacks {name}");
+    }
+    for (name, value) in map {
+        let at = format!("{at}.{name}");
+        match (&schema["properties"][name], &schema["additionalProperties"]) {
+            (Value::Null, Value::Bool(false)) => panic!("{at} is not documented"),
+            (Value::Null, Value::Null) => {}
+            (Value::Null, other) => check(document, other, value, &at),
+            (schema, _) => check(document, schema, value, &at),
+        }
+    }
+}
+
+struct Server {
+    address: SocketAddr,
+    store: Arc<dyn Store>,
+    queue: Arc<dyn Queue>,
+    operations: Arc<Operations>,
+    stop: watch::Sender<bool>,
+    document: Value,
+    /// Method, path and status of what was answered.
+    seen: Mutex<BTreeSet<(String, String, u16)>>,
+    token: Option<&'static str>,
+    _directory: tempfile::TempDir,
+}
+
+impl Server {
+    async fn start(store: Arc<dyn Store>, token: Option<&'static str>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let config = QueueConfig::Embedded {
+            directory: directory.path().to_owned(),
+            ladder: headcount::queue::Ladder::default(),
+        };
+        let queue = headcount::queue::open(&config).await.unwrap();
+        let letters = Arc::clone(&store) as Arc<dyn Letters>;
+        let operations = Arc::new(Operations::new(Replayer::new(letters, queue.clone())));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let ops = Ops {
+            queue: queue.clone(),
+            store: Some(store.clone()),
+            operations: Some(operations.clone()),
+            worker: None,
+            metrics: PrometheusBuilder::new().build_recorder().handle(),
+            token: token.map(Secret::new),
+            bounds: Ops::bounds(),
+        };
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(ops::serve(listener, ops, stopped));
+        let document = document();
+        let seen = Mutex::default();
+        Self { address, store, queue, operations, stop, document, seen, token, _directory: directory }
+    }
+
+    /// Asks, and holds the answer to the document.
+    async fn ask(&self, method: &str, path: &str, template: &str, headers: &str, body: &str) -> Response {
+        let token = self.token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+        let request = format!(
+            "{method} /api/v1{path} HTTP/1.1\r\nHost: {}\r\n{token}{headers}Content-Length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        );
+        let response = Client::connect(self.address).await.ask(request).await;
+        let operation = &self.document["paths"][format!("/api/v1{template}")][method.to_lowercase()];
+        let answers = &operation["responses"];
+        let status = response.status.to_string();
+        let mut answer = &answers[&status];
+        if answer.is_null() {
+            answer = &answers["default"];
+        }
+        if let Some(name) = answer["$ref"].as_str() {
+            answer = self.document.pointer(&name[1..]).unwrap();
+        }
+        let kind = response.header("content-type").unwrap_or_default();
+        let schema = &answer["content"][kind]["schema"];
+        assert!(!schema.is_null(), "{method} {path}: {kind} is not documented for {status}: {response:?}");
+        check(&self.document, schema, &response.json(), &format!("{method} {path}"));
+        self.seen.lock().unwrap().insert((method.into(), template.into(), response.status));
+        response
+    }
+
+    async fn get(&self, path: &str, template: &str) -> Response {
+        self.ask("GET", path, template, "", "").await
+    }
+
+    async fn post(&self, path: &str, template: &str, body: &Value) -> Response {
+        let headers = "Content-Type: application/json\r\n";
+        self.ask("POST", path, template, headers, &body.to_string()).await
+    }
+
+    async fn published(&self) -> u64 {
+        let depths = self.queue.depths().await.unwrap();
+        depths.iter().filter(|depth| depth.queue == "events").map(|depth| depth.messages).sum()
+    }
+}
+
+fn captured(n: i64, body: impl Into<Bytes>) -> Captured {
+    Captured {
+        message_id: format!("msg_{n}"),
+        round: 0,
+        event_type: "user.created".into(),
+        clerk_id: Some(format!("user_{n}")),
+        reason: if n % 2 == 0 { "rejected" } else { "invalid_payload" }.into(),
+        detail: "data.id: missing".into(),
+        attempts: 0,
+        first_seen: 1_760_000_000_000 + n,
+        died_at: now() - 10_000 + n,
+        group: "data.id: missing".into(),
+        headers: BTreeMap::from([("x-attempt".into(), "0".into())]),
+        body: body.into(),
+    }
+}
+
+async fn seeded(letters: i64) -> (Arc<Home>, Arc<dyn Store>) {
+    let home = Arc::new(Home::sqlite().await);
+    let store = home.store().await;
+    let captured: Vec<Captured> = (0..letters)
+        .map(|n| captured(n, format!(r#"{{"type":"user.created","data":{{"n":{n}}}}}"#)))
+        .collect();
+    store.capture(&captured).await.unwrap();
+    (home, store)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_answers_as_documented() {
+    let (_home, store) = seeded(5).await;
+    let binary = Captured { message_id: "msg_binary".into(), ..captured(7, Bytes::from_static(b"\xff\x00")) };
+    store.capture(&[binary]).await.unwrap();
+    stores::apply(&store, [created("user_1", 1_760_000_000_000).verified("ada@example.com").event()])
+        .await
+        .unwrap();
+    let sample = Rejected {
+        at: now(),
+        address: "192.0.2.1:4711".into(),
+        reason: "no_matching_signature".into(),
+        headers: vec!["svix-id".into()],
+    };
+    store.record_rejections(&[sample]).await.unwrap();
+    let server = Server::start(store.clone(), None).await;
+
+    assert_eq!(server.get("/openapi.json", "/openapi.json").await.json(), server.document);
+    let status = server.get("/status", "/status").await.json();
+    assert_eq!(status["dead_letters"], json!({"open": 6, "replayed": 0, "applied": 0, "discarded": 0}));
+    assert!(status["rejections"][0]["meaning"].as_str().unwrap().contains("secret"));
+
+    let users = server.get("/users?text=ada&limit=1", "/users").await.json();
+    let id = users["users"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(users["next"], json!(id));
+    assert_eq!(server.get(&format!("/users?cursor={id}"), "/users").await.json()["users"], json!([]));
+    for reference in [id.as_str(), "user_1", "ada@example.com", "ada%40example.com"] {
+        let user = server.get(&format!("/users/{reference}"), "/users/{ref}").await.json();
+        assert_eq!(user["user"]["clerk_id"], "user_1");
+        assert_eq!(user["events"].as_array().unwrap().len(), 1);
+    }
+    assert_eq!(server.get("/users/nobody", "/users/{ref}").await.status, 404);
+    let rejections = server.get("/rejections?limit=5", "/rejections").await.json();
+    assert_eq!(rejections["rejections"][0]["address"], "192.0.2.1:4711");
+
+    let groups = server.get("/dead/groups", "/dead/groups").await.json();
+    let sizes: Vec<&Value> =
+        groups["groups"].as_array().unwrap().iter().map(|group| &group["letters"]).collect();
+    assert_eq!(sizes, [3, 3]);
+    let count = server.get("/dead/count?reason=rejected", "/dead/count").await.json();
+    assert_eq!(count["letters"], 3);
+    let (mut listed, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = server.get(&format!("/dead?limit=4{cursor}"), "/dead").await.json();
+        for letter in page["letters"].as_array().unwrap() {
+            listed.push(letter["message_id"].as_str().unwrap().to_owned());
+        }
+        let Some(next) = page["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(listed, ["msg_binary", "msg_4", "msg_3", "msg_2", "msg_1", "msg_0"]);
+    let some = server.get("/dead?id=msg_1&id=msg_4&since=1h&type=user.created", "/dead").await.json();
+    assert_eq!(some["letters"].as_array().unwrap().len(), 2);
+    let letter = server.get("/dead/msg_binary", "/dead/{id}").await.json();
+    assert_eq!((&letter["body"], &letter["encoding"]), (&json!("/wA="), &json!("base64")));
+
+    // HTTP/1.0, so that the end of the connection is the end of the answer.
+    let mut client = Client::connect(server.address).await;
+    client
+        .send(format!("GET /api/v1/dead/export?limit=5 HTTP/1.0\r\nHost: {}\r\n\r\n", server.address))
+        .await;
+    let response = client.response().await;
+    assert_eq!((response.status, response.header("content-type")), (200, Some("application/x-ndjson")));
+    let lines = client.rest().await;
+    assert_eq!(lines.lines().count(), 5);
+    for line in lines.lines() {
+        let schema = json!({"$ref": "#/components/schemas/Whole"});
+        check(&server.document, &schema, &serde_json::from_str(line).unwrap(), "a line");
+    }
+    server.seen.lock().unwrap().insert(("GET".into(), "/dead/export".into(), 200));
+
+    let discard = "/dead/{id}/discard";
+    assert_eq!(server.post("/dead/msg_1/discard", discard, &json!({"note": " "})).await.status, 400);
+    assert_eq!(server.post("/dead/msg_x/discard", discard, &json!({"note": "a"})).await.status, 404);
+    let letter = server.post("/dead/msg_1/discard", discard, &json!({"note": "why"})).await.json();
+    assert_eq!(letter["status"], "discarded");
+    let last = letter["history"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!((&last["by"], &last["note"]), (&json!("api"), &json!("why")));
+    assert_eq!(server.post("/dead/msg_1/discard", discard, &json!({"note": "a"})).await.status, 409);
+    let restore = "/dead/{id}/restore";
+    assert_eq!(server.post("/dead/msg_1/restore", restore, &json!({})).await.json()["status"], "open");
+    assert_eq!(server.post("/dead/msg_1/restore", restore, &json!({})).await.status, 409);
+
+    let edit = "/dead/{id}/edit";
+    let bad = json!({"body": r#"{"type":"user.created","data":{}}"#});
+    let refused = server.post("/dead/msg_1/edit", edit, &bad).await;
+    assert_eq!((refused.status, &refused.json()["code"]), (422, &json!("refused")));
+    let mut good = json!({"body": r#"{"type":"user.deleted","timestamp":1760000000000,"data":{"id":"user_1"}}"#, "dry_run": true});
+    let looked = server.post("/dead/msg_1/edit", edit, &good).await.json();
+    assert_eq!(looked["round"], json!(null));
+    assert_eq!(server.published().await, 0);
+    good["dry_run"] = json!(false);
+    assert_eq!(server.post("/dead/msg_1/edit", edit, &good).await.json()["round"], 1);
+    assert_eq!(server.published().await, 1);
+    assert_eq!(server.post("/dead/msg_1/edit", edit, &good).await.status, 409);
+
+    let replay = "/dead/replay";
+    let mut order = json!({"filter": {"reason": "rejected"}, "dry_run": true});
+    assert_eq!(server.post(replay, replay, &order).await.json()["letters"], 3);
+    order["dry_run"] = json!(false);
+    let started = server.post(replay, replay, &order).await;
+    assert_eq!(started.status, 202, "{started:?}");
+    let operation = started.header("location").unwrap().strip_prefix("/api/v1").unwrap().to_owned();
+    let template = "/dead/operations/{id}";
+    eventually("the replay ends", async || {
+        server.get(&operation, template).await.json()["state"] == "complete"
+    })
+    .await;
+    let ended = server.get(&operation, template).await.json();
+    assert_eq!((&ended["claimed"], &ended["published"]), (&json!(3), &json!(3)));
+    assert_eq!(server.published().await, 4);
+    let all = server.get("/dead/operations", "/dead/operations").await.json();
+    assert_eq!(all["operations"].as_array().unwrap().len(), 1);
+    let stop = server.post(&format!("{operation}/stop"), "/dead/operations/{id}/stop", &json!({})).await;
+    assert_eq!(stop.json()["state"], "complete");
+    assert_eq!(server.get("/dead/operations/x", template).await.status, 404);
+
+    let seen = server.seen.lock().unwrap().clone();
+    for (method, path) in api::routes() {
+        let path = path.strip_prefix("/api/v1").unwrap();
+        let documented = &server.document["paths"][format!("/api/v1{path}")][method.to_lowercase()];
+        for status in documented["responses"].as_object().unwrap().keys().filter(|code| code.starts_with('2'))
+        {
+            let answer = (method.clone(), path.to_owned(), status.parse().unwrap());
+            assert!(seen.contains(&answer), "{answer:?} was not seen");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_meant_is_an_error_that_says_so() {
+    let (_home, store) = seeded(2).await;
+    let server = Server::start(store, None).await;
+    for (path, template) in [
+        ("/dead?reson=rejected", "/dead"),
+        ("/dead?reason=rejected&reason=x", "/dead"),
+        ("/dead?status=dead", "/dead"),
+        ("/dead?since=yesterday", "/dead"),
+        ("/dead?cursor=x", "/dead"),
+        ("/dead?limit=0", "/dead"),
+        ("/dead?limit=1001", "/dead"),
+        ("/dead/count?limit=1", "/dead/count"),
+        ("/users?deleted=maybe", "/users"),
+    ] {
+        let response = server.get(path, template).await;
+        assert_eq!((response.status, &response.json()["code"]), (400, &json!("bad_request")), "{path}");
+    }
+    let replay = "/dead/replay";
+    for order in [
+        json!({}),
+        json!({"filter": {}}),
+        json!({"filter": {"all": true, "reason": "x"}}),
+        json!({"filter": {"reson": "rejected"}}),
+        json!({"filter": {"all": true}, "limit": 0}),
+        json!({"filter": {"all": true}, "rate": 0}),
+        json!({"filter": {"all": true, "status": "applied"}}),
+        json!([]),
+    ] {
+        assert_eq!(server.post(replay, replay, &order).await.status, 400, "{order}");
+    }
+    let unknown = server.post(replay, replay, &json!({"filter": {"ids": ["msg_x"]}})).await;
+    assert_eq!((unknown.status, &unknown.json()["code"]), (404, &json!("unknown_letter")));
+    assert!(unknown.json()["hint"].as_str().is_some());
+    for (method, path, status) in
+        [("GET", "/nothing", 404), ("GET", "/dead/replay/x", 404), ("PUT", "/dead", 405)]
+    {
+        let request = format!("{method} /api/v1{path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let response = Client::connect(server.address).await.ask(request).await;
+        assert_eq!(response.status, status, "{path}");
+        assert_eq!(response.header("content-type"), Some("application/problem+json"), "{path}");
+    }
+    assert_eq!(server.published().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_web_page_cannot_act() {
+    let (_home, store) = seeded(2).await;
+    let server = Server::start(store, None).await;
+    let (path, body) = ("/dead/replay", r#"{"filter":{"all":true}}"#);
+    let json = "Content-Type: application/json\r\n";
+    for (headers, status) in [
+        ("Content-Type: text/plain\r\n".to_owned(), 415),
+        (String::new(), 415),
+        ("Content-Type: application/x-www-form-urlencoded\r\n".into(), 415),
+        (format!("{json}Origin: http://evil.example\r\n"), 403),
+        (format!("{json}Origin: null\r\n"), 403),
+        (format!("{json}Sec-Fetch-Site: cross-site\r\n"), 403),
+    ] {
+        assert_eq!(server.ask("POST", path, path, &headers, body).await.status, status, "{headers}");
+    }
+    assert_eq!(server.published().await, 0);
+    let own = format!("{json}Origin: http://{}\r\n", server.address);
+    assert_eq!(server.ask("POST", path, path, &own, body).await.status, 202);
+    eventually("both are published", async || server.published().await == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_token_nothing_is_told_or_done_without_it() {
+    let (_home, store) = seeded(1).await;
+    let mut server = Server::start(store, Some("hunter2")).await;
+    let note = json!({"note": "why"});
+    let discarded = server.post("/dead/msg_0/discard", "/dead/{id}/discard", &note).await.json();
+    assert_eq!(discarded["history"].as_array().unwrap().last().unwrap()["by"], "token");
+    server.token = None;
+    for (method, path) in [("GET", "/dead"), ("GET", "/status"), ("POST", "/dead/replay")] {
+        let response = server.ask(method, path, path, "Content-Type: application/json\r\n", "{}").await;
+        assert_eq!((response.status, &response.json()["code"]), (401, &json!("unauthorized")), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stops_ends_no_replay_half_way() {
+    let (_home, store) = seeded(60).await;
+    let server = Server::start(store.clone(), None).await;
+    let order = json!({"filter": {"all": true}, "rate": 20});
+    let started = server.post("/dead/replay", "/dead/replay", &order).await;
+    let operation = started.header("location").unwrap().strip_prefix("/api/v1").unwrap().to_owned();
+    eventually("some are published", async || server.published().await > 0).await;
+    server.operations.finish().await;
+    let all = headcount::store::letters::Filter::default();
+    assert!(store.unstamped(&all, now() + 60_000, 100).await.unwrap().is_empty());
+    let id = operation.rsplit('/').next().unwrap().parse().unwrap();
+    assert!(server.operations.get(id).is_none(), "a stopped process remembers nothing");
+    let open = store.statuses().await.unwrap()[&headcount::store::letters::Status::Open];
+    assert_eq!(open + server.published().await, 60);
+    assert!(open > 0);
+    assert_eq!(server.post("/dead/replay", "/dead/replay", &order).await.status, 429);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_without_a_database_says_so() {
+    let (_home, store) = seeded(0).await;
+    let mut server = Server::start(store, None).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    server.address = listener.local_addr().unwrap();
+    let ops = Ops {
+        queue: server.queue.clone(),
+        store: None,
+        operations: None,
+        worker: None,
+        metrics: PrometheusBuilder::new().build_recorder().handle(),
+        token: None,
+        bounds: Ops::bounds(),
+    };
+    tokio::spawn(ops::serve(listener, ops, server.stop.subscribe()));
+    let response = server.get("/dead", "/dead").await;
+    assert_eq!((response.status, &response.json()["code"]), (404, &json!("no_database")));
+}
