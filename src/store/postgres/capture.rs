@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{PostgresStore, settle};
+use super::{PostgresStore, apply::BEGIN, settle};
 use crate::{
     roster::OnDelete,
     store::{
@@ -14,7 +14,7 @@ use crate::{
 
 /// Captures. The letters are one per message id, in the order of message ids.
 pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<(), StoreError> {
-    let mut tx = store.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    let mut tx = store.pool.begin_with(BEGIN).await?;
     let messages: Vec<&str> = letters.iter().map(|letter| letter.message_id.as_str()).collect();
     let applied = hold(&mut tx, &messages).await?;
     insert(&mut tx, letters).await?;
@@ -95,7 +95,7 @@ async fn insert(tx: &mut PgConnection, letters: &[Plain<'_>]) -> Result<(), Stor
 /// here: their users' rows are locked first. A crash before this leaves the delivery unacked, and it comes again.
 async fn forget(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<(), StoreError> {
     let users: Vec<&str> = letters.iter().filter_map(|letter| letter.clerk_id.as_deref()).collect();
-    let mut tx = store.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    let mut tx = store.pool.begin_with(BEGIN).await?;
     let _: Vec<Uuid> =
         sqlx::query_scalar("SELECT id FROM users WHERE clerk_id = ANY($1) ORDER BY id FOR KEY SHARE")
             .bind(&users)

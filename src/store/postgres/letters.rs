@@ -28,6 +28,7 @@ use crate::{
     },
 };
 
+// Questions that are put together are never kept prepared: each is planned for its own values.
 impl Dialect for Postgres {
     fn and(query: &mut QueryBuilder<Self>, condition: &Condition<'_>) {
         match condition {
@@ -71,13 +72,18 @@ impl Letters for PostgresStore {
 
     async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.groups::<Postgres>().build().fetch_all(&self.pool).await?;
+        let rows = conditions.groups::<Postgres>().build().persistent(false).fetch_all(&self.pool).await?;
         Ok(rows.iter().map(group_of).collect::<Result<_, _>>()?)
     }
 
     async fn letters(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.page::<Postgres>(page, COLUMNS).build().fetch_all(&self.pool).await?;
+        let rows = conditions
+            .page::<Postgres>(page, COLUMNS)
+            .build()
+            .persistent(false)
+            .fetch_all(&self.pool)
+            .await?;
         rows.iter().map(letter_of).collect()
     }
 
@@ -115,7 +121,7 @@ impl Letters for PostgresStore {
 
     async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.count::<Postgres>().build().fetch_all(&self.pool).await?;
+        let rows = conditions.count::<Postgres>().build().persistent(false).fetch_all(&self.pool).await?;
         let count = |row: &PgRow| {
             Ok::<_, sqlx::Error>(Count {
                 event_type: row.try_get("event_type")?,

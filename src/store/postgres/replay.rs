@@ -63,7 +63,7 @@ pub(super) async fn claim(
     let Some(mut query) = step(filter, (Status::Open, ""), what, limit, by, CLAIMED) else {
         return Ok(Vec::new());
     };
-    let rows = query.build().fetch_all(&store.pool).await?;
+    let rows = query.build().persistent(false).fetch_all(&store.pool).await?;
     Ok(rows.iter().map(claimed).collect::<Result<_, _>>()?)
 }
 
@@ -102,7 +102,7 @@ pub(super) async fn discard(
     let Some(mut query) = step(filter, (Status::Open, ""), what, limit, by, "clerk_id FROM changed") else {
         return Ok(Vec::new());
     };
-    Ok(query.build_query_scalar().fetch_all(tx).await?)
+    Ok(query.build_query_scalar().persistent(false).fetch_all(tx).await?)
 }
 
 pub(super) async fn restore(
@@ -115,7 +115,7 @@ pub(super) async fn restore(
     let Some(mut query) = step(filter, from, ("restored", RESTORED), limit, by, "id FROM changed") else {
         return Ok(0);
     };
-    Ok(query.build().fetch_all(&store.pool).await?.len() as u64)
+    Ok(query.build().persistent(false).fetch_all(&store.pool).await?.len() as u64)
 }
 
 pub(super) async fn unstamped(
@@ -133,7 +133,7 @@ pub(super) async fn unstamped(
     query.push(" AND status = 'replayed' AND published_at IS NULL AND claimed_at < ");
     query.push_bind(plain::time_in_range(before));
     query.push(format!(" ORDER BY claimed_at, id LIMIT {limit}) SELECT {CLAIMED} ORDER BY claimed_at, id"));
-    let rows = query.build().fetch_all(&store.pool).await?;
+    let rows = query.build().persistent(false).fetch_all(&store.pool).await?;
     Ok(rows.iter().map(claimed).collect::<Result<_, _>>()?)
 }
 

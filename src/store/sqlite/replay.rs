@@ -4,7 +4,10 @@
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool, sqlite::SqliteRow, types::Json};
 use uuid::Uuid;
 
-use super::load::{parse_time, uuid};
+use super::{
+    load::{parse_time, uuid},
+    settle,
+};
 use crate::{
     message::Millis,
     store::{
@@ -123,18 +126,26 @@ pub(super) async fn edit(
     Ok(row.as_ref().map(claimed).transpose()?)
 }
 
-/// Returns the Clerk ids of the letters that were discarded.
 pub(super) async fn discard(
     tx: &mut SqliteConnection,
     filter: &Filter,
     limit: u32,
     by: &Actor,
-) -> Result<Vec<Option<String>>, StoreError> {
+    erases: bool,
+) -> Result<u64, StoreError> {
     let ids = pick(tx, filter, (Status::Open, ""), limit).await?;
     DISCARDED.run(tx, &ids, by).await?;
-    let users =
-        sqlx::query_scalar("SELECT clerk_id FROM dead_letters WHERE id IN (SELECT value FROM json_each(?1))");
-    Ok(users.bind(Json(ids)).fetch_all(tx).await?)
+    if erases {
+        let users: Vec<String> = sqlx::query_scalar(
+            "SELECT clerk_id FROM dead_letters \
+             WHERE clerk_id IS NOT NULL AND id IN (SELECT value FROM json_each(?1))",
+        )
+        .bind(Json(&ids))
+        .fetch_all(&mut *tx)
+        .await?;
+        settle::erase(tx, &users).await?;
+    }
+    Ok(ids.len() as u64)
 }
 
 pub(super) async fn restore(
