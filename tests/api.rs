@@ -1,4 +1,11 @@
 //! `/api/v1` over real TCP, on a real store and the embedded queue: what it answers is what `openapi.json` says.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 #![allow(dead_code, unreachable_pub)]
 
 #[path = "support/stores.rs"]

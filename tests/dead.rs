@@ -1,5 +1,12 @@
 //! Dead letters from end to end, with the real binary on both ends of the range of backends: buried, captured, listed,
 //! replayed, mended, interrupted, taken up again. Each letter takes effect once.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 #![allow(dead_code, unreachable_pub)]
 
 #[path = "support/fake_letters.rs"]

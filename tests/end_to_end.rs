@@ -1,6 +1,12 @@
 //! The main job with the real binary: signed webhooks in at the front door, rows in `users`, on every combination of
 //! backends, through `SIGKILL` of any process and restarts of the servers.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 mod support;
 

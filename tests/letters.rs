@@ -1,6 +1,12 @@
 //! The contract of the dead letters, held against both stores, and what can only go wrong in one of them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "so does a test fail")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "so does a test fail"
+)]
 
 #[path = "support/stores.rs"]
 #[allow(dead_code, reason = "the tests of users use the rest")]

@@ -1,7 +1,13 @@
 //! Outages are not failures, and poison stands alone: with the database stopped, frozen or refusing, and with the broker
 //! away, under a steady stream, no attempt is burned, nothing is buried, and everything is applied in the end.
 //! `SOAK=1` makes the outages three minutes long and the streams larger.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 mod support;
 

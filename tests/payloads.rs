@@ -1,6 +1,12 @@
 //! Whatever a payload holds, it ends as a row or is named as unreadable: what the parser lets through, both databases
 //! take. Nothing in between could leave a message that fails for ever.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 #[path = "support/stores.rs"]
 #[allow(dead_code, reason = "this binary uses a part of it")]

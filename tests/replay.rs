@@ -1,5 +1,12 @@
 //! Capture, replay and edit against a queue and letters in memory that fail as a test tells them to: what is where
 //! after each kind of interruption.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 #![allow(dead_code, unreachable_pub)]
 
 #[path = "support/fake_letters.rs"]

@@ -1,6 +1,12 @@
 //! The contract of the store, held against both backends, and what concerns one of them alone.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "so does a test fail")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "so does a test fail"
+)]
 
 #[path = "support/stores.rs"]
 mod stores;

@@ -2,7 +2,13 @@
 //!
 //! `SOAK=1` runs some twenty times as many.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "the tests' helpers fail as tests do")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "the tests' helpers fail as tests do"
+)]
 
 #[path = "worlds/mod.rs"]
 mod worlds;
