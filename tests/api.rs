@@ -6,7 +6,7 @@
     clippy::panic,
     reason = "tests fail by panicking"
 )]
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code)]
 
 #[path = "support/stores.rs"]
 mod stores;

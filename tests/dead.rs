@@ -7,7 +7,7 @@
     clippy::panic,
     reason = "tests fail by panicking"
 )]
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code)]
 
 #[path = "support/fake_letters.rs"]
 mod fake_letters;

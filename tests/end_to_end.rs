@@ -97,7 +97,9 @@ async fn dead(world: &World) -> u64 {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let queues = status["queues"].as_array().unwrap();
-    queues.iter().find(|queue| queue["queue"] == "dead").unwrap()["messages"].as_u64().unwrap()
+    let waiting = queues.iter().find(|queue| queue["queue"] == "dead").unwrap()["messages"].as_u64().unwrap();
+    // On its way to the table, or there.
+    waiting + status["dead_letters"]["open"].as_u64().unwrap_or(0)
 }
 
 /// Sends everything, 50 at a time, each until it is accepted; every tenth twice. `at` is called with how many were sent.
