@@ -20,7 +20,7 @@ use futures_util::StreamExt;
 use headcount::{clerk::sample::Sample, cli::post::Poster, message::now};
 use support::{
     eventually,
-    process::{Backends, Process, World, post_stubbornly},
+    process::{Backends, Process, World},
     servers::Server,
 };
 
@@ -49,8 +49,14 @@ async fn steady(poster: Poster, prefix: &str, count: u64) {
             let poster = poster.clone();
             async move {
                 let sample = Sample::of(format!("user_{prefix}_{n}"), now());
-                let body = sample.event("user.created", now()).into();
-                post_stubbornly(move || poster.clone(), &format!("msg_{prefix}_{n}"), body).await;
+                let (id, body) =
+                    (format!("msg_{prefix}_{n}"), bytes::Bytes::from(sample.event("user.created", now())));
+                let deadline = Instant::now() + outage() + Duration::from_secs(120);
+                while !poster.post(&id, body.clone()).await.is_ok_and(|status| status.is_success()) {
+                    assert!(Instant::now() < deadline, "{id} was never accepted");
+                    // Svix waits longer; at once, thousands that wait would do nothing but knock.
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
             }
         })
         .await;
