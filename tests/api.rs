@@ -1,5 +1,5 @@
 //! `/api/v1` over real TCP, on a real store and the embedded queue: what it answers is what `openapi.json` says.
-#![allow(dead_code, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
 #[path = "support/stores.rs"]
 mod stores;
