@@ -1,12 +1,5 @@
 //! `/api/v1` over real TCP, on a real store and the embedded queue: what it answers is what `openapi.json` says.
-#![allow(
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests fail by panicking"
-)]
-#![allow(dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
 #[path = "support/stores.rs"]
 mod stores;

@@ -1,13 +1,6 @@
 //! Dead letters from end to end, with the real binary on both ends of the range of backends: buried, captured, listed,
 //! replayed, mended, interrupted, taken up again. Each letter takes effect once.
-#![allow(
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests fail by panicking"
-)]
-#![allow(dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
 #[path = "support/fake_letters.rs"]
 mod fake_letters;
@@ -178,7 +171,7 @@ async fn a_letter_that_dies_again_is_the_same_letter_and_an_edit_is_applied_once
         let queue = world.queue().await;
         queue.publish(message("msg_bad", r#"{"type":"user.created","data":{}}"#)).await.unwrap();
         until(&world, Status::Open, 1).await;
-        well(&world, &["dead", "replay", "msg_bad"]);
+        well(&world, &["dead", "replay", "--all", "--yes", "--rate", "1/s"]);
         eventually("it dies again", async || {
             let letter = letter(&world, "msg_bad").await.letter;
             letter.status == Status::Open && letter.round == 1

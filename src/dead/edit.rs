@@ -69,11 +69,11 @@ pub fn check(letter: &LetterDetail, body: Bytes) -> Result<Mended, EditError> {
     }
     let id = MessageId::parse(&letter.letter.message_id)
         .ok_or_else(|| EditError::Refused("its message id cannot travel".into()))?;
-    let parsed = clerk::parse(&body, &id).map_err(|error| EditError::Refused(error.detail))?;
     let difference = diff(&letter.body, &body);
     if difference.is_empty() {
         return Err(EditError::Unchanged);
     }
+    let parsed = clerk::parse(&body, &id).map_err(|error| EditError::Refused(error.detail))?;
     Ok(Mended { body, event_type: parsed.event_type, difference })
 }
 

@@ -26,7 +26,7 @@ const KEPT: usize = 100;
 pub enum State {
     /// On its way.
     Running,
-    /// Nothing selected is left.
+    /// Every letter that was open when it began is on its way.
     Complete,
     /// The limit is reached; there may be more.
     Limit,

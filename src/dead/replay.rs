@@ -23,7 +23,7 @@ use crate::{
     shutdown::until,
     store::{
         StoreError,
-        letters::{Actor, Claimed, Filter, Letters},
+        letters::{Actor, Claimed, Filter, Letters, Status},
     },
 };
 
@@ -59,7 +59,7 @@ pub struct Report {
 /// How a replay ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// Nothing selected is left.
+    /// Every letter that was selected and open when it began is on its way. What dies again is left for the next one.
     Complete,
     /// The limit is reached; there may be more.
     Limit,
@@ -88,7 +88,7 @@ impl Replayer {
         Self { letters, queue, patience: Duration::from_secs(30) }
     }
 
-    /// Replays until nothing selected is left, the limit is reached, or `stop` turns true: then what is claimed is
+    /// Replays what is selected and open by now, until none is left, the limit is reached, or `stop` turns true: then what is claimed is
     /// still published and stamped. `progress` is called after each step.
     pub async fn run(
         &self,
@@ -146,8 +146,17 @@ struct Run<'a> {
 impl Run<'_> {
     async fn all(&mut self) -> Result<Ended, Ended> {
         self.take_up().await?;
+        // What dies again is open again, and selected: it must not be replayed for ever. The first to die come first, so
+        // as many as are open now are those that are open now; where another replay takes some, the second look at a
+        // letter tells.
+        let mut left = self.open().await?;
+        let mut seen: HashSet<Uuid> = HashSet::new();
         loop {
             let Some(limit) = self.room().await? else { return Ok(Ended::Limit) };
+            let limit = u32::try_from(left).map_or(limit, |left| left.min(limit));
+            if limit == 0 {
+                return Ok(Ended::Complete);
+            }
             let (letters, order) = (Arc::clone(&self.replayer.letters), self.order.clone());
             // Commit before publish: a crash from here on leaves claims without a stamp, which are taken up.
             let claims = uncancelled(async move { letters.claim(&order.filter, limit, &order.by).await });
@@ -156,8 +165,21 @@ impl Run<'_> {
                 return Ok(Ended::Complete);
             }
             self.report.claimed += claims.len() as u64;
+            left -= claims.len() as u64;
+            let again = claims.iter().filter(|claim| !seen.insert(claim.id)).count();
             self.chunk(claims).await?;
+            if again > 0 {
+                return Ok(Ended::Complete);
+            }
         }
+    }
+
+    /// How many letters the selection means now.
+    async fn open(&self) -> Result<u64, Ended> {
+        let letters = Arc::clone(&self.replayer.letters);
+        let filter = Filter { status: Some(Status::Open), ..self.order.filter.clone() };
+        let counts = uncancelled(async move { letters.count(&filter).await }).await.map_err(Ended::Store)?;
+        Ok(counts.iter().map(|count| count.letters).sum())
     }
 
     /// Publishes what an earlier replay of these letters claimed and did not stamp. A replay that runs at this moment

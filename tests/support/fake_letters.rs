@@ -32,6 +32,8 @@ pub struct FakeLetters {
     failing: Mutex<Option<Class>>,
     /// Stamps come back with an error.
     pub no_stamps: Mutex<bool>,
+    /// Whatever is published dies again before its stamp.
+    pub deadly: Mutex<bool>,
     /// Message ids that the database refuses; with `true`, even bare.
     pub refused: Mutex<BTreeMap<String, bool>>,
     /// How often capture was called.
@@ -154,8 +156,14 @@ impl Letters for FakeLetters {
         }))
     }
 
-    async fn count(&self, _: &Filter) -> Result<Vec<Count>, StoreError> {
-        unreachable!()
+    async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError> {
+        self.answer()?;
+        let all = lock(&self.all);
+        let selected = |fake: &&Fake| {
+            filter.status.is_none_or(|status| status == fake.status) && Self::selects(fake, filter)
+        };
+        let letters = all.iter().filter(selected).count() as u64;
+        Ok(vec![Count { event_type: "user.created".into(), reason: "rejected".into(), letters }])
     }
 
     async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
@@ -213,6 +221,14 @@ impl Letters for FakeLetters {
         let published: HashSet<_> = published.iter().copied().collect();
         for fake in lock(&self.all).iter_mut().filter(|fake| published.contains(&(fake.id, fake.round))) {
             fake.stamped = true;
+        }
+        if *lock(&self.deadly) {
+            let mut all = lock(&self.all);
+            let (mut dead, rest): (Vec<_>, Vec<_>) =
+                all.drain(..).partition(|fake| published.contains(&(fake.id, fake.round)));
+            dead.iter_mut().for_each(|fake| fake.status = Status::Open);
+            // The last to die.
+            *all = rest.into_iter().chain(dead).collect();
         }
         Ok(())
     }
