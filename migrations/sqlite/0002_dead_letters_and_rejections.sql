@@ -15,7 +15,8 @@ CREATE TABLE dead_letters (
     grp TEXT NOT NULL,
     status TEXT NOT NULL
         CONSTRAINT dead_letters_status_check CHECK (status IN ('open', 'replayed', 'applied', 'discarded')),
-    -- The round of its last death: what was captured is not captured again.
+    -- The round of its last death: what was captured is not captured again, nor what comes late from before it.
+    -- A letter is claimed only after its death was captured, so round is at most one ahead.
     captured_round INTEGER NOT NULL,
     -- Of the last replay. published_at is null until its publication is stamped.
     claimed_at TEXT,

@@ -17,7 +17,7 @@ use crate::{
         StoreError,
         batch::rfc3339,
         errors,
-        filter::{COLUMNS, Condition, Conditions, Dialect, STATUSES},
+        filter::{COLUMNS, Condition, Conditions, Dialect, FEW, STATUSES},
         letters::{
             Actor, Captured, Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Letters,
             Page, Rejected, Retention, Status,
@@ -72,7 +72,9 @@ impl Letters for PostgresStore {
 
     async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.groups::<Postgres>().build().persistent(false).fetch_all(&self.pool).await?;
+        let few = conditions.may_be_few()
+            && self.count(filter).await?.iter().map(|count| count.letters).sum::<u64>() <= FEW;
+        let rows = conditions.groups::<Postgres>(few).build().persistent(false).fetch_all(&self.pool).await?;
         Ok(rows.iter().map(group_of).collect::<Result<_, _>>()?)
     }
 

@@ -18,7 +18,7 @@ const LETTER: &str = "INSERT INTO dead_letters (id, message_id, round, event_typ
      clerk_id = excluded.clerk_id, reason = excluded.reason, detail = excluded.detail, \
      attempts = excluded.attempts, died_at = excluded.died_at, grp = excluded.grp, search = excluded.search, \
      status = 'open', captured_round = excluded.round, settled_at = NULL, erased = 0 \
-     WHERE excluded.round >= dead_letters.round AND excluded.round > dead_letters.captured_round RETURNING id";
+     WHERE excluded.round > dead_letters.captured_round RETURNING id";
 
 const CONTENTS: &str = "INSERT INTO dead_letter_contents (letter_id, headers, body) VALUES (?1, ?2, ?3) \
      ON CONFLICT (letter_id) DO UPDATE SET headers = excluded.headers, body = excluded.body";

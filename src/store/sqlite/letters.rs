@@ -21,7 +21,7 @@ use crate::{
         StoreError,
         batch::rfc3339,
         errors,
-        filter::{COLUMNS, Condition, Conditions, Dialect, STATUSES},
+        filter::{COLUMNS, Condition, Conditions, Dialect, FEW, STATUSES},
         letters::{
             Actor, Captured, Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Letters,
             Page, Rejected, Retention, Status,
@@ -77,7 +77,9 @@ impl Letters for SqliteStore {
 
     async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.groups::<Sqlite>().build().fetch_all(&self.readers).await?;
+        let few = conditions.may_be_few()
+            && self.count(filter).await?.iter().map(|count| count.letters).sum::<u64>() <= FEW;
+        let rows = conditions.groups::<Sqlite>(few).build().fetch_all(&self.readers).await?;
         Ok(rows.iter().map(group_of).collect::<Result<_, _>>()?)
     }
 
