@@ -1,6 +1,12 @@
 //! RabbitMQ when it fails: killed, frozen, blocked, its queues deleted. What was confirmed is delivered; publishing says
 //! so at once when it cannot; both sides recover by themselves.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 mod support;
 

@@ -2,7 +2,7 @@
 //!
 //! The RabbitMQ half needs a broker at `TEST_AMQP_URL` and fails without one. Each test has a queue of its own.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "queue/contract.rs"]
 mod contract;

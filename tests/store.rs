@@ -1,6 +1,12 @@
 //! The contract of the store, held against both backends, and what concerns one of them alone.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "so does a test fail")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "so does a test fail"
+)]
 
 #[path = "support/stores.rs"]
 mod stores;
@@ -114,7 +120,9 @@ async fn an_older_schema_is_refused_and_a_newer_one_accepted(home: Arc<Home>) {
 async fn at_the_first_migration(home: &Home) -> Arc<dyn Store> {
     let store = home.store().await;
     apply(&store, [created("ann", 10).event()]).await.unwrap();
-    for table in ["dead_letter_history", "dead_letters", "dead_letter_tallies", "rejections"] {
+    for table in
+        ["dead_letter_history", "dead_letter_contents", "dead_letters", "dead_letter_tallies", "rejections"]
+    {
         home.sql(&format!("DROP TABLE {table}")).await;
     }
     home.sql("DROP INDEX inbox_ignored; DELETE FROM headcount_migrations WHERE version = 2").await;

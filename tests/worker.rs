@@ -1,6 +1,12 @@
 //! The worker's loop against a queue and a store that do as a test tells them: who is blamed, what is held, what is
 //! settled and when.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 #[macro_use]
 #[path = "support/no_letters.rs"]

@@ -1,6 +1,12 @@
 //! Whole worlds against real SQLite and real PostgreSQL, with four workers at once: *Mirror* and *Safety* hold there as
 //! they do against the pure fold. `SOAK=1` runs many more.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
 
 #[path = "support/stores.rs"]
 #[allow(dead_code, reason = "this binary uses a part of it")]

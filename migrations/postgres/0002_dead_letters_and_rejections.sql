@@ -1,6 +1,5 @@
 -- One row per message id, however often it died: round counts its replays. Times are the database's clock, but for
 -- first_seen and died_at, which come with the letter.
--- Wide values go out of line first, so that listings and searches read narrow rows.
 CREATE TABLE dead_letters (
     id uuid PRIMARY KEY,
     message_id text NOT NULL CONSTRAINT dead_letters_message_id_key UNIQUE,
@@ -14,11 +13,10 @@ CREATE TABLE dead_letters (
     died_at timestamptz NOT NULL,
     -- The key of its group: what letters of one cause share.
     grp text NOT NULL,
-    headers jsonb NOT NULL,
-    body bytea NOT NULL,
     status text NOT NULL
         CONSTRAINT dead_letters_status_check CHECK (status IN ('open', 'replayed', 'applied', 'discarded')),
-    -- The round of its last death: what was captured is not captured again.
+    -- The round of its last death: what was captured is not captured again, nor what comes late from before it.
+    -- A letter is claimed only after its death was captured, so round is at most one ahead.
     captured_round bigint NOT NULL,
     -- Of the last replay. published_at is null until its publication is stamped.
     claimed_at timestamptz,
@@ -31,8 +29,14 @@ CREATE TABLE dead_letters (
     -- Detail and message id in lower case, for searching. With the extension pg_trgm an index on it
     -- (USING gin (search gin_trgm_ops)) makes rare words fast among millions; nothing else has to change.
     search text NOT NULL
-) WITH (toast_tuple_target = 256);
-ALTER TABLE dead_letters ALTER COLUMN detail SET STORAGE MAIN, ALTER COLUMN search SET STORAGE MAIN;
+);
+
+-- What each letter holds. Apart, so that listings and counts read narrow rows, and changes of status copy no bodies.
+CREATE TABLE dead_letter_contents (
+    letter_id uuid PRIMARY KEY REFERENCES dead_letters (id) ON DELETE CASCADE,
+    headers jsonb NOT NULL,
+    body bytea NOT NULL
+);
 
 -- Listings, the last to die first, and claims, the first to die first, by each filter.
 CREATE INDEX dead_letters_died_at ON dead_letters (died_at, id);

@@ -15,7 +15,8 @@ CREATE TABLE dead_letters (
     grp TEXT NOT NULL,
     status TEXT NOT NULL
         CONSTRAINT dead_letters_status_check CHECK (status IN ('open', 'replayed', 'applied', 'discarded')),
-    -- The round of its last death: what was captured is not captured again.
+    -- The round of its last death: what was captured is not captured again, nor what comes late from before it.
+    -- A letter is claimed only after its death was captured, so round is at most one ahead.
     captured_round INTEGER NOT NULL,
     -- Of the last replay. published_at is null until its publication is stamped.
     claimed_at TEXT,
@@ -26,8 +27,12 @@ CREATE TABLE dead_letters (
     -- Nothing personal is left.
     erased INTEGER NOT NULL DEFAULT 0,
     -- Detail and message id in lower case, for searching.
-    search TEXT NOT NULL,
-    -- The wide ones last: what stands behind them is slow to reach.
+    search TEXT NOT NULL
+);
+
+-- What each letter holds. Apart, so that listings and counts read narrow rows, and changes of status copy no bodies.
+CREATE TABLE dead_letter_contents (
+    letter_id TEXT PRIMARY KEY NOT NULL REFERENCES dead_letters (id) ON DELETE CASCADE,
     headers TEXT NOT NULL,
     body BLOB NOT NULL
 );

@@ -21,6 +21,9 @@ pub(super) struct Table {
 
 struct Entry {
     row: Row,
+    /// There was no such row.
+    new: bool,
+    /// What was loaded, once the row is another.
     stored: Option<Row>,
 }
 
@@ -36,7 +39,7 @@ impl Table {
         };
         for row in loaded.rows {
             table.link(&row);
-            table.rows.insert(row.id, Entry { stored: Some(row.clone()), row });
+            table.rows.insert(row.id, Entry { row, new: false, stored: None });
         }
         table
     }
@@ -57,16 +60,20 @@ impl Table {
         ids.filter_map(|id| self.rows.get(id)).map(|entry| &entry.row)
     }
 
-    /// Adds a row, or replaces the one with the same id. Whether it is shown is seen in the end.
+    /// Adds a row, or replaces the one with the same id, from which it differs. Whether it is shown is seen in the
+    /// end.
     pub(super) fn put(&mut self, row: Row) {
         let row = Row { shown: false, ..row };
-        let stored = self.rows.remove(&row.id).and_then(|entry| {
-            self.unlink(&entry.row);
-            entry.stored
-        });
+        let (new, stored) = match self.rows.remove(&row.id) {
+            None => (true, None),
+            Some(Entry { row: old, new, stored }) => {
+                self.unlink(&old);
+                (new, stored.or_else(|| (!new).then_some(old)))
+            }
+        };
         self.link(&row);
         self.touch(&row);
-        self.rows.insert(row.id, Entry { row, stored });
+        self.rows.insert(row.id, Entry { row, new, stored });
     }
 
     /// Remembers an id as deleted.
@@ -88,7 +95,7 @@ impl Table {
             let best = claims::best(self.claimants(&key)).map(|row| row.id);
             for id in self.by_key.get(&key).into_iter().flatten() {
                 if let Some(entry) = self.rows.get_mut(id) {
-                    entry.row.shown = best == Some(*id);
+                    entry.show(best == Some(*id));
                 }
             }
         }
@@ -119,14 +126,19 @@ impl Table {
 }
 
 impl Entry {
-    fn into_change(self) -> Option<ChangedRow> {
-        let Self { row, stored } = self;
-        let Some(stored) = stored else {
-            return Some(ChangedRow { row, new: true, mirror: true, yields_email: false });
-        };
-        if row == stored {
-            return None;
+    fn show(&mut self, shown: bool) {
+        if self.row.shown != shown && !self.new {
+            self.stored.get_or_insert_with(|| self.row.clone());
         }
+        self.row.shown = shown;
+    }
+
+    fn into_change(self) -> Option<ChangedRow> {
+        let Self { row, new, stored } = self;
+        if new {
+            return Some(ChangedRow { row, new, mirror: true, yields_email: false });
+        }
+        let stored = stored?;
         let mirror = (&row.clerk_id, &row.version, &row.claim, &row.profile)
             != (&stored.clerk_id, &stored.version, &stored.claim, &stored.profile);
         let yields_email = shown_key(&stored).is_some_and(|key| shown_key(&row) != Some(key));
@@ -149,6 +161,15 @@ mod tests {
         let mut books = Books::default();
         books.tell(&DEFAULT, [created("ann", 10).verified(X).event(), created("bob", 10).event()]);
         let folded = books.apply(&DEFAULT, &[updated("bob", 11).event(), updated("ann", 9).event()]);
+        let written: Vec<_> = folded.rows.iter().map(|change| change.row.clerk_id.as_str()).collect();
+        assert_eq!(written, ["bob"]);
+    }
+
+    #[test]
+    fn who_goes_on_showing_an_address_that_another_claims_is_not_written() {
+        let mut books = Books::default();
+        books.tell(&DEFAULT, [created("ann", 10).verified(X).event()]);
+        let folded = books.apply(&DEFAULT, &[created("bob", 11).unverified(X).event()]);
         let written: Vec<_> = folded.rows.iter().map(|change| change.row.clerk_id.as_str()).collect();
         assert_eq!(written, ["bob"]);
     }

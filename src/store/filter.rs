@@ -128,9 +128,14 @@ impl<'f> Conditions<'f> {
         query
     }
 
-    /// Letters by group, the largest first.
-    pub(super) fn groups<D: Dialect>(&self) -> QueryBuilder<D> {
-        if !self.tallied {
+    /// Whether counting first is worth while: the tallies know the event types of a group, its indexes do not.
+    pub(super) fn may_be_few(&self) -> bool {
+        self.tallied && self.all.iter().any(|condition| matches!(condition, Condition::Is("event_type", _)))
+    }
+
+    /// Letters by group, the largest first. Where they are `few` they are read rather than looked up by group.
+    pub(super) fn groups<D: Dialect>(&self, few: bool) -> QueryBuilder<D> {
+        if few || !self.tallied {
             let mut query = QueryBuilder::new(
                 "SELECT grp, reason, count(*) AS letters, min(died_at) AS first_died_at, max(died_at) AS last_died_at, \
                  max(detail) AS detail FROM dead_letters",
@@ -188,6 +193,9 @@ impl<'f> Conditions<'f> {
         query
     }
 }
+
+/// So many letters are read sooner than their groups are looked into.
+pub(super) const FEW: u64 = 50_000;
 
 /// How many there are by status.
 pub(super) const STATUSES: &str = "SELECT status, CAST(sum(letters) AS bigint) FROM dead_letter_tallies GROUP BY status HAVING sum(letters) > 0";

@@ -14,11 +14,12 @@ use super::{StoreError, errors};
 pub(super) const TABLE: &str = "headcount_migrations";
 
 /// Tables, and the migration that makes them: before it they must not be there.
-const OURS: [(i64, &str); 7] = [
+const OURS: [(i64, &str); 8] = [
     (1, "users"),
     (1, "inbox"),
     (1, "former_clerk_ids"),
     (2, "dead_letters"),
+    (2, "dead_letter_contents"),
     (2, "dead_letter_history"),
     (2, "dead_letter_tallies"),
     (2, "rejections"),

@@ -20,6 +20,8 @@ const REASON_MAX: usize = 64;
 const DETAIL_MAX: usize = 1_000;
 /// The longest Clerk id, name of an actor or address.
 const NAME_MAX: usize = 255;
+/// The highest round, which leaves room for more.
+const ROUND_MAX: u32 = u32::MAX / 2;
 /// The most headers of a letter or of a rejection.
 const HEADERS_MAX: usize = 64;
 /// The longest name of a header.
@@ -74,7 +76,7 @@ impl<'a> Plain<'a> {
             .collect();
         Self {
             id: Uuid::now_v7(),
-            round: letter.round.into(),
+            round: letter.round.min(ROUND_MAX).into(),
             event_type: clean(&letter.event_type, EVENT_TYPE_MAX),
             clerk_id: letter.clerk_id.as_ref().map(|id| clean(id, NAME_MAX)),
             reason: clean(&letter.reason, REASON_MAX),
@@ -167,7 +169,7 @@ mod tests {
         let letters = [letter("m\r\n", u32::MAX)];
         let plain = &Plain::all(&letters)[0];
         assert_eq!(plain.message_id, "m\u{fffd}\u{fffd}");
-        assert_eq!((plain.round, plain.attempts), (4_294_967_295, 4_294_967_295));
+        assert_eq!((plain.round, plain.attempts), (2_147_483_647, 4_294_967_295));
         assert_eq!(plain.clerk_id.as_deref(), Some("user\u{fffd}"));
         assert_eq!((plain.event_type.len(), plain.reason.len(), plain.group.len()), (128, 64, 200));
         assert!(plain.detail.len() <= DETAIL_MAX && plain.search.starts_with("ü\u{fffd}"));

@@ -48,13 +48,13 @@ impl Verdict {
         if rung < ladder.rungs() {
             return Self::Retry { rung, attempt: message.attempt + 1, reason: RetryReason::Transient };
         }
-        let detail = format!("{} after {} tries: {error}", error.code, message.attempt + 1);
+        let detail = format!("after {} tries: {error}", message.attempt + 1);
         Self::Bury(Burial { reason: Reason::RetriesExhausted, detail })
     }
 
     /// A message whose values the database refuses while it takes others'.
     pub fn rejected(error: &StoreError) -> Self {
-        Self::Bury(Burial { reason: Reason::Rejected, detail: format!("SQLSTATE {}: {error}", error.code) })
+        Self::Bury(Burial { reason: Reason::Rejected, detail: error.to_string() })
     }
 
     /// A body that says nothing we can fold.
@@ -160,7 +160,7 @@ mod tests {
         }
         let Verdict::Bury(burial) = Verdict::exhausted(&error(), &message(6, 0), &ladder) else { panic!() };
         assert_eq!(burial.reason, Reason::RetriesExhausted);
-        assert_eq!(burial.detail, "40P01 after 7 tries: deadlock");
+        assert_eq!(burial.detail, "after 7 tries: deadlock");
     }
 
     #[test]

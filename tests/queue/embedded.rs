@@ -486,3 +486,22 @@ async fn samples_that_the_writer_is_behind_with_are_dropped() {
     queue.sample("{}".into());
     holds(&queue, "rejections", 129).await;
 }
+
+#[tokio::test]
+async fn a_sample_of_a_failed_commit_is_lost() {
+    let directory = Embedded::new();
+    let queue = Harness::open(&directory).await;
+    let mut other = raw(&directory.path()).await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    // Both in one commit: the writer does not run before the first await.
+    queue.sample("{}".into());
+    assert!(soon("a refusal", queue.publish(message("{}"))).await.is_err());
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    soon("the end of the trouble", async {
+        while queue.publish(message("{}")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    holds(&queue, "rejections", 0).await;
+}

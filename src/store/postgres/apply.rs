@@ -21,7 +21,7 @@ use crate::{
 
 // Every statement below looks rows up by an index. A table that has grown faster than its statistics would be read
 // whole, for each batch, if the planner were free to.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off";
+pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off";
 
 /// Tries at one batch.
 pub(super) struct Attempt<'s> {

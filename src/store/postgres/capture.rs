@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{PostgresStore, settle};
+use super::{PostgresStore, apply::BEGIN, settle};
 use crate::{
     roster::OnDelete,
     store::{
@@ -14,7 +14,7 @@ use crate::{
 
 /// Captures. The letters are one per message id, in the order of message ids.
 pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<(), StoreError> {
-    let mut tx = store.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    let mut tx = store.pool.begin_with(BEGIN).await?;
     let messages: Vec<&str> = letters.iter().map(|letter| letter.message_id.as_str()).collect();
     let applied = hold(&mut tx, &messages).await?;
     insert(&mut tx, letters).await?;
@@ -51,20 +51,23 @@ async fn insert(tx: &mut PgConnection, letters: &[Plain<'_>]) -> Result<(), Stor
     }
     sqlx::query(
         "WITH died AS (INSERT INTO dead_letters AS l (id, message_id, round, event_type, clerk_id, reason, detail, \
-         attempts, first_seen, died_at, grp, headers, body, search, status, captured_round) \
+         attempts, first_seen, died_at, grp, search, status, captured_round) \
          SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, grp, \
-         headers::jsonb, body, search, 'open', round \
+         search, 'open', round \
          FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], \
-         $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[], $13::bytea[], $14::text[]) \
+         $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[]) \
          WITH ORDINALITY AS c (id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, \
-         died_at, grp, headers, body, search, n) ORDER BY n \
+         died_at, grp, search, n) ORDER BY n \
          ON CONFLICT (message_id) DO UPDATE SET round = excluded.round, event_type = excluded.event_type, \
          clerk_id = excluded.clerk_id, reason = excluded.reason, detail = excluded.detail, \
-         attempts = excluded.attempts, died_at = excluded.died_at, grp = excluded.grp, headers = excluded.headers, \
-         body = excluded.body, search = excluded.search, status = 'open', captured_round = excluded.round, \
-         settled_at = NULL, erased = false \
-         WHERE excluded.round >= l.round AND excluded.round > l.captured_round \
-         RETURNING id, died_at, round, reason, detail) \
+         attempts = excluded.attempts, died_at = excluded.died_at, grp = excluded.grp, search = excluded.search, \
+         status = 'open', captured_round = excluded.round, settled_at = NULL, erased = false \
+         WHERE excluded.round > l.captured_round \
+         RETURNING id, message_id, died_at, round, reason, detail), \
+         held AS (INSERT INTO dead_letter_contents (letter_id, headers, body) SELECT id, headers::jsonb, body \
+         FROM died JOIN unnest($2::text[], $13::text[], $14::bytea[]) AS c (message_id, headers, body) \
+         USING (message_id) \
+         ON CONFLICT (letter_id) DO UPDATE SET headers = excluded.headers, body = excluded.body) \
          INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
          SELECT id, died_at, 'died', round, $15, concat_ws(': ', reason, nullif(detail, '')) FROM died",
     )
@@ -79,9 +82,9 @@ async fn insert(tx: &mut PgConnection, letters: &[Plain<'_>]) -> Result<(), Stor
     .bind(column(letters, |letter| letter.first_seen))
     .bind(column(letters, |letter| letter.died_at))
     .bind(column(letters, |letter| letter.group.as_str()))
+    .bind(column(letters, |letter| letter.search.as_str()))
     .bind(column(letters, |letter| letter.headers.as_str()))
     .bind(column(letters, |letter| letter.body))
-    .bind(column(letters, |letter| letter.search.as_str()))
     .bind(OURSELVES)
     .execute(tx)
     .await?;
@@ -92,7 +95,7 @@ async fn insert(tx: &mut PgConnection, letters: &[Plain<'_>]) -> Result<(), Stor
 /// here: their users' rows are locked first. A crash before this leaves the delivery unacked, and it comes again.
 async fn forget(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<(), StoreError> {
     let users: Vec<&str> = letters.iter().filter_map(|letter| letter.clerk_id.as_deref()).collect();
-    let mut tx = store.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+    let mut tx = store.pool.begin_with(BEGIN).await?;
     let _: Vec<Uuid> =
         sqlx::query_scalar("SELECT id FROM users WHERE clerk_id = ANY($1) ORDER BY id FOR KEY SHARE")
             .bind(&users)

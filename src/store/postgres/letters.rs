@@ -17,7 +17,7 @@ use crate::{
         StoreError,
         batch::rfc3339,
         errors,
-        filter::{COLUMNS, Condition, Conditions, Dialect, STATUSES},
+        filter::{COLUMNS, Condition, Conditions, Dialect, FEW, STATUSES},
         letters::{
             Actor, Captured, Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Letters,
             Page, Rejected, Retention, Status,
@@ -28,6 +28,7 @@ use crate::{
     },
 };
 
+// Questions that are put together are never kept prepared: each is planned for its own values.
 impl Dialect for Postgres {
     fn and(query: &mut QueryBuilder<Self>, condition: &Condition<'_>) {
         match condition {
@@ -71,13 +72,20 @@ impl Letters for PostgresStore {
 
     async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.groups::<Postgres>().build().fetch_all(&self.pool).await?;
+        let few = conditions.may_be_few()
+            && self.count(filter).await?.iter().map(|count| count.letters).sum::<u64>() <= FEW;
+        let rows = conditions.groups::<Postgres>(few).build().persistent(false).fetch_all(&self.pool).await?;
         Ok(rows.iter().map(group_of).collect::<Result<_, _>>()?)
     }
 
     async fn letters(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.page::<Postgres>(page, COLUMNS).build().fetch_all(&self.pool).await?;
+        let rows = conditions
+            .page::<Postgres>(page, COLUMNS)
+            .build()
+            .persistent(false)
+            .fetch_all(&self.pool)
+            .await?;
         rows.iter().map(letter_of).collect()
     }
 
@@ -87,7 +95,8 @@ impl Letters for PostgresStore {
         }
         let row = sqlx::query(
             "SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, \
-             status, grp, headers, body FROM dead_letters WHERE id = $1 OR message_id = $2 \
+             status, grp, headers, body FROM dead_letters JOIN dead_letter_contents ON letter_id = id \
+             WHERE id = $1 OR message_id = $2 \
              ORDER BY coalesce(id = $1, false) DESC LIMIT 1",
         )
         .bind(Uuid::parse_str(reference).ok())
@@ -114,7 +123,7 @@ impl Letters for PostgresStore {
 
     async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.count::<Postgres>().build().fetch_all(&self.pool).await?;
+        let rows = conditions.count::<Postgres>().build().persistent(false).fetch_all(&self.pool).await?;
         let count = |row: &PgRow| {
             Ok::<_, sqlx::Error>(Count {
                 event_type: row.try_get("event_type")?,

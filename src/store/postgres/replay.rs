@@ -22,14 +22,15 @@ const REPLAYED: &str = "status = 'replayed', round = l.round + 1, claimed_at = s
 const DISCARDED: &str = "status = 'discarded', settled_at = statement_timestamp()";
 const RESTORED: &str = "status = 'open', settled_at = NULL";
 
-/// Moves up to `limit` letters of one status, the first to die first, and writes it down; selects `returning` of them.
+/// Moves up to `limit` letters of one status, the first to die first, and writes it down; selects `answer` of those
+/// that `changed`.
 fn step(
     filter: &Filter,
     (from, and): (Status, &str),
     (action, set): (&str, &str),
     limit: u32,
     by: &Actor,
-    returning: &str,
+    answer: &str,
 ) -> Option<QueryBuilder<Postgres>> {
     let conditions = Conditions::of_status(filter, from)?;
     let (name, note) = plain::actor(by);
@@ -44,12 +45,13 @@ fn step(
          changed AS (UPDATE dead_letters AS l SET {set} FROM picked, step WHERE l.id = picked.id RETURNING l.*), \
          noted AS (INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
          SELECT id, statement_timestamp(), '{action}', round, actor, note FROM changed, step) \
-         SELECT {returning} FROM changed ORDER BY died_at, id"
+         SELECT {answer} ORDER BY died_at, id"
     ));
     Some(query)
 }
 
-const CLAIMED: &str = "id, message_id, round, event_type, first_seen, body";
+const CLAIMED: &str = "id, message_id, round, event_type, first_seen, body \
+                       FROM changed JOIN dead_letter_contents ON letter_id = id";
 
 pub(super) async fn claim(
     store: &PostgresStore,
@@ -61,7 +63,7 @@ pub(super) async fn claim(
     let Some(mut query) = step(filter, (Status::Open, ""), what, limit, by, CLAIMED) else {
         return Ok(Vec::new());
     };
-    let rows = query.build().fetch_all(&store.pool).await?;
+    let rows = query.build().persistent(false).fetch_all(&store.pool).await?;
     Ok(rows.iter().map(claimed).collect::<Result<_, _>>()?)
 }
 
@@ -73,12 +75,13 @@ pub(super) async fn edit(
 ) -> Result<Option<Claimed>, StoreError> {
     let (name, note) = plain::actor(by);
     let row = sqlx::query(
-        "WITH changed AS (UPDATE dead_letters SET status = 'replayed', round = round + 1, body = $2, \
+        "WITH changed AS (UPDATE dead_letters SET status = 'replayed', round = round + 1, \
          claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL \
-         WHERE id = $1 AND status = 'open' RETURNING *), \
+         WHERE id = $1 RETURNING *), \
          noted AS (INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
          SELECT id, statement_timestamp(), 'edited', round, $3, $4 FROM changed) \
-         SELECT id, message_id, round, event_type, first_seen, body FROM changed",
+         UPDATE dead_letter_contents SET body = $2 FROM changed WHERE letter_id = id \
+         RETURNING id, message_id, round, event_type, first_seen, body",
     )
     .bind(id)
     .bind(body)
@@ -96,10 +99,10 @@ pub(super) async fn discard(
     by: &Actor,
 ) -> Result<Vec<Option<String>>, StoreError> {
     let what = ("discarded", DISCARDED);
-    let Some(mut query) = step(filter, (Status::Open, ""), what, limit, by, "clerk_id") else {
+    let Some(mut query) = step(filter, (Status::Open, ""), what, limit, by, "clerk_id FROM changed") else {
         return Ok(Vec::new());
     };
-    Ok(query.build_query_scalar().fetch_all(tx).await?)
+    Ok(query.build_query_scalar().persistent(false).fetch_all(tx).await?)
 }
 
 pub(super) async fn restore(
@@ -109,8 +112,10 @@ pub(super) async fn restore(
     by: &Actor,
 ) -> Result<u64, StoreError> {
     let from = (Status::Discarded, " AND NOT erased");
-    let Some(mut query) = step(filter, from, ("restored", RESTORED), limit, by, "id") else { return Ok(0) };
-    Ok(query.build().fetch_all(&store.pool).await?.len() as u64)
+    let Some(mut query) = step(filter, from, ("restored", RESTORED), limit, by, "id FROM changed") else {
+        return Ok(0);
+    };
+    Ok(query.build().persistent(false).fetch_all(&store.pool).await?.len() as u64)
 }
 
 pub(super) async fn unstamped(
@@ -122,13 +127,13 @@ pub(super) async fn unstamped(
     let Some(conditions) = Conditions::despite_status(filter, Status::Replayed) else {
         return Ok(Vec::new());
     };
-    let mut query = QueryBuilder::new(format!("SELECT {CLAIMED} FROM dead_letters"));
+    let mut query = QueryBuilder::new("WITH changed AS MATERIALIZED (SELECT * FROM dead_letters");
     conditions.push(&mut query);
     // The status once more, in so many words: the index is of these letters alone.
     query.push(" AND status = 'replayed' AND published_at IS NULL AND claimed_at < ");
     query.push_bind(plain::time_in_range(before));
-    query.push(format!(" ORDER BY claimed_at, id LIMIT {limit}"));
-    let rows = query.build().fetch_all(&store.pool).await?;
+    query.push(format!(" ORDER BY claimed_at, id LIMIT {limit}) SELECT {CLAIMED} ORDER BY claimed_at, id"));
+    let rows = query.build().persistent(false).fetch_all(&store.pool).await?;
     Ok(rows.iter().map(claimed).collect::<Result<_, _>>()?)
 }
 

@@ -57,10 +57,12 @@ pub(super) async fn erase(tx: &mut PgConnection, clerk_ids: &[impl AsRef<str>]) 
     }
     sqlx::query(
         "WITH changed AS (UPDATE dead_letters AS l \
-         SET body = '', headers = '{}', detail = '', search = lower(message_id), erased = true \
+         SET detail = '', search = lower(message_id), erased = true \
          WHERE id = ANY($1) AND status IN ('applied', 'discarded') \
          AND (EXISTS (SELECT FROM users AS u WHERE u.clerk_id = l.clerk_id AND u.erased) \
-         OR EXISTS (SELECT FROM former_clerk_ids AS f WHERE f.clerk_id = l.clerk_id)) RETURNING id) \
+         OR EXISTS (SELECT FROM former_clerk_ids AS f WHERE f.clerk_id = l.clerk_id)) RETURNING id), \
+         emptied AS (UPDATE dead_letter_contents AS c SET body = '', headers = '{}' FROM changed \
+         WHERE c.letter_id = changed.id) \
          UPDATE dead_letter_history AS h SET note = NULL FROM changed \
          WHERE h.letter_id = changed.id AND h.note IS NOT NULL",
     )

@@ -12,14 +12,16 @@ use crate::store::{
 };
 
 const LETTER: &str = "INSERT INTO dead_letters (id, message_id, round, event_type, clerk_id, reason, detail, attempts, \
-     first_seen, died_at, grp, headers, body, search, status, captured_round) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 'open', ?3) \
+     first_seen, died_at, grp, search, status, captured_round) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'open', ?3) \
      ON CONFLICT (message_id) DO UPDATE SET round = excluded.round, event_type = excluded.event_type, \
      clerk_id = excluded.clerk_id, reason = excluded.reason, detail = excluded.detail, \
-     attempts = excluded.attempts, died_at = excluded.died_at, grp = excluded.grp, headers = excluded.headers, \
-     body = excluded.body, search = excluded.search, status = 'open', captured_round = excluded.round, \
-     settled_at = NULL, erased = 0 \
-     WHERE excluded.round >= dead_letters.round AND excluded.round > dead_letters.captured_round RETURNING id";
+     attempts = excluded.attempts, died_at = excluded.died_at, grp = excluded.grp, search = excluded.search, \
+     status = 'open', captured_round = excluded.round, settled_at = NULL, erased = 0 \
+     WHERE excluded.round > dead_letters.captured_round RETURNING id";
+
+const CONTENTS: &str = "INSERT INTO dead_letter_contents (letter_id, headers, body) VALUES (?1, ?2, ?3) \
+     ON CONFLICT (letter_id) DO UPDATE SET headers = excluded.headers, body = excluded.body";
 
 /// Captures. The letters are one per message id.
 pub(super) async fn letters(
@@ -40,12 +42,11 @@ pub(super) async fn letters(
             .bind(rfc3339(letter.first_seen))
             .bind(rfc3339(letter.died_at))
             .bind(&letter.group)
-            .bind(&letter.headers)
-            .bind(letter.body)
             .bind(&letter.search)
             .fetch_optional(&mut *tx)
             .await?;
         let Some(id) = died else { continue };
+        sqlx::query(CONTENTS).bind(&id).bind(&letter.headers).bind(letter.body).execute(&mut *tx).await?;
         sqlx::query(
             "INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
              VALUES (?1, ?2, 'died', ?3, ?4, ?5 || iif(?6 = '', '', ': ' || ?6))",

@@ -1,17 +1,18 @@
 //! Owns what the SQLite store answers about letters, and hands what changes them, in a transaction of the one writer,
-//! to `capture`, `replay`, `settle` and `prune`.
+//! to `capture`, `replay` and `prune`.
 
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sqlx::{QueryBuilder, Row as _, Sqlite, Transaction, sqlite::SqliteRow, types::Json};
+use sqlx::{QueryBuilder, Row as _, Sqlite, sqlite::SqliteRow, types::Json};
 use uuid::Uuid;
 
 use super::{
     SqliteStore, capture,
     load::{parse_time, uuid},
-    prune, replay, settle,
+    prune, replay,
+    writing::Writing,
 };
 use crate::{
     message::Millis,
@@ -20,7 +21,7 @@ use crate::{
         StoreError,
         batch::rfc3339,
         errors,
-        filter::{COLUMNS, Condition, Conditions, Dialect, STATUSES},
+        filter::{COLUMNS, Condition, Conditions, Dialect, FEW, STATUSES},
         letters::{
             Actor, Captured, Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Letters,
             Page, Rejected, Retention, Status,
@@ -56,10 +57,6 @@ impl Dialect for Sqlite {
 }
 
 impl SqliteStore {
-    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
-    }
-
     fn erases(&self) -> bool {
         self.policy.on_delete == OnDelete::Erase
     }
@@ -70,17 +67,19 @@ impl Letters for SqliteStore {
     async fn capture(&self, letters: &[Captured]) -> Result<(), StoreError> {
         let letters = Plain::all(letters);
         retry::again(|| async {
-            let mut tx = self.begin().await?;
-            capture::letters(&mut tx, &letters, self.erases()).await?;
+            let mut writing = Writing::begin(&self.writer).await?;
+            let result = capture::letters(writing.connection()?, &letters, self.erases()).await;
             // The boundary: captured before the delivery is acked.
-            Ok(tx.commit().await?)
+            writing.end(result).await
         })
         .await
     }
 
     async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.groups::<Sqlite>().build().fetch_all(&self.readers).await?;
+        let few = conditions.may_be_few()
+            && self.count(filter).await?.iter().map(|count| count.letters).sum::<u64>() <= FEW;
+        let rows = conditions.groups::<Sqlite>(few).build().fetch_all(&self.readers).await?;
         Ok(rows.iter().map(group_of).collect::<Result<_, _>>()?)
     }
 
@@ -96,7 +95,8 @@ impl Letters for SqliteStore {
         }
         let row = sqlx::query(
             "SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, \
-             status, grp, headers, body FROM dead_letters WHERE id = ?1 OR message_id = ?2 \
+             status, grp, headers, body FROM dead_letters JOIN dead_letter_contents ON letter_id = id \
+             WHERE id = ?1 OR message_id = ?2 \
              ORDER BY coalesce(id = ?1, false) DESC LIMIT 1",
         )
         .bind(Uuid::parse_str(reference).ok().map(|id| id.to_string()))
@@ -141,20 +141,18 @@ impl Letters for SqliteStore {
 
     async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
         retry::again(|| async {
-            let mut tx = self.begin().await?;
-            let claimed = replay::claim(&mut tx, filter, limit, by).await?;
-            tx.commit().await?;
-            Ok(claimed)
+            let mut writing = Writing::begin(&self.writer).await?;
+            let result = replay::claim(writing.connection()?, filter, limit, by).await;
+            writing.end(result).await
         })
         .await
     }
 
     async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError> {
         retry::again(|| async {
-            let mut tx = self.begin().await?;
-            let claimed = replay::edit(&mut tx, id, &body, by).await?;
-            tx.commit().await?;
-            Ok(claimed)
+            let mut writing = Writing::begin(&self.writer).await?;
+            let result = replay::edit(writing.connection()?, id, &body, by).await;
+            writing.end(result).await
         })
         .await
     }
@@ -170,41 +168,35 @@ impl Letters for SqliteStore {
 
     async fn stamp(&self, published: &[(Uuid, u32)]) -> Result<(), StoreError> {
         retry::again(|| async {
-            let mut tx = self.begin().await?;
-            replay::stamp(&mut tx, published).await?;
-            Ok(tx.commit().await?)
+            let mut writing = Writing::begin(&self.writer).await?;
+            let result = replay::stamp(writing.connection()?, published).await;
+            writing.end(result).await
         })
         .await
     }
 
     async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
         retry::again(|| async {
-            let mut tx = self.begin().await?;
-            let users = replay::discard(&mut tx, filter, limit, by).await?;
-            let discarded = users.len() as u64;
-            if self.erases() {
-                settle::erase(&mut tx, &users.into_iter().flatten().collect::<Vec<_>>()).await?;
-            }
-            tx.commit().await?;
-            Ok(discarded)
+            let mut writing = Writing::begin(&self.writer).await?;
+            let result = replay::discard(writing.connection()?, filter, limit, by, self.erases()).await;
+            writing.end(result).await
         })
         .await
     }
 
     async fn restore(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
         retry::again(|| async {
-            let mut tx = self.begin().await?;
-            let restored = replay::restore(&mut tx, filter, limit, by).await?;
-            tx.commit().await?;
-            Ok(restored)
+            let mut writing = Writing::begin(&self.writer).await?;
+            let result = replay::restore(writing.connection()?, filter, limit, by).await;
+            writing.end(result).await
         })
         .await
     }
 
     async fn record_rejections(&self, samples: &[Rejected]) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        capture::rejections(&mut tx, samples).await?;
-        Ok(tx.commit().await?)
+        let mut writing = Writing::begin(&self.writer).await?;
+        let result = capture::rejections(writing.connection()?, samples).await;
+        writing.end(result).await
     }
 
     async fn rejections(&self, limit: u32) -> Result<Vec<Rejected>, StoreError> {
@@ -222,10 +214,9 @@ impl Letters for SqliteStore {
 
     async fn prune(&self, retention: &Retention, limit: u32) -> Result<u64, StoreError> {
         retry::again(|| async {
-            let mut tx = self.begin().await?;
-            let gone = prune::step(&mut tx, retention, limit).await?;
-            tx.commit().await?;
-            Ok(gone)
+            let mut writing = Writing::begin(&self.writer).await?;
+            let result = prune::step(writing.connection()?, retention, limit).await;
+            writing.end(result).await
         })
         .await
     }

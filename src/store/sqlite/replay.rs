@@ -4,7 +4,10 @@
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool, sqlite::SqliteRow, types::Json};
 use uuid::Uuid;
 
-use super::load::{parse_time, uuid};
+use super::{
+    load::{parse_time, uuid},
+    settle,
+};
 use crate::{
     message::Millis,
     store::{
@@ -80,7 +83,8 @@ async fn pick(
     Ok(query.build_query_scalar().fetch_all(tx).await?)
 }
 
-const CLAIMED: &str = "SELECT id, message_id, round, event_type, first_seen, body FROM dead_letters";
+const CLAIMED: &str = "SELECT id, message_id, round, event_type, first_seen, body \
+                       FROM dead_letters JOIN dead_letter_contents ON letter_id = id";
 
 pub(super) async fn claim(
     tx: &mut SqliteConnection,
@@ -103,11 +107,14 @@ pub(super) async fn edit(
     body: &[u8],
     by: &Actor,
 ) -> Result<Option<Claimed>, StoreError> {
-    let edited = sqlx::query("UPDATE dead_letters SET body = ?2 WHERE id = ?1 AND status = 'open'")
-        .bind(id.to_string())
-        .bind(body)
-        .execute(&mut *tx)
-        .await?;
+    let edited = sqlx::query(
+        "UPDATE dead_letter_contents SET body = ?2 \
+         WHERE letter_id = (SELECT id FROM dead_letters WHERE id = ?1 AND status = 'open')",
+    )
+    .bind(id.to_string())
+    .bind(body)
+    .execute(&mut *tx)
+    .await?;
     if edited.rows_affected() == 0 {
         return Ok(None);
     }
@@ -119,18 +126,26 @@ pub(super) async fn edit(
     Ok(row.as_ref().map(claimed).transpose()?)
 }
 
-/// Returns the Clerk ids of the letters that were discarded.
 pub(super) async fn discard(
     tx: &mut SqliteConnection,
     filter: &Filter,
     limit: u32,
     by: &Actor,
-) -> Result<Vec<Option<String>>, StoreError> {
+    erases: bool,
+) -> Result<u64, StoreError> {
     let ids = pick(tx, filter, (Status::Open, ""), limit).await?;
     DISCARDED.run(tx, &ids, by).await?;
-    let users =
-        sqlx::query_scalar("SELECT clerk_id FROM dead_letters WHERE id IN (SELECT value FROM json_each(?1))");
-    Ok(users.bind(Json(ids)).fetch_all(tx).await?)
+    if erases {
+        let users: Vec<String> = sqlx::query_scalar(
+            "SELECT clerk_id FROM dead_letters \
+             WHERE clerk_id IS NOT NULL AND id IN (SELECT value FROM json_each(?1))",
+        )
+        .bind(Json(&ids))
+        .fetch_all(&mut *tx)
+        .await?;
+        settle::erase(tx, &users).await?;
+    }
+    Ok(ids.len() as u64)
 }
 
 pub(super) async fn restore(

@@ -1,0 +1,327 @@
+//! Outages are not failures, and poison stands alone: with the database stopped, frozen or refusing, and with the broker
+//! away, under a steady stream, no attempt is burned, nothing is buried, and everything is applied in the end.
+//! `SOAK=1` makes the outages three minutes long and the streams larger.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+mod support;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+use headcount::{clerk::sample::Sample, cli::post::Poster, message::now};
+use support::{
+    eventually,
+    process::{Backends, Process, World},
+    servers::Server,
+};
+
+fn soak() -> bool {
+    std::env::var_os("SOAK").is_some_and(|value| value == "1")
+}
+
+/// How long a server is away.
+fn outage() -> Duration {
+    if soak() { Duration::from_secs(180) } else { Duration::from_secs(6) }
+}
+
+/// Webhooks per second during an outage.
+const RATE: u64 = 300;
+
+/// Posts `user.created` of `count` users at [`RATE`], each until it is accepted.
+async fn steady(poster: Poster, prefix: &str, count: u64) {
+    let mut pace = tokio::time::interval(Duration::from_micros(1_000_000 / RATE));
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+    let ticks = futures_util::stream::unfold((pace, 0), |(mut pace, n)| async move {
+        pace.tick().await;
+        (n < count).then_some((n, (pace, n + 1)))
+    });
+    ticks
+        .for_each_concurrent(2_000, |n| {
+            let poster = poster.clone();
+            async move {
+                let sample = Sample::of(format!("user_{prefix}_{n}"), now());
+                let (id, body) =
+                    (format!("msg_{prefix}_{n}"), bytes::Bytes::from(sample.event("user.created", now())));
+                let deadline = Instant::now() + outage() + Duration::from_secs(120);
+                while !poster.post(&id, body.clone()).await.is_ok_and(|status| status.is_success()) {
+                    assert!(Instant::now() < deadline, "{id} was never accepted");
+                    // Svix waits longer; at once, thousands that wait would do nothing but knock.
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        })
+        .await;
+}
+
+/// The value of a counter or gauge, summed over its labels.
+async fn metric(process: &Process, name: &str) -> f64 {
+    let address: std::net::SocketAddr =
+        process.operators.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
+    let answer = tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let answer = answer.await.unwrap();
+    let samples = answer.lines().filter(|line| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ') || rest.starts_with('{'))
+    });
+    samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// A stream runs while `away` happens to a server and is mended; then all must be applied, with nothing burned.
+async fn holds_through(
+    name: &str,
+    world: World,
+    away: impl FnOnce() + Send + 'static,
+    mend: impl FnOnce() + Send + 'static,
+) {
+    assert!(world.run(&["migrate"]).status.success());
+    let ingress = world.start(&["ingress"]);
+    let worker = world.start(&["worker"]);
+    steady(ingress.poster(), "before", 100).await;
+    let count = RATE * (outage().as_secs() + 2);
+    let failing = async {
+        tokio::task::spawn_blocking(away).await.unwrap();
+        let begun = Instant::now();
+        tokio::time::sleep(outage()).await;
+        tokio::task::spawn_blocking(mend).await.unwrap();
+        (begun.elapsed(), Instant::now())
+    };
+    let ((), (away_for, mended)) = tokio::join!(steady(ingress.poster(), "during", count), failing);
+    let applied = async || metric(&worker, "headcount_sync_lag_seconds_count").await as u64;
+    eventually("all of it is applied", async || applied().await >= 100 + count).await;
+    let drained = mended.elapsed();
+    world.until_drained().await;
+    assert_eq!(metric(&worker, "headcount_dead_letters_total").await, 0.0, "buried:\n{}", worker.log());
+    // Parked messages burn nothing; anything else would be an attempt.
+    assert_eq!(metric(&worker, "headcount_retries_total").await, 0.0, "burned:\n{}", worker.log());
+    assert_eq!(metric(&worker, "headcount_paused").await, 0.0);
+    let users = world.users().await.len() as u64;
+    assert_eq!(users, 100 + count);
+    println!(
+        "{name}: away {:.1} s under {RATE}/s, {count} webhooks, all applied {:.1} s after it was back",
+        away_for.as_secs_f64(),
+        drained.as_secs_f64()
+    );
+    worker.stop();
+    ingress.stop();
+    world.clean_up().await;
+}
+
+fn shared(server: Server) -> Arc<std::sync::Mutex<Server>> {
+    Arc::new(std::sync::Mutex::new(server))
+}
+
+fn with_database(database: &std::sync::Mutex<Server>) -> World {
+    World::on(Some(support::servers::url("TEST_AMQP_URL")), Some(database.lock().unwrap().url()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_database_burns_and_buries_nothing() {
+    let database = shared(Server::postgres());
+    let (away, mend) = (database.clone(), database.clone());
+    let world = with_database(&database);
+    holds_through(
+        "database stopped",
+        world,
+        move || away.lock().unwrap().stop(),
+        move || mend.lock().unwrap().start(),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_database_burns_and_buries_nothing() {
+    let database = shared(Server::postgres());
+    let (away, mend) = (database.clone(), database.clone());
+    let world = with_database(&database);
+    holds_through(
+        "database frozen",
+        world,
+        move || away.lock().unwrap().freeze(),
+        move || mend.lock().unwrap().thaw(),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_broker_is_answered_503_and_the_senders_repeats_carry_everything() {
+    let broker = shared(Server::rabbitmq());
+    let (away, mend) = (broker.clone(), broker.clone());
+    let url = broker.lock().unwrap().url();
+    let world = World::on(Some(url), Some(support::servers::url("TEST_DATABASE_URL")));
+    holds_through(
+        "broker killed",
+        world,
+        move || away.lock().unwrap().kill(),
+        move || mend.lock().unwrap().start(),
+    )
+    .await;
+}
+
+async fn sql(url: &str, statement: &str) {
+    let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(url).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
+}
+
+/// While the database refuses like this, the worker waits and nothing is buried; mended, it goes on.
+async fn waits_while(break_it: &str, mend_it: &str) {
+    let database = Server::postgres();
+    let admin = database.url();
+    sql(
+        &admin,
+        "CREATE ROLE app LOGIN; GRANT ALL ON DATABASE postgres TO app; GRANT ALL ON SCHEMA public TO app",
+    )
+    .await;
+    let mut world = World::on(None, Some(admin.replace("postgres://postgres@", "postgres://app@")));
+    world.unset("HEADCOUNT_SCHEMA");
+    let up = world.start(&["up"]);
+    steady(up.poster(), "before", 20).await;
+    eventually("they are applied", async || metric(&up, "headcount_sync_lag_seconds_count").await >= 20.0)
+        .await;
+
+    sql(&admin, break_it).await;
+    steady(up.poster(), "during", 60).await;
+    eventually("the worker waits", async || metric(&up, "headcount_paused").await == 1.0).await;
+    assert_eq!(metric(&up, "headcount_dead_letters_total").await, 0.0, "{break_it}:\n{}", up.log());
+    sql(&admin, mend_it).await;
+    eventually("all of it is applied", async || {
+        metric(&up, "headcount_sync_lag_seconds_count").await >= 80.0
+    })
+    .await;
+    assert_eq!(metric(&up, "headcount_dead_letters_total").await, 0.0, "{break_it}:\n{}", up.log());
+    eventually("the worker goes on", async || metric(&up, "headcount_paused").await == 0.0).await;
+    up.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_grant_buries_nothing() {
+    waits_while(
+        "ALTER TABLE users OWNER TO postgres; REVOKE ALL ON users FROM app",
+        "ALTER TABLE users OWNER TO app",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_column_buries_nothing() {
+    waits_while(
+        "ALTER TABLE users RENAME COLUMN phone TO telephone",
+        "ALTER TABLE users RENAME COLUMN telephone TO phone",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_constraint_that_everything_breaks_buries_nothing() {
+    waits_while(
+        "ALTER TABLE users ADD CONSTRAINT broken CHECK (subscription_tier <> 'free') NOT VALID",
+        "ALTER TABLE users DROP CONSTRAINT broken",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_server_buries_nothing() {
+    waits_while(
+        "ALTER ROLE app SET default_transaction_read_only = on; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'",
+        "ALTER ROLE app RESET default_transaction_read_only; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_out_of_connections_buries_nothing() {
+    waits_while(
+        "ALTER ROLE app CONNECTION LIMIT 0; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'",
+        "ALTER ROLE app CONNECTION LIMIT -1",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn poison_among_many_is_dead_after_its_ladder_and_harms_nobody() {
+    let database = Server::postgres();
+    let admin = database.url();
+    let mut world = World::on(Some(support::servers::url("TEST_AMQP_URL")), Some(admin.clone()));
+    world.unset("HEADCOUNT_SCHEMA");
+    assert!(world.run(&["migrate"]).status.success());
+    // It loses every race, for ever.
+    sql(
+        &admin,
+        "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+           IF NEW.clerk_id = 'user_during_777' THEN RAISE EXCEPTION USING ERRCODE = '40001'; END IF; RETURN NEW; END $$;
+         CREATE TRIGGER poison BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION poison()",
+    )
+    .await;
+    let ingress = world.start(&["ingress"]);
+    let worker = world.start(&["worker"]);
+    let count = if soak() { 10_000 } else { 1_000 };
+    steady(ingress.poster(), "during", count).await;
+    eventually("it is dead", async || metric(&worker, "headcount_dead_letters_total").await == 1.0).await;
+    assert!(worker.log().contains("msg_during_777 is buried: retries_exhausted"), "{}", worker.log());
+    assert_eq!(metric(&worker, "headcount_retries_total").await, 3.0, "one per rung of the ladder");
+    assert_eq!(world.users().await.len() as u64, count - 1);
+    worker.stop();
+    ingress.stop();
+    world.clean_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_aborts_its_worker_is_dead_as_a_crash_loop_and_its_neighbours_are_applied() {
+    let world = World::new(Backends::RabbitPostgres);
+    assert!(world.run(&["migrate"]).status.success());
+    let ingress = world.start(&["ingress"]);
+    let post = async |id: &str, user: &str| {
+        let body = Sample::of(user, now()).event("user.created", now()).into();
+        assert_eq!(ingress.poster().post(id, body).await.unwrap(), 202);
+    };
+    for n in 0..100 {
+        post(&format!("msg_before_{n}"), &format!("user_before_{n}")).await;
+    }
+    post("msg_abort_the_worker", "user_aborting").await;
+    for n in 0..100 {
+        post(&format!("msg_after_{n}"), &format!("user_after_{n}")).await;
+    }
+    // As a supervisor would: started anew each time it dies.
+    let mut aborts = 0;
+    loop {
+        let mut worker = world.start(&["worker"]);
+        let died = loop {
+            if worker.has_ended() {
+                break true;
+            }
+            if dead_as_crash_loop(&world) {
+                break false;
+            }
+        };
+        if !died {
+            worker.stop();
+            break;
+        }
+        aborts += 1;
+        assert!(aborts <= 21, "the delivery limit does not hold");
+    }
+    assert_eq!(aborts, 21, "20 redeliveries and the first");
+    assert_eq!(world.users().await.len(), 200, "its neighbours");
+    ingress.stop();
+    world.clean_up().await;
+}
+
+fn dead_as_crash_loop(world: &World) -> bool {
+    let letters = world.run(&["dead", "list", "--json"]);
+    String::from_utf8_lossy(&letters.stdout).contains("\"crash_loop\"")
+}
