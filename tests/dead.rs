@@ -296,7 +296,7 @@ async fn letters_are_set_aside_taken_back_and_written_out() {
     let said = well(&world, &["dead", "discard", "msg_1", "msg_2", "--note", "test data", "--yes"]);
     assert_eq!(said, "discarded 2 letters\n");
     assert_eq!(letter(&world, "msg_1").await.history.last().unwrap().note.as_deref(), Some("test data"));
-    assert_eq!(well(&world, &["dead", "restore", "msg_1"]), "restored 1 letters\n");
+    assert_eq!(well(&world, &["dead", "restore", "msg_1"]), "restored 1 letter\n");
     let exported = well(&world, &["dead", "export", "--status", "all"]);
     let lines: Vec<Value> = exported.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 5);

@@ -202,6 +202,11 @@ pub fn number(value: u64) -> String {
     out
 }
 
+/// `1 letter`, `1,200 letters`.
+pub fn letters(count: u64) -> String {
+    format!("{} letter{}", number(count), if count == 1 { "" } else { "s" })
+}
+
 /// A word as a shell takes it back, for commands to copy.
 pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);

@@ -33,6 +33,7 @@ impl std::fmt::Display for Line {
             Self::Same(line) => write!(f, "  {line}"),
             Self::Removed(line) => write!(f, "- {line}"),
             Self::Added(line) => write!(f, "+ {line}"),
+            Self::Skipped(1) => write!(f, "  … one line as before"),
             Self::Skipped(lines) => write!(f, "  … {lines} lines as before"),
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use super::{Action, Discard, Replay, Restore, actor, progress, select_failure};
 use crate::{
     app,
-    cli::output::{Failure, Output, number, quoted},
+    cli::output::{self, Failure, Output, number, quoted},
     config::Config,
     dead::replay::{Ended, Order, Replayer, Report},
     message::now,
@@ -87,7 +87,7 @@ pub(super) async fn replay(
 }
 
 fn summary(report: &Report, expected: u64) -> String {
-    let mut text = format!("replayed {} letters", number(report.published.saturating_sub(report.taken_up)));
+    let mut text = format!("replayed {}", output::letters(report.published.saturating_sub(report.taken_up)));
     if report.taken_up > 0 {
         text.push_str(&format!(
             "; finished {} that an earlier replay had left",
@@ -169,7 +169,7 @@ async fn steps(
         bar.set_position(touched);
     };
     bar.finish_and_clear();
-    output.line(format!("{done} {} letters", number(touched)))?;
+    output.line(format!("{done} {}", output::letters(touched)))?;
     let left = action.limit.map(|limit| limit - touched);
     ended.map_err(|failure| failure.hint(format!("go on: {}", again(std::env::args(), left))))
 }
