@@ -43,5 +43,8 @@ lint: ## Check format, lints and documentation; warnings are errors
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
 
-bench: ## Measure
-	cargo bench --locked
+# Compiled before the servers start, as above. BENCH_ROUNDS=5 for less chance.
+bench: ## Measure against bare RabbitMQ and PostgreSQL, and write benches/RESULTS.md (minutes)
+	cargo bench --locked --no-run
+	scripts/servers run -- cargo bench --locked --bench yardsticks
+	cargo bench --locked --bench fold --bench queue

@@ -1,0 +1,210 @@
+//! Owns the load generator, a process of its own: signs each webhook, keeps its connections, and posts either as fast as
+//! the answers come (closed loop) or at a set rate (open loop). In the open loop a latency counts from the moment at
+//! which the webhook was due, so that a slow answer is not hidden by what it held up (no coordinated omission).
+//! Threads and plain sockets: it has to cost as little as possible, since it shares the machine with what it measures.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Outcome,
+    process::SECRET,
+    webhooks::{self, Webhooks},
+};
+
+/// The argument that makes this program the generator.
+pub const ARGUMENT: &str = "generate-load";
+
+/// What to post where. Travels as JSON in the argument after [`ARGUMENT`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// `127.0.0.1:port`
+    pub address: String,
+    /// How long.
+    pub seconds: f64,
+    /// Per second; `None`: as fast as the answers come.
+    pub rate: Option<f64>,
+    /// Each has one webhook on its way at a time.
+    pub connections: u64,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Summary {
+    /// Answered with a 2xx.
+    pub accepted: u64,
+    /// Answered otherwise, or not at all.
+    pub refused: u64,
+    /// From the first to the last.
+    pub seconds: f64,
+    /// Microseconds to the answer: the median, 99 % and 99.9 %.
+    pub latency: [u64; 3],
+}
+
+impl Summary {
+    /// Accepted per second.
+    pub fn rate(&self) -> f64 {
+        self.accepted as f64 / self.seconds
+    }
+}
+
+/// Runs the generator as a process and waits for its summary.
+pub fn run(plan: &Plan) -> Outcome<Summary> {
+    let output = Command::new(std::env::current_exe()?)
+        .args([ARGUMENT, &serde_json::to_string(plan)?])
+        .stderr(Stdio::inherit())
+        .output()?;
+    let summary: Summary = serde_json::from_slice(&output.stdout)?;
+    if summary.accepted == 0 {
+        return Err("the load generator got nothing accepted".into());
+    }
+    if summary.refused > 0 {
+        eprintln!("{} webhooks were refused", summary.refused);
+    }
+    Ok(summary)
+}
+
+/// The process itself: posts, then prints the summary.
+pub fn generate(plan: &str) -> Outcome<()> {
+    let plan: Plan = serde_json::from_str(plan)?;
+    if !plan.address.starts_with("127.0.0.1:") {
+        return Err("load goes to this machine only".into());
+    }
+    let webhooks = Webhooks::new()?;
+    let key = STANDARD.decode(SECRET.trim_start_matches("whsec_"))?;
+    let next = AtomicU64::new(0);
+    let start = Instant::now();
+    let client = Client { plan: &plan, webhooks: &webhooks, key: &key, next: &next, start };
+    let parts: Vec<Part> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..plan.connections).map(|_| scope.spawn(|| client.post_all())).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let mut latencies: Vec<u64> = parts.iter().flat_map(|part| part.latencies.iter().copied()).collect();
+    latencies.sort_unstable();
+    let at = |part: f64| {
+        let last = latencies.len().saturating_sub(1);
+        latencies.get(((latencies.len() as f64 * part) as usize).min(last)).copied().unwrap_or_default()
+    };
+    let summary = Summary {
+        accepted: latencies.len() as u64,
+        refused: parts.iter().map(|part| part.refused).sum(),
+        seconds: start.elapsed().as_secs_f64(),
+        latency: [at(0.5), at(0.99), at(0.999)],
+    };
+    println!("{}", serde_json::to_string(&summary)?);
+    Ok(())
+}
+
+#[derive(Default)]
+struct Part {
+    latencies: Vec<u64>,
+    refused: u64,
+}
+
+struct Client<'a> {
+    plan: &'a Plan,
+    webhooks: &'a Webhooks,
+    key: &'a [u8],
+    next: &'a AtomicU64,
+    start: Instant,
+}
+
+impl Client<'_> {
+    fn post_all(&self) -> Part {
+        let mut part = Part::default();
+        let mut connection: Option<TcpStream> = None;
+        let mut answer = Vec::new();
+        loop {
+            let number = self.next.fetch_add(1, Relaxed);
+            let due = match self.plan.rate {
+                Some(rate) => self.start + Duration::from_secs_f64(number as f64 / rate),
+                None => Instant::now(),
+            };
+            if due >= self.start + Duration::from_secs_f64(self.plan.seconds) {
+                return part;
+            }
+            // What is overdue leaves at once.
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            match self.post(number, &mut connection, &mut answer) {
+                Ok(true) => part.latencies.push(due.elapsed().as_micros() as u64),
+                Ok(false) => part.refused += 1,
+                Err(_) => {
+                    part.refused += 1;
+                    connection = None;
+                }
+            }
+        }
+    }
+
+    /// Posts one webhook; tells whether it was accepted.
+    fn post(
+        &self,
+        number: u64,
+        connection: &mut Option<TcpStream>,
+        answer: &mut Vec<u8>,
+    ) -> Result<bool, std::io::Error> {
+        let request = self.request(number);
+        let stream = match connection {
+            Some(stream) => stream,
+            None => {
+                let stream = TcpStream::connect(&self.plan.address)?;
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(Duration::from_secs(15)))?;
+                connection.insert(stream)
+            }
+        };
+        stream.write_all(&request)?;
+        answer.clear();
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(accepted) = read(answer) {
+                return Ok(accepted);
+            }
+            match stream.read(&mut buffer)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                count => answer.extend_from_slice(&buffer[..count]),
+            }
+        }
+    }
+
+    fn request(&self, number: u64) -> Vec<u8> {
+        let body = self.webhooks.body(number);
+        let id = webhooks::id(number);
+        let timestamp = headcount::message::now() / 1000;
+        let mut hmac = hmac_sha256::HMAC::new(self.key);
+        hmac.update(format!("{id}.{timestamp}."));
+        hmac.update(&body);
+        let signature = STANDARD.encode(hmac.finalize());
+        let mut request = format!(
+            "POST /webhooks/clerk HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
+             user-agent: Svix-Webhooks/1.62.0\r\nsvix-id: {id}\r\nsvix-timestamp: {timestamp}\r\n\
+             svix-signature: v1,{signature}\r\ncontent-length: {}\r\n\r\n",
+            self.plan.address,
+            body.len()
+        )
+        .into_bytes();
+        request.extend_from_slice(&body);
+        request
+    }
+}
+
+/// Whether a whole answer is here, and if so, whether it is a 2xx.
+fn read(answer: &[u8]) -> Option<bool> {
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
+    let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"))
+        .and_then(|length| length.trim().parse().ok())
+        .unwrap_or(0);
+    (answer.len() >= end + length).then(|| head.starts_with("http/1.1 2"))
+}

@@ -1,0 +1,14 @@
+//! What `yardsticks` is made of: the load and its webhooks, headcount's processes, the servers, the bare loops that it
+//! is compared with, the scenarios, and the report.
+
+pub mod bare;
+pub mod broker;
+pub mod database;
+pub mod load;
+pub mod process;
+pub mod report;
+pub mod scenarios;
+pub mod webhooks;
+
+/// A measurement either succeeds or ends the run.
+pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

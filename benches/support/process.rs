@@ -1,0 +1,107 @@
+//! Owns headcount's own processes as they are measured: the real binary of this build, on ports of its choice, with
+//! nothing but the settings given. Ends them, and tells the most memory that each held.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::Outcome;
+
+/// Signs what is measured. Made for it; opens nothing.
+pub const SECRET: &str = "whsec_dGhlIGJlbmNobWFya3Mgb2YgaGVhZGNvdW50IHNpZ24gd2l0aCB0aGlz";
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Settings for one or more processes.
+pub type Environment = Vec<(&'static str, String)>;
+
+/// A process that serves.
+pub struct Headcount {
+    child: Child,
+    /// Of the public listener, where it has one: `127.0.0.1:port`.
+    pub address: String,
+}
+
+impl Headcount {
+    /// Starts a role and waits until it listens.
+    pub fn start(role: &str, environment: &Environment) -> Outcome<Self> {
+        let mut child = command(role, environment).stderr(Stdio::piped()).spawn()?;
+        let stderr = child.stderr.take().ok_or("no stderr")?;
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if line.contains(" WARN ") || line.contains(" ERROR ") {
+                    eprintln!("{line}");
+                }
+                let _ = tell.send(line);
+            }
+        });
+        let mut started = Self { child, address: String::new() };
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let line = told.recv_timeout(end.saturating_duration_since(Instant::now()))?;
+            if let Some((_, rest)) = line.split_once("webhooks: http://") {
+                started.address = rest.split('/').next().unwrap_or_default().to_owned();
+            }
+            if line.contains("operators: http://") {
+                return Ok(started);
+            }
+        }
+    }
+
+    /// The most memory that it held so far, in MB.
+    pub fn peak_memory(&self) -> Outcome<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
+        let kilobytes: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kilobytes / 1024.0)
+    }
+
+    /// Asks it to stop and waits.
+    pub fn stop(mut self) -> Outcome<()> {
+        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
+        let end = Instant::now() + PATIENCE;
+        while self.child.try_wait()?.is_none() {
+            if Instant::now() > end {
+                return Err("a process does not stop".into());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Headcount {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a command of headcount's to its end.
+pub fn run(role: &str, environment: &Environment) -> Outcome<()> {
+    let output = command(role, environment).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("headcount {role} failed: {}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+fn command(role: &str, environment: &Environment) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headcount"));
+    command
+        .arg(role)
+        .env_clear()
+        .env("CLERK_WEBHOOK_SIGNING_SECRET", SECRET)
+        .env("HEADCOUNT_LISTEN", "127.0.0.1:0")
+        .env("HEADCOUNT_OPS_LISTEN", "127.0.0.1:0")
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .current_dir(env!("CARGO_TARGET_TMPDIR"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command
+}

@@ -1,0 +1,161 @@
+//! Owns what is measured: each scenario in a world of its own (queues, database, directory), which it leaves empty.
+//! A round takes each once, yardsticks and headcount by turns, so that a slow minute of the machine's hits both.
+
+use std::{fs, path::Path, time::Duration};
+
+use super::{
+    Outcome, bare,
+    broker::Broker,
+    database::{self, Database, Inbox},
+    load::{self, Plan},
+    process::{self, Environment, Headcount},
+    report::{Kind, Report},
+    webhooks::Webhooks,
+};
+
+/// Connections of the closed loop, each with one webhook on its way.
+const CONNECTIONS: u64 = 256;
+/// Webhooks per second of the open loop.
+const STEADY: f64 = 500.0;
+
+/// How much of everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Messages of a backlog.
+    pub messages: u64,
+    /// Seconds that a load lasts.
+    pub seconds: f64,
+}
+
+/// Takes each scenario once and adds its figures to the report.
+pub async fn round(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
+    publishing(size, webhooks, report).await?;
+    ingress(size, report).await?;
+    bare_draining(size, webhooks, report).await?;
+    worker(size, webhooks, report).await?;
+    for steady in [false, true] {
+        end_to_end(size, steady, report).await?;
+        embedded(size, steady, report).await?;
+    }
+    Ok(())
+}
+
+async fn publishing(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
+    let broker = Broker::new("publishing").await?;
+    report.add("raw confirmed publishing", Kind::PerSecond, broker.publish(webhooks, size.messages).await?);
+    broker.remove().await
+}
+
+/// Without a worker.
+async fn ingress(size: Size, report: &mut Report) -> Outcome<()> {
+    let broker = Broker::new("ingress").await?;
+    let ingress = Headcount::start("ingress", &on_servers(&broker, None))?;
+    let summary = load(&ingress, size, false).await?;
+    report.add("ingress, accepted", Kind::PerSecond, summary.rate());
+    report.latency("ingress, closed loop, answer", &summary.latency.map(|micros| micros as f64 / 1000.0));
+    let summary = load(&ingress, size, true).await?;
+    report.latency("ingress at 500/s, answer", &summary.latency.map(|micros| micros as f64 / 1000.0));
+    report.add("ingress, peak memory", Kind::Megabytes, ingress.peak_memory()?);
+    ingress.stop()?;
+    broker.remove().await
+}
+
+async fn bare_draining(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
+    let (broker, database) = (Broker::new("bare").await?, Database::new("bare").await?);
+    process::run("migrate", &on_servers(&broker, Some(&database)))?;
+    broker.publish(webhooks, size.messages).await?;
+    bare::drain(&broker, database.connect().await?, size.messages as usize).await?;
+    let applied = database.inbox().await?.applied().await?;
+    report.add("bare loop draining a backlog, applied", Kind::PerSecond, applied.rate);
+    broker.remove().await?;
+    database.remove().await
+}
+
+async fn worker(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
+    let (broker, database) = (Broker::new("worker").await?, Database::new("worker").await?);
+    let environment = on_servers(&broker, Some(&database));
+    process::run("migrate", &environment)?;
+    broker.publish(webhooks, size.messages).await?;
+    let worker = Headcount::start("worker", &environment)?;
+    let mut inbox = database.inbox().await?;
+    inbox.until(size.messages).await?;
+    report.add("worker draining a backlog, applied", Kind::PerSecond, inbox.applied().await?.rate);
+    report.add("worker draining a backlog, peak memory", Kind::Megabytes, worker.peak_memory()?);
+    worker.stop()?;
+    broker.remove().await?;
+    database.remove().await
+}
+
+/// Ingress, worker, RabbitMQ, PostgreSQL and the load generator, all here.
+async fn end_to_end(size: Size, steady: bool, report: &mut Report) -> Outcome<()> {
+    let (broker, database) = (Broker::new("whole").await?, Database::new("whole").await?);
+    let environment = on_servers(&broker, Some(&database));
+    process::run("migrate", &environment)?;
+    let worker = Headcount::start("worker", &environment)?;
+    let ingress = Headcount::start("ingress", &environment)?;
+    let summary = load(&ingress, size, steady).await?;
+    let inbox = database.inbox().await?;
+    applied("end to end", steady, &summary, inbox, report).await?;
+    if !steady {
+        report.add("end to end, ingress, peak memory", Kind::Megabytes, ingress.peak_memory()?);
+        report.add("end to end, worker, peak memory", Kind::Megabytes, worker.peak_memory()?);
+    }
+    ingress.stop()?;
+    worker.stop()?;
+    broker.remove().await?;
+    database.remove().await
+}
+
+/// `up` without any server.
+async fn embedded(size: Size, steady: bool, report: &mut Report) -> Outcome<()> {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("yardsticks");
+    if directory.exists() {
+        fs::remove_dir_all(&directory)?;
+    }
+    let up = Headcount::start("up", &vec![("HEADCOUNT_DATA_DIR", directory.display().to_string())])?;
+    let summary = load(&up, size, steady).await?;
+    let inbox = database::embedded(&directory).await?;
+    applied("embedded end to end", steady, &summary, inbox, report).await?;
+    if !steady {
+        report.add("embedded end to end, peak memory", Kind::Megabytes, up.peak_memory()?);
+    }
+    up.stop()?;
+    Ok(fs::remove_dir_all(&directory)?)
+}
+
+async fn applied(
+    what: &str,
+    steady: bool,
+    summary: &load::Summary,
+    mut inbox: Inbox,
+    report: &mut Report,
+) -> Outcome<()> {
+    inbox.until(summary.accepted).await?;
+    let applied = inbox.applied().await?;
+    if steady {
+        report.latency(&format!("{what} at 500/s, received to inbox"), &applied.latency);
+    } else {
+        report.add(&format!("{what}, accepted"), Kind::PerSecond, summary.rate());
+        report.add(&format!("{what}, applied"), Kind::PerSecond, applied.rate);
+    }
+    Ok(())
+}
+
+async fn load(target: &Headcount, size: Size, steady: bool) -> Outcome<load::Summary> {
+    let plan = Plan {
+        address: target.address.clone(),
+        seconds: size.seconds,
+        rate: steady.then_some(STEADY),
+        connections: if steady { 64 } else { CONNECTIONS },
+    };
+    // What started just now has settled by then.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::task::spawn_blocking(move || load::run(&plan)).await?
+}
+
+fn on_servers(broker: &Broker, database: Option<&Database>) -> Environment {
+    let mut environment =
+        vec![("AMQP_URL", broker.url.clone()), ("HEADCOUNT_QUEUE_PREFIX", broker.prefix.clone())];
+    environment.extend(database.map(|database| ("DATABASE_URL", database.url.clone())));
+    environment
+}

@@ -1,0 +1,67 @@
+//! How fast headcount is beside what it could be: its real processes, and the broker and the database driven with
+//! nothing in between, on the same machine in the same run. `make bench` starts the servers, runs it, and keeps the
+//! table in benches/RESULTS.md. BENCH_ROUNDS (3), BENCH_MESSAGES (30000 in a backlog) and BENCH_SECONDS (8 of a load)
+//! change how much.
+
+#![allow(unreachable_pub)]
+
+mod support;
+
+use std::{process::ExitCode, str::FromStr};
+
+use support::{
+    Outcome, load,
+    report::Report,
+    scenarios::{self, Size},
+    webhooks::Webhooks,
+};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    let result = match arguments.iter().position(|argument| argument == load::ARGUMENT) {
+        Some(at) => load::generate(arguments.get(at + 1).map_or("", String::as_str)),
+        None if std::env::var_os("TEST_AMQP_URL").is_none()
+            || std::env::var_os("TEST_DATABASE_URL").is_none() =>
+        {
+            println!("yardsticks: no servers to measure with; make bench starts them");
+            Ok(())
+        }
+        None => measure(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("yardsticks: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure() -> Outcome<()> {
+    let rounds: u32 = setting("BENCH_ROUNDS", 3)?;
+    let size = Size { messages: setting("BENCH_MESSAGES", 30_000)?, seconds: setting("BENCH_SECONDS", 8.0)? };
+    let webhooks = Webhooks::new()?;
+    let mut report = Report::default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    for round in 1..=rounds {
+        eprintln!("round {round} of {rounds}");
+        runtime.block_on(scenarios::round(size, &webhooks, &mut report))?;
+    }
+    let load = format!(
+        "Bodies of {} bytes on average; backlogs of {} messages; loads of {} s; everything on one machine.",
+        webhooks.size(),
+        size.messages,
+        size.seconds
+    );
+    let text = report.markdown(&load);
+    println!("{text}");
+    std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/RESULTS.md"), text)?;
+    Ok(())
+}
+
+fn setting<T: FromStr>(name: &str, otherwise: T) -> Outcome<T> {
+    match std::env::var(name) {
+        Ok(text) => text.parse().map_err(|_| format!("{name} is no number").into()),
+        Err(_) => Ok(otherwise),
+    }
+}
