@@ -329,7 +329,7 @@ async fn deliver(
                 close(&connection).await;
                 return "closed".into();
             }
-            () = until(wish, |wish| *wish != Wish::Consume), if !cancelled => {
+            () = until(wish, |wish| *wish == Wish::Cancel), if !cancelled => {
                 cancelled = true;
                 let tag = consumer.tag();
                 let cancel = channel.basic_cancel(tag, BasicCancelOptions::default());
