@@ -77,7 +77,7 @@ pub(super) async fn edit(
     let row = sqlx::query(
         "WITH changed AS (UPDATE dead_letters SET status = 'replayed', round = round + 1, \
          claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL \
-         WHERE id = $1 RETURNING *), \
+         WHERE id = $1 AND status = 'open' RETURNING *), \
          noted AS (INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
          SELECT id, statement_timestamp(), 'edited', round, $3, $4 FROM changed) \
          UPDATE dead_letter_contents SET body = $2 FROM changed WHERE letter_id = id \
