@@ -45,7 +45,7 @@ async fn steady(poster: Poster, prefix: &str, count: u64) {
         (n < count).then_some((n, (pace, n + 1)))
     });
     ticks
-        .for_each_concurrent(2_000, |n| {
+        .for_each_concurrent(500, |n| {
             let poster = poster.clone();
             async move {
                 let sample = Sample::of(format!("user_{prefix}_{n}"), now());
