@@ -41,7 +41,7 @@ fn measure() -> Outcome<()> {
     let rounds: u32 = setting("BENCH_ROUNDS", 3)?;
     let size = Size { messages: setting("BENCH_MESSAGES", 30_000)?, seconds: setting("BENCH_SECONDS", 8.0)? };
     let webhooks = Webhooks::new()?;
-    let mut report = Report::default();
+    let mut report = Report::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");

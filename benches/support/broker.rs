@@ -42,7 +42,7 @@ impl Broker {
     /// Connects, and declares what headcount declares.
     pub async fn new(name: &str) -> Outcome<Self> {
         let url = std::env::var("TEST_AMQP_URL")?;
-        let prefix = format!("bench.{name}");
+        let prefix = format!("bench_{name}");
         let topology = Topology::new(&prefix, &Ladder::default());
         let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
         let broker = Self { url, prefix, connection, topology };

@@ -34,7 +34,7 @@ impl Headcount {
         let (tell, told) = mpsc::channel();
         thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if line.contains(" WARN ") || line.contains(" ERROR ") {
+                if !line.contains(" INFO ") {
                     eprintln!("{line}");
                 }
                 let _ = tell.send(line);

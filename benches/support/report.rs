@@ -40,12 +40,18 @@ struct Row {
 }
 
 /// The figures so far, one per round.
-#[derive(Default)]
 pub struct Report {
     rows: Vec<Row>,
+    /// What others asked of the machine before anything was measured.
+    load_before: String,
 }
 
 impl Report {
+    /// Begins a run.
+    pub fn new() -> Self {
+        Self { rows: Vec::new(), load_before: load_average() }
+    }
+
     /// Adds a round's figure, and tells it.
     pub fn add(&mut self, name: &str, kind: Kind, figure: f64) {
         eprintln!("  {name:<60} {:>12}", kind.show(figure));
@@ -67,8 +73,9 @@ impl Report {
         let rounds = self.rows.iter().map(|row| row.figures.len()).max().unwrap_or_default();
         let mut text = format!(
             "# Results\n\nWritten by `make bench`. Medians of {rounds} rounds; the spread is from the lowest to the \
-             highest. {load}\n\n{}\n\n| measured | median | spread |\n|---|---:|---:|\n",
-            machine()
+             highest. {load}\n\n{} Load average before: {}.\n\n| measured | median | spread |\n|---|---:|---:|\n",
+            machine(),
+            self.load_before
         );
         for row in &self.rows {
             let [low, middle, high] = spread(&row.figures).map(|figure| row.kind.show(figure));
@@ -97,7 +104,13 @@ fn spread(figures: &[f64]) -> [f64; 3] {
     [at(0), at(sorted.len() / 2), at(sorted.len().saturating_sub(1))]
 }
 
-/// Cores, memory, kernel, the load of others, commit.
+/// Of the last minute.
+fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// Cores, memory, kernel, commit.
 fn machine() -> String {
     let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
@@ -117,11 +130,10 @@ fn machine() -> String {
         " with changes"
     };
     format!(
-        "{cores} cores ({}), {:.0} GB, Linux {}, load average at the end {}, commit {}{changed}.",
+        "{cores} cores ({}), {:.0} GB, Linux {}, commit {}{changed}.",
         value(&cpu, "model name"),
         kilobytes / 1024.0 / 1024.0,
         file("/proc/sys/kernel/osrelease").trim(),
-        file("/proc/loadavg").split(' ').next().unwrap_or_default(),
         git(&["rev-parse", "--short", "HEAD"]),
     )
 }
