@@ -20,10 +20,11 @@ use std::{
 
 use bytes::Bytes;
 use headcount::{
+    config::Secret,
     message::Millis,
     roster::{OnDelete, Outcome::*, Policy, Relink},
     store::{
-        Store,
+        Backend, Store, StoreConfig,
         letters::{
             Actor, Captured, Claimed, Count, Filter, Letter, LetterDetail, Page, Rejected, Retention, Status,
         },
@@ -1141,6 +1142,77 @@ async fn counts_are_kept_also_for_a_person_with_another_search_path() {
         let headcount::store::Backend::Postgres { schema, .. } = &home.backend else { panic!() };
         home.sql(&format!("SET search_path = public; DELETE FROM {schema}.dead_letters")).await;
         assert!(store.statuses().await.unwrap().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_is_found_through_an_index() {
+    on_postgres(|home| async move {
+        let store = home.store().await;
+        capture(&store, (0..50).map(|n| letter(&format!("m{n:02}")))).await;
+        let index = "SELECT count(*) FROM pg_indexes WHERE schemaname = current_schema() \
+                     AND indexname = 'dead_letters_search' AND indexdef LIKE '%(search %gin_trgm_ops)'";
+        assert_eq!(home.number(index).await, 1);
+        assert_eq!(found(&store, &Filter { text: Some("m07".into()), ..all() }).await, ["m07"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_extension_may_not_be_installed_texts_are_found_without_it() {
+    let (admin, name) = (stores::server(), format!("test_{}", Uuid::now_v7().simple()));
+    let on_server = sqlx::PgPool::connect(&admin).await.unwrap();
+    let run = async |pool: &sqlx::PgPool, statements: String| {
+        for statement in statements.split("; ") {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())).execute(pool).await.unwrap();
+        }
+    };
+    run(&on_server, format!("CREATE ROLE {name} LOGIN; CREATE DATABASE {name}")).await;
+    let mut url = url::Url::parse(&admin).unwrap();
+    url.set_path(&name);
+    let inside = sqlx::PgPool::connect(url.as_str()).await.unwrap();
+    run(&inside, format!("CREATE SCHEMA ours AUTHORIZATION {name}")).await;
+    url.set_username(&name).unwrap();
+    let backend = Backend::Postgres { url: Secret::new(url.to_string()), schema: "ours".into() };
+    let policy = Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep };
+    let config = StoreConfig { backend, policy, default_credits: 0, connections: 2 };
+
+    let store = headcount::store::open(&config).await.unwrap();
+    store.migrate().await.unwrap();
+    capture(&store, [letter("m1"), letter("m2")]).await;
+    let indexes = "SELECT count(*) FROM pg_indexes WHERE indexname = 'dead_letters_search'";
+    let indexes: i64 = sqlx::query_scalar(indexes).fetch_one(&inside).await.unwrap();
+    let found = found(&store, &Filter { text: Some("m2".into()), ..all() }).await;
+
+    store.close().await;
+    inside.close().await;
+    run(&on_server, format!("DROP DATABASE {name}; DROP ROLE {name}")).await;
+    assert_eq!(indexes, 0, "the role was allowed after all");
+    assert_eq!(found, ["m2"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_of_a_type_with_many_letters_are_looked_into_and_agree() {
+    on_postgres(|home| async move {
+        let store = home.store().await;
+        // More than are read one by one, in three groups; every third is of the type, in two of them.
+        home.sql(
+            "INSERT INTO dead_letters (id, message_id, round, event_type, reason, detail, attempts, first_seen, \
+             died_at, grp, status, captured_round, search) SELECT gen_random_uuid(), 'm' || i, 0, \
+             CASE WHEN i % 3 = 0 THEN 'user.updated' ELSE 'user.created' END, 'rejected', 'd' || i, 1, now(), \
+             to_timestamp(i), 'g' || i % 3 * (i % 2), 'open', 0, 'd' FROM generate_series(1, 160000) AS i",
+        )
+        .await;
+        let of = |event_type: &str| Filter { event_type: Some(event_type.into()), ..all() };
+        for (event_type, letters) in [("user.updated", vec![53_333]), ("user.created", vec![53_334, 26_667, 26_666])] {
+            let groups = store.groups(&of(event_type)).await.unwrap();
+            assert_eq!(groups.iter().map(|group| group.letters).collect::<Vec<_>>(), letters, "{groups:?}");
+            for group in groups {
+                let newest = list(&store, &Filter { group: Some(group.group.clone()), ..of(event_type) }).await;
+                assert_eq!((&group.last_died_at, &group.detail), (&newest[0].died_at, &newest[0].detail));
+            }
+        }
     })
     .await;
 }

@@ -38,6 +38,11 @@ macro_rules! migrations {
                 "dead letters and rejections",
                 include_str!(concat!("../../migrations/", $dialect, "/0002_dead_letters_and_rejections.sql")),
             ),
+            (
+                3,
+                "search letters",
+                include_str!(concat!("../../migrations/", $dialect, "/0003_search_letters.sql")),
+            ),
         ]
     };
 }
@@ -107,7 +112,7 @@ mod tests {
         assert_eq!(names(POSTGRES), names(SQLITE));
         assert_eq!(
             pending(POSTGRES, &BTreeSet::new()),
-            ["0001_users_and_inbox", "0002_dead_letters_and_rejections"]
+            ["0001_users_and_inbox", "0002_dead_letters_and_rejections", "0003_search_letters"]
         );
         assert!(names(POSTGRES).is_sorted());
         for (dialect, list) in [("postgres", POSTGRES), ("sqlite", SQLITE)] {

@@ -1,0 +1,23 @@
+-- An index of trigrams, so that a text is found among millions of letters without reading them all. The extension is
+-- trusted: whoever may create in this database may install it. Where that is not so, searching works without, slower.
+DO $$
+DECLARE
+    home text;
+BEGIN
+    BEGIN
+        CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public;
+    EXCEPTION
+        -- Not allowed, not installed on the server, no such schema, or made by somebody else at this moment.
+        WHEN insufficient_privilege OR undefined_file OR feature_not_supported OR invalid_schema_name
+            OR unique_violation THEN NULL;
+    END;
+    SELECT nspname INTO home
+    FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace WHERE extname = 'pg_trgm';
+    IF has_schema_privilege(home, 'USAGE') THEN
+        EXECUTE format('CREATE INDEX dead_letters_search ON dead_letters USING gin (search %I.gin_trgm_ops)', home);
+    ELSE
+        RAISE WARNING 'dead letters are searched without an index: the extension pg_trgm cannot be installed'
+            USING HINT = 'as an administrator: CREATE EXTENSION pg_trgm; then: CREATE INDEX dead_letters_search ON dead_letters USING gin (search gin_trgm_ops)';
+    END IF;
+END
+$$;
