@@ -3,7 +3,11 @@
 
 use std::time::Instant;
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{
+    StreamExt,
+    future::{Either, ready},
+    stream::FuturesUnordered,
+};
 use headcount::{
     message::now,
     queue::{
@@ -12,7 +16,7 @@ use headcount::{
     },
 };
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind, PublisherConfirm,
     options::{
         BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
         QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
@@ -60,8 +64,10 @@ impl Broker {
         self.topology.named("events")
     }
 
-    /// Publishes that many webhooks as the ingress does, without an ingress; tells how many per second were confirmed.
-    pub async fn publish(&self, webhooks: &Webhooks, count: u64) -> Outcome<f64> {
+    /// Publishes that many webhooks without an ingress; tells how many per second were confirmed. A thousand wait for
+    /// their confirms at a time, on one channel. `together`: lapin is given as many as it can write at once, as
+    /// headcount does; otherwise each is written before the next is begun, which is what awaiting `basic_publish` means.
+    pub async fn publish(&self, webhooks: &Webhooks, count: u64, together: bool) -> Outcome<f64> {
         let channel = self.channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let exchange = self.topology.named("events");
@@ -71,18 +77,11 @@ impl Broker {
             if confirms.len() >= IN_FLIGHT {
                 acked(confirms.next().await)?;
             }
-            let options = BasicPublishOptions::default();
-            let body = webhooks.body(number);
-            let confirm = channel
-                .basic_publish(
-                    exchange.as_str().into(),
-                    EVENTS_KEY.into(),
-                    options,
-                    &body,
-                    properties(number),
-                )
-                .await?;
-            confirms.push(confirm);
+            let mut publishing = Either::Left(publish(&channel, &exchange, webhooks, number));
+            if !together && let Either::Left(first) = publishing {
+                publishing = Either::Right(ready(first.await));
+            }
+            confirms.push(async { publishing.await?.await });
         }
         while let Some(confirmed) = confirms.next().await {
             acked(Some(confirmed))?;
@@ -127,6 +126,16 @@ impl Broker {
         }
         Ok(self.connection.close(200, "done".into()).await?)
     }
+}
+
+async fn publish(
+    channel: &Channel,
+    exchange: &str,
+    webhooks: &Webhooks,
+    number: u64,
+) -> lapin::Result<PublisherConfirm> {
+    let (options, body) = (BasicPublishOptions::default(), webhooks.body(number));
+    channel.basic_publish(exchange.into(), EVENTS_KEY.into(), options, &body, properties(number)).await
 }
 
 /// As the ingress sets them.

@@ -1,19 +1,25 @@
 //! Owns the load generator, a process of its own: signs each webhook, keeps its connections, and posts either as fast as
 //! the answers come (closed loop) or at a set rate (open loop). In the open loop a latency counts from the moment at
 //! which the webhook was due, so that a slow answer is not hidden by what it held up (no coordinated omission).
-//! Threads and plain sockets: it has to cost as little as possible, since it shares the machine with what it measures.
+//! One thread for all connections: it has to cost as little as possible, since it shares the machine with what it measures.
 
 use std::{
-    io::{Read, Write},
-    net::TcpStream,
+    cell::Cell,
     process::{Command, Stdio},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::future::join_all;
+use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::{Mutex, mpsc},
+};
 
 use super::{
     Outcome,
@@ -81,13 +87,11 @@ pub fn generate(plan: &str) -> Outcome<()> {
     }
     let webhooks = Webhooks::new()?;
     let key = STANDARD.decode(SECRET.trim_start_matches("whsec_"))?;
-    let next = AtomicU64::new(0);
-    let start = Instant::now();
-    let client = Client { plan: &plan, webhooks: &webhooks, key: &key, next: &next, start };
-    let parts: Vec<Part> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..plan.connections).map(|_| scope.spawn(|| client.post_all())).collect();
-        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
-    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let client = Client { hmac: Hmac::new_from_slice(&key)?, webhooks, due: Due::of(&plan), plan };
+    let start = client.due.start;
+    let parts: Vec<Part> =
+        runtime.block_on(join_all((0..client.plan.connections).map(|_| client.post_all())));
     let mut latencies: Vec<u64> = parts.iter().flat_map(|part| part.latencies.iter().copied()).collect();
     latencies.sort_unstable();
     let at = |part: f64| {
@@ -104,37 +108,67 @@ pub fn generate(plan: &str) -> Outcome<()> {
     Ok(())
 }
 
+/// The webhooks that are due, one after another, until the time is over.
+struct Due {
+    start: Instant,
+    seconds: f64,
+    next: Cell<u64>,
+    /// From the thread that keeps the pace; a runtime's timers are too coarse.
+    paced: Option<Mutex<mpsc::UnboundedReceiver<(u64, Instant)>>>,
+}
+
+impl Due {
+    fn of(plan: &Plan) -> Self {
+        let (start, seconds) = (Instant::now(), plan.seconds);
+        let paced = plan.rate.map(|rate| {
+            let (tell, told) = mpsc::unbounded_channel();
+            thread::spawn(move || {
+                for number in 0..(seconds * rate) as u64 {
+                    let due = start + Duration::from_secs_f64(number as f64 / rate);
+                    thread::sleep(due.saturating_duration_since(Instant::now()));
+                    if tell.send((number, due)).is_err() {
+                        return;
+                    }
+                }
+            });
+            Mutex::new(told)
+        });
+        Self { start, seconds, next: Cell::new(0), paced }
+    }
+
+    /// Its number, and since when it is due.
+    async fn next(&self) -> Option<(u64, Instant)> {
+        match &self.paced {
+            Some(paced) => paced.lock().await.recv().await,
+            None => {
+                let now = Instant::now();
+                let number = self.next.replace(self.next.get() + 1);
+                (now.duration_since(self.start).as_secs_f64() < self.seconds).then_some((number, now))
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 struct Part {
     latencies: Vec<u64>,
     refused: u64,
 }
 
-struct Client<'a> {
-    plan: &'a Plan,
-    webhooks: &'a Webhooks,
-    key: &'a [u8],
-    next: &'a AtomicU64,
-    start: Instant,
+struct Client {
+    plan: Plan,
+    webhooks: Webhooks,
+    hmac: Hmac<Sha256>,
+    due: Due,
 }
 
-impl Client<'_> {
-    fn post_all(&self) -> Part {
+impl Client {
+    async fn post_all(&self) -> Part {
         let mut part = Part::default();
         let mut connection: Option<TcpStream> = None;
         let mut answer = Vec::new();
-        loop {
-            let number = self.next.fetch_add(1, Relaxed);
-            let due = match self.plan.rate {
-                Some(rate) => self.start + Duration::from_secs_f64(number as f64 / rate),
-                None => Instant::now(),
-            };
-            if due >= self.start + Duration::from_secs_f64(self.plan.seconds) {
-                return part;
-            }
-            // What is overdue leaves at once.
-            thread::sleep(due.saturating_duration_since(Instant::now()));
-            match self.post(number, &mut connection, &mut answer) {
+        while let Some((number, due)) = self.due.next().await {
+            match self.post(number, &mut connection, &mut answer).await {
                 Ok(true) => part.latencies.push(due.elapsed().as_micros() as u64),
                 Ok(false) => part.refused += 1,
                 Err(_) => {
@@ -143,10 +177,11 @@ impl Client<'_> {
                 }
             }
         }
+        part
     }
 
     /// Posts one webhook; tells whether it was accepted.
-    fn post(
+    async fn post(
         &self,
         number: u64,
         connection: &mut Option<TcpStream>,
@@ -156,22 +191,19 @@ impl Client<'_> {
         let stream = match connection {
             Some(stream) => stream,
             None => {
-                let stream = TcpStream::connect(&self.plan.address)?;
+                let stream = TcpStream::connect(&self.plan.address).await?;
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(Duration::from_secs(15)))?;
                 connection.insert(stream)
             }
         };
-        stream.write_all(&request)?;
+        stream.write_all(&request).await?;
         answer.clear();
-        let mut buffer = [0; 4096];
         loop {
             if let Some(accepted) = read(answer) {
                 return Ok(accepted);
             }
-            match stream.read(&mut buffer)? {
-                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                count => answer.extend_from_slice(&buffer[..count]),
+            if stream.read_buf(answer).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
         }
     }
@@ -180,10 +212,10 @@ impl Client<'_> {
         let body = self.webhooks.body(number);
         let id = webhooks::id(number);
         let timestamp = headcount::message::now() / 1000;
-        let mut hmac = hmac_sha256::HMAC::new(self.key);
-        hmac.update(format!("{id}.{timestamp}."));
+        let mut hmac = self.hmac.clone();
+        hmac.update(format!("{id}.{timestamp}.").as_bytes());
         hmac.update(&body);
-        let signature = STANDARD.encode(hmac.finalize());
+        let signature = STANDARD.encode(hmac.finalize().into_bytes());
         let mut request = format!(
             "POST /webhooks/clerk HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
              user-agent: Svix-Webhooks/1.62.0\r\nsvix-id: {id}\r\nsvix-timestamp: {timestamp}\r\n\

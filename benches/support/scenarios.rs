@@ -9,7 +9,7 @@ use super::{
     database::{self, Database, Inbox},
     load::{self, Plan},
     process::{self, Environment, Headcount},
-    report::{Kind, Report},
+    report::{Kind, PUBLISHING, PUBLISHING_TOGETHER, Report},
     webhooks::Webhooks,
 };
 
@@ -27,22 +27,39 @@ pub struct Size {
     pub seconds: f64,
 }
 
-/// Takes each scenario once and adds its figures to the report.
-pub async fn round(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
-    publishing(size, webhooks, report).await?;
-    ingress(size, report).await?;
-    bare_draining(size, webhooks, report).await?;
-    worker(size, webhooks, report).await?;
-    for steady in [false, true] {
-        end_to_end(size, steady, report).await?;
-        embedded(size, steady, report).await?;
+/// Takes each scenario once, or the one that is named, and adds its figures to the report.
+pub async fn round(size: Size, only: &str, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
+    let wanted = |name: &str| only.is_empty() || only == name;
+    if wanted("publishing") {
+        publishing(size, webhooks, report).await?;
+    }
+    if wanted("ingress") {
+        ingress(size, report).await?;
+    }
+    if wanted("bare") {
+        bare_draining(size, webhooks, report).await?;
+    }
+    if wanted("worker") {
+        worker(size, webhooks, report).await?;
+    }
+    for (steady, whole, embedded) in [(false, "whole", "embedded"), (true, "whole-steady", "embedded-steady")]
+    {
+        if wanted(whole) {
+            end_to_end(size, steady, report).await?;
+        }
+        if wanted(embedded) {
+            self::embedded(size, steady, report).await?;
+        }
     }
     Ok(())
 }
 
 async fn publishing(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
     let broker = Broker::new("publishing").await?;
-    report.add("raw confirmed publishing", Kind::PerSecond, broker.publish(webhooks, size.messages).await?);
+    report.add(PUBLISHING, Kind::PerSecond, broker.publish(webhooks, size.messages, false).await?);
+    broker.remove().await?;
+    let broker = Broker::new("publishing").await?;
+    report.add(PUBLISHING_TOGETHER, Kind::PerSecond, broker.publish(webhooks, size.messages, true).await?);
     broker.remove().await
 }
 
@@ -63,7 +80,7 @@ async fn ingress(size: Size, report: &mut Report) -> Outcome<()> {
 async fn bare_draining(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
     let (broker, database) = (Broker::new("bare").await?, Database::new("bare").await?);
     process::run("migrate", &on_servers(&broker, Some(&database)))?;
-    broker.publish(webhooks, size.messages).await?;
+    broker.publish(webhooks, size.messages, true).await?;
     bare::drain(&broker, database.connect().await?, size.messages as usize).await?;
     let applied = database.inbox().await?.applied().await?;
     report.add("bare loop draining a backlog, applied", Kind::PerSecond, applied.rate);
@@ -75,7 +92,7 @@ async fn worker(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome
     let (broker, database) = (Broker::new("worker").await?, Database::new("worker").await?);
     let environment = on_servers(&broker, Some(&database));
     process::run("migrate", &environment)?;
-    broker.publish(webhooks, size.messages).await?;
+    broker.publish(webhooks, size.messages, true).await?;
     let worker = Headcount::start("worker", &environment)?;
     let mut inbox = database.inbox().await?;
     inbox.until(size.messages).await?;
