@@ -164,6 +164,56 @@ async fn a_blocked_broker_counts_as_away_and_acks_still_go_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_that_rejects_most_of_what_comes_confirms_only_what_it_holds() {
+    let server = Server::rabbitmq();
+    let queue = open(&server).await;
+    server.ctl(&["set_policy", "bound", "^headcount[.]events$", r#"{"max-length": 500}"#, "--apply-to", "queues"]);
+    let subscription = queue.subscribe(Source::Events, 50).await.unwrap();
+    let begun = std::sync::atomic::AtomicUsize::new(0);
+    let next_id = || {
+        let n = begun.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        (n < 30_000).then(|| format!("m{n}"))
+    };
+    // Many at once, while a slow consumer makes room now and then, so that yes and no alternate.
+    let sending = futures_util::future::join_all((0..256).map(|_| async {
+        let mut confirmed = Vec::new();
+        while let Some(id) = next_id() {
+            match queue.publish(message(&id)).await {
+                Ok(()) => confirmed.push(id),
+                Err(error) => assert!(error.to_string().contains("the queue is full"), "{error}"),
+            }
+        }
+        confirmed
+    }));
+    let sent = std::sync::atomic::AtomicBool::new(false);
+    let receiving = async {
+        let mut received = HashSet::new();
+        loop {
+            match tokio::time::timeout(Duration::from_millis(500), subscription.next()).await {
+                Ok(delivery) => {
+                    let delivery = delivery.unwrap();
+                    received.insert(delivery.message.id.as_str().to_owned());
+                    subscription.settle(vec![done(delivery)]).await;
+                }
+                Err(_) if sent.load(std::sync::atomic::Ordering::Relaxed) => return received,
+                Err(_) => {}
+            }
+        }
+    };
+    let sending = async {
+        let confirmed: HashSet<String> = sending.await.into_iter().flatten().collect();
+        sent.store(true, std::sync::atomic::Ordering::Relaxed);
+        confirmed
+    };
+    let (confirmed, received) = tokio::join!(sending, receiving);
+    assert!((500..29_000).contains(&confirmed.len()), "{} were confirmed", confirmed.len());
+    let lost: Vec<_> = confirmed.difference(&received).take(5).collect();
+    assert!(lost.is_empty(), "confirmed and not held: {lost:?}");
+    assert_eq!(confirmed, received, "nothing else is held either");
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_queue_is_declared_again_and_what_came_meanwhile_is_in_the_dead_letters() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;
