@@ -23,6 +23,10 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// Seconds; a dead peer shows after twice this.
 const HEARTBEAT: u16 = 10;
 
+/// Bytes. A connection of lapin's has buffers of 64 such frames, which fill in time: 2 MiB instead of the broker's 8.
+/// A usual webhook is one frame.
+const FRAME_MAX: u32 = 32 * 1024;
+
 /// Where the broker is and what it has to hold.
 #[derive(Clone)]
 pub(super) struct Broker {
@@ -37,6 +41,7 @@ impl Broker {
             hint: "write amqp://user:password@host:5672/%2f; %2f is the default virtual host".into(),
         })?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        uri.query.frame_max.get_or_insert(FRAME_MAX);
         uri.query.connection_timeout.get_or_insert(5_000);
         Ok(Self { uri, topology })
     }
