@@ -167,7 +167,14 @@ async fn a_blocked_broker_counts_as_away_and_acks_still_go_out() {
 async fn a_full_queue_that_rejects_most_of_what_comes_confirms_only_what_it_holds() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;
-    server.ctl(&["set_policy", "bound", "^headcount[.]events$", r#"{"max-length": 500}"#, "--apply-to", "queues"]);
+    server.ctl(&[
+        "set_policy",
+        "bound",
+        "^headcount[.]events$",
+        r#"{"max-length": 500}"#,
+        "--apply-to",
+        "queues",
+    ]);
     let subscription = queue.subscribe(Source::Events, 50).await.unwrap();
     let begun = std::sync::atomic::AtomicUsize::new(0);
     let next_id = || {

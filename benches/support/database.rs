@@ -1,5 +1,5 @@
 //! Owns the stores' side: a database of its own for each scenario, or an embedded store's directory, and what the inbox
-//! tells. Rates and latencies come from the inbox's own times, so that headcount and the bare loop are read by one rule.
+//! tells. Rates come from the inbox's own times, so that headcount and the bare loop are read by one rule.
 
 use std::{
     path::Path,
@@ -8,19 +8,10 @@ use std::{
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use super::Outcome;
+use super::{Outcome, process::Commits};
 
 /// How long a backlog may take.
 const PATIENCE: Duration = Duration::from_secs(300);
-
-/// What an inbox tells.
-#[derive(Clone, Copy, Debug)]
-pub struct Applied {
-    /// Per second, from the first batch to the last.
-    pub rate: f64,
-    /// Milliseconds from received to the inbox's statement (its COMMIT follows): the median and 99 %.
-    pub latency: [f64; 2],
-}
 
 /// An inbox to read from.
 pub enum Inbox {
@@ -54,36 +45,46 @@ impl Inbox {
         }
     }
 
-    /// Reads what was applied.
-    pub async fn applied(&mut self) -> Outcome<Applied> {
-        let rows: Vec<(f64, f64)> = match self {
+    /// How many were applied per second, from the first batch to the last.
+    pub async fn rate(&mut self) -> Outcome<f64> {
+        let times: Vec<f64> = match self {
             Self::Postgres(connection) => {
-                sqlx::query_as(
-                    "SELECT extract(epoch FROM processed_at)::float8 * 1000, \
-                     extract(epoch FROM processed_at - received_at)::float8 * 1000 FROM inbox",
-                )
-                .fetch_all(&mut **connection)
-                .await?
+                sqlx::query_scalar("SELECT extract(epoch FROM processed_at)::float8 FROM inbox")
+                    .fetch_all(&mut **connection)
+                    .await?
             }
             Self::Embedded(connection) => {
-                sqlx::query_as(
-                    "SELECT unixepoch(processed_at, 'subsec') * 1000.0, \
-                     (unixepoch(processed_at, 'subsec') - unixepoch(received_at, 'subsec')) * 1000.0 FROM inbox",
-                )
-                .fetch_all(&mut **connection)
-                .await?
+                sqlx::query_scalar("SELECT unixepoch(processed_at, 'subsec') FROM inbox")
+                    .fetch_all(&mut **connection)
+                    .await?
             }
         };
-        let first = rows.iter().map(|row| row.0).fold(f64::INFINITY, f64::min);
-        let last = rows.iter().map(|row| row.0).fold(0.0, f64::max);
-        let behind_first = rows.iter().filter(|row| row.0 > first).count();
-        let mut latencies: Vec<f64> = rows.iter().map(|row| row.1).collect();
+        let first = times.iter().copied().fold(f64::INFINITY, f64::min);
+        let last = times.iter().copied().fold(0.0, f64::max);
+        let behind_first = times.iter().filter(|time| **time > first).count();
+        Ok(behind_first as f64 / (last - first).max(0.001))
+    }
+
+    /// Milliseconds from received to committed: the median, 99 % and 99.9 %.
+    pub async fn latency(&mut self, commits: &Commits) -> Outcome<[f64; 3]> {
+        let received: Vec<(String, f64)> = match self {
+            Self::Postgres(connection) => {
+                let statement =
+                    "SELECT message_id, extract(epoch FROM received_at)::float8 * 1000 FROM inbox";
+                sqlx::query_as(statement).fetch_all(&mut **connection).await?
+            }
+            Self::Embedded(connection) => {
+                let statement = "SELECT message_id, unixepoch(received_at, 'subsec') * 1000.0 FROM inbox";
+                sqlx::query_as(statement).fetch_all(&mut **connection).await?
+            }
+        };
+        let mut latencies = Vec::with_capacity(received.len());
+        for (id, received_at) in &received {
+            latencies.push(commits.get(id).ok_or("a commit that no worker told of")? - received_at);
+        }
         latencies.sort_unstable_by(f64::total_cmp);
-        let at = |part: usize| latencies.get(latencies.len() * part / 100).copied().unwrap_or_default();
-        Ok(Applied {
-            rate: behind_first as f64 / ((last - first) / 1000.0).max(0.001),
-            latency: [at(50), at(99)],
-        })
+        let at = |part: usize| latencies.get(latencies.len() * part / 1000).copied().unwrap_or_default();
+        Ok([at(500), at(990), at(999)])
     }
 }
 

@@ -2,9 +2,10 @@
 //! nothing but the settings given. Ends them, and tells the most memory that each held.
 
 use std::{
+    collections::HashMap,
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -14,14 +15,21 @@ use super::Outcome;
 /// Signs what is measured. Made for it; opens nothing.
 pub const SECRET: &str = "whsec_dGhlIGJlbmNobWFya3Mgb2YgaGVhZGNvdW50IHNpZ24gd2l0aCB0aGlz";
 
+/// Makes a worker tell of each message after its commit, with a time.
+pub const TELL_COMMITS: (&str, &str) = ("RUST_LOG", "info,headcount::worker=debug");
+
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Settings for one or more processes.
 pub type Environment = Vec<(&'static str, String)>;
 
+/// When webhooks were committed, in milliseconds since 1970, by message id.
+pub type Commits = HashMap<String, f64>;
+
 /// A process that serves.
 pub struct Headcount {
     child: Child,
+    commits: Arc<Mutex<Commits>>,
     /// Of the public listener, where it has one: `127.0.0.1:port`.
     pub address: String,
 }
@@ -32,15 +40,21 @@ impl Headcount {
         let mut child = command(role, environment).stderr(Stdio::piped()).spawn()?;
         let stderr = child.stderr.take().ok_or("no stderr")?;
         let (tell, told) = mpsc::channel();
+        let commits = Arc::new(Mutex::new(Commits::new()));
+        let heard = Arc::clone(&commits);
         thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if let Some((id, at)) = commit(&line) {
+                    heard.lock().unwrap_or_else(PoisonError::into_inner).insert(id, at);
+                    continue;
+                }
                 if !line.contains(" INFO ") {
                     eprintln!("{line}");
                 }
                 let _ = tell.send(line);
             }
         });
-        let mut started = Self { child, address: String::new() };
+        let mut started = Self { child, commits, address: String::new() };
         let end = Instant::now() + PATIENCE;
         loop {
             let line = told.recv_timeout(end.saturating_duration_since(Instant::now()))?;
@@ -51,6 +65,11 @@ impl Headcount {
                 return Ok(started);
             }
         }
+    }
+
+    /// What it has told of so far, where [`TELL_COMMITS`] is in its environment.
+    pub fn commits(&self) -> Commits {
+        self.commits.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The most memory that it held so far, in MB.
@@ -80,6 +99,13 @@ impl Drop for Headcount {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Reads `2026-11-21T15:28:03.057745Z DEBUG headcount::worker::batch: message ID: outcome …`.
+fn commit(line: &str) -> Option<(String, f64)> {
+    let (time, rest) = line.split_once(" DEBUG headcount::worker::batch: message ")?;
+    let at = chrono::DateTime::parse_from_rfc3339(time).ok()?.timestamp_micros();
+    Some((rest.split_once(": ")?.0.to_owned(), at as f64 / 1000.0))
 }
 
 /// Runs a command of headcount's to its end.

@@ -8,7 +8,7 @@ use super::{
     broker::Broker,
     database::{self, Database, Inbox},
     load::{self, Plan},
-    process::{self, Environment, Headcount},
+    process::{self, Environment, Headcount, TELL_COMMITS},
     report::{Kind, PUBLISHING, PUBLISHING_TOGETHER, Report},
     webhooks::Webhooks,
 };
@@ -82,8 +82,8 @@ async fn bare_draining(size: Size, webhooks: &Webhooks, report: &mut Report) -> 
     process::run("migrate", &on_servers(&broker, Some(&database)))?;
     broker.publish(webhooks, size.messages, true).await?;
     bare::drain(&broker, database.connect().await?, size.messages as usize).await?;
-    let applied = database.inbox().await?.applied().await?;
-    report.add("bare loop draining a backlog, applied", Kind::PerSecond, applied.rate);
+    let rate = database.inbox().await?.rate().await?;
+    report.add("bare loop draining a backlog, applied", Kind::PerSecond, rate);
     broker.remove().await?;
     database.remove().await
 }
@@ -96,7 +96,7 @@ async fn worker(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome
     let worker = Headcount::start("worker", &environment)?;
     let mut inbox = database.inbox().await?;
     inbox.until(size.messages).await?;
-    report.add("worker draining a backlog, applied", Kind::PerSecond, inbox.applied().await?.rate);
+    report.add("worker draining a backlog, applied", Kind::PerSecond, inbox.rate().await?);
     report.add("worker draining a backlog, peak memory", Kind::Megabytes, worker.peak_memory()?);
     worker.stop()?;
     broker.remove().await?;
@@ -106,13 +106,14 @@ async fn worker(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome
 /// Ingress, worker, RabbitMQ, PostgreSQL and the load generator, all here.
 async fn end_to_end(size: Size, steady: bool, report: &mut Report) -> Outcome<()> {
     let (broker, database) = (Broker::new("whole").await?, Database::new("whole").await?);
-    let environment = on_servers(&broker, Some(&database));
+    let mut environment = on_servers(&broker, Some(&database));
     process::run("migrate", &environment)?;
-    let worker = Headcount::start("worker", &environment)?;
     let ingress = Headcount::start("ingress", &environment)?;
+    tell(steady, &mut environment);
+    let worker = Headcount::start("worker", &environment)?;
     let summary = load(&ingress, size, steady).await?;
     let inbox = database.inbox().await?;
-    applied("end to end", steady, &summary, inbox, report).await?;
+    applied("end to end", steady, &summary, inbox, &worker, report).await?;
     if !steady {
         report.add("end to end, ingress, peak memory", Kind::Megabytes, ingress.peak_memory()?);
         report.add("end to end, worker, peak memory", Kind::Megabytes, worker.peak_memory()?);
@@ -129,10 +130,12 @@ async fn embedded(size: Size, steady: bool, report: &mut Report) -> Outcome<()> 
     if directory.exists() {
         fs::remove_dir_all(&directory)?;
     }
-    let up = Headcount::start("up", &vec![("HEADCOUNT_DATA_DIR", directory.display().to_string())])?;
+    let mut environment = vec![("HEADCOUNT_DATA_DIR", directory.display().to_string())];
+    tell(steady, &mut environment);
+    let up = Headcount::start("up", &environment)?;
     let summary = load(&up, size, steady).await?;
     let inbox = database::embedded(&directory).await?;
-    applied("embedded end to end", steady, &summary, inbox, report).await?;
+    applied("embedded end to end", steady, &summary, inbox, &up, report).await?;
     if !steady {
         report.add("embedded end to end, peak memory", Kind::Megabytes, up.peak_memory()?);
     }
@@ -145,17 +148,26 @@ async fn applied(
     steady: bool,
     summary: &load::Summary,
     mut inbox: Inbox,
+    worker: &Headcount,
     report: &mut Report,
 ) -> Outcome<()> {
     inbox.until(summary.accepted).await?;
-    let applied = inbox.applied().await?;
     if steady {
-        report.latency(&format!("{what} at 500/s, received to inbox"), &applied.latency);
+        // What it wrote last is still on its way through the pipe.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let latency = inbox.latency(&worker.commits()).await?;
+        report.latency(&format!("{what} at 500/s, received to committed"), &latency);
     } else {
         report.add(&format!("{what}, accepted"), Kind::PerSecond, summary.rate());
-        report.add(&format!("{what}, applied"), Kind::PerSecond, applied.rate);
+        report.add(&format!("{what}, applied"), Kind::PerSecond, inbox.rate().await?);
     }
     Ok(())
+}
+
+/// A worker whose latencies are measured tells of each commit; one that has to be fast tells nothing.
+fn tell(steady: bool, environment: &mut Environment) {
+    let (name, value) = TELL_COMMITS;
+    environment.extend(steady.then(|| (name, value.to_owned())));
 }
 
 async fn load(target: &Headcount, size: Size, steady: bool) -> Outcome<load::Summary> {
