@@ -54,11 +54,7 @@ impl Broker {
     /// A connection of its own, with the topology declared. Bounded: a frozen broker is an error here.
     pub(super) async fn connect(&self, role: &str) -> Result<Connection, QueueError> {
         let attempt = async {
-            let name = format!("headcount {role} {}", std::process::id());
-            let properties = ConnectionProperties::default().with_connection_name(name.as_str().into());
-            let connection = Connection::connect_uri(self.uri.clone(), properties)
-                .await
-                .map_err(|error| self.explain(&error))?;
+            let connection = self.connect_to_look(role).await?;
             self.declare(&connection).await?;
             Ok(connection)
         };
@@ -66,6 +62,14 @@ impl Broker {
             Ok(connected) => connected,
             Err(_) => Err(QueueError::Unavailable(format!("the broker at {} does not answer", self.place()))),
         }
+    }
+
+    /// A connection of its own that declares nothing. Not bounded.
+    pub(super) async fn connect_to_look(&self, role: &str) -> Result<Connection, QueueError> {
+        let name = format!("headcount {role} {}", std::process::id());
+        let properties = ConnectionProperties::default().with_connection_name(name.as_str().into());
+        let connected = Connection::connect_uri(self.uri.clone(), properties).await;
+        connected.map_err(|error| self.explain(&error))
     }
 
     async fn declare(&self, connection: &Connection) -> Result<(), QueueError> {

@@ -56,7 +56,7 @@ impl RabbitQueue {
     async fn look(&self, looking: &mut Option<Connection>) -> Result<Vec<Depth>, QueueError> {
         let connection = match looking.take() {
             Some(connection) if connection.status().connected() => connection,
-            _ => self.broker.connect("observer").await?,
+            _ => self.broker.connect_to_look("observer").await?,
         };
         let channel = self.broker.channel(&connection).await?;
         let mut depths = Vec::with_capacity(self.broker.topology.queues.len());

@@ -35,6 +35,10 @@ use crate::{
 
 /// How long the broker may take to confirm that it stops delivering.
 const CANCEL_LIMIT: Duration = Duration::from_secs(3);
+/// How long a queue that was deleted under its consumers stays away. A broker that has not told a consumer yet when the
+/// queue is there again moves it to the new queue without a word, and loses the first deliveries on the way. What comes
+/// meanwhile goes to the dead queue as unroutable.
+const DELETED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the consumer is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
@@ -322,6 +326,7 @@ async fn deliver(
                 None if cancelled => *hand = None,
                 None => {
                     close(&connection).await;
+                    let _ = tokio::time::timeout(DELETED_PAUSE, until(wish, |wish| *wish != Wish::Consume)).await;
                     return "the broker cancelled the consumer: was its queue deleted?".into();
                 }
             },
