@@ -248,6 +248,24 @@ async fn a_batch_is_settled_once_and_everything_received_is_finished_before_the_
 }
 
 #[tokio::test]
+async fn a_batch_of_large_bodies_is_short_and_a_body_of_any_size_passes() {
+    let queue = Arc::new(FakeQueue::default());
+    let body = |bytes: usize| {
+        let filler = "x".repeat(bytes);
+        format!(r#"{{"data":{{"filler":"{filler}"}},"object":"event","type":"session.created"}}"#)
+    };
+    (0..8).for_each(|n| queue.deliver_body(&format!("m{n}"), 0, body(1024 * 1024)));
+    queue.deliver_body("huge", 0, body(6 * 1024 * 1024));
+    let store = store(|batch| Ok(vec![Outcome::Ignored; batch.len()]));
+    let running = Running::start(queue.clone(), &store, settings());
+    queue.until(|settled| settled.len() == 9).await;
+    running.stop().await;
+    let batches = store.batches.lock().unwrap();
+    assert!(batches.iter().all(|batch| batch.len() <= 3), "{batches:?}");
+    assert!(batches.contains(&vec!["huge".to_owned()]), "{batches:?}");
+}
+
+#[tokio::test]
 async fn a_refused_message_is_buried_alone_and_its_neighbours_commit() {
     let queue = Arc::new(FakeQueue::default());
     (0..10).for_each(|n| queue.deliver(&format!("m{n}"), 0));

@@ -19,60 +19,23 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    config::Config, pause::Pauses, queue::Delivery, queue::Ladder, queue::Subscription, shutdown::until,
-    store::Store, telemetry::metrics::WorkerMetrics,
+    pause::Pauses, queue::Delivery, queue::Subscription, shutdown::until, store::Store,
+    telemetry::metrics::WorkerMetrics,
 };
 
 mod batch;
+mod settings;
 pub mod verdict;
 
 use batch::{Held, Pipeline, Report};
+pub use settings::{Health, Settings};
 
 /// Batches of one worker in their transactions at a time.
 const BATCHES: usize = 4;
+/// Bodies in one batch, in bytes; a single message may exceed it. A batch is held several times over while it is saved.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// A run of so many messages that all fail alone in the same way is no longer the messages' fault.
 const RUN: usize = 50;
-
-/// What a worker may do and for how long.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// `HEADCOUNT_BATCH_MAX`
-    pub batch_max: usize,
-    /// `HEADCOUNT_BATCH_WAIT`
-    pub batch_wait: Duration,
-    /// `HEADCOUNT_CONFLICT_PATIENCE`
-    pub patience: u32,
-    /// `HEADCOUNT_RETRY_DELAYS`
-    pub ladder: Ladder,
-    /// A database that has not answered for so long is away.
-    pub watchdog: Duration,
-    /// What is held longer is parked.
-    pub hold_limit: Duration,
-    /// How long a message that was refused alone waits for another's success before it is blamed.
-    pub suspicion: Duration,
-}
-
-impl Settings {
-    /// As configured.
-    pub fn new(config: &Config) -> Self {
-        Self {
-            batch_max: config.batch_max,
-            batch_wait: config.batch_wait,
-            patience: config.conflict_patience,
-            ladder: config.retry_delays.clone(),
-            watchdog: Duration::from_secs(10),
-            hold_limit: Duration::from_secs(600),
-            suspicion: Duration::from_secs(5),
-        }
-    }
-}
-
-/// How a worker is, for readiness and metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Health {
-    /// Why it holds its messages and waits; `None` while it works.
-    pub paused: Option<String>,
-}
 
 /// Works until `stop` turns true and everything received is settled, or nothing more can be settled because the
 /// database is away. What is left then goes back to the queue with the subscription.
@@ -245,7 +208,7 @@ impl Worker {
             self.batches.spawn(async move { Finished::Alone(pipeline.process(vec![held], false).await) });
         }
         while self.batches.len() < BATCHES && self.batch_is_due(stopping) {
-            let batch = self.fresh.drain(..self.fresh.len().min(self.settings.batch_max)).collect();
+            let batch = self.next_batch();
             self.start(batch, false);
         }
     }
@@ -258,6 +221,16 @@ impl Worker {
                 || self.fresh.len() >= self.settings.batch_max
                 || oldest.since.elapsed() >= self.settings.batch_wait
         })
+    }
+
+    fn next_batch(&mut self) -> Vec<Held> {
+        let mut bytes = 0;
+        let within = self.fresh.iter().take(self.settings.batch_max).take_while(|held| {
+            bytes += held.delivery.message.body.len();
+            bytes <= BATCH_BYTES
+        });
+        let count = within.count().max(1).min(self.fresh.len());
+        self.fresh.drain(..count).collect()
     }
 
     fn start(&mut self, batch: Vec<Held>, convict: bool) {
