@@ -1,18 +1,19 @@
 //! How fast headcount is beside what it could be: its real processes, and the broker and the database driven with
 //! nothing in between, on the same machine in the same run. `make bench` starts the servers, runs it, and keeps the
 //! table in benches/RESULTS.md. BENCH_ROUNDS (3), BENCH_MESSAGES (30000 in a backlog) and BENCH_SECONDS (8 of a load)
-//! change how much.
+//! change how much; BENCH_ONLY takes one scenario and keeps nothing. BENCH_ONLY=scale is another run (`make
+//! bench-scale`), which keeps its table in benches/SCALE.md.
 
 #![allow(unreachable_pub)]
 
 mod support;
 
-use std::{process::ExitCode, str::FromStr};
+use std::{path::Path, process::ExitCode, str::FromStr};
 
 use support::{
     Outcome, load,
     report::Report,
-    scenarios::{self, Size},
+    scenarios::{self, Size, USUAL},
     webhooks::Webhooks,
 };
 
@@ -38,28 +39,35 @@ fn main() -> ExitCode {
 }
 
 fn measure() -> Outcome<()> {
-    let rounds: u32 = setting("BENCH_ROUNDS", 3)?;
     let size = Size { messages: setting("BENCH_MESSAGES", 30_000)?, seconds: setting("BENCH_SECONDS", 8.0)? };
     let only = std::env::var("BENCH_ONLY").unwrap_or_default();
-    let webhooks = Webhooks::new()?;
+    let scale = only == "scale";
+    let rounds: u32 = setting("BENCH_ROUNDS", if scale { 1 } else { 3 })?;
+    let webhooks = Webhooks::new(USUAL)?;
     let mut report = Report::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
-        runtime.block_on(scenarios::round(size, &only, &webhooks, &mut report))?;
+        if scale {
+            runtime.block_on(scenarios::scale(&mut report))?;
+        } else {
+            runtime.block_on(scenarios::round(size, &only, &webhooks, &mut report))?;
+        }
     }
-    let load = format!(
-        "Bodies of {} bytes on average; backlogs of {} messages; loads of {} s; everything on one machine.",
-        webhooks.size(),
-        size.messages,
-        size.seconds
-    );
-    let text = report.markdown(&load);
+    let bodies = format!("Bodies of {} bytes on average", webhooks.size());
+    let (file, text) = if scale {
+        ("SCALE.md", report.markdown("make bench-scale", &format!("{bodies}; everything on one machine.")))
+    } else {
+        let load = format!(
+            "{bodies}; backlogs of {} messages; loads of {} s; everything on one machine.",
+            size.messages, size.seconds
+        );
+        ("RESULTS.md", report.markdown("make bench", &load))
+    };
     println!("{text}");
-    if !only.is_empty() {
-        return Ok(());
+    if scale || only.is_empty() {
+        std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches").join(file), text)?;
     }
-    std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/RESULTS.md"), text)?;
     Ok(())
 }
 

@@ -41,25 +41,35 @@ struct FakeQueue {
     cancelled: Mutex<bool>,
 }
 
+fn created(id: &str) -> String {
+    format!(
+        r#"{{"data":{{"id":"user_{id}","object":"user","created_at":1,"updated_at":2}},"object":"event","timestamp":1700000000000,"type":"user.created"}}"#
+    )
+}
+
+fn message(id: &str, body: String) -> Message {
+    Message {
+        id: MessageId::parse(id).unwrap(),
+        event_type: "user.created".into(),
+        received_at: 0,
+        attempt: 0,
+        waits: 0,
+        round: 0,
+        traceparent: None,
+        body: body.into(),
+    }
+}
+
 impl FakeQueue {
     fn deliver(&self, id: &str, earlier: u32) {
-        let body = format!(
-            r#"{{"data":{{"id":"user_{id}","object":"user","created_at":1,"updated_at":2}},"object":"event","timestamp":1700000000000,"type":"user.created"}}"#
-        );
-        self.deliver_body(id, earlier, body);
+        self.deliver_body(id, earlier, created(id));
     }
 
     fn deliver_body(&self, id: &str, earlier: u32, body: String) {
-        let message = Message {
-            id: MessageId::parse(id).unwrap(),
-            event_type: "user.created".into(),
-            received_at: 0,
-            attempt: 0,
-            waits: 0,
-            round: 0,
-            traceparent: None,
-            body: body.into(),
-        };
+        self.deliver_message(message(id, body), earlier);
+    }
+
+    fn deliver_message(&self, message: Message, earlier: u32) {
         let receipt = Receipt { generation: 1, tag: 1 };
         self.waiting.lock().unwrap().push_back(Delivery { message, earlier, receipt, death: None });
         self.changed.notify_waiters();
@@ -398,9 +408,12 @@ async fn what_lost_every_race_alone_goes_up_the_ladder() {
 }
 
 #[tokio::test]
-async fn what_came_back_is_tried_alone_and_in_random_order() {
+async fn what_came_back_or_failed_before_is_tried_alone_and_in_random_order() {
     let queue = Arc::new(FakeQueue::default());
-    (0..40).for_each(|n| queue.deliver(&format!("r{n:02}"), 1));
+    (0..20).for_each(|n| queue.deliver(&format!("r{n:02}"), 1));
+    for id in (20..40).map(|n| format!("r{n:02}")) {
+        queue.deliver_message(Message { attempt: 1, ..message(&id, created(&id)) }, 0);
+    }
     (0..10).for_each(|n| queue.deliver(&format!("f{n}"), 0));
     let store = store(all_created);
     let running = Running::start(queue.clone(), &store, settings());

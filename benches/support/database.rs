@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection, sqlite::Sq
 use super::{Outcome, process::Commits};
 
 /// How long a backlog may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// An inbox to read from.
 pub enum Inbox {
@@ -22,26 +22,30 @@ pub enum Inbox {
 }
 
 impl Inbox {
+    /// How many messages are applied.
+    pub async fn count(&mut self) -> Outcome<u64> {
+        let statement = "SELECT count(*) FROM inbox";
+        let found: i64 = match self {
+            Self::Postgres(connection) => sqlx::query_scalar(statement).fetch_one(&mut **connection).await?,
+            Self::Embedded(connection) => sqlx::query_scalar(statement).fetch_one(&mut **connection).await?,
+        };
+        Ok(found.try_into()?)
+    }
+
     /// Waits until `count` messages are applied.
     pub async fn until(&mut self, count: u64) -> Outcome<()> {
         let end = Instant::now() + PATIENCE;
         loop {
-            let statement = "SELECT count(*) FROM inbox";
-            let found: i64 = match self {
-                Self::Postgres(connection) => {
-                    sqlx::query_scalar(statement).fetch_one(&mut **connection).await?
-                }
-                Self::Embedded(connection) => {
-                    sqlx::query_scalar(statement).fetch_one(&mut **connection).await?
-                }
-            };
-            if found >= i64::try_from(count)? {
+            let asked = Instant::now();
+            let found = self.count().await?;
+            if found >= count {
                 return Ok(());
             }
             if Instant::now() > end {
                 return Err(format!("{found} of {count} messages were applied in {PATIENCE:?}").into());
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Looking must not cost what is looked at.
+            tokio::time::sleep((asked.elapsed() * 30).max(Duration::from_millis(100))).await;
         }
     }
 
@@ -114,6 +118,45 @@ impl Database {
     /// A connection to it.
     pub async fn connect(&self) -> Outcome<PgConnection> {
         Ok(PgConnection::connect(&self.url).await?)
+    }
+
+    /// Makes it refuse one message, by a trigger that it has in any case.
+    pub async fn refuse(&self, message_id: Option<&str>) -> Outcome<()> {
+        let message_id = message_id.unwrap_or("none");
+        self.execute(&format!(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF NEW.version_message_id = '{message_id}' THEN RAISE EXCEPTION 'refused' USING ERRCODE = '40001'; END IF; \
+             RETURN NEW; END $$"
+        ))
+        .await?;
+        self.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON users FOR EACH ROW EXECUTE FUNCTION refuse()",
+        )
+        .await
+    }
+
+    /// Fills the migrated `users` with those whom webhooks are about, as they were before.
+    pub async fn fill(&self, users: u64) -> Outcome<()> {
+        self.execute(&format!(
+            "INSERT INTO users (id, clerk_id, email, clerk_email, email_key, email_verified, version, version_sent, \
+             version_kind, version_message_id, first_name, last_name, image_url, public_metadata, private_metadata, \
+             unsafe_metadata, banned, locked, last_sign_in_at, clerk_created_at, clerk_updated_at, credits_balance) \
+             SELECT gen_random_uuid(), 'user_' || place, email, email, email, true, 1700000000000, 1700000000000, 1, \
+             'msg_2filled' || place, 'Ada', 'Lindqvist', 'https://img.example.com/' || repeat('x', 120), \
+             '{{\"onboarded\": true, \"roles\": [\"member\"]}}', '{{\"referrer\": \"blog\", \"risk_score\": 7}}', \
+             '{{\"newsletter\": true, \"theme\": \"dark\"}}', false, false, now(), now(), now(), 10000 \
+             FROM generate_series(0, {users} - 1) AS n, LATERAL (SELECT 'b' || lpad(n::text, 7, '0') AS place), \
+             LATERAL (SELECT place || '@example.com' AS email)"
+        ))
+        .await?;
+        self.execute("VACUUM ANALYZE users").await?;
+        self.execute("CHECKPOINT").await
+    }
+
+    async fn execute(&self, statement: &str) -> Outcome<()> {
+        let mut connection = self.connect().await?;
+        sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await?;
+        Ok(connection.close().await?)
     }
 
     /// Drops it.

@@ -24,7 +24,7 @@ use tokio::{
 use super::{
     Outcome,
     process::SECRET,
-    webhooks::{self, Webhooks},
+    webhooks::{self, Shape, Webhooks},
 };
 
 /// The argument that makes this program the generator.
@@ -41,6 +41,8 @@ pub struct Plan {
     pub rate: Option<f64>,
     /// Each has one webhook on its way at a time.
     pub connections: u64,
+    /// What to post.
+    pub shape: Shape,
 }
 
 /// What came of it.
@@ -85,7 +87,7 @@ pub fn generate(plan: &str) -> Outcome<()> {
     if !plan.address.starts_with("127.0.0.1:") {
         return Err("load goes to this machine only".into());
     }
-    let webhooks = Webhooks::new()?;
+    let webhooks = Webhooks::new(plan.shape)?;
     let key = STANDARD.decode(SECRET.trim_start_matches("whsec_"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let client = Client { hmac: Hmac::new_from_slice(&key)?, webhooks, due: Due::of(&plan), plan };

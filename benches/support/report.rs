@@ -8,6 +8,11 @@ pub const PUBLISHING: &str = "raw confirmed publishing";
 /// The same, with as many written at once as there are.
 pub const PUBLISHING_TOGETHER: &str = "raw confirmed publishing, written together";
 
+/// What `BENCH_ONLY=scale` compares.
+pub const SMALL: &str = "worker, 30,000 messages, 50,000 users, applied";
+/// The same at its full size.
+pub const LARGE: &str = "worker, 1,000,000 messages, 5,000,000 users, applied";
+
 /// Ratios: headcount's figure, the yardstick's, and what is aimed at.
 const RATIOS: &[(&str, &str, &str)] = &[
     ("ingress, accepted", PUBLISHING, "≥ 0.6"),
@@ -16,6 +21,8 @@ const RATIOS: &[(&str, &str, &str)] = &[
     ("end to end, applied", PUBLISHING, "≥ 0.45"),
     ("end to end, applied", "end to end, accepted", "1: no backlog"),
     ("embedded end to end, applied", "embedded end to end, accepted", "1: no backlog"),
+    ("worker draining with one poisoned message, applied", "worker draining with none, applied", "≥ 0.95"),
+    (LARGE, SMALL, "≥ 0.8"),
 ];
 
 /// What a figure counts.
@@ -27,6 +34,8 @@ pub enum Kind {
     Milliseconds,
     /// Of 1,048,576 bytes.
     Megabytes,
+    /// How many.
+    Messages,
 }
 
 impl Kind {
@@ -35,6 +44,7 @@ impl Kind {
             Self::PerSecond => format!("{figure:.0}/s"),
             Self::Milliseconds => format!("{figure:.1} ms"),
             Self::Megabytes => format!("{figure:.1} MB"),
+            Self::Messages => format!("{figure:.0}"),
         }
     }
 }
@@ -75,10 +85,10 @@ impl Report {
     }
 
     /// All of it, as Markdown.
-    pub fn markdown(&self, load: &str) -> String {
+    pub fn markdown(&self, command: &str, load: &str) -> String {
         let rounds = self.rows.iter().map(|row| row.figures.len()).max().unwrap_or_default();
         let mut text = format!(
-            "# Results\n\nWritten by `make bench`. Medians of {rounds} rounds; the spread is from the lowest to the \
+            "# Results\n\nWritten by `{command}`. Medians of {rounds} rounds; the spread is from the lowest to the \
              highest. {load}\n\n{} Load average before: {}.\n\n| measured | median | spread |\n|---|---:|---:|\n",
             machine(),
             self.load_before
@@ -91,6 +101,9 @@ impl Report {
         for (ours, yardstick, aim) in RATIOS {
             let quotients: Vec<f64> =
                 self.figures(ours).iter().zip(self.figures(yardstick)).map(|(a, b)| a / b).collect();
+            if quotients.is_empty() {
+                continue;
+            }
             let [low, middle, high] = spread(&quotients);
             let _ = writeln!(text, "| {ours} ÷ {yardstick} | {middle:.2} | {low:.2} to {high:.2} | {aim} |");
         }

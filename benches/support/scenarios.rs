@@ -9,14 +9,21 @@ use super::{
     database::{self, Database, Inbox},
     load::{self, Plan},
     process::{self, Environment, Headcount, TELL_COMMITS},
-    report::{Kind, PUBLISHING, PUBLISHING_TOGETHER, Report},
-    webhooks::Webhooks,
+    report::{Kind, LARGE, PUBLISHING, PUBLISHING_TOGETHER, Report, SMALL},
+    webhooks::{self, Shape, Webhooks},
 };
 
-/// Connections of the closed loop, each with one webhook on its way.
+/// Connections of a load, each with one webhook on its way.
 const CONNECTIONS: u64 = 256;
 /// Webhooks per second of the open loop.
 const STEADY: f64 = 500.0;
+/// Webhooks per second that are sustained.
+const SUSTAINED: f64 = 5_000.0;
+
+/// As webhooks are: 2 to 3 kB.
+pub const USUAL: Shape = Shape { users: 10_000, padding: 0 };
+/// Nearly as large as the ingress takes.
+const LARGEST: Shape = Shape { users: 10_000, padding: 500_000 };
 
 /// How much of everything.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +48,12 @@ pub async fn round(size: Size, only: &str, webhooks: &Webhooks, report: &mut Rep
     }
     if wanted("worker") {
         worker(size, webhooks, report).await?;
+    }
+    if wanted("poison") {
+        poison(size, webhooks, report).await?;
+    }
+    if wanted("largest") {
+        largest(size, report).await?;
     }
     for (steady, whole, embedded) in [(false, "whole", "embedded"), (true, "whole-steady", "embedded-steady")]
     {
@@ -67,10 +80,10 @@ async fn publishing(size: Size, webhooks: &Webhooks, report: &mut Report) -> Out
 async fn ingress(size: Size, report: &mut Report) -> Outcome<()> {
     let broker = Broker::new("ingress").await?;
     let ingress = Headcount::start("ingress", &on_servers(&broker, None))?;
-    let summary = load(&ingress, size, false).await?;
+    let summary = load(&ingress, size, None, USUAL).await?;
     report.add("ingress, accepted", Kind::PerSecond, summary.rate());
     report.latency("ingress, closed loop, answer", &summary.latency.map(|micros| micros as f64 / 1000.0));
-    let summary = load(&ingress, size, true).await?;
+    let summary = load(&ingress, size, Some(STEADY), USUAL).await?;
     report.latency("ingress at 500/s, answer", &summary.latency.map(|micros| micros as f64 / 1000.0));
     report.add("ingress, peak memory", Kind::Megabytes, ingress.peak_memory()?);
     ingress.stop()?;
@@ -89,18 +102,110 @@ async fn bare_draining(size: Size, webhooks: &Webhooks, report: &mut Report) -> 
 }
 
 async fn worker(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
-    let (broker, database) = (Broker::new("worker").await?, Database::new("worker").await?);
+    let world = Drained::new("worker").await?;
+    let (rate, memory) = world.drain(webhooks, size.messages, size.messages).await?;
+    report.add("worker draining a backlog, applied", Kind::PerSecond, rate);
+    report.add("worker draining a backlog, peak memory", Kind::Megabytes, memory);
+    world.remove().await
+}
+
+/// One message that no try can save, in the middle of a backlog, and the same backlog without it.
+async fn poison(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
+    let poisoned = webhooks::id(size.messages / 2);
+    for (name, refused) in [("none", None), ("one poisoned message", Some(&*poisoned))] {
+        let mut world = Drained::new("poison").await?;
+        world.environment.push(("HEADCOUNT_RETRY_DELAYS", "100ms,300ms,1s".to_owned()));
+        world.database.refuse(refused).await?;
+        let applied = size.messages - u64::from(refused.is_some());
+        let (rate, _) = world.drain(webhooks, size.messages, applied).await?;
+        report.add(&format!("worker draining with {name}, applied"), Kind::PerSecond, rate);
+        world.remove().await?;
+    }
+    Ok(())
+}
+
+/// Memory under bodies that are as large as they may be.
+async fn largest(size: Size, report: &mut Report) -> Outcome<()> {
+    let webhooks = Webhooks::new(LARGEST)?;
+    let messages = size.messages / 20;
+    let world = Drained::new("largest").await?;
+    let (rate, memory) = world.drain(&webhooks, messages, messages).await?;
+    report.add("worker draining the largest bodies, applied", Kind::PerSecond, rate);
+    report.add("worker draining the largest bodies, peak memory", Kind::Megabytes, memory);
+    world.remove().await?;
+    let broker = Broker::new("largest").await?;
+    let ingress = Headcount::start("ingress", &on_servers(&broker, None))?;
+    let summary = load(&ingress, size, None, LARGEST).await?;
+    report.add("ingress, the largest bodies, accepted", Kind::PerSecond, summary.rate());
+    report.add("ingress, the largest bodies, peak memory", Kind::Megabytes, ingress.peak_memory()?);
+    ingress.stop()?;
+    broker.remove().await
+}
+
+/// Whether a backlog and a table of full size cost more per message than small ones, and a minute end to end.
+pub async fn scale(report: &mut Report) -> Outcome<()> {
+    for (name, messages, users) in [(SMALL, 30_000, 50_000), (LARGE, 1_000_000, 5_000_000)] {
+        let webhooks = Webhooks::new(Shape { users, ..USUAL })?;
+        let world = Drained::new("scale").await?;
+        world.database.fill(users).await?;
+        let (rate, memory) = world.drain(&webhooks, messages, messages).await?;
+        report.add(name, Kind::PerSecond, rate);
+        report.add(&format!("{name}, peak memory"), Kind::Megabytes, memory);
+        world.remove().await?;
+    }
+    sustained(report).await
+}
+
+/// A steady load for a minute: whether it is kept up with.
+async fn sustained(report: &mut Report) -> Outcome<()> {
+    let (broker, database) = (Broker::new("sustained").await?, Database::new("sustained").await?);
     let environment = on_servers(&broker, Some(&database));
     process::run("migrate", &environment)?;
-    broker.publish(webhooks, size.messages, true).await?;
+    let ingress = Headcount::start("ingress", &environment)?;
     let worker = Headcount::start("worker", &environment)?;
+    let summary = load(&ingress, Size { messages: 0, seconds: 60.0 }, Some(SUSTAINED), USUAL).await?;
     let mut inbox = database.inbox().await?;
-    inbox.until(size.messages).await?;
-    report.add("worker draining a backlog, applied", Kind::PerSecond, inbox.rate().await?);
-    report.add("worker draining a backlog, peak memory", Kind::Megabytes, worker.peak_memory()?);
+    let backlog = summary.accepted.saturating_sub(inbox.count().await?);
+    inbox.until(summary.accepted).await?;
+    report.add("60 s at 5,000/s, accepted", Kind::PerSecond, summary.rate());
+    report.add("60 s at 5,000/s, not yet applied at its end", Kind::Messages, backlog as f64);
+    report.latency("60 s at 5,000/s, answer", &summary.latency.map(|micros| micros as f64 / 1000.0));
+    ingress.stop()?;
     worker.stop()?;
     broker.remove().await?;
     database.remove().await
+}
+
+/// A queue and a migrated database, for one worker to drain the one into the other.
+struct Drained {
+    broker: Broker,
+    database: Database,
+    environment: Environment,
+}
+
+impl Drained {
+    async fn new(name: &str) -> Outcome<Self> {
+        let (broker, database) = (Broker::new(name).await?, Database::new(name).await?);
+        let environment = on_servers(&broker, Some(&database));
+        process::run("migrate", &environment)?;
+        Ok(Self { broker, database, environment })
+    }
+
+    /// Fills the queue, starts the worker and waits until so many are applied: their rate, and the worker's peak memory.
+    async fn drain(&self, webhooks: &Webhooks, messages: u64, applied: u64) -> Outcome<(f64, f64)> {
+        self.broker.publish(webhooks, messages, true).await?;
+        let worker = Headcount::start("worker", &self.environment)?;
+        let mut inbox = self.database.inbox().await?;
+        inbox.until(applied).await?;
+        let figures = (inbox.rate().await?, worker.peak_memory()?);
+        worker.stop()?;
+        Ok(figures)
+    }
+
+    async fn remove(self) -> Outcome<()> {
+        self.broker.remove().await?;
+        self.database.remove().await
+    }
 }
 
 /// Ingress, worker, RabbitMQ, PostgreSQL and the load generator, all here.
@@ -111,7 +216,7 @@ async fn end_to_end(size: Size, steady: bool, report: &mut Report) -> Outcome<()
     let ingress = Headcount::start("ingress", &environment)?;
     tell(steady, &mut environment);
     let worker = Headcount::start("worker", &environment)?;
-    let summary = load(&ingress, size, steady).await?;
+    let summary = load(&ingress, size, steady.then_some(STEADY), USUAL).await?;
     let inbox = database.inbox().await?;
     applied("end to end", steady, &summary, inbox, &worker, report).await?;
     if !steady {
@@ -133,7 +238,7 @@ async fn embedded(size: Size, steady: bool, report: &mut Report) -> Outcome<()> 
     let mut environment = vec![("HEADCOUNT_DATA_DIR", directory.display().to_string())];
     tell(steady, &mut environment);
     let up = Headcount::start("up", &environment)?;
-    let summary = load(&up, size, steady).await?;
+    let summary = load(&up, size, steady.then_some(STEADY), USUAL).await?;
     let inbox = database::embedded(&directory).await?;
     applied("embedded end to end", steady, &summary, inbox, &up, report).await?;
     if !steady {
@@ -170,12 +275,14 @@ fn tell(steady: bool, environment: &mut Environment) {
     environment.extend(steady.then(|| (name, value.to_owned())));
 }
 
-async fn load(target: &Headcount, size: Size, steady: bool) -> Outcome<load::Summary> {
+/// A load at a rate, or of as much as is taken.
+async fn load(target: &Headcount, size: Size, rate: Option<f64>, shape: Shape) -> Outcome<load::Summary> {
     let plan = Plan {
         address: target.address.clone(),
         seconds: size.seconds,
-        rate: steady.then_some(STEADY),
-        connections: if steady { 64 } else { CONNECTIONS },
+        rate,
+        connections: CONNECTIONS,
+        shape,
     };
     // What started just now has settled by then.
     tokio::time::sleep(Duration::from_millis(500)).await;

@@ -7,6 +7,9 @@ use crate::roster::Outcome;
 
 /// Tries in place after the first.
 const AGAIN: u32 = 5;
+/// The same of a batch of several messages, which is split next: smaller, it meets fewer others, and a message that loses
+/// every race holds its neighbours up for less long.
+const AGAIN_TOGETHER: u32 = 1;
 
 /// One way to run a batch in one transaction.
 pub(super) trait Attempt: Send {
@@ -14,7 +17,7 @@ pub(super) trait Attempt: Send {
     fn run(&mut self, batch: &[Incoming]) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send;
 }
 
-/// Runs `batch` until it ends in anything but a race, at most `1 + AGAIN` times.
+/// Runs `batch` until it ends in anything but a race, a bounded number of times.
 pub(super) async fn races(
     batch: &[Incoming],
     attempt: &mut impl Attempt,
@@ -22,11 +25,12 @@ pub(super) async fn races(
     if batch.is_empty() {
         return Ok(Vec::new());
     }
-    for again in 0..=AGAIN {
+    let last = if batch.len() > 1 { AGAIN_TOGETHER } else { AGAIN };
+    for again in 0..=last {
         match attempt.run(batch).await {
             Err(error) if error.class == Class::Transient => {
                 tracing::debug!(again, code = error.code, messages = batch.len(), "lost a race: {error}");
-                if again == AGAIN {
+                if again == last {
                     return Err(lost(batch, error));
                 }
                 step_aside(again).await;

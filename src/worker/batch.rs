@@ -30,6 +30,13 @@ pub(super) struct Held {
     pub(super) since: Instant,
 }
 
+impl Held {
+    /// It came back unsettled, and may have killed its worker; or it lost every race, and would hold up a whole batch.
+    pub(super) fn goes_alone(&self) -> bool {
+        self.delivery.earlier > 0 || self.delivery.message.attempt > 0
+    }
+}
+
 /// What a batch left for the worker to decide.
 #[derive(Debug, Default)]
 pub(super) struct Report {

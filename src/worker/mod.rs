@@ -1,7 +1,7 @@
 //! Owns the worker's loop: receive, batch, hand to the pipeline, hold while the database is away, drain when asked.
 //!
-//! Promises: at most the prefetch is held; an outage burns no attempt; what has come back is tried alone, in random
-//! order, so that a message that kills its worker takes no other along. Never touches SQL or AMQP.
+//! Promises: at most the prefetch is held; an outage burns no attempt; what has come back or failed before is tried
+//! alone, in random order, so that a message that kills its worker takes no other along. Never touches SQL or AMQP.
 
 use std::{
     collections::VecDeque,
@@ -168,7 +168,7 @@ impl Worker {
 
     fn take(&mut self, delivery: Delivery) {
         let held = Held { delivery, since: Instant::now() };
-        if held.delivery.earlier > 0 {
+        if held.goes_alone() {
             self.returned.push(held);
         } else {
             self.fresh.push_back(held);
@@ -274,7 +274,7 @@ impl Worker {
             }
         }
         for held in report.unfinished.into_iter().rev() {
-            if held.delivery.earlier > 0 {
+            if held.goes_alone() {
                 self.returned.push(held);
             } else {
                 self.fresh.push_front(held);
