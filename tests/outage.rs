@@ -252,6 +252,45 @@ async fn a_server_out_of_connections_buries_nothing() {
     .await;
 }
 
+/// A statement that keeps its locks until the connection is dropped.
+async fn locking(url: &str, statement: &str) -> sqlx::PgConnection {
+    let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(url).await.unwrap();
+    let statement = format!("BEGIN; {statement}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await.unwrap();
+    connection
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_table_buries_nothing_and_a_locked_row_holds_up_its_user_only() {
+    let database = Server::postgres();
+    let mut world = World::on(None, Some(database.url()));
+    world.unset("HEADCOUNT_SCHEMA");
+    let up = world.start(&["up"]);
+    steady(up.poster(), "before", 20).await;
+    let applied = async || metric(&up, "headcount_sync_lag_seconds_count").await;
+    eventually("they are applied", async || applied().await >= 20.0).await;
+
+    let table = locking(&database.url(), "LOCK TABLE users IN ACCESS EXCLUSIVE MODE").await;
+    steady(up.poster(), "during", 60).await;
+    eventually("the worker waits", async || metric(&up, "headcount_paused").await == 1.0).await;
+    drop(table);
+    eventually("all of it is applied", async || applied().await >= 80.0).await;
+    assert_eq!(metric(&up, "headcount_retries_total").await, 0.0, "burned:\n{}", up.log());
+
+    let row =
+        locking(&database.url(), "UPDATE users SET credits_balance = 1 WHERE clerk_id = 'user_before_7'")
+            .await;
+    let news = Sample { updated_at: now(), ..Sample::of("user_before_7", now()) };
+    let news = news.event("user.updated", now()).into();
+    assert_eq!(up.poster().post("msg_locked", news).await.unwrap(), 202);
+    steady(up.poster(), "beside", 60).await;
+    eventually("its neighbours are applied", async || applied().await >= 140.0).await;
+    drop(row);
+    eventually("and then the user", async || applied().await >= 141.0).await;
+    assert_eq!(metric(&up, "headcount_dead_letters_total").await, 0.0, "buried:\n{}", up.log());
+    up.stop();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn poison_among_many_is_dead_after_its_ladder_and_harms_nobody() {
     let database = Server::postgres();

@@ -408,6 +408,44 @@ async fn what_lost_every_race_alone_goes_up_the_ladder() {
 }
 
 #[tokio::test]
+async fn what_somebody_keeps_locked_goes_up_the_ladder_and_its_neighbours_commit() {
+    let queue = Arc::new(FakeQueue::default());
+    (0..8).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    let store = store(|batch| if has(batch, "m2") { Err(Class::Locked) } else { all_created(batch) });
+    let running = Running::start(queue.clone(), &store, settings());
+    queue.until(|settled| settled.len() == 8).await;
+    assert_eq!(queue.settled()["m2"], Action::Retry { rung: 0, attempt: 1, waits: 0 });
+    assert_eq!(queue.settled().values().filter(|action| **action == Action::Done).count(), 7);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_that_somebody_keeps_locked_is_an_outage_and_burns_nothing() {
+    for (count, pauses) in [(25, true), (1, false)] {
+        let queue = Arc::new(FakeQueue::default());
+        (0..count).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+        let locked = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let table = locked.clone();
+        let store =
+            store(move |batch| if table.load(SeqCst) { Err(Class::Locked) } else { all_created(batch) });
+        let mut running = Running::start(queue.clone(), &store, settings());
+        if pauses {
+            running.until_paused(true).await;
+            // Each try waits for the lock, so there must be few before it is known.
+            let tries = store.batches.lock().unwrap().len();
+            assert!(tries <= 24, "{tries} tries");
+        }
+        // Longer than the silence after which refused values would be the message's fault.
+        tokio::time::sleep(settings().suspicion * 3).await;
+        assert_eq!(queue.settled(), HashMap::new());
+        locked.store(false, SeqCst);
+        queue.until(|settled| settled.len() == count).await;
+        assert!(queue.settled().values().all(|action| *action == Action::Done), "{:?}", queue.settled());
+        running.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn what_came_back_or_failed_before_is_tried_alone_and_in_random_order() {
     let queue = Arc::new(FakeQueue::default());
     (0..20).for_each(|n| queue.deliver(&format!("r{n:02}"), 1));

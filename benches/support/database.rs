@@ -145,8 +145,8 @@ impl Database {
              'msg_2filled' || place, 'Ada', 'Lindqvist', 'https://img.example.com/' || repeat('x', 120), \
              '{{\"onboarded\": true, \"roles\": [\"member\"]}}', '{{\"referrer\": \"blog\", \"risk_score\": 7}}', \
              '{{\"newsletter\": true, \"theme\": \"dark\"}}', false, false, now(), now(), now(), 10000 \
-             FROM generate_series(0, {users} - 1) AS n, LATERAL (SELECT 'b' || lpad(n::text, 7, '0') AS place), \
-             LATERAL (SELECT place || '@example.com' AS email)"
+             FROM generate_series(0, {users} - 1) AS n, LATERAL (SELECT 'b' || lpad(n::text, 7, '0') AS place) AS places, \
+             LATERAL (SELECT place || '@example.com' AS email) AS emails"
         ))
         .await?;
         self.execute("VACUUM ANALYZE users").await?;

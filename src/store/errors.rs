@@ -157,7 +157,7 @@ fn sqlstate(code: &str) -> Class {
         // Transaction rollback: serialization, deadlock.
         ("40", _) => Class::Transient,
         // lock_not_available: lock_timeout ran out.
-        ("55", "55P03") => Class::Transient,
+        ("55", "55P03") => Class::Locked,
         // Connection, transaction state (read-only), authorization, unknown database or schema, missing object or
         // permission, resources, limits, object state, operator intervention, system, configuration, internal.
         ("08" | "25" | "28" | "3D" | "3F" | "42" | "53" | "54" | "55" | "57" | "58" | "F0" | "XX", _) => {
@@ -192,14 +192,19 @@ fn from_sqlite(error: &SqliteError) -> StoreError {
     } else {
         format!("SQLite: {} (code {code})", error.message())
     };
-    StoreError { class: sqlite(extended), code: code.into(), message, hint: None, source: None }
+    let hint =
+        (extended & 0xff == 5).then(|| "end the other process that writes to the database file".into());
+    StoreError { class: sqlite(extended), code: code.into(), message, hint, source: None }
 }
 
 /// SQLite's primary result codes: the low byte of the extended code.
 fn sqlite(extended: i32) -> Class {
     match extended & 0xff {
-        // BUSY, LOCKED
-        5 | 6 => Class::Transient,
+        // BUSY_SNAPSHOT, and LOCKED.
+        5 if extended == 517 => Class::Transient,
+        6 => Class::Transient,
+        // BUSY: another process has kept the whole file from everybody for as long as we wait.
+        5 => Class::Outage,
         // CONSTRAINT: of them PRIMARYKEY, UNIQUE and ROWID as in PostgreSQL.
         19 if matches!(extended, 1555 | 2067 | 2579) => Class::Transient,
         19 => Class::Permanent,
@@ -219,7 +224,8 @@ mod tests {
     fn only_proved_faults_are_permanent_and_only_races_are_transient() {
         let cases = [
             (Class::Permanent, &["22001", "22003", "22021", "22P02", "22P05", "23502", "23503", "23514"][..]),
-            (Class::Transient, &["23505", "23P01", "40001", "40P01", "55P03"]),
+            (Class::Transient, &["23505", "23P01", "40001", "40P01"]),
+            (Class::Locked, &["55P03"]),
             (
                 Class::Outage,
                 &[
@@ -239,9 +245,9 @@ mod tests {
     #[test]
     fn sqlite_codes_are_told_apart() {
         for (class, codes) in [
-            (Class::Transient, &[5, 6, 261, 517, 1555, 2067][..]),
+            (Class::Transient, &[6, 517, 1555, 2067][..]),
             (Class::Permanent, &[275, 1299, 787, 18, 20]),
-            (Class::Outage, &[1, 3, 7, 8, 10, 11, 13, 14, 26, 778, 1032, 0, -1]),
+            (Class::Outage, &[1, 3, 5, 261, 7, 8, 10, 11, 13, 14, 26, 778, 1032, 0, -1]),
         ] {
             for code in codes {
                 assert_eq!(sqlite(*code), class, "{code}");

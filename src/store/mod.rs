@@ -222,6 +222,8 @@ pub enum Class {
     Permanent,
     /// A race (deadlock, serialization, unique key): run again at once.
     Transient,
+    /// Somebody else has held what it needs locked for longer than we wait: the message's row, or all of them.
+    Locked,
     /// The database is away, or refuses for reasons that are not the message's, known or unknown.
     Outage,
     /// Ours to mend before anything can work: schema missing, too old, or a table that is not ours; wrong URL.

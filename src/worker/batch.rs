@@ -19,7 +19,7 @@ use crate::{
     message::{Millis, now},
     queue::{Delivery, Settlement, Subscription},
     roster::{Event, Outcome},
-    store::{Incoming, Store, StoreError},
+    store::{Class, Incoming, Store, StoreError},
     telemetry::metrics::{RetryReason, WorkerMetrics},
 };
 
@@ -37,13 +37,21 @@ impl Held {
     }
 }
 
+/// How the database refuses a message: many that are refused in one way are not to blame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) class: Class,
+    /// SQLSTATE or SQLite's extended code.
+    pub(super) code: String,
+}
+
 /// What a batch left for the worker to decide.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     /// Untouched by an outage: to be tried again.
     pub(super) unfinished: Vec<Held>,
-    /// Refused alone while nothing else was taken, with the SQLSTATE.
-    pub(super) suspects: Vec<(Held, String)>,
+    /// Refused alone while nothing else was taken.
+    pub(super) suspects: Vec<(Held, Refusal)>,
     /// The database took a user's news.
     pub(super) applied: bool,
     /// Why nothing can be done at present.
@@ -122,8 +130,18 @@ impl Pipeline {
                             Verdict::exhausted(&error, &held.delivery.message, &self.settings.ladder);
                         (held, verdict)
                     })),
-                    Failure::Suspect if convict => {
-                        verdicts.extend(part.held.into_iter().map(|held| (held, Verdict::rejected(&error))));
+                    Failure::Suspect if convict => verdicts.extend(part.held.into_iter().map(|held| {
+                        let verdict =
+                            Verdict::convicted(&error, &held.delivery.message, &self.settings.ladder);
+                        (held, verdict)
+                    })),
+                    // Two rows locked and nothing taken: the table is. Each further try would wait as long again.
+                    Failure::Suspect
+                        if error.class == Class::Locked
+                            && suspects.iter().any(|(_, other)| other.class == Class::Locked) =>
+                    {
+                        report.outage = Some(error.to_string());
+                        report.unfinished.extend(part.held);
                     }
                     Failure::Suspect => suspects.push((part, error)),
                     Failure::Outage => {
@@ -146,7 +164,10 @@ impl Pipeline {
         }
         report.suspects = suspects
             .into_iter()
-            .flat_map(|(part, error)| part.held.into_iter().map(move |held| (held, error.code.clone())))
+            .flat_map(|(part, error)| {
+                let refusal = Refusal { class: error.class, code: error.code };
+                part.held.into_iter().map(move |held| (held, refusal.clone()))
+            })
             .collect();
         self.settle(verdicts).await;
         report
@@ -220,7 +241,7 @@ impl Pipeline {
             }
             Ok(Err(error)) => Applied::No(error),
             Err(panicked) => Applied::No(StoreError {
-                class: crate::store::Class::Outage,
+                class: Class::Outage,
                 code: String::new(),
                 message: format!("the store failed: {panicked}"),
                 hint: None,

@@ -19,7 +19,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    pause::Pauses, queue::Delivery, queue::Subscription, shutdown::until, store::Store,
+    pause::Pauses,
+    queue::{Delivery, Subscription},
+    shutdown::until,
+    store::{Class, Store},
     telemetry::metrics::WorkerMetrics,
 };
 
@@ -27,7 +30,7 @@ mod batch;
 mod settings;
 pub mod verdict;
 
-use batch::{Held, Pipeline, Report};
+use batch::{Held, Pipeline, Refusal, Report};
 pub use settings::{Health, Settings};
 
 /// Batches of one worker in their transactions at a time.
@@ -75,7 +78,7 @@ pub async fn run(
 /// What a task of the worker's comes back with.
 enum Finished {
     Batch(Report),
-    /// A message that came back.
+    /// A message that goes alone.
     Alone(Report),
     /// Held messages are on a retry queue.
     Parked,
@@ -94,15 +97,15 @@ struct Worker {
     health: watch::Sender<Health>,
     /// First deliveries, in the order of arrival.
     fresh: VecDeque<Held>,
-    /// Came back: tried alone.
+    /// Came back, or failed before: tried alone.
     returned: Vec<Held>,
-    /// Refused alone, all with the same SQLSTATE, while nothing else succeeded.
+    /// Refused alone, all in the same way, while nothing else succeeded.
     suspects: Vec<Held>,
-    /// That SQLSTATE, and when the last of them joined.
-    suspected: Option<(String, Clock)>,
+    /// That way, and when the last of them joined.
+    suspected: Option<(Refusal, Clock)>,
     outage: Option<Outage>,
     batches: JoinSet<Finished>,
-    /// A message that came back is being tried.
+    /// One of those is being tried.
     alone: bool,
     stalled: watch::Receiver<usize>,
     probes: usize,
@@ -194,11 +197,13 @@ impl Worker {
             }
             return;
         }
-        if let Some((_, at)) = &self.suspected
+        if let Some((refusal, at)) = &self.suspected
             && (*at + self.settings.suspicion <= Clock::now() || stopping)
             && self.batches.is_empty()
         {
-            self.retry_suspects();
+            // Silence says nothing about a lock.
+            let convict = refusal.class != Class::Locked || stopping;
+            self.retry_suspects(convict);
         }
         if !self.alone && !self.returned.is_empty() && self.batches.len() < BATCHES {
             let any = rand::rng().random_range(0..self.returned.len());
@@ -252,11 +257,11 @@ impl Worker {
         }
     }
 
-    fn retry_suspects(&mut self) {
+    fn retry_suspects(&mut self, convict: bool) {
         self.suspected = None;
         if !self.suspects.is_empty() {
             let suspects = std::mem::take(&mut self.suspects);
-            self.start(suspects, true);
+            self.start(suspects, convict);
         }
     }
 
@@ -266,7 +271,7 @@ impl Worker {
                 info!("the database takes messages again; going on with {} held", self.held());
             }
             // The database takes others' values: a refusal is the message's own fault, if it is refused again.
-            self.retry_suspects();
+            self.retry_suspects(true);
         } else if report.outage.is_none() && report.suspects.is_empty() && self.suspects.is_empty() {
             // It answered, if only that there was nothing to change.
             if self.outage.take().is_some() {
@@ -281,23 +286,23 @@ impl Worker {
             }
         }
         let refused = !report.suspects.is_empty();
-        for (held, code) in report.suspects {
-            self.suspect(held, code);
+        for (held, refusal) in report.suspects {
+            self.suspect(held, refusal);
         }
         if let Some(why) = report.outage {
             self.pause(why);
         } else if self.suspects.len() >= RUN || (refused && self.outage.is_some()) {
-            let code = self.suspected.as_ref().map(|(code, _)| code.as_str()).unwrap_or_default();
+            let code = self.suspected.as_ref().map(|(refusal, _)| refusal.code.as_str()).unwrap_or_default();
             self.pause(format!("it refuses every message with SQLSTATE {code}"));
         }
     }
 
-    fn suspect(&mut self, held: Held, code: String) {
-        if self.suspected.as_ref().is_some_and(|(known, _)| *known != code) {
+    fn suspect(&mut self, held: Held, refusal: Refusal) {
+        if self.suspected.as_ref().is_some_and(|(known, _)| *known != refusal) {
             // Not one and the same: the run has ended, and what was in it stands for itself.
-            self.retry_suspects();
+            self.retry_suspects(true);
         }
-        self.suspected = Some((code, Clock::now()));
+        self.suspected = Some((refusal, Clock::now()));
         self.suspects.push(held);
     }
 

@@ -52,9 +52,15 @@ impl Verdict {
         Self::Bury(Burial { reason: Reason::RetriesExhausted, detail })
     }
 
-    /// A message whose values the database refuses while it takes others'.
-    pub fn rejected(error: &StoreError) -> Self {
-        Self::Bury(Burial { reason: Reason::Rejected, detail: error.to_string() })
+    /// A message that the database does not take while it takes others': refused values are buried, while a row that
+    /// somebody keeps locked may be free later.
+    pub fn convicted(error: &StoreError, message: &Message, ladder: &Ladder) -> Self {
+        match error.class {
+            Class::Locked => Self::exhausted(error, message, ladder),
+            Class::Permanent | Class::Transient | Class::Outage | Class::Unusable => {
+                Self::Bury(Burial { reason: Reason::Rejected, detail: error.to_string() })
+            }
+        }
     }
 
     /// A body that says nothing we can fold.
@@ -91,7 +97,7 @@ pub enum Failure {
     Split,
     /// It lost every race, alone.
     Exhausted,
-    /// Its values are refused, alone. Its fault only if the database takes others'.
+    /// Its values are refused, or its row is locked, alone. Its own trouble only if the database takes others'.
     Suspect,
     /// Nobody's fault: hold everything and wait.
     Outage,
@@ -102,9 +108,9 @@ impl Failure {
     pub fn of(class: Class, messages: usize) -> Self {
         match (class, messages) {
             (Class::Outage | Class::Unusable, _) => Self::Outage,
-            (Class::Permanent | Class::Transient, 2..) => Self::Split,
+            (Class::Permanent | Class::Transient | Class::Locked, 2..) => Self::Split,
             (Class::Transient, _) => Self::Exhausted,
-            (Class::Permanent, _) => Self::Suspect,
+            (Class::Permanent | Class::Locked, _) => Self::Suspect,
         }
     }
 }
@@ -173,6 +179,8 @@ mod tests {
     fn only_a_message_alone_is_ever_to_blame() {
         assert_eq!(Failure::of(Class::Permanent, 200), Failure::Split);
         assert_eq!(Failure::of(Class::Permanent, 1), Failure::Suspect);
+        assert_eq!(Failure::of(Class::Locked, 200), Failure::Split);
+        assert_eq!(Failure::of(Class::Locked, 1), Failure::Suspect);
         assert_eq!(Failure::of(Class::Transient, 2), Failure::Split);
         assert_eq!(Failure::of(Class::Transient, 1), Failure::Exhausted);
         for messages in [1, 200] {

@@ -71,7 +71,8 @@ impl PostgresStore {
                 // Nothing but our schema: a table of the same name elsewhere is never ours.
                 ("search_path", quoted(schema).as_str()),
                 ("statement_timeout", "30s"),
-                ("lock_timeout", "10s"),
+                // Well within the worker's watchdog: a row that an application keeps locked is no frozen database.
+                ("lock_timeout", "3s"),
                 ("idle_in_transaction_session_timeout", "60s"),
             ])
             .disable_statement_logging();
