@@ -54,7 +54,7 @@ impl Broker {
     /// A connection of its own, with the topology declared. Bounded: a frozen broker is an error here.
     pub(super) async fn connect(&self, role: &str) -> Result<Connection, QueueError> {
         let attempt = async {
-            let connection = self.connect_to_look(role).await?;
+            let connection = self.dial(role).await?;
             self.declare(&connection).await?;
             Ok(connection)
         };
@@ -64,8 +64,8 @@ impl Broker {
         }
     }
 
-    /// A connection of its own that declares nothing. Not bounded.
-    pub(super) async fn connect_to_look(&self, role: &str) -> Result<Connection, QueueError> {
+    /// A connection that declares nothing. Not bounded.
+    pub(super) async fn dial(&self, role: &str) -> Result<Connection, QueueError> {
         let name = format!("headcount {role} {}", std::process::id());
         let properties = ConnectionProperties::default().with_connection_name(name.as_str().into());
         let connected = Connection::connect_uri(self.uri.clone(), properties).await;

@@ -1,7 +1,11 @@
 //! Owns the RabbitMQ backend: the seam's promises kept by a publisher, consumers, and a connection to look around.
 //! Never touches SQL.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,6 +30,9 @@ use subscription::RabbitSubscription;
 
 /// How long looking around may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// A queue that has been missing for so long is declared again by whoever looks: its consumers, if it has any, have had
+/// the time to be told.
+const MISSING_LIMIT: Duration = Duration::from_secs(3);
 
 /// A broker, with connections of their own for publishing, for each consumer, and for looking around: a blocked
 /// publisher must not keep acks from going out.
@@ -33,7 +40,14 @@ pub struct RabbitQueue {
     broker: Broker,
     ladder: Ladder,
     publisher: Arc<Publisher>,
-    looking: Mutex<Option<Connection>>,
+    looking: Mutex<Looking>,
+}
+
+#[derive(Default)]
+struct Looking {
+    connection: Option<Connection>,
+    /// Since when a queue is missing.
+    missing: Option<Instant>,
 }
 
 impl fmt::Debug for RabbitQueue {
@@ -50,23 +64,29 @@ impl RabbitQueue {
     pub async fn open(url: &Secret, prefix: &str, ladder: Ladder) -> Result<Self, QueueError> {
         let broker = Broker::new(url, Topology::new(prefix, &ladder))?;
         let publisher = Arc::new(Publisher::open(broker.clone()).await?);
-        Ok(Self { broker, ladder, publisher, looking: Mutex::new(None) })
+        Ok(Self { broker, ladder, publisher, looking: Mutex::default() })
     }
 
-    async fn look(&self, looking: &mut Option<Connection>) -> Result<Vec<Depth>, QueueError> {
-        let connection = match looking.take() {
+    async fn look(&self, looking: &mut Looking) -> Result<Vec<Depth>, QueueError> {
+        let connection = match looking.connection.take() {
             Some(connection) if connection.status().connected() => connection,
-            _ => self.broker.connect_to_look("observer").await?,
+            _ if looking.missing.is_some_and(|since| since.elapsed() > MISSING_LIMIT) => {
+                self.broker.connect("observer").await?
+            }
+            _ => self.broker.dial("observer").await?,
         };
         let channel = self.broker.channel(&connection).await?;
         let mut depths = Vec::with_capacity(self.broker.topology.queues.len());
         for queue in &self.broker.topology.queues {
             let found = broker::declare_queue(&channel, queue, true).await;
+            if found.as_ref().is_err_and(|error| broker::code(error) == Some(404)) {
+                looking.missing.get_or_insert_with(Instant::now);
+            }
             let (messages, consumers) = found.map_err(|error| self.broker.explain(&error))?;
             depths.push(Depth { queue: queue.short.clone(), messages: messages.into(), consumers });
         }
         channel.close(200, "seen".into()).await.map_err(|error| self.broker.explain(&error))?;
-        *looking = Some(connection);
+        *looking = Looking { connection: Some(connection), missing: None };
         Ok(depths)
     }
 }
@@ -118,7 +138,7 @@ impl Queue for RabbitQueue {
 
     async fn close(&self) {
         self.publisher.close().await;
-        if let Some(connection) = self.looking.lock().await.take() {
+        if let Some(connection) = self.looking.lock().await.connection.take() {
             let _ = tokio::time::timeout(Duration::from_secs(1), connection.close(200, "bye".into())).await;
         }
     }

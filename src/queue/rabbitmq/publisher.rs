@@ -354,7 +354,10 @@ async fn confirmed(
     let id = properties.message_id().clone();
     let options = BasicPublishOptions { mandatory: route.mandatory, immediate: false };
     let (exchange, key) = (route.exchange.as_str().into(), route.key.as_str().into());
-    let confirmed = match channel.basic_publish(exchange, key, options, &body, properties).await {
+    let published = channel.basic_publish(exchange, key, options, &body, properties).await;
+    // It is on its way in frames that are copies of it.
+    drop(body);
+    let confirmed = match published {
         Ok(confirm) => confirm.await,
         Err(error) => Err(error),
     };
