@@ -71,3 +71,47 @@ fn lost(batch: &[Incoming], error: StoreError) -> StoreError {
     }
     error
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roster::{Change, Event};
+
+    struct Losing {
+        class: Class,
+        tries: u32,
+    }
+
+    impl Attempt for Losing {
+        async fn run(&mut self, _: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
+            self.tries += 1;
+            Err(StoreError { class: self.class, ..errors::raced("as always") })
+        }
+    }
+
+    fn incoming() -> Incoming {
+        let event = Event {
+            message_id: "m".into(),
+            change: Change::Other,
+            fresh_row: uuid::Uuid::nil(),
+            patience_over: false,
+        };
+        Incoming { event, event_type: "session.created".into(), received_at: 0 }
+    }
+
+    #[tokio::test]
+    async fn a_lost_race_is_run_again_often_alone_once_together_and_nothing_else_is() {
+        for (class, messages, tries) in [
+            (Class::Transient, 1, 6),
+            (Class::Transient, 2, 2),
+            (Class::Locked, 1, 1),
+            (Class::Permanent, 2, 1),
+            (Class::Outage, 1, 1),
+        ] {
+            let batch: Vec<Incoming> = (0..messages).map(|_| incoming()).collect();
+            let mut attempt = Losing { class, tries: 0 };
+            let error = races(&batch, &mut attempt).await.unwrap_err();
+            assert_eq!((error.class, attempt.tries), (class, tries), "{messages} messages");
+        }
+    }
+}
