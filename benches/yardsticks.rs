@@ -11,7 +11,7 @@ mod support;
 use std::{path::Path, process::ExitCode, str::FromStr};
 
 use support::{
-    Outcome, load,
+    Outcome, database, load,
     report::Report,
     scenarios::{self, Size, USUAL},
     webhooks::Webhooks,
@@ -54,7 +54,8 @@ fn measure() -> Outcome<()> {
             runtime.block_on(scenarios::round(size, &only, &webhooks, &mut report))?;
         }
     }
-    let bodies = format!("Bodies of {} bytes on average", webhooks.size());
+    let server = runtime.block_on(database::about_server())?;
+    let bodies = format!("{server}; bodies of {} bytes on average", webhooks.size());
     let (file, text) = if scale {
         ("SCALE.md", report.markdown("make bench-scale", &format!("{bodies}; everything on one machine.")))
     } else {

@@ -3,11 +3,7 @@
 
 use std::time::Instant;
 
-use futures_util::{
-    StreamExt,
-    future::{Either, ready},
-    stream::FuturesUnordered,
-};
+use futures_util::{StreamExt, future::Either, stream::FuturesUnordered};
 use headcount::{
     message::now,
     queue::{
@@ -44,10 +40,10 @@ pub struct Broker {
 
 impl Broker {
     /// Connects, and declares what headcount declares.
-    pub async fn new(name: &str) -> Outcome<Self> {
+    pub async fn new(name: &str, ladder: &Ladder) -> Outcome<Self> {
         let url = std::env::var("TEST_AMQP_URL")?;
         let prefix = format!("bench_{name}");
-        let topology = Topology::new(&prefix, &Ladder::default());
+        let topology = Topology::new(&prefix, ladder);
         let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
         let broker = Self { url, prefix, connection, topology };
         broker.declare().await?;
@@ -77,11 +73,12 @@ impl Broker {
             if confirms.len() >= IN_FLIGHT {
                 acked(confirms.next().await)?;
             }
-            let mut publishing = Either::Left(publish(&channel, &exchange, webhooks, number));
-            if !together && let Either::Left(first) = publishing {
-                publishing = Either::Right(ready(first.await));
-            }
-            confirms.push(async { publishing.await?.await });
+            let publishing = publish(&channel, &exchange, webhooks, number);
+            confirms.push(if together {
+                Either::Left(async { publishing.await?.await })
+            } else {
+                Either::Right(publishing.await?)
+            });
         }
         while let Some(confirmed) = confirms.next().await {
             acked(Some(confirmed))?;

@@ -165,6 +165,19 @@ impl Database {
     }
 }
 
+/// What the server is, and the settings that a large table depends on.
+pub async fn about_server() -> Outcome<String> {
+    let mut connection = PgConnection::connect(&std::env::var("TEST_DATABASE_URL")?).await?;
+    let text = sqlx::query_scalar(
+        "SELECT 'PostgreSQL ' || current_setting('server_version') || ' with ' || string_agg(name || ' ' || \
+         current_setting(name), ', ' ORDER BY name DESC) FROM pg_settings WHERE name IN ('shared_buffers', 'max_wal_size')",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    connection.close().await?;
+    Ok(text)
+}
+
 /// The inbox in an embedded store's directory.
 pub async fn embedded(directory: &Path) -> Outcome<Inbox> {
     let options = SqliteConnectOptions::new()

@@ -27,6 +27,9 @@ use super::{
     webhooks::{self, Shape, Webhooks},
 };
 
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
 /// The argument that makes this program the generator.
 pub const ARGUMENT: &str = "generate-load";
 
@@ -89,7 +92,7 @@ pub fn generate(plan: &str) -> Outcome<()> {
     }
     let webhooks = Webhooks::new(plan.shape)?;
     let key = STANDARD.decode(SECRET.trim_start_matches("whsec_"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let client = Client { hmac: Hmac::new_from_slice(&key)?, webhooks, due: Due::of(&plan), plan };
     let start = client.due.start;
     let parts: Vec<Part> =
@@ -170,7 +173,9 @@ impl Client {
         let mut connection: Option<TcpStream> = None;
         let mut answer = Vec::new();
         while let Some((number, due)) = self.due.next().await {
-            match self.post(number, &mut connection, &mut answer).await {
+            let post = self.post(number, &mut connection, &mut answer);
+            let posted = tokio::time::timeout(PATIENCE, post).await;
+            match posted.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
                 Ok(true) => part.latencies.push(due.elapsed().as_micros() as u64),
                 Ok(false) => part.refused += 1,
                 Err(_) => {

@@ -21,7 +21,11 @@ const RATIOS: &[(&str, &str, &str)] = &[
     ("end to end, applied", PUBLISHING, "≥ 0.45"),
     ("end to end, applied", "end to end, accepted", "1: no backlog"),
     ("embedded end to end, applied", "embedded end to end, accepted", "1: no backlog"),
-    ("worker draining with one poisoned message, applied", "worker draining with none, applied", "≥ 0.95"),
+    (
+        "worker draining with one poisoned message, applied",
+        "worker draining with no poisoned message, applied",
+        "≥ 0.95",
+    ),
     (LARGE, SMALL, "≥ 0.8"),
 ];
 
@@ -88,8 +92,8 @@ impl Report {
     pub fn markdown(&self, command: &str, load: &str) -> String {
         let rounds = self.rows.iter().map(|row| row.figures.len()).max().unwrap_or_default();
         let mut text = format!(
-            "# Results\n\nWritten by `{command}`. Medians of {rounds} rounds; the spread is from the lowest to the \
-             highest. {load}\n\n{} Load average before: {}.\n\n| measured | median | spread |\n|---|---:|---:|\n",
+            "# Results\n\nWritten by `{command}`. Medians of {rounds} rounds, with the spread from the lowest to \
+             the highest. {load}\n\n{} Load average before: {}.\n\n| measured | median | spread |\n|---|---:|---:|\n",
             machine(),
             self.load_before
         );
@@ -143,11 +147,14 @@ fn machine() -> String {
         let output = Command::new("git").args(arguments).output().ok();
         output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
     };
-    let changed = if git(&["status", "--porcelain", "--", "src", "Cargo.lock", "migrations"]).is_empty() {
-        ""
-    } else {
-        " with changes"
-    };
+    let changed =
+        if git(&["status", "--porcelain", "--", "src", "benches/support", "Cargo.lock", "migrations"])
+            .is_empty()
+        {
+            ""
+        } else {
+            " with changes"
+        };
     format!(
         "{cores} cores ({}), {:.0} GB, Linux {}, commit {}{changed}.",
         value(&cpu, "model name"),

@@ -3,6 +3,8 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use headcount::queue::Ladder;
+
 use super::{
     Outcome, bare,
     broker::Broker,
@@ -25,6 +27,19 @@ pub const USUAL: Shape = Shape { users: 10_000, padding: 0 };
 /// Nearly as large as the ingress takes.
 const LARGEST: Shape = Shape { users: 10_000, padding: 500_000 };
 
+const SCENARIOS: &[&str] = &[
+    "publishing",
+    "ingress",
+    "bare",
+    "worker",
+    "poison",
+    "largest",
+    "whole",
+    "embedded",
+    "whole-steady",
+    "embedded-steady",
+];
+
 /// How much of everything.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
@@ -36,6 +51,9 @@ pub struct Size {
 
 /// Takes each scenario once, or the one that is named, and adds its figures to the report.
 pub async fn round(size: Size, only: &str, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
+    if !only.is_empty() && !SCENARIOS.contains(&only) {
+        return Err(format!("BENCH_ONLY={only}: there is scale, {}", SCENARIOS.join(", ")).into());
+    }
     let wanted = |name: &str| only.is_empty() || only == name;
     if wanted("publishing") {
         publishing(size, webhooks, report).await?;
@@ -68,22 +86,22 @@ pub async fn round(size: Size, only: &str, webhooks: &Webhooks, report: &mut Rep
 }
 
 async fn publishing(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
-    let broker = Broker::new("publishing").await?;
+    let broker = Broker::new("publishing", &Ladder::default()).await?;
     report.add(PUBLISHING, Kind::PerSecond, broker.publish(webhooks, size.messages, false).await?);
     broker.remove().await?;
-    let broker = Broker::new("publishing").await?;
+    let broker = Broker::new("publishing", &Ladder::default()).await?;
     report.add(PUBLISHING_TOGETHER, Kind::PerSecond, broker.publish(webhooks, size.messages, true).await?);
     broker.remove().await
 }
 
 /// Without a worker.
 async fn ingress(size: Size, report: &mut Report) -> Outcome<()> {
-    let broker = Broker::new("ingress").await?;
+    let broker = Broker::new("ingress", &Ladder::default()).await?;
     let ingress = Headcount::start("ingress", &on_servers(&broker, None))?;
-    let summary = load(&ingress, size, None, USUAL).await?;
+    let summary = load(&ingress, size.seconds, None, USUAL).await?;
     report.add("ingress, accepted", Kind::PerSecond, summary.rate());
     report.latency("ingress, closed loop, answer", &summary.latency.map(|micros| micros as f64 / 1000.0));
-    let summary = load(&ingress, size, Some(STEADY), USUAL).await?;
+    let summary = load(&ingress, size.seconds, Some(STEADY), USUAL).await?;
     report.latency("ingress at 500/s, answer", &summary.latency.map(|micros| micros as f64 / 1000.0));
     report.add("ingress, peak memory", Kind::Megabytes, ingress.peak_memory()?);
     ingress.stop()?;
@@ -91,7 +109,7 @@ async fn ingress(size: Size, report: &mut Report) -> Outcome<()> {
 }
 
 async fn bare_draining(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
-    let (broker, database) = (Broker::new("bare").await?, Database::new("bare").await?);
+    let (broker, database) = (Broker::new("bare", &Ladder::default()).await?, Database::new("bare").await?);
     process::run("migrate", &on_servers(&broker, Some(&database)))?;
     broker.publish(webhooks, size.messages, true).await?;
     bare::drain(&broker, database.connect().await?, size.messages as usize).await?;
@@ -102,7 +120,7 @@ async fn bare_draining(size: Size, webhooks: &Webhooks, report: &mut Report) -> 
 }
 
 async fn worker(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
-    let world = Drained::new("worker").await?;
+    let world = Drained::new("worker", &Ladder::default()).await?;
     let (rate, memory) = world.drain(webhooks, size.messages, size.messages).await?;
     report.add("worker draining a backlog, applied", Kind::PerSecond, rate);
     report.add("worker draining a backlog, peak memory", Kind::Megabytes, memory);
@@ -112,9 +130,10 @@ async fn worker(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome
 /// One message that no try can save, in the middle of a backlog, and the same backlog without it.
 async fn poison(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
     let poisoned = webhooks::id(size.messages / 2);
-    for (name, refused) in [("none", None), ("one poisoned message", Some(&*poisoned))] {
-        let mut world = Drained::new("poison").await?;
-        world.environment.push(("HEADCOUNT_RETRY_DELAYS", "100ms,300ms,1s".to_owned()));
+    let ladder = Ladder::new([100, 300, 1000].map(Duration::from_millis).to_vec())
+        .map_err(|error| error.to_string())?;
+    for (name, refused) in [("no poisoned message", None), ("one poisoned message", Some(&*poisoned))] {
+        let world = Drained::new("poison", &ladder).await?;
         world.database.refuse(refused).await?;
         let applied = size.messages - u64::from(refused.is_some());
         let (rate, _) = world.drain(webhooks, size.messages, applied).await?;
@@ -128,14 +147,14 @@ async fn poison(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome
 async fn largest(size: Size, report: &mut Report) -> Outcome<()> {
     let webhooks = Webhooks::new(LARGEST)?;
     let messages = size.messages / 20;
-    let world = Drained::new("largest").await?;
+    let world = Drained::new("largest", &Ladder::default()).await?;
     let (rate, memory) = world.drain(&webhooks, messages, messages).await?;
     report.add("worker draining the largest bodies, applied", Kind::PerSecond, rate);
     report.add("worker draining the largest bodies, peak memory", Kind::Megabytes, memory);
     world.remove().await?;
-    let broker = Broker::new("largest").await?;
+    let broker = Broker::new("largest", &Ladder::default()).await?;
     let ingress = Headcount::start("ingress", &on_servers(&broker, None))?;
-    let summary = load(&ingress, size, None, LARGEST).await?;
+    let summary = load(&ingress, size.seconds, None, LARGEST).await?;
     report.add("ingress, the largest bodies, accepted", Kind::PerSecond, summary.rate());
     report.add("ingress, the largest bodies, peak memory", Kind::Megabytes, ingress.peak_memory()?);
     ingress.stop()?;
@@ -146,7 +165,7 @@ async fn largest(size: Size, report: &mut Report) -> Outcome<()> {
 pub async fn scale(report: &mut Report) -> Outcome<()> {
     for (name, messages, users) in [(SMALL, 30_000, 50_000), (LARGE, 1_000_000, 5_000_000)] {
         let webhooks = Webhooks::new(Shape { users, ..USUAL })?;
-        let world = Drained::new("scale").await?;
+        let world = Drained::new("scale", &Ladder::default()).await?;
         world.database.fill(users).await?;
         let (rate, memory) = world.drain(&webhooks, messages, messages).await?;
         report.add(name, Kind::PerSecond, rate);
@@ -158,12 +177,13 @@ pub async fn scale(report: &mut Report) -> Outcome<()> {
 
 /// A steady load for a minute: whether it is kept up with.
 async fn sustained(report: &mut Report) -> Outcome<()> {
-    let (broker, database) = (Broker::new("sustained").await?, Database::new("sustained").await?);
+    let (broker, database) =
+        (Broker::new("sustained", &Ladder::default()).await?, Database::new("sustained").await?);
     let environment = on_servers(&broker, Some(&database));
     process::run("migrate", &environment)?;
     let ingress = Headcount::start("ingress", &environment)?;
     let worker = Headcount::start("worker", &environment)?;
-    let summary = load(&ingress, Size { messages: 0, seconds: 60.0 }, Some(SUSTAINED), USUAL).await?;
+    let summary = load(&ingress, 60.0, Some(SUSTAINED), USUAL).await?;
     let mut inbox = database.inbox().await?;
     let backlog = summary.accepted.saturating_sub(inbox.count().await?);
     inbox.until(summary.accepted).await?;
@@ -184,9 +204,11 @@ struct Drained {
 }
 
 impl Drained {
-    async fn new(name: &str) -> Outcome<Self> {
-        let (broker, database) = (Broker::new(name).await?, Database::new(name).await?);
-        let environment = on_servers(&broker, Some(&database));
+    async fn new(name: &str, ladder: &Ladder) -> Outcome<Self> {
+        let (broker, database) = (Broker::new(name, ladder).await?, Database::new(name).await?);
+        let mut environment = on_servers(&broker, Some(&database));
+        let delays: Vec<String> = (0..ladder.rungs()).map(|rung| ladder.name(rung)).collect();
+        environment.push(("HEADCOUNT_RETRY_DELAYS", delays.join(",")));
         process::run("migrate", &environment)?;
         Ok(Self { broker, database, environment })
     }
@@ -210,13 +232,13 @@ impl Drained {
 
 /// Ingress, worker, RabbitMQ, PostgreSQL and the load generator, all here.
 async fn end_to_end(size: Size, steady: bool, report: &mut Report) -> Outcome<()> {
-    let (broker, database) = (Broker::new("whole").await?, Database::new("whole").await?);
+    let (broker, database) = (Broker::new("whole", &Ladder::default()).await?, Database::new("whole").await?);
     let mut environment = on_servers(&broker, Some(&database));
     process::run("migrate", &environment)?;
     let ingress = Headcount::start("ingress", &environment)?;
     tell(steady, &mut environment);
     let worker = Headcount::start("worker", &environment)?;
-    let summary = load(&ingress, size, steady.then_some(STEADY), USUAL).await?;
+    let summary = load(&ingress, size.seconds, steady.then_some(STEADY), USUAL).await?;
     let inbox = database.inbox().await?;
     applied("end to end", steady, &summary, inbox, &worker, report).await?;
     if !steady {
@@ -238,7 +260,7 @@ async fn embedded(size: Size, steady: bool, report: &mut Report) -> Outcome<()> 
     let mut environment = vec![("HEADCOUNT_DATA_DIR", directory.display().to_string())];
     tell(steady, &mut environment);
     let up = Headcount::start("up", &environment)?;
-    let summary = load(&up, size, steady.then_some(STEADY), USUAL).await?;
+    let summary = load(&up, size.seconds, steady.then_some(STEADY), USUAL).await?;
     let inbox = database::embedded(&directory).await?;
     applied("embedded end to end", steady, &summary, inbox, &up, report).await?;
     if !steady {
@@ -276,14 +298,8 @@ fn tell(steady: bool, environment: &mut Environment) {
 }
 
 /// A load at a rate, or of as much as is taken.
-async fn load(target: &Headcount, size: Size, rate: Option<f64>, shape: Shape) -> Outcome<load::Summary> {
-    let plan = Plan {
-        address: target.address.clone(),
-        seconds: size.seconds,
-        rate,
-        connections: CONNECTIONS,
-        shape,
-    };
+async fn load(target: &Headcount, seconds: f64, rate: Option<f64>, shape: Shape) -> Outcome<load::Summary> {
+    let plan = Plan { address: target.address.clone(), seconds, rate, connections: CONNECTIONS, shape };
     // What started just now has settled by then.
     tokio::time::sleep(Duration::from_millis(500)).await;
     tokio::task::spawn_blocking(move || load::run(&plan)).await?
