@@ -9,7 +9,7 @@ pub const PUBLISHING: &str = "raw confirmed publishing";
 pub const PUBLISHING_TOGETHER: &str = "raw confirmed publishing, written together";
 
 /// What `BENCH_ONLY=scale` compares.
-pub const SMALL: &str = "worker, 30,000 messages, 50,000 users, applied";
+pub const SMALL: &str = "worker, 100,000 messages, 50,000 users, applied";
 /// The same at its full size.
 pub const LARGE: &str = "worker, 1,000,000 messages, 5,000,000 users, applied";
 

@@ -163,7 +163,7 @@ async fn largest(size: Size, report: &mut Report) -> Outcome<()> {
 
 /// Whether a backlog and a table of full size cost more per message than small ones, and a minute end to end.
 pub async fn scale(report: &mut Report) -> Outcome<()> {
-    for (name, messages, users) in [(SMALL, 30_000, 50_000), (LARGE, 1_000_000, 5_000_000)] {
+    for (name, messages, users) in [(SMALL, 100_000, 50_000), (LARGE, 1_000_000, 5_000_000)] {
         let webhooks = Webhooks::new(Shape { users, ..USUAL })?;
         let world = Drained::new("scale", &Ladder::default()).await?;
         world.database.fill(users).await?;
