@@ -19,7 +19,7 @@ use std::{
 use futures_util::StreamExt;
 use headcount::{clerk::sample::Sample, cli::post::Poster, message::now};
 use support::{
-    eventually,
+    PATIENCE, eventually,
     process::{Backends, Process, World},
     servers::Server,
 };
@@ -273,6 +273,7 @@ async fn a_locked_table_buries_nothing_and_a_locked_row_holds_up_its_user_only()
     let table = locking(&database.url(), "LOCK TABLE users IN ACCESS EXCLUSIVE MODE").await;
     steady(up.poster(), "during", 60).await;
     eventually("the worker waits", async || metric(&up, "headcount_paused").await == 1.0).await;
+    eventually("for the lock", async || up.log().contains("lock timeout")).await;
     drop(table);
     eventually("all of it is applied", async || applied().await >= 80.0).await;
     assert_eq!(metric(&up, "headcount_retries_total").await, 0.0, "burned:\n{}", up.log());
@@ -283,10 +284,15 @@ async fn a_locked_table_buries_nothing_and_a_locked_row_holds_up_its_user_only()
     let news = Sample { updated_at: now(), ..Sample::of("user_before_7", now()) };
     let news = news.event("user.updated", now()).into();
     assert_eq!(up.poster().post("msg_locked", news).await.unwrap(), 202);
-    steady(up.poster(), "beside", 60).await;
-    eventually("its neighbours are applied", async || applied().await >= 140.0).await;
+    let (mut beside, locked) = (0, Instant::now());
+    while metric(&up, "headcount_retries_total").await < 1.0 {
+        assert!(locked.elapsed() < PATIENCE, "it is not on the ladder:\n{}", up.log());
+        steady(up.poster(), &format!("beside{beside}"), 10).await;
+        beside += 10;
+        eventually("its neighbours are applied", async || applied().await as u64 >= 80 + beside).await;
+    }
     drop(row);
-    eventually("and then the user", async || applied().await >= 141.0).await;
+    eventually("and then the user", async || applied().await as u64 > 80 + beside).await;
     assert_eq!(metric(&up, "headcount_dead_letters_total").await, 0.0, "buried:\n{}", up.log());
     up.stop();
 }
@@ -314,6 +320,8 @@ async fn poison_among_many_is_dead_after_its_ladder_and_harms_nobody() {
     assert!(worker.log().contains("msg_during_777 is buried: retries_exhausted"), "{}", worker.log());
     // One per rung of its ladder; a neighbour may have lost a race of its own beside it.
     assert!(metric(&worker, "headcount_retries_total").await >= 3.0, "one per rung of the ladder");
+    let applied = async || metric(&worker, "headcount_sync_lag_seconds_count").await as u64;
+    eventually("the others are applied", async || applied().await >= count - 1).await;
     assert_eq!(world.users().await.len() as u64, count - 1);
     worker.stop();
     ingress.stop();

@@ -178,7 +178,7 @@ impl Store for FakeStore {
         self.at_once.fetch_sub(1, SeqCst);
         (self.answer)(&batch).map_err(|class| StoreError {
             class,
-            code: "23514".into(),
+            code: if class == Class::Locked { "55P03" } else { "23514" }.into(),
             message: "as the test says".into(),
             hint: None,
             source: None,
@@ -318,6 +318,44 @@ async fn a_run_of_fifty_refusals_is_an_outage_and_buries_nothing() {
     assert!(queue.settled().values().all(|action| *action == Action::Done), "{:?}", queue.settled());
     running.until_paused(false).await;
     running.stop().await;
+}
+
+#[tokio::test]
+async fn a_locked_row_does_not_end_a_run_of_refusals() {
+    let queue = Arc::new(FakeQueue::default());
+    (0..60).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let constraint = broken.clone();
+    let store = store(move |batch| match constraint.load(SeqCst) {
+        true if batch.len() == 1 && ["m7", "m21", "m35"].iter().any(|id| has(batch, id)) => {
+            Err(Class::Locked)
+        }
+        true => Err(Class::Permanent),
+        false => all_created(batch),
+    });
+    let settings = Settings { suspicion: Duration::from_secs(60), ..settings() };
+    let mut running = Running::start(queue.clone(), &store, settings);
+    running.until_paused(true).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(queue.settled(), HashMap::new());
+    broken.store(false, SeqCst);
+    queue.until(|settled| settled.len() == 60).await;
+    assert!(queue.settled().values().all(|action| *action == Action::Done), "{:?}", queue.settled());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_parks_what_somebody_keeps_locked_and_burns_nothing() {
+    let queue = Arc::new(FakeQueue::default());
+    queue.deliver("m0", 0);
+    let store = store(|_| Err(Class::Locked));
+    let settings = Settings { suspicion: Duration::from_secs(60), ..settings() };
+    let running = Running::start(queue.clone(), &store, settings);
+    while store.batches.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    running.stop().await;
+    assert_eq!(queue.settled()["m0"], Action::Retry { rung: 2, attempt: 0, waits: 0 });
 }
 
 #[tokio::test]

@@ -175,6 +175,7 @@ fn hint(code: &str) -> Option<String> {
         "42501" => "grant the user of DATABASE_URL its rights on the schema and its tables",
         "42P01" | "42703" | "3F000" => "run `headcount migrate`",
         "25006" => "point DATABASE_URL to the primary server",
+        "55P03" => "see in pg_locks who keeps the row or the table locked",
         "53300" => "raise max_connections, or run fewer workers",
         "53200" => "raise max_locks_per_transaction, or lower HEADCOUNT_BATCH_MAX",
         _ => return None,
@@ -192,8 +193,8 @@ fn from_sqlite(error: &SqliteError) -> StoreError {
     } else {
         format!("SQLite: {} (code {code})", error.message())
     };
-    let hint =
-        (extended & 0xff == 5).then(|| "end the other process that writes to the database file".into());
+    let hint = (extended & 0xff == 5)
+        .then(|| "see whether a shell or a backup keeps a transaction open on the database file".into());
     StoreError { class: sqlite(extended), code: code.into(), message, hint, source: None }
 }
 

@@ -3,6 +3,7 @@
 //! Promises that nothing is settled before its transaction has committed. Never cancels database work.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use super::{
-    Settings,
+    LOCKED_ROWS, Settings,
     verdict::{Failure, Verdict},
 };
 use crate::{
@@ -76,6 +77,14 @@ struct Part {
 }
 
 impl Part {
+    /// Adds the user of a lone message to those who are found locked. Whether they are too many to be single rows: with
+    /// nothing taken, two; each further try would wait as long again.
+    fn locks_many(&self, locked: &mut HashSet<String>, taken: bool) -> bool {
+        let users = self.incoming.iter().filter_map(|incoming| incoming.event.clerk_id());
+        locked.extend(users.map(ToOwned::to_owned));
+        locked.len() > if taken { LOCKED_ROWS } else { 1 }
+    }
+
     fn halves(mut self) -> [Self; 2] {
         let middle = self.held.len() / 2;
         let held = self.held.split_off(middle);
@@ -100,6 +109,7 @@ impl Pipeline {
         let mut report = Report::default();
         let mut verdicts: Vec<(Held, Verdict)> = Vec::with_capacity(batch.len());
         let mut suspects: Vec<(Part, StoreError)> = Vec::new();
+        let mut locked: HashSet<String> = HashSet::new();
         self.metrics.batch_messages.record(batch.len() as f64);
 
         let mut parts = vec![self.parse(batch, &mut verdicts)];
@@ -130,19 +140,17 @@ impl Pipeline {
                             Verdict::exhausted(&error, &held.delivery.message, &self.settings.ladder);
                         (held, verdict)
                     })),
+                    Failure::Suspect
+                        if error.class == Class::Locked && part.locks_many(&mut locked, convict) =>
+                    {
+                        report.outage = Some(error.to_string());
+                        report.unfinished.extend(part.held);
+                    }
                     Failure::Suspect if convict => verdicts.extend(part.held.into_iter().map(|held| {
                         let verdict =
                             Verdict::convicted(&error, &held.delivery.message, &self.settings.ladder);
                         (held, verdict)
                     })),
-                    // Two rows locked and nothing taken: the table is. Each further try would wait as long again.
-                    Failure::Suspect
-                        if error.class == Class::Locked
-                            && suspects.iter().any(|(_, other)| other.class == Class::Locked) =>
-                    {
-                        report.outage = Some(error.to_string());
-                        report.unfinished.extend(part.held);
-                    }
                     Failure::Suspect => suspects.push((part, error)),
                     Failure::Outage => {
                         report.outage = Some(error.to_string());

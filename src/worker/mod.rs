@@ -39,6 +39,8 @@ const BATCHES: usize = 4;
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// A run of so many messages that all fail alone in the same way is no longer the messages' fault.
 const RUN: usize = 50;
+/// The same of rows that somebody keeps locked, since each is waited for.
+const LOCKED_ROWS: usize = 5;
 
 /// Works until `stop` turns true and everything received is settled, or nothing more can be settled because the
 /// database is away. What is left then goes back to the queue with the subscription.
@@ -201,9 +203,14 @@ impl Worker {
             && (*at + self.settings.suspicion <= Clock::now() || stopping)
             && self.batches.is_empty()
         {
-            // Silence says nothing about a lock.
-            let convict = refusal.class != Class::Locked || stopping;
-            self.retry_suspects(convict);
+            match refusal.class {
+                // It says nothing about them that nothing else was taken.
+                Class::Locked if stopping => self.park_suspects(),
+                Class::Locked => self.retry_suspects(false),
+                Class::Permanent | Class::Transient | Class::Outage | Class::Unusable => {
+                    self.retry_suspects(true);
+                }
+            }
         }
         if !self.alone && !self.returned.is_empty() && self.batches.len() < BATCHES {
             let any = rand::rng().random_range(0..self.returned.len());
@@ -291,18 +298,34 @@ impl Worker {
         }
         if let Some(why) = report.outage {
             self.pause(why);
-        } else if self.suspects.len() >= RUN || (refused && self.outage.is_some()) {
+        } else if self.suspects.len() >= self.run_limit() || (refused && self.outage.is_some()) {
             let code = self.suspected.as_ref().map(|(refusal, _)| refusal.code.as_str()).unwrap_or_default();
             self.pause(format!("it refuses every message with SQLSTATE {code}"));
         }
     }
 
+    fn run_limit(&self) -> usize {
+        let locked = self.suspected.as_ref().is_some_and(|(refusal, _)| refusal.class == Class::Locked);
+        if locked { LOCKED_ROWS } else { RUN }
+    }
+
+    fn park_suspects(&mut self) {
+        self.suspected = None;
+        let suspects = std::mem::take(&mut self.suspects);
+        self.park(suspects);
+    }
+
     fn suspect(&mut self, held: Held, refusal: Refusal) {
-        if self.suspected.as_ref().is_some_and(|(known, _)| *known != refusal) {
+        // A lock says nothing of what the database takes: it neither ends a run nor joins one.
+        let locked = |refusal: &Refusal| refusal.class == Class::Locked;
+        let known = self.suspected.as_ref().map(|(known, _)| known);
+        if known.is_some_and(|known| *known != refusal && !locked(known) && !locked(&refusal)) {
             // Not one and the same: the run has ended, and what was in it stands for itself.
             self.retry_suspects(true);
+            self.suspected = Some((refusal, Clock::now()));
+        } else if known.is_none_or(locked) || !locked(&refusal) {
+            self.suspected = Some((refusal, Clock::now()));
         }
-        self.suspected = Some((refusal, Clock::now()));
         self.suspects.push(held);
     }
 
@@ -363,11 +386,15 @@ impl Worker {
                 parked.len(),
                 humantime::format_duration(limit)
             );
-            let pipeline = Arc::clone(&self.pipeline);
-            self.batches.spawn(async move {
-                pipeline.park(parked).await;
-                Finished::Parked
-            });
+            self.park(parked);
         }
+    }
+
+    fn park(&mut self, held: Vec<Held>) {
+        let pipeline = Arc::clone(&self.pipeline);
+        self.batches.spawn(async move {
+            pipeline.park(held).await;
+            Finished::Parked
+        });
     }
 }

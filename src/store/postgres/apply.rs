@@ -23,6 +23,10 @@ use crate::{
 // whole, for each batch, if the planner were free to.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off";
 
+// One locked row is waited for at every size of its batch until it is found, and all the others wait with it.
+const BEGIN_TOGETHER: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off; \
+                              SET LOCAL lock_timeout = '1s'";
+
 /// Tries at one batch.
 pub(super) struct Attempt<'s> {
     store: &'s PostgresStore,
@@ -38,7 +42,8 @@ impl<'s> Attempt<'s> {
 
 impl retry::Attempt for Attempt<'_> {
     async fn run(&mut self, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
-        let mut tx = self.store.pool.begin_with(BEGIN).await?;
+        let begin = if batch.len() > 1 { BEGIN_TOGETHER } else { BEGIN };
+        let mut tx = self.store.pool.begin_with(begin).await?;
         match self.within(&mut tx, batch).await {
             Ok(outcomes) => {
                 // The boundary: inbox and users become durable together. A connection lost here leaves it unknown;

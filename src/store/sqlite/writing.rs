@@ -4,9 +4,15 @@
 //! SQLite ends some transactions by itself, when the disk is full for one; sqlx's own `Transaction` would go on
 //! believing in it and refuse to begin another on that connection.
 
+use std::time::{Duration, Instant};
+
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
 
 use crate::store::{StoreError, errors};
+
+/// How long other processes' transactions are waited for. SQLite gives up after each [`super::BUSY`]; a busy neighbour
+/// leaves the lock free for less than a millisecond between two commits, so that one such wait may miss it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Dropped before its end, it closes the connection, which rolls back.
 pub(super) struct Writing(Option<PoolConnection<Sqlite>>);
@@ -15,8 +21,15 @@ impl Writing {
     /// Waits for its turn in this process, then among processes.
     pub(super) async fn begin(writer: &SqlitePool) -> Result<Self, StoreError> {
         let mut writing = Self(Some(writer.acquire().await?));
-        sqlx::raw_sql("BEGIN IMMEDIATE").execute(writing.connection()?).await?;
-        Ok(writing)
+        let started = Instant::now();
+        loop {
+            let begun = sqlx::raw_sql("BEGIN IMMEDIATE").execute(writing.connection()?).await;
+            match begun.map_err(StoreError::from) {
+                Ok(_) => return Ok(writing),
+                Err(error) if error.primary_code() == Some(5) && started.elapsed() < PATIENCE => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
