@@ -43,9 +43,14 @@ fn main() -> ExitCode {
 async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let config = Config::load(cli.config.as_deref())?;
     let mut output = Output::stdout();
-    let server = matches!(cli.command, Command::Up(_) | Command::Ingress | Command::Worker);
-    // A command's own errors are enough; its log would only repeat them.
-    let filter = if server || std::env::var_os("RUST_LOG").is_some() { &config.log_filter } else { "error" };
+    let filter = match cli.command {
+        _ if std::env::var_os("RUST_LOG").is_some() => &config.log_filter,
+        Command::Up(_) | Command::Ingress | Command::Worker => &config.log_filter,
+        // What the database warns of.
+        Command::Migrate => "warn",
+        // A command's own errors are enough; its log would only repeat them.
+        _ => "error",
+    };
     logs::init(filter, config.log_format)
         .map_err(|problem| Failure::usage(problem).hint("write RUST_LOG=info, or info,headcount=debug"))?;
     match cli.command {

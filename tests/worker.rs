@@ -435,21 +435,18 @@ async fn what_a_frozen_database_holds_is_parked_too() {
 
 #[tokio::test]
 async fn what_lost_every_race_alone_goes_up_the_ladder() {
-    let queue = Arc::new(FakeQueue::default());
-    (0..4).for_each(|n| queue.deliver(&format!("m{n}"), 0));
-    let store = store(|batch| if has(batch, "m2") { Err(Class::Transient) } else { all_created(batch) });
-    let running = Running::start(queue.clone(), &store, settings());
-    queue.until(|settled| settled.len() == 4).await;
-    assert_eq!(queue.settled()["m2"], Action::Retry { rung: 0, attempt: 1, waits: 0 });
-    assert_eq!(queue.settled().values().filter(|action| **action == Action::Done).count(), 3);
-    running.stop().await;
+    goes_up_the_ladder_alone(Class::Transient).await;
 }
 
 #[tokio::test]
 async fn what_somebody_keeps_locked_goes_up_the_ladder_and_its_neighbours_commit() {
+    goes_up_the_ladder_alone(Class::Locked).await;
+}
+
+async fn goes_up_the_ladder_alone(class: Class) {
     let queue = Arc::new(FakeQueue::default());
     (0..8).for_each(|n| queue.deliver(&format!("m{n}"), 0));
-    let store = store(|batch| if has(batch, "m2") { Err(Class::Locked) } else { all_created(batch) });
+    let store = store(move |batch| if has(batch, "m2") { Err(class) } else { all_created(batch) });
     let running = Running::start(queue.clone(), &store, settings());
     queue.until(|settled| settled.len() == 8).await;
     assert_eq!(queue.settled()["m2"], Action::Retry { rung: 0, attempt: 1, waits: 0 });

@@ -26,7 +26,10 @@ impl Writing {
             let begun = sqlx::raw_sql("BEGIN IMMEDIATE").execute(writing.connection()?).await;
             match begun.map_err(StoreError::from) {
                 Ok(_) => return Ok(writing),
-                Err(error) if error.primary_code() == Some(5) && started.elapsed() < PATIENCE => {}
+                // BUSY.
+                Err(error) if error.primary_code() == Some(5) && started.elapsed() < PATIENCE => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
                 Err(error) => return Err(error),
             }
         }
