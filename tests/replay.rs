@@ -371,6 +371,10 @@ impl Queue for DeadQueue {
     async fn ready(&self) -> Result<(), QueueError> {
         unreachable!()
     }
+    fn troubles(&self) -> Vec<headcount::queue::Trouble> {
+        Vec::new()
+    }
+
     async fn close(&self) {}
 }
 
@@ -401,6 +405,10 @@ impl Subscription for Consumer {
             assert!(settled.is_some(), "{} was settled twice", delivery.message.id);
         }
     }
+    fn holds(&self, _: Receipt) -> bool {
+        true
+    }
+
     async fn cancel(&self) {
         self.cancelled.send_replace(true);
         self.dead.changed.notify_waiters();

@@ -121,6 +121,10 @@ impl Subscription for FakeQueue {
         self.changed.notify_waiters();
     }
 
+    fn holds(&self, _: Receipt) -> bool {
+        true
+    }
+
     async fn cancel(&self) {
         *self.cancelled.lock().unwrap() = true;
         self.changed.notify_waiters();
@@ -178,7 +182,7 @@ impl Store for FakeStore {
         self.at_once.fetch_sub(1, SeqCst);
         (self.answer)(&batch).map_err(|class| StoreError {
             class,
-            code: if class == Class::Locked { "55P03" } else { "23514" }.into(),
+            code: if class == Class::Unclear { "55P03" } else { "23514" }.into(),
             message: "as the test says".into(),
             hint: None,
             source: None,
@@ -328,7 +332,7 @@ async fn a_locked_row_does_not_end_a_run_of_refusals() {
     let constraint = broken.clone();
     let store = store(move |batch| match constraint.load(SeqCst) {
         true if batch.len() == 1 && ["m7", "m21", "m35"].iter().any(|id| has(batch, id)) => {
-            Err(Class::Locked)
+            Err(Class::Unclear)
         }
         true => Err(Class::Permanent),
         false => all_created(batch),
@@ -348,7 +352,7 @@ async fn a_locked_row_does_not_end_a_run_of_refusals() {
 async fn a_stop_parks_what_somebody_keeps_locked_and_burns_nothing() {
     let queue = Arc::new(FakeQueue::default());
     queue.deliver("m0", 0);
-    let store = store(|_| Err(Class::Locked));
+    let store = store(|_| Err(Class::Unclear));
     let settings = Settings { suspicion: Duration::from_secs(60), ..settings() };
     let running = Running::start(queue.clone(), &store, settings);
     while store.batches.lock().unwrap().is_empty() {
@@ -440,7 +444,7 @@ async fn what_lost_every_race_alone_goes_up_the_ladder() {
 
 #[tokio::test]
 async fn what_somebody_keeps_locked_goes_up_the_ladder_and_its_neighbours_commit() {
-    goes_up_the_ladder_alone(Class::Locked).await;
+    goes_up_the_ladder_alone(Class::Unclear).await;
 }
 
 async fn goes_up_the_ladder_alone(class: Class) {
@@ -462,7 +466,7 @@ async fn a_table_that_somebody_keeps_locked_is_an_outage_and_burns_nothing() {
         let locked = Arc::new(std::sync::atomic::AtomicBool::new(true));
         let table = locked.clone();
         let store =
-            store(move |batch| if table.load(SeqCst) { Err(Class::Locked) } else { all_created(batch) });
+            store(move |batch| if table.load(SeqCst) { Err(Class::Unclear) } else { all_created(batch) });
         let mut running = Running::start(queue.clone(), &store, settings());
         if pauses {
             running.until_paused(true).await;

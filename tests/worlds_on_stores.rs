@@ -69,7 +69,7 @@ async fn work(store: Arc<dyn Store>, line: Line, mut dice: Dice) {
         let outcomes = loop {
             match store.apply(incoming.clone()).await {
                 Ok(outcomes) => break outcomes,
-                Err(error) => assert!(matches!(error.class, Class::Transient | Class::Locked), "{error}"),
+                Err(error) => assert!(matches!(error.class, Class::Transient | Class::Unclear), "{error}"),
             }
         };
         let waiting = batch.into_iter().zip(outcomes).filter(|(_, outcome)| *outcome == Outcome::Waiting);

@@ -61,6 +61,9 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// [`QueueError`] says why not.
     async fn ready(&self) -> Result<(), QueueError>;
 
+    /// What does not work at present, by part; empty while all is well. Cheap: never asks the backend.
+    fn troubles(&self) -> Vec<Trouble>;
+
     /// Finishes what is in flight and closes the connections, within a few seconds. Publishing fails afterwards.
     async fn close(&self);
 }
@@ -98,11 +101,25 @@ pub trait Subscription: Send + Sync {
     /// went away and will deliver it again.
     async fn settle(&self, settlements: Vec<Settlement>);
 
-    /// Stops new deliveries. What was already delivered can still be received and settled.
+    /// Whether the delivery is still ours to settle: `false` once its connection has ended or its lease was lost, and the
+    /// backend delivers it again.
+    fn holds(&self, receipt: Receipt) -> bool;
+
+    /// Stops new deliveries; returns once the backend sends no more, within a few seconds. What was already delivered
+    /// can still be received and settled.
     async fn cancel(&self);
 
     /// Why no deliveries come at present, in a few words; `None` while all is well.
     fn trouble(&self) -> Option<String>;
+}
+
+/// A part of the queue that does not work at present.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Trouble {
+    /// `publishing`, `consuming events`, `consuming dead` or `consuming rejections`.
+    pub part: &'static str,
+    /// In a few words.
+    pub why: String,
 }
 
 /// A message in a worker's hands. It has to be settled; dropping it leaves it to come back only after its consumer has gone.

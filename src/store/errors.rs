@@ -156,15 +156,13 @@ fn sqlstate(code: &str) -> Class {
         ("40", "40003") => Class::Outage,
         // Transaction rollback: serialization, deadlock.
         ("40", _) => Class::Transient,
-        // lock_not_available: lock_timeout ran out.
-        ("55", "55P03") => Class::Locked,
-        // Connection, transaction state (read-only), authorization, unknown database or schema, missing object or
-        // permission, resources, limits, object state, operator intervention, system, configuration, internal.
-        ("08" | "25" | "28" | "3D" | "3F" | "42" | "53" | "54" | "55" | "57" | "58" | "F0" | "XX", _) => {
-            Class::Outage
-        }
-        // What is not known is an outage, never the message's fault.
-        _ => Class::Outage,
+        // Connection, transaction state (read-only), authorization, unknown database, and a server that is out of
+        // connections or disk, shutting down, or fails to read its files.
+        ("08" | "28" | "3D" | "58", _) | ("25", "25006") | ("53", "53100" | "53300") => Class::Outage,
+        ("57", "57P01" | "57P02" | "57P03" | "57P04" | "57P05") => Class::Outage,
+        // The rest may be one message's trouble or everybody's: an application's trigger, policy or index, a lock that
+        // somebody holds, a statement that takes too long, a lock table that is full, a table that is missing.
+        _ => Class::Unclear,
     }
 }
 
@@ -187,7 +185,6 @@ fn from_sqlite(error: &SqliteError) -> StoreError {
     let code = error.code().unwrap_or_default();
     let extended: i32 = code.parse().unwrap_or_default();
     // A trigger's message is the application's own; the others name tables, columns and conditions.
-    const CONSTRAINT_TRIGGER: i32 = 1811;
     let message = if extended == CONSTRAINT_TRIGGER {
         format!("SQLite refused with code {code}: a trigger raised it")
     } else {
@@ -197,6 +194,8 @@ fn from_sqlite(error: &SqliteError) -> StoreError {
         .then(|| "see whether a shell or a backup keeps a transaction open on the database file".into());
     StoreError { class: sqlite(extended), code: code.into(), message, hint, source: None }
 }
+
+const CONSTRAINT_TRIGGER: i32 = 1811;
 
 /// SQLite's primary result codes: the low byte of the extended code.
 fn sqlite(extended: i32) -> Class {
@@ -208,12 +207,15 @@ fn sqlite(extended: i32) -> Class {
         5 => Class::Outage,
         // CONSTRAINT: of them PRIMARYKEY, UNIQUE and ROWID as in PostgreSQL.
         19 if matches!(extended, 1555 | 2067 | 2579) => Class::Transient,
+        // An application's trigger raised: for this message, or for all.
+        19 if extended == CONSTRAINT_TRIGGER => Class::Unclear,
         19 => Class::Permanent,
         // TOOBIG, MISMATCH: what SQLSTATE class 22 is.
         18 | 20 => Class::Permanent,
-        // ERROR, PERM, NOMEM, READONLY, INTERRUPT, IOERR, CORRUPT, FULL, CANTOPEN, PROTOCOL, SCHEMA, NOLFS, AUTH,
-        // NOTADB and whatever is not known.
-        _ => Class::Outage,
+        // PERM, NOMEM, READONLY, INTERRUPT, IOERR, FULL, CANTOPEN, PROTOCOL, NOLFS, AUTH, NOTADB.
+        3 | 7 | 8 | 9 | 10 | 13 | 14 | 15 | 22 | 23 | 26 => Class::Outage,
+        // ERROR (a missing table or column, an application's trigger), CORRUPT (of one page or of all), and whatever is not known.
+        _ => Class::Unclear,
     }
 }
 
@@ -226,12 +228,17 @@ mod tests {
         let cases = [
             (Class::Permanent, &["22001", "22003", "22021", "22P02", "22P05", "23502", "23503", "23514"][..]),
             (Class::Transient, &["23505", "23P01", "40001", "40P01"]),
-            (Class::Locked, &["55P03"]),
             (
                 Class::Outage,
                 &[
-                    "08006", "08P01", "25006", "25P02", "28P01", "3D000", "40003", "42501", "42703", "42P01",
-                    "53100", "53200", "53300", "54000", "54001", "55000", "57014", "57P01", "57P03", "58030",
+                    "08006", "08P01", "25006", "28P01", "3D000", "40003", "53100", "53300", "57P01", "57P03",
+                    "58030",
+                ],
+            ),
+            (
+                Class::Unclear,
+                &[
+                    "25P02", "42501", "42703", "42P01", "53200", "54000", "54001", "55000", "55P03", "57014",
                     "P0001", "XX000", "F0000", "ZZZZZ", "", "é",
                 ],
             ),
@@ -248,7 +255,8 @@ mod tests {
         for (class, codes) in [
             (Class::Transient, &[6, 517, 1555, 2067][..]),
             (Class::Permanent, &[275, 1299, 787, 18, 20]),
-            (Class::Outage, &[1, 3, 5, 261, 7, 8, 10, 11, 13, 14, 26, 778, 1032, 0, -1]),
+            (Class::Outage, &[3, 5, 261, 7, 8, 10, 13, 14, 26, 778, 1032]),
+            (Class::Unclear, &[1, 11, 1811, 0, -1]),
         ] {
             for code in codes {
                 assert_eq!(sqlite(*code), class, "{code}");

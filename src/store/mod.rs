@@ -55,7 +55,8 @@ pub trait Store: letters::Letters + fmt::Debug {
     /// Nothing was changed, or (a connection lost during COMMIT) it is unknown; running the batch again is right.
     async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError>;
 
-    /// Whether the database answers and takes writes, within a few seconds.
+    /// Whether the database answers and takes our writes, within a few seconds: writes what [`apply`](Self::apply)
+    /// would touch, and leaves nothing behind.
     ///
     /// # Errors
     /// [`StoreError`] says why not.
@@ -222,9 +223,10 @@ pub enum Class {
     Permanent,
     /// A race (deadlock, serialization, unique key): run again at once.
     Transient,
-    /// Somebody else has held what it needs locked for longer than we wait: the message's row, or all of them.
-    Locked,
-    /// The database is away, or refuses for reasons that are not the message's, known or unknown.
+    /// One message's trouble or everybody's, which the code does not tell: a trigger that raises, a policy, a lock that
+    /// somebody holds, a statement that takes too long, a table that is missing. Evidence decides.
+    Unclear,
+    /// The database could not be asked: no connection, no answer, shutting down, read-only, out of connections.
     Outage,
     /// Ours to mend before anything can work: schema missing, too old, or a table that is not ours; wrong URL.
     Unusable,

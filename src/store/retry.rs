@@ -104,7 +104,7 @@ mod tests {
         for (class, messages, tries) in [
             (Class::Transient, 1, 6),
             (Class::Transient, 2, 2),
-            (Class::Locked, 1, 1),
+            (Class::Unclear, 1, 1),
             (Class::Permanent, 2, 1),
             (Class::Outage, 1, 1),
         ] {

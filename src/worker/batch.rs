@@ -141,7 +141,7 @@ impl Pipeline {
                         (held, verdict)
                     })),
                     Failure::Suspect
-                        if error.class == Class::Locked && part.locks_many(&mut locked, convict) =>
+                        if error.class == Class::Unclear && part.locks_many(&mut locked, convict) =>
                     {
                         report.outage = Some(error.to_string());
                         report.unfinished.extend(part.held);

@@ -205,8 +205,8 @@ impl Worker {
         {
             match refusal.class {
                 // It says nothing about them that nothing else was taken.
-                Class::Locked if stopping => self.park_suspects(),
-                Class::Locked => self.retry_suspects(false),
+                Class::Unclear if stopping => self.park_suspects(),
+                Class::Unclear => self.retry_suspects(false),
                 Class::Permanent | Class::Transient | Class::Outage | Class::Unusable => {
                     self.retry_suspects(true);
                 }
@@ -305,7 +305,7 @@ impl Worker {
     }
 
     fn run_limit(&self) -> usize {
-        let locked = self.suspected.as_ref().is_some_and(|(refusal, _)| refusal.class == Class::Locked);
+        let locked = self.suspected.as_ref().is_some_and(|(refusal, _)| refusal.class == Class::Unclear);
         if locked { LOCKED_ROWS } else { RUN }
     }
 
@@ -317,7 +317,7 @@ impl Worker {
 
     fn suspect(&mut self, held: Held, refusal: Refusal) {
         // A lock says nothing of what the database takes: it neither ends a run nor joins one.
-        let locked = |refusal: &Refusal| refusal.class == Class::Locked;
+        let locked = |refusal: &Refusal| refusal.class == Class::Unclear;
         let known = self.suspected.as_ref().map(|(known, _)| known);
         if known.is_some_and(|known| *known != refusal && !locked(known) && !locked(&refusal)) {
             // Not one and the same: the run has ended, and what was in it stands for itself.

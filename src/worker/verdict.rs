@@ -56,7 +56,7 @@ impl Verdict {
     /// somebody keeps locked may be free later.
     pub fn convicted(error: &StoreError, message: &Message, ladder: &Ladder) -> Self {
         match error.class {
-            Class::Locked => Self::exhausted(error, message, ladder),
+            Class::Unclear => Self::exhausted(error, message, ladder),
             Class::Permanent | Class::Transient | Class::Outage | Class::Unusable => {
                 Self::Bury(Burial { reason: Reason::Rejected, detail: error.to_string() })
             }
@@ -108,9 +108,9 @@ impl Failure {
     pub fn of(class: Class, messages: usize) -> Self {
         match (class, messages) {
             (Class::Outage | Class::Unusable, _) => Self::Outage,
-            (Class::Permanent | Class::Transient | Class::Locked, 2..) => Self::Split,
+            (Class::Permanent | Class::Transient | Class::Unclear, 2..) => Self::Split,
             (Class::Transient, _) => Self::Exhausted,
-            (Class::Permanent | Class::Locked, _) => Self::Suspect,
+            (Class::Permanent | Class::Unclear, _) => Self::Suspect,
         }
     }
 }
@@ -179,8 +179,8 @@ mod tests {
     fn only_a_message_alone_is_ever_to_blame() {
         assert_eq!(Failure::of(Class::Permanent, 200), Failure::Split);
         assert_eq!(Failure::of(Class::Permanent, 1), Failure::Suspect);
-        assert_eq!(Failure::of(Class::Locked, 200), Failure::Split);
-        assert_eq!(Failure::of(Class::Locked, 1), Failure::Suspect);
+        assert_eq!(Failure::of(Class::Unclear, 200), Failure::Split);
+        assert_eq!(Failure::of(Class::Unclear, 1), Failure::Suspect);
         assert_eq!(Failure::of(Class::Transient, 2), Failure::Split);
         assert_eq!(Failure::of(Class::Transient, 1), Failure::Exhausted);
         for messages in [1, 200] {

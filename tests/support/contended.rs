@@ -73,7 +73,7 @@ async fn work(store: Arc<dyn Store>, line: Arc<Mutex<Vec<(Incoming, u32)>>>, see
         let outcomes = loop {
             match store.apply(incoming.clone()).await {
                 Ok(outcomes) => break outcomes,
-                Err(error) if matches!(error.class, Class::Transient | Class::Locked) => transient += 1,
+                Err(error) if matches!(error.class, Class::Transient | Class::Unclear) => transient += 1,
                 Err(error) => panic!("{error:?}"),
             }
         };

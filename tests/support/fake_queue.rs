@@ -93,5 +93,9 @@ impl Queue for FakeQueue {
         self.answer().await
     }
 
+    fn troubles(&self) -> Vec<headcount::queue::Trouble> {
+        Vec::new()
+    }
+
     async fn close(&self) {}
 }

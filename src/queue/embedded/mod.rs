@@ -35,7 +35,7 @@ use self::{
     work::{Publish, Request},
     writer::Writer,
 };
-use super::{Depth, Ladder, PUBLISH_LIMIT, Queue, QueueError, Source, Subscription};
+use super::{Depth, Ladder, PUBLISH_LIMIT, Queue, QueueError, Source, Subscription, Trouble};
 use crate::message::{self, Message};
 
 /// How much may wait to be published, in KiB; each message counts for at least one.
@@ -179,6 +179,10 @@ impl Queue for EmbeddedQueue {
         let (answer, answered) = oneshot::channel();
         self.requests.send(Request::Probe(answer)).map_err(|_| closed())?;
         self.answer(answered, Instant::now() + PUBLISH_LIMIT).await
+    }
+
+    fn troubles(&self) -> Vec<Trouble> {
+        self.health.trouble().map(|why| Trouble { part: "publishing", why }).into_iter().collect()
     }
 
     async fn close(&self) {

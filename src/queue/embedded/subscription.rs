@@ -103,6 +103,11 @@ impl Consumer {
         lost
     }
 
+    /// Whether it was handed out and not settled, and its lease is still this consumer's.
+    fn holds(&self, receipt: Receipt) -> bool {
+        self.book().handed.contains_key(&receipt)
+    }
+
     /// Everything that is held.
     pub(super) fn held(&self) -> Vec<Receipt> {
         let book = self.book();
@@ -167,6 +172,10 @@ impl Subscription for EmbeddedSubscription {
         if self.requests.send(Request::Settle(settle)).is_ok() {
             let _ = settled.await;
         }
+    }
+
+    fn holds(&self, receipt: Receipt) -> bool {
+        self.consumer.holds(receipt)
     }
 
     async fn cancel(&self) {

@@ -13,7 +13,7 @@ use lapin::Connection;
 use tokio::sync::Mutex;
 
 use super::{
-    Depth, Ladder, Queue, QueueError, Source, Subscription,
+    Depth, Ladder, Queue, QueueError, Source, Subscription, Trouble,
     topology::{EVENTS_KEY, Topology},
 };
 use crate::{config::Secret, message::Message};
@@ -134,6 +134,10 @@ impl Queue for RabbitQueue {
 
     async fn ready(&self) -> Result<(), QueueError> {
         self.publisher.trouble().map_or(Ok(()), |why| Err(QueueError::Unavailable(why)))
+    }
+
+    fn troubles(&self) -> Vec<Trouble> {
+        self.publisher.trouble().map(|why| Trouble { part: "publishing", why }).into_iter().collect()
     }
 
     async fn close(&self) {

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     message::now,
     pause::Pauses,
-    queue::{Action, Delivery, Ladder, QueueError, Settlement, Subscription},
+    queue::{Action, Delivery, Ladder, QueueError, Receipt, Settlement, Subscription},
     shutdown::until,
 };
 
@@ -153,6 +153,10 @@ impl Subscription for RabbitSubscription {
         self.shared.ack(&confirmed).await;
     }
 
+    fn holds(&self, receipt: Receipt) -> bool {
+        receipt.generation == *self.shared.generation.borrow()
+    }
+
     async fn cancel(&self) {
         self.shared.wish.send_if_modified(|wish| {
             let consuming = *wish == Wish::Consume;
@@ -177,7 +181,7 @@ impl Shared {
         delivery.receipt.generation == *self.generation.borrow()
     }
 
-    async fn ack(&self, receipts: &[crate::queue::Receipt]) {
+    async fn ack(&self, receipts: &[Receipt]) {
         if receipts.is_empty() {
             return;
         }
