@@ -14,7 +14,7 @@ use crate::{
     ingress::{self, Ingress, Verifier},
     ops::{self, Ops},
     pause::Pauses,
-    queue::{self, Queue, QueueConfig, QueueError, Source},
+    queue::{self, Queue, QueueConfig, QueueError},
     shutdown::until,
     store::{
         self, Backend, Class, Store, StoreError,
@@ -174,17 +174,18 @@ async fn work(
     if !prepare(store.as_ref(), migrate, &health, &stop).await? {
         return Ok(());
     }
-    let subscription =
-        queue.subscribe(Source::Events, config.prefetch).await.map_err(|error| queue_failure(&error))?;
     let letters = letters(&store);
-    let worker =
-        worker::run(Arc::from(subscription), store, worker::Settings::new(config), health, stop.clone());
-    tokio::join!(
-        worker,
-        dead::capture::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
-        dead::rejections::run(queue, Arc::clone(&letters), stop.clone()),
-        dead::retention::run(letters, dead::retention::of(config), stop),
-    );
+    let worker = worker::run(Arc::clone(&queue), store, worker::Settings::new(config), health, stop.clone());
+    let beside = async {
+        tokio::join!(
+            dead::capture::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
+            dead::rejections::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
+            dead::retention::run(Arc::clone(&letters), dead::retention::of(config), stop.clone()),
+        );
+        Ok(())
+    };
+    // The first that fails ends the others: a worker that can never consume is of no use.
+    tokio::try_join!(async { worker.await.map_err(|error| queue_failure(&error)) }, beside)?;
     Ok(())
 }
 

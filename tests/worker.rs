@@ -13,32 +13,50 @@
 mod no_letters;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use headcount::{
     message::{Message, MessageId},
-    queue::{Action, Delivery, Ladder, Reason, Receipt, Settlement, Subscription},
+    queue::{
+        Action, Delivery, Depth, Ladder, Queue, QueueError, Reason, Receipt, Settlement, Source,
+        Subscription, Trouble,
+    },
     roster::Outcome,
     store::{Class, Incoming, Store, StoreError, Totals, User, UserHistory, UserQuery},
     worker::{self, Health, Settings},
 };
 use tokio::sync::{Notify, watch};
 
-/// A queue in memory that remembers what became of each message.
-#[derive(Default)]
+/// A queue in memory that keeps the seam's promises and remembers what became of each message. A retry comes back at
+/// once, whatever its delay.
+#[derive(Debug, Default)]
 struct FakeQueue {
-    waiting: Mutex<VecDeque<Delivery>>,
-    settled: Mutex<HashMap<String, Action>>,
-    order: Mutex<Vec<String>>,
+    state: Mutex<State>,
     changed: Notify,
-    cancelled: Mutex<bool>,
+    /// The broker takes nothing that is published.
+    blocked: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<(Message, u32)>,
+    unsettled: BTreeMap<Receipt, (Message, u32)>,
+    /// What became of each message in the end.
+    settled: HashMap<String, Action>,
+    /// Retries in their order.
+    retries: Vec<(String, Action)>,
+    /// Prefetches that were asked for, in their order.
+    subscribed: Vec<u16>,
+    most_held: usize,
+    generation: u64,
+    tag: u64,
 }
 
 fn created(id: &str) -> String {
@@ -61,77 +79,199 @@ fn message(id: &str, body: String) -> Message {
 }
 
 impl FakeQueue {
-    fn deliver(&self, id: &str, earlier: u32) {
-        self.deliver_body(id, earlier, created(id));
+    fn with(count: usize) -> Arc<Self> {
+        let queue = Arc::new(Self::default());
+        (0..count).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+        queue
     }
 
-    fn deliver_body(&self, id: &str, earlier: u32, body: String) {
-        self.deliver_message(message(id, body), earlier);
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn deliver(&self, id: &str, earlier: u32) {
+        self.deliver_message(message(id, created(id)), earlier);
+    }
+
+    fn deliver_body(&self, id: &str, body: String) {
+        self.deliver_message(message(id, body), 0);
     }
 
     fn deliver_message(&self, message: Message, earlier: u32) {
-        let receipt = Receipt { generation: 1, tag: 1 };
-        self.waiting.lock().unwrap().push_back(Delivery { message, earlier, receipt, death: None });
+        self.state().waiting.push_back((message, earlier));
+        self.changed.notify_waiters();
+    }
+
+    /// As when a connection ends: what is unsettled is delivered again, and nothing of before can be settled.
+    fn lose_connection(&self) {
+        let mut state = self.state();
+        state.generation += 1;
+        let lost = std::mem::take(&mut state.unsettled);
+        state.waiting.extend(lost.into_values().map(|(message, earlier)| (message, earlier + 1)));
+        drop(state);
         self.changed.notify_waiters();
     }
 
     fn settled(&self) -> HashMap<String, Action> {
-        self.settled.lock().unwrap().clone()
+        self.state().settled.clone()
     }
 
-    async fn until(&self, wanted: impl Fn(&HashMap<String, Action>) -> bool) {
+    fn held(&self) -> usize {
+        self.state().unsettled.len()
+    }
+
+    /// Attempts that each message's retries burned; parking burns none.
+    fn attempts(&self, id: &str) -> Vec<u32> {
+        let of = |(retried, action): &(String, Action)| match action {
+            Action::Retry { attempt, .. } if retried == id => Some(*attempt),
+            _ => None,
+        };
+        self.state().retries.iter().filter_map(of).collect()
+    }
+
+    fn burned(&self) -> Vec<String> {
+        let state = self.state();
+        let burned =
+            state.retries.iter().filter(|(_, action)| matches!(action, Action::Retry { attempt: 1.., .. }));
+        burned.map(|(id, _)| id.clone()).collect()
+    }
+
+    async fn until(&self, wanted: impl Fn(&State) -> bool) {
         let waiting = async {
             loop {
                 let changed = self.changed.notified();
-                if wanted(&self.settled()) {
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if wanted(&self.state()) {
                     return;
                 }
                 changed.await;
             }
         };
         let done = tokio::time::timeout(Duration::from_secs(30), waiting).await;
-        done.unwrap_or_else(|_| panic!("not settled in time: {:?}", self.settled()));
+        done.unwrap_or_else(|_| panic!("not in time: {:?}", self.state()));
+    }
+
+    async fn until_settled(&self, count: usize) {
+        self.until(|state| state.settled.len() == count).await;
+    }
+}
+
+/// The queue as a worker sees it.
+#[derive(Debug)]
+struct Shared(Arc<FakeQueue>);
+
+#[async_trait]
+impl Queue for Shared {
+    async fn publish(&self, _: Message) -> Result<(), QueueError> {
+        unreachable!()
+    }
+    async fn subscribe(&self, _: Source, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError> {
+        let generation = {
+            let mut state = self.0.state();
+            state.subscribed.push(prefetch);
+            state.generation += 1;
+            state.generation
+        };
+        let prefetch = usize::from(prefetch);
+        Ok(Box::new(Consumer {
+            queue: Arc::clone(&self.0),
+            prefetch,
+            generation,
+            cancelled: AtomicBool::new(false),
+        }))
+    }
+    fn sample(&self, _: bytes::Bytes) {}
+    async fn depths(&self) -> Result<Vec<Depth>, QueueError> {
+        unreachable!()
+    }
+    async fn ready(&self) -> Result<(), QueueError> {
+        unreachable!()
+    }
+    fn troubles(&self) -> Vec<Trouble> {
+        Vec::new()
+    }
+    async fn close(&self) {}
+}
+
+struct Consumer {
+    queue: Arc<FakeQueue>,
+    prefetch: usize,
+    generation: u64,
+    cancelled: AtomicBool,
+}
+
+impl Consumer {
+    fn take(&self) -> Option<Delivery> {
+        let mut state = self.queue.state();
+        if state.unsettled.len() >= self.prefetch {
+            return None;
+        }
+        let (message, earlier) = state.waiting.pop_front()?;
+        state.tag += 1;
+        let receipt = Receipt { generation: state.generation.max(self.generation), tag: state.tag };
+        state.unsettled.insert(receipt, (message.clone(), earlier));
+        state.most_held = state.most_held.max(state.unsettled.len());
+        drop(state);
+        self.queue.changed.notify_waiters();
+        Some(Delivery { message, earlier, receipt, death: None })
     }
 }
 
 #[async_trait]
-impl Subscription for FakeQueue {
+impl Subscription for Consumer {
     async fn next(&self) -> Option<Delivery> {
         loop {
-            let changed = self.changed.notified();
+            let changed = self.queue.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(delivery) = self.waiting.lock().unwrap().pop_front() {
-                return Some(delivery);
-            }
-            if *self.cancelled.lock().unwrap() {
+            if self.cancelled.load(SeqCst) {
                 return None;
             }
-            changed.await;
+            match self.take() {
+                Some(delivery) => return Some(delivery),
+                None => changed.await,
+            }
         }
     }
 
     async fn settle(&self, settlements: Vec<Settlement>) {
         for Settlement { delivery, action } in settlements {
+            while self.queue.blocked.load(SeqCst) && action != Action::Done {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             let id = delivery.message.id.as_str().to_owned();
-            self.order.lock().unwrap().push(id.clone());
-            let twice = self.settled.lock().unwrap().insert(id.clone(), action);
-            assert!(twice.is_none(), "{id} was settled twice");
+            let mut state = self.queue.state();
+            let Some((mut message, _)) = state.unsettled.remove(&delivery.receipt) else { continue };
+            if let Action::Retry { attempt, waits, .. } = &action {
+                (message.attempt, message.waits) = (*attempt, *waits);
+                state.waiting.push_back((message, 0));
+                state.retries.push((id, action));
+            } else {
+                let twice = state.settled.insert(id.clone(), action);
+                assert!(twice.is_none(), "{id} was settled twice");
+            }
         }
-        self.changed.notify_waiters();
+        self.queue.changed.notify_waiters();
     }
 
-    fn holds(&self, _: Receipt) -> bool {
-        true
+    fn holds(&self, receipt: Receipt) -> bool {
+        self.queue.state().unsettled.contains_key(&receipt)
     }
 
     async fn cancel(&self) {
-        *self.cancelled.lock().unwrap() = true;
-        self.changed.notify_waiters();
+        self.cancelled.store(true, SeqCst);
+        self.queue.changed.notify_waiters();
     }
 
     fn trouble(&self) -> Option<String> {
         None
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.queue.lose_connection();
     }
 }
 
@@ -140,6 +280,8 @@ type Answer = dyn Fn(&[Incoming]) -> Result<Vec<Outcome>, Class> + Send + Sync;
 /// A store that answers as a test says, and remembers the batches it was asked.
 struct FakeStore {
     answer: Box<Answer>,
+    /// It takes no write at all.
+    away: AtomicBool,
     batches: Mutex<Vec<Vec<String>>>,
     at_once: AtomicUsize,
     frozen: watch::Sender<bool>,
@@ -156,6 +298,7 @@ fn store(
 ) -> Arc<FakeStore> {
     Arc::new(FakeStore {
         answer: Box::new(answer),
+        away: AtomicBool::new(false),
         batches: Mutex::default(),
         at_once: AtomicUsize::new(0),
         frozen: watch::Sender::new(false),
@@ -172,6 +315,11 @@ fn has(batch: &[Incoming], id: &str) -> bool {
 
 no_letters!(FakeStore);
 
+fn error(class: Class) -> StoreError {
+    let code = if class == Class::Unclear { "P0001" } else { "23514" };
+    StoreError { class, code: code.into(), message: "as the test says".into(), hint: None, source: None }
+}
+
 #[async_trait]
 impl Store for FakeStore {
     async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
@@ -180,13 +328,10 @@ impl Store for FakeStore {
         self.at_once.fetch_add(1, SeqCst);
         headcount::shutdown::until(&self.frozen.subscribe(), |frozen| !*frozen).await;
         self.at_once.fetch_sub(1, SeqCst);
-        (self.answer)(&batch).map_err(|class| StoreError {
-            class,
-            code: if class == Class::Unclear { "55P03" } else { "23514" }.into(),
-            message: "as the test says".into(),
-            hint: None,
-            source: None,
-        })
+        if self.away.load(SeqCst) {
+            return Err(error(Class::Outage));
+        }
+        (self.answer)(&batch).map_err(error)
     }
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
         unreachable!()
@@ -195,7 +340,8 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn ready(&self) -> Result<(), StoreError> {
-        unreachable!()
+        headcount::shutdown::until(&self.frozen.subscribe(), |frozen| !*frozen).await;
+        if self.away.load(SeqCst) { Err(error(Class::Outage)) } else { Ok(()) }
     }
     async fn users(&self, _: &UserQuery) -> Result<Vec<User>, StoreError> {
         unreachable!()
@@ -211,26 +357,27 @@ impl Store for FakeStore {
 
 fn settings() -> Settings {
     Settings {
+        prefetch: 100,
         batch_max: 10,
         batch_wait: Duration::from_millis(5),
         patience: 3,
         ladder: Ladder::default(),
         watchdog: Duration::from_millis(200),
-        hold_limit: Duration::from_secs(600),
-        suspicion: Duration::from_millis(300),
+        silence: Duration::from_millis(300),
     }
 }
 
 struct Running {
     health: watch::Receiver<Health>,
     stop: watch::Sender<bool>,
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<Result<(), QueueError>>,
 }
 
 impl Running {
-    fn start(queue: Arc<FakeQueue>, store: &Arc<FakeStore>, settings: Settings) -> Self {
+    fn start(queue: &Arc<FakeQueue>, store: &Arc<FakeStore>, settings: Settings) -> Self {
         let (health, seen) = watch::channel(Health::default());
         let (stop, stopping) = watch::channel(false);
+        let queue = Arc::new(Shared(Arc::clone(queue)));
         let task = tokio::spawn(worker::run(queue, store.clone(), settings, health, stopping));
         Self { health: seen, stop, task }
     }
@@ -245,34 +392,50 @@ impl Running {
         tokio::time::timeout(Duration::from_secs(30), self.task)
             .await
             .expect("drains in time")
-            .expect("no panic");
+            .expect("no panic")
+            .expect("the queue can be consumed");
+    }
+}
+
+fn assert_done(queue: &FakeQueue, but: &[&str]) {
+    for (id, action) in queue.settled() {
+        assert!(but.contains(&id.as_str()) || action == Action::Done, "{id}: {action:?}");
+    }
+}
+
+#[track_caller]
+fn assert_buried(queue: &FakeQueue, id: &str, reason: Reason) {
+    match queue.settled().get(id) {
+        Some(Action::Bury(burial)) => assert_eq!(burial.reason, reason, "{}", burial.detail),
+        other => panic!("{id}: {other:?}"),
     }
 }
 
 #[tokio::test]
 async fn a_batch_is_settled_once_and_everything_received_is_finished_before_the_end() {
-    let queue = Arc::new(FakeQueue::default());
-    (0..35).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    let queue = FakeQueue::with(36);
     let store = store(all_created);
-    let running = Running::start(queue.clone(), &store, settings());
+    let running = Running::start(&queue, &store, settings());
+    // One is tried with care; then all that may be held is received.
+    queue.until(|state| state.subscribed.len() == 2 && state.waiting.is_empty()).await;
     running.stop().await;
-    assert_eq!(queue.settled().len(), 35);
-    assert!(queue.settled().values().all(|action| *action == Action::Done));
+    assert_eq!(queue.settled().len(), 36);
+    assert_done(&queue, &[]);
     assert!(store.batches.lock().unwrap().iter().all(|batch| batch.len() <= 10));
 }
 
 #[tokio::test]
 async fn a_batch_of_large_bodies_is_short_and_a_body_of_any_size_passes() {
-    let queue = Arc::new(FakeQueue::default());
+    let queue = FakeQueue::with(1);
     let body = |bytes: usize| {
         let filler = "x".repeat(bytes);
         format!(r#"{{"data":{{"filler":"{filler}"}},"object":"event","type":"session.created"}}"#)
     };
-    (0..8).for_each(|n| queue.deliver_body(&format!("m{n}"), 0, body(1024 * 1024)));
-    queue.deliver_body("huge", 0, body(6 * 1024 * 1024));
-    let store = store(|batch| Ok(vec![Outcome::Ignored; batch.len()]));
-    let running = Running::start(queue.clone(), &store, settings());
-    queue.until(|settled| settled.len() == 9).await;
+    (0..8).for_each(|n| queue.deliver_body(&format!("large{n}"), body(1024 * 1024)));
+    queue.deliver_body("huge", body(6 * 1024 * 1024));
+    let store = store(all_created);
+    let running = Running::start(&queue, &store, settings());
+    queue.until_settled(10).await;
     running.stop().await;
     let batches = store.batches.lock().unwrap();
     assert!(batches.iter().all(|batch| batch.len() <= 3), "{batches:?}");
@@ -280,221 +443,334 @@ async fn a_batch_of_large_bodies_is_short_and_a_body_of_any_size_passes() {
 }
 
 #[tokio::test]
-async fn a_refused_message_is_buried_alone_and_its_neighbours_commit() {
-    let queue = Arc::new(FakeQueue::default());
-    (0..10).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+async fn refused_values_are_buried_alone_and_their_neighbours_commit() {
+    let queue = FakeQueue::with(11);
     let store = store(|batch| if has(batch, "m6") { Err(Class::Permanent) } else { all_created(batch) });
-    let running = Running::start(queue.clone(), &store, settings());
-    queue.until(|settled| settled.len() == 10).await;
-    for (id, action) in queue.settled() {
-        match (id.as_str(), action) {
-            ("m6", Action::Bury(burial)) => assert_eq!(burial.reason, Reason::Rejected),
-            (id, action) => assert_eq!((id != "m6", action), (true, Action::Done)),
-        }
-    }
+    let running = Running::start(&queue, &store, settings());
+    queue.until_settled(11).await;
+    assert_buried(&queue, "m6", Reason::Rejected);
+    assert_done(&queue, &["m6"]);
+    assert_eq!(queue.attempts("m6"), Vec::<u32>::new());
     running.stop().await;
 }
 
 #[tokio::test]
-async fn a_message_refused_in_silence_is_buried_after_the_suspicion() {
-    let queue = Arc::new(FakeQueue::default());
-    queue.deliver("lonely", 0);
-    let store = store(|_| Err(Class::Permanent));
-    let running = Running::start(queue.clone(), &store, settings());
-    queue.until(|settled| matches!(settled.get("lonely"), Some(Action::Bury(_)))).await;
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn a_run_of_fifty_refusals_is_an_outage_and_buries_nothing() {
-    let queue = Arc::new(FakeQueue::default());
-    (0..60).for_each(|n| queue.deliver(&format!("m{n}"), 0));
-    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let constraint = broken.clone();
-    let store =
-        store(move |batch| if constraint.load(SeqCst) { Err(Class::Permanent) } else { all_created(batch) });
-    let settings = Settings { suspicion: Duration::from_secs(60), ..settings() };
-    let mut running = Running::start(queue.clone(), &store, settings);
-    running.until_paused(true).await;
-    assert_eq!(queue.settled(), HashMap::new());
-    broken.store(false, SeqCst);
-    queue.until(|settled| settled.len() == 60).await;
-    assert!(queue.settled().values().all(|action| *action == Action::Done), "{:?}", queue.settled());
-    running.until_paused(false).await;
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn a_locked_row_does_not_end_a_run_of_refusals() {
-    let queue = Arc::new(FakeQueue::default());
-    (0..60).for_each(|n| queue.deliver(&format!("m{n}"), 0));
-    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let constraint = broken.clone();
-    let store = store(move |batch| match constraint.load(SeqCst) {
-        true if batch.len() == 1 && ["m7", "m21", "m35"].iter().any(|id| has(batch, id)) => {
-            Err(Class::Unclear)
-        }
-        true => Err(Class::Permanent),
-        false => all_created(batch),
-    });
-    let settings = Settings { suspicion: Duration::from_secs(60), ..settings() };
-    let mut running = Running::start(queue.clone(), &store, settings);
-    running.until_paused(true).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(queue.settled(), HashMap::new());
-    broken.store(false, SeqCst);
-    queue.until(|settled| settled.len() == 60).await;
-    assert!(queue.settled().values().all(|action| *action == Action::Done), "{:?}", queue.settled());
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn a_stop_parks_what_somebody_keeps_locked_and_burns_nothing() {
-    let queue = Arc::new(FakeQueue::default());
-    queue.deliver("m0", 0);
-    let store = store(|_| Err(Class::Unclear));
-    let settings = Settings { suspicion: Duration::from_secs(60), ..settings() };
-    let running = Running::start(queue.clone(), &store, settings);
-    while store.batches.lock().unwrap().is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    running.stop().await;
-    assert_eq!(queue.settled()["m0"], Action::Retry { rung: 2, attempt: 0, waits: 0 });
-}
-
-#[tokio::test]
-async fn an_unreadable_body_is_buried_with_the_field_and_counts_in_no_run() {
-    let queue = Arc::new(FakeQueue::default());
-    queue.deliver_body("broken", 0, "not json".into());
-    queue.deliver("good", 0);
-    let running = Running::start(queue.clone(), &store(all_created), settings());
-    queue.until(|settled| settled.len() == 2).await;
-    let Some(Action::Bury(burial)) = queue.settled().remove("broken") else {
-        panic!("{:?}", queue.settled())
-    };
-    assert_eq!(burial.reason, Reason::InvalidPayload);
-    assert_eq!(queue.settled()["good"], Action::Done);
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn an_outage_settles_nothing_and_ends_by_itself() {
-    let queue = Arc::new(FakeQueue::default());
-    (0..25).for_each(|n| queue.deliver(&format!("m{n}"), 0));
-    let away = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let database = away.clone();
-    let store =
-        store(move |batch| if database.load(SeqCst) { Err(Class::Outage) } else { all_created(batch) });
-    let mut running = Running::start(queue.clone(), &store, settings());
-    running.until_paused(true).await;
-    assert_eq!(queue.settled(), HashMap::new());
-    away.store(false, SeqCst);
-    queue.until(|settled| settled.len() == 25).await;
-    assert!(queue.settled().values().all(|action| *action == Action::Done));
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn a_database_that_does_not_answer_is_an_outage_and_the_task_is_left_alone() {
-    let queue = Arc::new(FakeQueue::default());
-    queue.deliver("m0", 0);
-    let store = store(all_created);
-    store.frozen.send_replace(true);
-    let mut running = Running::start(queue.clone(), &store, settings());
-    running.until_paused(true).await;
-    queue.deliver("m1", 0);
-    store.frozen.send_replace(false);
-    queue.until(|settled| settled.len() == 2).await;
-    running.until_paused(false).await;
-    assert_eq!(store.batches.lock().unwrap().len(), 2, "m0 was asked once and not again");
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn what_is_held_too_long_is_parked_with_its_attempt_unchanged() {
-    let queue = Arc::new(FakeQueue::default());
-    (0..12).for_each(|n| queue.deliver(&format!("m{n}"), 0));
-    let store = store(|_| Err(Class::Outage));
-    let settings = Settings { hold_limit: Duration::from_millis(500), ..settings() };
-    let running = Running::start(queue.clone(), &store, settings);
-    queue.until(|settled| settled.len() == 12).await;
-    for action in queue.settled().into_values() {
-        assert_eq!(action, Action::Retry { rung: 2, attempt: 0, waits: 0 });
-    }
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn what_a_frozen_database_holds_is_parked_too() {
-    let queue = Arc::new(FakeQueue::default());
-    queue.deliver("m0", 0);
-    let store = store(all_created);
-    store.frozen.send_replace(true);
-    let settings = Settings { hold_limit: Duration::from_millis(500), ..settings() };
-    let running = Running::start(queue.clone(), &store, settings);
-    queue.until(|settled| settled.get("m0") == Some(&Action::Retry { rung: 2, attempt: 0, waits: 0 })).await;
-    assert_eq!(store.at_once.load(SeqCst), 1, "the transaction was cancelled");
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn what_lost_every_race_alone_goes_up_the_ladder() {
-    goes_up_the_ladder_alone(Class::Transient).await;
-}
-
-#[tokio::test]
-async fn what_somebody_keeps_locked_goes_up_the_ladder_and_its_neighbours_commit() {
-    goes_up_the_ladder_alone(Class::Unclear).await;
-}
-
-async fn goes_up_the_ladder_alone(class: Class) {
-    let queue = Arc::new(FakeQueue::default());
-    (0..8).for_each(|n| queue.deliver(&format!("m{n}"), 0));
-    let store = store(move |batch| if has(batch, "m2") { Err(class) } else { all_created(batch) });
-    let running = Running::start(queue.clone(), &store, settings());
-    queue.until(|settled| settled.len() == 8).await;
-    assert_eq!(queue.settled()["m2"], Action::Retry { rung: 0, attempt: 1, waits: 0 });
-    assert_eq!(queue.settled().values().filter(|action| **action == Action::Done).count(), 7);
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn a_table_that_somebody_keeps_locked_is_an_outage_and_burns_nothing() {
-    for (count, pauses) in [(25, true), (1, false)] {
-        let queue = Arc::new(FakeQueue::default());
-        (0..count).for_each(|n| queue.deliver(&format!("m{n}"), 0));
-        let locked = Arc::new(std::sync::atomic::AtomicBool::new(true));
-        let table = locked.clone();
-        let store =
-            store(move |batch| if table.load(SeqCst) { Err(Class::Unclear) } else { all_created(batch) });
-        let mut running = Running::start(queue.clone(), &store, settings());
-        if pauses {
-            running.until_paused(true).await;
-            // Each try waits for the lock, so there must be few before it is known.
-            let tries = store.batches.lock().unwrap().len();
-            assert!(tries <= 24, "{tries} tries");
-        }
-        // Longer than the silence after which refused values would be the message's fault.
-        tokio::time::sleep(settings().suspicion * 3).await;
-        assert_eq!(queue.settled(), HashMap::new());
-        locked.store(false, SeqCst);
-        queue.until(|settled| settled.len() == count).await;
-        assert!(queue.settled().values().all(|action| *action == Action::Done), "{:?}", queue.settled());
+async fn what_fails_alone_while_others_succeed_climbs_the_ladder_and_is_buried_and_stops_nobody() {
+    for (class, reason) in [(Class::Transient, Reason::RetriesExhausted), (Class::Unclear, Reason::Rejected)]
+    {
+        let queue = FakeQueue::with(9);
+        let store = store(move |batch| if has(batch, "m2") { Err(class) } else { all_created(batch) });
+        let running = Running::start(&queue, &store, settings());
+        queue.until_settled(9).await;
+        assert_buried(&queue, "m2", reason);
+        assert_done(&queue, &["m2"]);
+        assert_eq!(queue.attempts("m2"), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(queue.state().subscribed, [1, 100], "the others were never held up");
         running.stop().await;
     }
 }
 
 #[tokio::test]
-async fn what_came_back_or_failed_before_is_tried_alone_and_in_random_order() {
+async fn one_connection_lost_over_one_message_is_no_outage() {
+    let queue = FakeQueue::with(9);
+    let store = store(|batch| if has(batch, "m2") { Err(Class::Outage) } else { all_created(batch) });
+    let running = Running::start(&queue, &store, settings());
+    queue.until_settled(9).await;
+    assert_buried(&queue, "m2", Reason::Rejected);
+    assert_done(&queue, &["m2"]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_lone_account_that_fails_in_silence_is_to_blame_once_the_database_was_seen_to_work() {
+    let queue = FakeQueue::with(1);
+    let store = store(|batch| if has(batch, "lonely") { Err(Class::Permanent) } else { all_created(batch) });
+    let mut running = Running::start(&queue, &store, settings());
+    queue.until_settled(1).await;
+    queue.deliver("lonely", 0);
+    queue.until_settled(2).await;
+    assert_buried(&queue, "lonely", Reason::Rejected);
+    running.until_paused(false).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn before_the_database_was_seen_to_work_nobody_is_to_blame() {
+    for class in [Class::Permanent, Class::Unclear] {
+        let queue = FakeQueue::with(1);
+        let store = store(move |batch| if has(batch, "m0") { Err(class) } else { all_created(batch) });
+        let mut running = Running::start(&queue, &store, settings());
+        running.until_paused(true).await;
+        queue.until(|state| state.retries.len() >= 2).await;
+        assert_eq!((queue.settled(), queue.burned()), (HashMap::new(), vec![]));
+        // Others prove whose trouble it is.
+        (1..5).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+        queue.until_settled(5).await;
+        assert_buried(&queue, "m0", Reason::Rejected);
+        running.until_paused(false).await;
+        running.stop().await;
+    }
+}
+
+/// While every message is refused nothing is buried and no attempt is burned, and everything goes on by itself.
+async fn refused_by_all(class: Class, count: usize) {
+    let queue = FakeQueue::with(5);
+    let broken = Arc::new(AtomicBool::new(false));
+    let trigger = broken.clone();
+    let store = store(move |batch| if trigger.load(SeqCst) { Err(class) } else { all_created(batch) });
+    let mut running = Running::start(&queue, &store, settings());
+    queue.until_settled(5).await;
+    broken.store(true, SeqCst);
+    (5..5 + count).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    running.until_paused(true).await;
+    // All of it goes back, and from then on one message at a time is looked at.
+    queue.until(|state| state.subscribed.iter().filter(|prefetch| **prefetch == 1).count() >= 3).await;
+    assert!(queue.held() <= 1, "{} are held", queue.held());
+    assert_eq!((queue.settled().len(), queue.burned()), (5, vec![]));
+    let probed: BTreeSet<String> = queue.state().retries.iter().map(|(id, _)| id.clone()).collect();
+    assert_eq!(probed.len(), count, "each has been given back");
+    broken.store(false, SeqCst);
+    queue.until_settled(5 + count).await;
+    assert_done(&queue, &[]);
+    assert_eq!(queue.burned(), Vec::<String>::new());
+    assert!(queue.state().waiting.iter().all(|(_, earlier)| *earlier == 0));
+    running.until_paused(false).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_refuses_everybody_is_an_outage_whatever_it_says() {
+    for class in [Class::Permanent, Class::Transient, Class::Unclear] {
+        for count in [2, 25] {
+            refused_by_all(class, count).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_guilty_among_all_who_are_refused_are_told_apart_after_the_outage() {
+    let queue = FakeQueue::with(5);
+    let broken = Arc::new(AtomicBool::new(false));
+    let trigger = broken.clone();
+    let store = store(move |batch| match trigger.load(SeqCst) || has(batch, "m9") {
+        true => Err(Class::Unclear),
+        false => all_created(batch),
+    });
+    let mut running = Running::start(&queue, &store, settings());
+    queue.until_settled(5).await;
+    broken.store(true, SeqCst);
+    (5..30).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    running.until_paused(true).await;
+    broken.store(false, SeqCst);
+    queue.until_settled(30).await;
+    assert_buried(&queue, "m9", Reason::Rejected);
+    assert_done(&queue, &["m9"]);
+    assert!(queue.burned().iter().all(|id| id == "m9"), "{:?}", queue.burned());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_unreadable_body_is_buried_with_the_field_and_proves_nothing() {
     let queue = Arc::new(FakeQueue::default());
+    queue.deliver_body("broken", "not json".into());
+    queue.deliver("good", 0);
+    let running = Running::start(&queue, &store(all_created), settings());
+    queue.until_settled(2).await;
+    assert_buried(&queue, "broken", Reason::InvalidPayload);
+    assert_eq!(queue.settled()["good"], Action::Done);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_takes_no_message_before_the_database_takes_a_write() {
+    let queue = FakeQueue::with(25);
+    let store = store(all_created);
+    store.away.store(true, SeqCst);
+    for _ in 0..25 {
+        let mut running = Running::start(&queue, &store, settings());
+        running.until_paused(true).await;
+        running.stop().await;
+    }
+    assert_eq!(queue.state().subscribed, Vec::<u16>::new());
+    store.away.store(false, SeqCst);
+    let running = Running::start(&queue, &store, settings());
+    queue.until_settled(25).await;
+    assert_done(&queue, &[]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn killed_again_and_again_while_all_are_refused_a_worker_burns_hardly_a_delivery() {
+    let queue = FakeQueue::with(40);
+    let broken = Arc::new(AtomicBool::new(true));
+    let trigger = broken.clone();
+    let store =
+        store(move |batch| if trigger.load(SeqCst) { Err(Class::Unclear) } else { all_created(batch) });
+    for n in 0..25 {
+        let mut running = Running::start(&queue, &store, settings());
+        running.until_paused(true).await;
+        tokio::time::sleep(Duration::from_millis(n * 10)).await;
+        // As SIGKILL does: nothing is settled, the connection is gone.
+        running.task.abort();
+        let _ = running.task.await;
+    }
+    let state = queue.state();
+    let most = state.waiting.iter().map(|(_, earlier)| *earlier).max();
+    assert!(state.most_held <= 1, "{} were held at a time", state.most_held);
+    assert!(most < Some(5), "one was delivered {most:?} times");
+    drop(state);
+    assert_eq!((queue.settled(), queue.burned()), (HashMap::new(), vec![]));
+}
+
+#[tokio::test]
+async fn an_outage_gives_everything_back_within_its_time_and_ends_by_itself() {
+    let queue = FakeQueue::with(1);
+    let store = store(all_created);
+    let mut running = Running::start(&queue, &store, settings());
+    queue.until_settled(1).await;
+    store.away.store(true, SeqCst);
+    (1..26).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    running.until_paused(true).await;
+    let begun = Instant::now();
+    queue.until(|state| state.unsettled.is_empty() && !state.retries.is_empty()).await;
+    assert!(begun.elapsed() < settings().silence * 3, "{:?}", begun.elapsed());
+    assert_eq!((queue.settled().len(), queue.burned()), (1, vec![]));
+    store.away.store(false, SeqCst);
+    queue.until_settled(26).await;
+    assert_done(&queue, &[]);
+    running.until_paused(false).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_short_outage_is_sat_out_with_what_is_held() {
+    let queue = FakeQueue::with(1);
+    let store = store(all_created);
+    let settings = Settings { silence: Duration::from_secs(20), ..settings() };
+    let mut running = Running::start(&queue, &store, settings);
+    queue.until_settled(1).await;
+    store.away.store(true, SeqCst);
+    (1..26).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    running.until_paused(true).await;
+    store.away.store(false, SeqCst);
+    queue.until_settled(26).await;
+    assert_eq!(queue.state().retries, vec![]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_answer_is_an_outage_and_its_transaction_is_left_alone() {
+    let queue = FakeQueue::with(1);
+    let store = store(all_created);
+    let mut running = Running::start(&queue, &store, settings());
+    queue.until_settled(1).await;
+    store.frozen.send_replace(true);
+    (1..6).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    running.until_paused(true).await;
+    queue.until(|state| state.unsettled.is_empty() && state.retries.len() >= 5).await;
+    assert!(store.at_once.load(SeqCst) >= 1, "the transaction was cancelled");
+    assert_eq!(queue.burned(), Vec::<String>::new());
+    store.frozen.send_replace(false);
+    queue.until_settled(6).await;
+    running.until_paused(false).await;
+    assert_done(&queue, &[]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_in_an_outage_gives_back_what_is_held_and_comes_back_to_nothing() {
+    let queue = FakeQueue::with(1);
+    let store = store(all_created);
+    let settings = Settings { silence: Duration::from_secs(20), ..settings() };
+    let mut running = Running::start(&queue, &store, settings);
+    queue.until_settled(1).await;
+    store.away.store(true, SeqCst);
+    (1..20).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    running.until_paused(true).await;
+    running.stop().await;
+    let state = queue.state();
+    assert_eq!(state.waiting.len(), 19);
+    assert!(
+        state.waiting.iter().all(|(message, earlier)| (message.attempt, *earlier) == (0, 0)),
+        "{state:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_must_be_published_waits_for_the_broker_and_holds_up_nothing_that_can_be_acked() {
+    let queue = FakeQueue::with(1);
+    let running = Running::start(&queue, &store(all_created), settings());
+    queue.until_settled(1).await;
+    queue.blocked.store(true, SeqCst);
+    (0..20).for_each(|n| queue.deliver_body(&format!("bad{n}"), "not json".into()));
+    (1..2000).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    queue.until_settled(2000).await;
+    assert_done(&queue, &[]);
+    assert_eq!(queue.held(), 20);
+    queue.blocked.store(false, SeqCst);
+    queue.until_settled(2020).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_belongs_to_an_ended_connection_is_dropped_and_applied_once() {
+    let queue = FakeQueue::with(1);
+    let store = store(all_created);
+    let settings = Settings { silence: Duration::from_secs(20), ..settings() };
+    let mut running = Running::start(&queue, &store, settings);
+    queue.until_settled(1).await;
+    store.away.store(true, SeqCst);
+    (1..60).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    running.until_paused(true).await;
+    for _ in 0..10 {
+        queue.until(|state| state.waiting.is_empty()).await;
+        queue.lose_connection();
+    }
+    store.batches.lock().unwrap().clear();
+    store.away.store(false, SeqCst);
+    queue.until_settled(60).await;
+    let applied: usize = store.batches.lock().unwrap().iter().map(Vec::len).sum();
+    assert!(applied <= 60 + 20, "{applied} were applied for 59");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_grows_with_a_batch_is_cured_by_smaller_ones_which_grow_again() {
+    let queue = FakeQueue::with(1);
+    let room = Arc::new(AtomicUsize::new(3));
+    let locks = room.clone();
+    let store = store(move |batch| match batch.len() > locks.load(SeqCst) {
+        true => Err(Class::Unclear),
+        false => all_created(batch),
+    });
+    let settings = Settings { batch_wait: Duration::from_millis(50), ..settings() };
+    let running = Running::start(&queue, &store, settings);
+    queue.until_settled(1).await;
+    (1..400).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    queue.until_settled(400).await;
+    assert_done(&queue, &[]);
+    assert_eq!(queue.state().retries, vec![]);
+    let failed = store.batches.lock().unwrap().iter().filter(|batch| batch.len() > 3).count();
+    assert!(failed < 100, "{failed} batches were too large");
+    room.store(10, SeqCst);
+    (400..800).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    queue.until_settled(800).await;
+    assert!(store.batches.lock().unwrap().iter().any(|batch| batch.len() == 10), "they stay small");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_came_back_is_tried_alone_and_in_random_order_and_so_is_what_failed_before() {
+    let queue = FakeQueue::with(1);
+    let store = store(all_created);
+    let running = Running::start(&queue, &store, settings());
+    queue.until(|state| state.subscribed.len() == 2).await;
     (0..20).for_each(|n| queue.deliver(&format!("r{n:02}"), 1));
-    for id in (20..40).map(|n| format!("r{n:02}")) {
+    for id in (0..20).map(|n| format!("a{n:02}")) {
         queue.deliver_message(Message { attempt: 1, ..message(&id, created(&id)) }, 0);
     }
     (0..10).for_each(|n| queue.deliver(&format!("f{n}"), 0));
-    let store = store(all_created);
-    let running = Running::start(queue.clone(), &store, settings());
-    queue.until(|settled| settled.len() == 50).await;
+    queue.until_settled(51).await;
     let batches = store.batches.lock().unwrap().clone();
     assert!(
         batches.iter().all(|batch| batch.len() == 1 || batch.iter().all(|id| id.starts_with('f'))),
@@ -506,11 +782,13 @@ async fn what_came_back_or_failed_before_is_tried_alone_and_in_random_order() {
 }
 
 #[tokio::test]
-async fn a_worker_stops_at_once_while_the_database_is_away() {
-    let queue = Arc::new(FakeQueue::default());
-    (0..5).for_each(|n| queue.deliver(&format!("m{n}"), 0));
-    let mut running = Running::start(queue.clone(), &store(|_| Err(Class::Outage)), settings());
-    running.until_paused(true).await;
+async fn a_batch_that_is_lost_in_this_process_comes_back() {
+    let queue = FakeQueue::with(1);
+    let store = store(|batch| if has(batch, "m3") { panic!("as the test says") } else { all_created(batch) });
+    let running = Running::start(&queue, &store, settings());
+    queue.until_settled(1).await;
+    (1..8).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    queue.until_settled(8).await;
+    assert_buried(&queue, "m3", Reason::Rejected);
     running.stop().await;
-    assert_eq!(queue.settled(), HashMap::new());
 }

@@ -1,72 +1,118 @@
-//! Owns one batch's way through the worker: parse, fold and save in one transaction, settle. A batch that fails is
-//! split until the guilty message stands alone; its neighbours commit.
-//! Promises that nothing is settled before its transaction has committed. Never cancels database work.
+//! Owns one batch's way through the worker: parse, fold and save in one transaction. A batch that fails is split until
+//! its guilty message stands alone; its neighbours commit meanwhile, and are told of at once.
+//! Promises that nothing is judged before its transaction has ended, or has not answered in time. Never settles.
 
 use std::{
-    collections::HashSet,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
-use tracing::{debug, info, warn};
+use tokio::{sync::mpsc, time::timeout};
+use tracing::debug;
 
 use super::{
-    LOCKED_ROWS, Settings,
-    verdict::{Failure, Verdict},
+    Settings,
+    blame::{Kind, Moment, Span, Suspect},
+    verdict::Verdict,
 };
 use crate::{
     clerk,
     message::{Millis, now},
-    queue::{Delivery, Settlement, Subscription},
+    queue::Delivery,
     roster::{Event, Outcome},
     store::{Class, Incoming, Store, StoreError},
-    telemetry::metrics::{RetryReason, WorkerMetrics},
+    telemetry::metrics::WorkerMetrics,
 };
+
+/// A part that takes so long to fail is split into many: each size would wait as long again.
+const SLOW: Duration = Duration::from_millis(500);
+/// Into how many.
+const MANY: usize = 8;
+/// So many parts of one batch that fail while nothing succeeds, or for so long, are enough: the rest is tried alone.
+const HOPELESS: (u32, Duration) = (8, Duration::from_secs(2));
 
 /// A delivery, and since when this worker has it.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) delivery: Delivery,
     pub(super) since: Instant,
+    /// When it failed first, together with others.
+    pub(super) failed_together: Option<Moment>,
 }
 
 impl Held {
-    /// It came back unsettled, and may have killed its worker; or it lost every race, and would hold up a whole batch.
-    pub(super) fn goes_alone(&self) -> bool {
-        self.delivery.earlier > 0 || self.delivery.message.attempt > 0
+    pub(super) fn new(delivery: Delivery) -> Self {
+        Self { delivery, since: Instant::now(), failed_together: None }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        self.delivery.message.id.as_str()
     }
 }
 
-/// How the database refuses a message: many that are refused in one way are not to blame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) class: Class,
-    /// SQLSTATE or SQLite's extended code.
-    pub(super) code: String,
+/// A message that failed alone, and what is to be known of it.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) held: Held,
+    pub(super) account: String,
+    pub(super) kind: Kind,
+    pub(super) error: StoreError,
+    pub(super) tried: Span,
 }
 
-/// What a batch left for the worker to decide.
-#[derive(Debug, Default)]
-pub(super) struct Report {
-    /// Untouched by an outage: to be tried again.
-    pub(super) unfinished: Vec<Held>,
-    /// Refused alone while nothing else was taken.
-    pub(super) suspects: Vec<(Held, Refusal)>,
-    /// The database took a user's news.
-    pub(super) applied: bool,
-    /// Why nothing can be done at present.
-    pub(super) outage: Option<String>,
+impl Failed {
+    pub(super) fn suspect(&self) -> Suspect<'_> {
+        Suspect {
+            message: self.held.id(),
+            account: &self.account,
+            kind: self.kind,
+            failed_together: self.held.failed_together,
+            convicted: self.held.delivery.message.attempt > 0,
+        }
+    }
 }
+
+/// What has become of a part of a batch.
+#[derive(Debug)]
+pub(super) enum Finding {
+    /// Nothing of it can be folded.
+    Unreadable(Vec<(Held, Verdict)>),
+    /// Its transaction has committed.
+    Committed {
+        verdicts: Vec<(Held, Verdict)>,
+        /// What it did to users; empty where there was nothing to change.
+        changed: Vec<Kind>,
+        tried: Span,
+    },
+    /// Its transaction over several has failed.
+    FailedTogether(Moment),
+    /// To be tried alone.
+    Alone(Vec<Held>),
+    /// Tried alone.
+    Failed(Box<Failed>),
+    /// The database cannot be asked. Untouched.
+    Unasked(Vec<Held>, String),
+    /// The database has not answered: unknown, and perhaps still under way.
+    Silent(Vec<Held>),
+    /// More than so many fail together, and none of them alone.
+    Fits(usize),
+}
+
+/// Where findings go.
+pub(super) type Findings = mpsc::UnboundedSender<Finding>;
 
 /// What a batch needs.
 pub(super) struct Pipeline {
     pub(super) store: Arc<dyn Store>,
-    pub(super) subscription: Arc<dyn Subscription>,
     pub(super) settings: Settings,
     pub(super) metrics: WorkerMetrics,
-    /// How many batches have waited too long for the database's answer.
-    pub(super) stalled: watch::Sender<usize>,
+    /// The moment that moments are counted from.
+    pub(super) epoch: Instant,
+    /// Transactions that changed a user.
+    pub(super) successes: AtomicU64,
 }
 
 /// A part of a batch that is tried in one transaction.
@@ -77,21 +123,16 @@ struct Part {
 }
 
 impl Part {
-    /// Adds the user of a lone message to those who are found locked. Whether they are too many to be single rows: with
-    /// nothing taken, two; each further try would wait as long again.
-    fn locks_many(&self, locked: &mut HashSet<String>, taken: bool) -> bool {
-        let users = self.incoming.iter().filter_map(|incoming| incoming.event.clerk_id());
-        locked.extend(users.map(ToOwned::to_owned));
-        locked.len() > if taken { LOCKED_ROWS } else { 1 }
-    }
-
-    fn halves(mut self) -> [Self; 2] {
-        let middle = self.held.len() / 2;
-        let held = self.held.split_off(middle);
-        let sent = self.sent.split_off(middle);
-        let second = Self { held, incoming: self.incoming[middle..].into(), sent };
-        let first = Self { held: self.held, incoming: self.incoming[..middle].into(), sent: self.sent };
-        [first, second]
+    fn pieces(self, count: usize) -> Vec<Self> {
+        let size = self.held.len().div_ceil(count).max(1);
+        let incoming = self.incoming;
+        let (mut held, mut sent) = (self.held.into_iter(), self.sent.into_iter());
+        let pieces = incoming.chunks(size).map(|incoming| Self {
+            held: held.by_ref().take(size).collect(),
+            incoming: incoming.into(),
+            sent: sent.by_ref().take(size).collect(),
+        });
+        pieces.collect()
     }
 }
 
@@ -99,98 +140,132 @@ impl Part {
 enum Applied {
     Yes(Vec<Outcome>),
     No(StoreError),
-    /// The database has not answered for as long as we may hold messages.
-    Overdue,
+    Unasked(String),
+    Silent,
+}
+
+/// What has gone wrong in one batch so far.
+#[derive(Default)]
+struct Trouble {
+    failures: u32,
+    since: Option<Instant>,
+    /// Successes of the whole worker when it began.
+    before: u64,
+    /// The largest part that committed after another had failed.
+    fits: usize,
 }
 
 impl Pipeline {
-    /// `convict`: the database is known to take other messages, so one that is refused alone is to blame.
-    pub(super) async fn process(&self, batch: Vec<Held>, mut convict: bool) -> Report {
-        let mut report = Report::default();
-        let mut verdicts: Vec<(Held, Verdict)> = Vec::with_capacity(batch.len());
-        let mut suspects: Vec<(Part, StoreError)> = Vec::new();
-        let mut locked: HashSet<String> = HashSet::new();
-        self.metrics.batch_messages.record(batch.len() as f64);
+    pub(super) fn moment(&self) -> Moment {
+        self.epoch.elapsed()
+    }
 
-        let mut parts = vec![self.parse(batch, &mut verdicts)];
+    /// Applies a batch, whole or in parts, and tells what becomes of each message of it.
+    pub(super) async fn process(&self, batch: Vec<Held>, findings: &Findings) {
+        let tell = |finding| {
+            // Nobody listens any more: what is not settled comes back with the connection.
+            let _ = findings.send(finding);
+        };
+        self.metrics.batch_messages.record(batch.len() as f64);
+        let (part, unreadable) = self.parse(batch);
+        if !unreadable.is_empty() {
+            tell(Finding::Unreadable(unreadable));
+        }
+        let mut parts = vec![part];
+        let mut trouble = Trouble::default();
+        let mut blameless = true;
         while let Some(part) = parts.pop() {
-            if part.held.is_empty() {
+            let size = part.held.len();
+            if size == 0 {
                 continue;
             }
-            if report.outage.is_some() {
-                report.unfinished.extend(part.held);
+            if (trouble.since.is_some() && size == 1) || self.is_hopeless(&trouble) {
+                blameless = false;
+                tell(Finding::Alone(part.held));
                 continue;
             }
-            match self.apply(&part).await {
+            let begun = self.moment();
+            let applied = self.apply(&part).await;
+            let tried = Span { begun, ended: self.moment() };
+            match applied {
                 Applied::Yes(outcomes) => {
-                    if outcomes.iter().any(|outcome| changes_users(*outcome)) {
-                        report.applied = true;
-                        convict = true;
+                    if trouble.since.is_some() {
+                        trouble.fits = trouble.fits.max(size);
                     }
-                    self.committed(part, &outcomes, &mut verdicts);
+                    tell(self.committed(part, &outcomes, tried));
                 }
-                Applied::No(error) => match Failure::of(error.class, part.held.len()) {
-                    Failure::Split => {
-                        debug!("a batch of {} failed ({error}); trying its halves", part.held.len());
-                        let [first, second] = part.halves();
-                        parts.extend([second, first]);
+                Applied::No(error) if size == 1 => tell(self.failed(part, error, tried)),
+                Applied::No(error) => {
+                    debug!("a batch of {size} failed ({error}); trying parts of it");
+                    trouble.failures += 1;
+                    blameless &= error.class == Class::Unclear;
+                    if trouble.since.is_none() {
+                        trouble.since = Some(Instant::now());
+                        trouble.before = self.successes.load(Relaxed);
                     }
-                    Failure::Exhausted => verdicts.extend(part.held.into_iter().map(|held| {
-                        let verdict =
-                            Verdict::exhausted(&error, &held.delivery.message, &self.settings.ladder);
-                        (held, verdict)
-                    })),
-                    Failure::Suspect
-                        if error.class == Class::Unclear && part.locks_many(&mut locked, convict) =>
-                    {
-                        report.outage = Some(error.to_string());
-                        report.unfinished.extend(part.held);
+                    tell(Finding::FailedTogether(tried.ended));
+                    let count = if tried.ended.saturating_sub(begun) >= SLOW { MANY } else { 2 };
+                    let mut pieces = part.pieces(count);
+                    for held in pieces.iter_mut().flat_map(|piece| &mut piece.held) {
+                        held.failed_together.get_or_insert(tried.ended);
                     }
-                    Failure::Suspect if convict => verdicts.extend(part.held.into_iter().map(|held| {
-                        let verdict =
-                            Verdict::convicted(&error, &held.delivery.message, &self.settings.ladder);
-                        (held, verdict)
-                    })),
-                    Failure::Suspect => suspects.push((part, error)),
-                    Failure::Outage => {
-                        report.outage = Some(error.to_string());
-                        report.unfinished.extend(part.held);
-                    }
-                },
-                Applied::Overdue => {
-                    report.outage = Some("the database does not answer".into());
-                    verdicts.extend(part.held.into_iter().map(|held| {
-                        let verdict = Verdict::parked(&held.delivery.message, &self.settings.ladder);
-                        (held, verdict)
-                    }));
+                    parts.extend(pieces.into_iter().rev());
                 }
-            }
-            if parts.is_empty() && convict {
-                // Refused before a neighbour was taken: once more, now that it is known to be alone in this.
-                parts.extend(suspects.drain(..).map(|(part, _)| part));
+                Applied::Unasked(why) => {
+                    let rest = parts.drain(..).flat_map(|part| part.held);
+                    tell(Finding::Unasked(part.held.into_iter().chain(rest).collect(), why));
+                    return;
+                }
+                Applied::Silent => {
+                    tell(Finding::Silent(part.held));
+                    let rest = parts.drain(..).flat_map(|part| part.held).collect();
+                    tell(Finding::Unasked(rest, "it does not answer".into()));
+                    return;
+                }
             }
         }
-        report.suspects = suspects
-            .into_iter()
-            .flat_map(|(part, error)| {
-                let refusal = Refusal { class: error.class, code: error.code };
-                part.held.into_iter().map(move |held| (held, refusal.clone()))
-            })
-            .collect();
-        self.settle(verdicts).await;
-        report
+        if blameless && trouble.fits > 0 {
+            tell(Finding::Fits(trouble.fits));
+        }
     }
 
-    /// Settles deliveries that were held too long, with their attempts unchanged.
-    pub(super) async fn park(&self, held: Vec<Held>) {
-        let park = |held: Held| {
-            let verdict = Verdict::parked(&held.delivery.message, &self.settings.ladder);
-            (held, verdict)
-        };
-        self.settle(held.into_iter().map(park).collect()).await;
+    /// Tries one message alone.
+    pub(super) async fn alone(&self, held: Held, findings: &Findings) {
+        self.process(vec![held], findings).await;
     }
 
-    fn parse(&self, batch: Vec<Held>, verdicts: &mut Vec<(Held, Verdict)>) -> Part {
+    /// Tries one message alone, if the database takes a write of ours.
+    pub(super) async fn probe(&self, held: Held, findings: &Findings) {
+        match self.ready().await {
+            Ok(()) => self.alone(held, findings).await,
+            Err(why) => {
+                let _ = findings.send(Finding::Unasked(vec![held], why));
+            }
+        }
+    }
+
+    /// Whether the database takes a write of ours.
+    pub(super) async fn ready(&self) -> Result<(), String> {
+        let store = Arc::clone(&self.store);
+        let asked = tokio::spawn(async move { store.ready().await });
+        match timeout(self.settings.watchdog, asked).await {
+            Ok(Ok(answer)) => answer.map_err(|error| error.to_string()),
+            Ok(Err(_)) => Err("the question to the database broke off".into()),
+            Err(_) => Err("the database does not answer".into()),
+        }
+    }
+
+    /// Enough of the batch has failed while nothing else succeeded.
+    fn is_hopeless(&self, trouble: &Trouble) -> bool {
+        let (failures, time) = HOPELESS;
+        trouble.since.is_some_and(|since| {
+            (trouble.failures >= failures || since.elapsed() >= time)
+                && trouble.before == self.successes.load(Relaxed)
+        })
+    }
+
+    fn parse(&self, batch: Vec<Held>) -> (Part, Vec<(Held, Verdict)>) {
+        let mut unreadable = Vec::new();
         let (mut held, mut sent) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut incoming = Vec::with_capacity(batch.len());
         for one in batch {
@@ -216,50 +291,70 @@ impl Pipeline {
                     });
                     held.push(one);
                 }
-                Err(error) => verdicts.push((one, Verdict::unreadable(error.detail))),
+                Err(error) => unreadable.push((one, Verdict::unreadable(error.detail))),
             }
         }
-        Part { held, incoming: incoming.into(), sent }
+        (Part { held, incoming: incoming.into(), sent }, unreadable)
     }
 
     async fn apply(&self, part: &Part) -> Applied {
         let started = Instant::now();
-        let overdue =
-            part.held.iter().map(|held| held.since).min().unwrap_or(started) + self.settings.hold_limit;
         let (store, incoming) = (Arc::clone(&self.store), Arc::clone(&part.incoming));
-        // A task of its own: a dropped transaction could go back to the pool open.
-        let mut applying = tokio::spawn(async move { store.apply(incoming).await });
-        let answer = match tokio::time::timeout(self.settings.watchdog, &mut applying).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                self.stalled.send_modify(|stalled| *stalled += 1);
-                let answer = tokio::time::timeout_at(overdue.into(), applying).await;
-                self.stalled.send_modify(|stalled| *stalled -= 1);
-                match answer {
-                    Ok(answer) => answer,
-                    // Left alone, not cancelled: should it commit after all, the inbox absorbs the parked copies.
-                    Err(_) => return Applied::Overdue,
-                }
-            }
-        };
-        match answer {
-            Ok(Ok(outcomes)) => {
+        let applying = tokio::spawn(async move { store.apply(incoming).await });
+        let error = match timeout(self.settings.watchdog, applying).await {
+            Ok(Ok(Ok(outcomes))) => {
                 self.metrics.batch_seconds.record(started.elapsed().as_secs_f64());
-                Applied::Yes(outcomes)
+                return Applied::Yes(outcomes);
             }
-            Ok(Err(error)) => Applied::No(error),
-            Err(panicked) => Applied::No(StoreError {
-                class: Class::Outage,
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(panicked)) => StoreError {
+                class: Class::Unclear,
                 code: String::new(),
                 message: format!("the store failed: {panicked}"),
                 hint: None,
                 source: None,
-            }),
+            },
+            // Left alone, not cancelled: should it commit after all, the inbox absorbs what is tried again.
+            Err(_) if part.held.len() > 1 => return Applied::Silent,
+            Err(_) => StoreError {
+                class: Class::Outage,
+                code: String::new(),
+                message: format!(
+                    "the database has not answered within {} s",
+                    self.settings.watchdog.as_secs()
+                ),
+                hint: None,
+                source: None,
+            },
+        };
+        match error.class {
+            Class::Permanent | Class::Transient => Applied::No(error),
+            Class::Unclear if part.held.len() > 1 => Applied::No(error),
+            // One connection may have been lost over one message, and one table may be missing for all: whether the
+            // database takes writes is asked of itself.
+            Class::Unclear | Class::Outage | Class::Unusable => match self.ready().await {
+                Ok(()) => Applied::No(error),
+                Err(_) => Applied::Unasked(error.to_string()),
+            },
         }
     }
 
-    fn committed(&self, part: Part, outcomes: &[Outcome], verdicts: &mut Vec<(Held, Verdict)>) {
+    fn failed(&self, part: Part, error: StoreError, tried: Span) -> Finding {
+        let Part { held, incoming, .. } = part;
+        match (held.into_iter().next(), incoming.first()) {
+            (Some(held), Some(incoming)) => {
+                let account = incoming.event.clerk_id().unwrap_or(held.id()).to_owned();
+                let kind = Kind::of(&incoming.event_type);
+                Finding::Failed(Box::new(Failed { held, account, kind, error, tried }))
+            }
+            _ => Finding::FailedTogether(tried.ended),
+        }
+    }
+
+    fn committed(&self, part: Part, outcomes: &[Outcome], tried: Span) -> Finding {
         let now = now();
+        let mut verdicts = Vec::with_capacity(part.held.len());
+        let mut changed: Vec<Kind> = Vec::new();
         for (((held, incoming), sent), outcome) in
             part.held.into_iter().zip(part.incoming.iter()).zip(part.sent).zip(outcomes)
         {
@@ -273,42 +368,17 @@ impl Pipeline {
                     self.metrics.event_age_seconds.record(seconds(sent, now));
                 }
             }
+            let kind = Kind::of(&incoming.event_type);
+            if changes_users(*outcome) && !changed.contains(&kind) {
+                changed.push(kind);
+            }
             let verdict = Verdict::of_outcome(*outcome, &held.delivery.message);
             verdicts.push((held, verdict));
         }
-    }
-
-    async fn settle(&self, verdicts: Vec<(Held, Verdict)>) {
-        let mut settlements = Vec::with_capacity(verdicts.len());
-        for (held, verdict) in verdicts {
-            let message = &held.delivery.message;
-            let id = &message.id;
-            match &verdict {
-                Verdict::Done(outcome) => debug!(message_id = %id, "message {id}: {}", outcome.as_str()),
-                Verdict::Wait { rung, .. } => {
-                    self.metrics.retried(RetryReason::Waiting);
-                    let delay = self.settings.ladder.name(*rung);
-                    debug!(message_id = %id, "message {id} waits {delay} for another account's news");
-                }
-                Verdict::Retry { rung, reason, .. } => {
-                    self.metrics.retried(*reason);
-                    let (reason, delay) = (reason.as_str(), self.settings.ladder.name(*rung));
-                    info!(message_id = %id, "message {id} comes back in {delay}: {reason}");
-                }
-                Verdict::Bury(burial) => {
-                    self.metrics.settled(&message.event_type, Outcome::Buried);
-                    self.metrics.buried(burial.reason);
-                    let (reason, detail) = (burial.reason.as_str(), &burial.detail);
-                    warn!(message_id = %id, reason, "message {id} is buried: {reason}: {detail}");
-                }
-            }
-            let action = verdict.action(message);
-            settlements.push(Settlement { delivery: held.delivery, action });
+        if !changed.is_empty() {
+            self.successes.fetch_add(1, Relaxed);
         }
-        if !settlements.is_empty() {
-            // Commit before ack: a crash here redelivers, and the inbox absorbs it.
-            self.subscription.settle(settlements).await;
-        }
+        Finding::Committed { verdicts, changed, tried }
     }
 }
 

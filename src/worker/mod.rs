@@ -1,141 +1,213 @@
-//! Owns the worker's loop: receive, batch, hand to the pipeline, hold while the database is away, drain when asked.
+//! Owns the worker's loop: probe until the database takes messages, then receive, batch, apply, judge and settle, and
+//! drain when asked.
 //!
-//! Promises: at most the prefetch is held; an outage burns no attempt; what has come back or failed before is tried
-//! alone, in random order, so that a message that kills its worker takes no other along. Never touches SQL or AMQP.
+//! Promises: at most the prefetch is held, and in an outage nothing for longer than [`Settings::silence`]; an outage
+//! burns no attempt; what has come back unsettled is tried alone, one at a time and in random order, so that a message
+//! that kills its worker takes no other along; what has to wait for the broker holds up nothing else.
+//! Never touches SQL or AMQP.
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
 use futures_util::FutureExt;
 use rand::RngExt;
 use tokio::{
-    sync::watch,
-    task::JoinSet,
-    time::{Instant as Clock, sleep_until},
+    sync::{mpsc, watch},
+    task::{JoinError, JoinSet},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     pause::Pauses,
-    queue::{Delivery, Subscription},
+    queue::{Delivery, Queue, QueueError, Source, Subscription},
     shutdown::until,
-    store::{Class, Store},
+    store::Store,
     telemetry::metrics::WorkerMetrics,
 };
 
 mod batch;
+pub mod blame;
+mod probe;
 mod settings;
+mod settle;
 pub mod verdict;
 
-use batch::{Held, Pipeline, Refusal, Report};
+use batch::{Failed, Finding, Findings, Held, Pipeline};
+use blame::{Blame, Judgement, Kind, Moment, Silence, Span};
+use probe::given_back;
+use settings::Teller;
 pub use settings::{Health, Settings};
+use settle::Settling;
+use verdict::Verdict;
 
 /// Batches of one worker in their transactions at a time.
 const BATCHES: usize = 4;
+/// Messages of one worker that are tried alone at a time, beside those that came back unsettled.
+const ALONE: usize = 4;
 /// Bodies in one batch, in bytes; a single message may exceed it. A batch is held several times over while it is saved.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// A run of so many messages that all fail alone in the same way is no longer the messages' fault.
-const RUN: usize = 50;
-/// The same of rows that somebody keeps locked, since each is waited for.
-const LOCKED_ROWS: usize = 5;
+/// How often the worker looks at what no event tells: the time, and deliveries that are no longer its own.
+const TICK: Duration = Duration::from_millis(250);
 
-/// Works until `stop` turns true and everything received is settled, or nothing more can be settled because the
-/// database is away. What is left then goes back to the queue with the subscription.
+/// Works until `stop` turns true and everything received is settled.
+///
+/// # Errors
+/// The queue cannot be consumed as configured.
 pub async fn run(
-    subscription: Arc<dyn Subscription>,
+    queue: Arc<dyn Queue>,
     store: Arc<dyn Store>,
     settings: Settings,
     health: watch::Sender<Health>,
     stop: watch::Receiver<bool>,
-) {
+) -> Result<(), QueueError> {
+    let metrics = WorkerMetrics::new();
     let pipeline = Pipeline {
         store,
-        subscription: Arc::clone(&subscription),
         settings: settings.clone(),
-        metrics: WorkerMetrics::new(),
-        stalled: watch::Sender::new(0),
+        metrics: metrics.clone(),
+        epoch: Instant::now(),
+        successes: AtomicU64::new(0),
     };
-    Worker {
-        stalled: pipeline.stalled.subscribe(),
+    let mut worker = Worker {
         pipeline: Arc::new(pipeline),
-        subscription,
+        queue,
+        batch_limit: settings.batch_max,
         settings,
-        health,
-        fresh: VecDeque::new(),
-        returned: Vec::new(),
-        suspects: Vec::new(),
-        suspected: None,
-        outage: None,
-        batches: JoinSet::new(),
-        alone: false,
-        probes: 0,
+        teller: Teller::new(health, metrics),
+        blame: Blame::default(),
+        consumed: false,
+    };
+    while worker.probe(&stop).await? {
+        let subscription = loop {
+            match worker.queue.subscribe(Source::Events, worker.settings.prefetch).await {
+                Ok(subscription) => break subscription,
+                Err(error) => worker.teller.paused(&error.to_string()),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                () = until(&stop, |stop| *stop) => return Ok(()),
+            }
+        };
+        worker.teller.works();
+        if Shift::new(&mut worker, subscription.into()).work(&stop).await == Ended::Stopped {
+            return Ok(());
+        }
     }
-    .run(stop)
-    .await;
+    Ok(())
 }
 
-/// What a task of the worker's comes back with.
-enum Finished {
-    Batch(Report),
-    /// A message that goes alone.
-    Alone(Report),
-    /// Held messages are on a retry queue.
-    Parked,
-}
-
-/// A database that is away.
-struct Outage {
-    pauses: Pauses,
-    probe_at: Clock,
-}
-
+/// What a worker keeps from one subscription to the next.
 struct Worker {
     pipeline: Arc<Pipeline>,
-    subscription: Arc<dyn Subscription>,
+    queue: Arc<dyn Queue>,
     settings: Settings,
-    health: watch::Sender<Health>,
-    /// First deliveries, in the order of arrival.
-    fresh: VecDeque<Held>,
-    /// Came back, or failed before: tried alone.
-    returned: Vec<Held>,
-    /// Refused alone, all in the same way, while nothing else succeeded.
-    suspects: Vec<Held>,
-    /// That way, and when the last of them joined.
-    suspected: Option<(Refusal, Clock)>,
-    outage: Option<Outage>,
-    batches: JoinSet<Finished>,
-    /// One of those is being tried.
-    alone: bool,
-    stalled: watch::Receiver<usize>,
-    probes: usize,
+    teller: Teller,
+    blame: Blame,
+    /// Messages in a batch: fewer where more have failed together and none alone.
+    batch_limit: usize,
+    /// The queue could be consumed once.
+    consumed: bool,
 }
 
 impl Worker {
-    async fn run(mut self, stop: watch::Receiver<bool>) {
-        let mut receiving = true;
-        let mut stopping = false;
+    fn committed(&mut self, verdicts: &[(Held, Verdict)], changed: &[Kind], tried: Span) {
+        for kind in changed {
+            self.blame.succeeded(*kind, tried);
+        }
+        if let [(held, _)] = verdicts {
+            self.blame.cleared(held.id());
+        }
+    }
+
+    fn guilty(&self, failed: &Failed) -> Verdict {
+        Verdict::guilty(&failed.error, &failed.held.delivery.message, &self.settings.ladder)
+    }
+}
+
+/// How a shift ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// Asked to stop; everything that was received is settled.
+    Stopped,
+    /// Nothing succeeds: everything has been given back.
+    Outage,
+}
+
+/// Nothing succeeds at present.
+struct Outage {
+    pauses: Pauses,
+    probe_at: Moment,
+    give_back_at: Moment,
+}
+
+/// The life of one subscription.
+struct Shift<'w> {
+    worker: &'w mut Worker,
+    subscription: Arc<dyn Subscription>,
+    /// First deliveries, in the order of arrival.
+    fresh: VecDeque<Held>,
+    /// Came back unsettled: each may have killed its worker.
+    returned: Vec<Held>,
+    /// On the ladder, or left over from batches that failed.
+    alone: VecDeque<Held>,
+    /// Failed alone, and nothing proves yet whose trouble it is.
+    suspects: Vec<Box<Failed>>,
+    outage: Option<Outage>,
+    /// Everything goes back.
+    giving_back: bool,
+    batches: JoinSet<()>,
+    returning: JoinSet<()>,
+    lone: JoinSet<()>,
+    findings: Findings,
+    found: mpsc::UnboundedReceiver<Finding>,
+    settling: Settling,
+    probes: u32,
+}
+
+impl<'w> Shift<'w> {
+    fn new(worker: &'w mut Worker, subscription: Arc<dyn Subscription>) -> Self {
+        let (findings, found) = mpsc::unbounded_channel();
+        let settling = Settling::new(Arc::clone(&subscription), Arc::clone(&worker.pipeline));
+        Self {
+            worker,
+            subscription,
+            fresh: VecDeque::new(),
+            returned: Vec::new(),
+            alone: VecDeque::new(),
+            suspects: Vec::new(),
+            outage: None,
+            giving_back: false,
+            batches: JoinSet::new(),
+            returning: JoinSet::new(),
+            lone: JoinSet::new(),
+            findings,
+            found,
+            settling,
+            probes: 0,
+        }
+    }
+
+    async fn work(mut self, stop: &watch::Receiver<bool>) -> Ended {
+        let (mut receiving, mut stopping) = (true, false);
         let subscription = Arc::clone(&self.subscription);
-        let mut stalled = self.stalled.clone();
-        let mut upkeep = tokio::time::interval(Duration::from_secs(1));
+        let mut tick = tokio::time::interval(TICK);
         loop {
+            self.look(stopping);
+            if self.giving_back && receiving {
+                receiving = false;
+                subscription.cancel().await;
+                while let Some(Some(delivery)) = subscription.next().now_or_never() {
+                    self.take(delivery);
+                }
+            }
             self.launch(stopping);
-            self.tell();
-            let idle = self.batches.is_empty();
-            if stopping && idle && (self.is_paused() || (!receiving && self.held() == 0)) {
-                break;
+            if !receiving && self.is_done() {
+                return if stopping { Ended::Stopped } else { Ended::Outage };
             }
-            if stopping && self.is_paused() && *self.stalled.borrow() > 0 {
-                // A database that does not answer may never do so: what it was given comes back to another worker.
-                break;
-            }
-            let batch_due =
-                self.fresh.front().map(|held| Clock::from_std(held.since + self.settings.batch_wait));
-            let probe_at = self.outage.as_ref().map(|outage| outage.probe_at);
-            let verdict_at = self.suspected.as_ref().map(|(_, at)| *at + self.settings.suspicion);
-            let now = Clock::now();
+            let batch_due = self.batch_due_in();
             tokio::select! {
                 delivery = subscription.next(), if receiving => match delivery {
                     Some(delivery) => {
@@ -145,83 +217,154 @@ impl Worker {
                             self.take(delivery);
                         }
                     }
-                    None => receiving = false,
-                },
-                Some(finished) = self.batches.join_next() => match finished {
-                    Ok(Finished::Batch(report)) => self.learn(report),
-                    Ok(Finished::Alone(report)) => {
-                        self.alone = false;
-                        self.learn(report);
+                    None => {
+                        receiving = false;
+                        self.giving_back |= !stopping;
                     }
-                    Ok(Finished::Parked) => {}
-                    // Its deliveries come back with the connection; nothing was settled that was not committed.
-                    Err(error) => warn!("a batch was lost in this process: {error}"),
                 },
-                () = until(&stop, |stop| *stop), if !stopping => {
+                Some(finding) = self.found.recv() => {
+                    self.learn(finding);
+                    while let Ok(finding) = self.found.try_recv() {
+                        self.learn(finding);
+                    }
+                }
+                Some(ended) = self.batches.join_next() => self.ended(ended),
+                Some(ended) = self.returning.join_next() => self.ended(ended),
+                Some(ended) = self.lone.join_next() => self.ended(ended),
+                () = self.settling.ended() => {}
+                () = until(stop, |stop| *stop), if !stopping => {
                     stopping = true;
                     subscription.cancel().await;
                 }
-                _ = stalled.changed() => {}
-                _ = upkeep.tick() => self.park_overdue(),
-                () = sleep_until(batch_due.unwrap_or(now)), if batch_due.is_some_and(|due| due > now) => {}
-                () = sleep_until(probe_at.unwrap_or(now)), if probe_at.is_some_and(|at| at > now) => {}
-                () = sleep_until(verdict_at.unwrap_or(now)), if verdict_at.is_some_and(|at| at > now) => {}
+                _ = tick.tick() => self.drop_what_is_not_ours(),
+                () = tokio::time::sleep(batch_due.unwrap_or_default()), if batch_due.is_some() => {}
             }
         }
-        self.batches.detach_all();
     }
 
     fn take(&mut self, delivery: Delivery) {
-        let held = Held { delivery, since: Instant::now() };
-        if held.goes_alone() {
+        let held = Held::new(delivery);
+        if held.delivery.earlier > 0 {
             self.returned.push(held);
+        } else if held.delivery.message.attempt > 0 {
+            self.alone.push_back(held);
         } else {
             self.fresh.push_back(held);
         }
     }
 
     fn held(&self) -> usize {
-        self.fresh.len() + self.returned.len() + self.suspects.len()
+        self.fresh.len() + self.returned.len() + self.alone.len() + self.suspects.len()
     }
 
-    fn is_paused(&self) -> bool {
-        self.outage.is_some() || *self.stalled.borrow() > 0
+    fn is_idle(&self) -> bool {
+        self.batches.is_empty() && self.returning.is_empty() && self.lone.is_empty() && self.found.is_empty()
+    }
+
+    fn is_done(&self) -> bool {
+        self.held() == 0 && self.is_idle() && self.settling.is_done()
+    }
+
+    /// A task of this worker's has ended; what it found is in the channel already.
+    fn ended(&mut self, ended: Result<(), JoinError>) {
+        if let Err(error) = ended {
+            // What it held comes back with a new subscription, one delivery higher.
+            warn!("a batch was lost in this process: {error}");
+            self.giving_back = true;
+        }
+    }
+
+    /// Looks at what has been seen and at the time: who is to blame, and whether anything succeeds at all.
+    fn look(&mut self, stopping: bool) {
+        let now = self.worker.pipeline.moment();
+        let silence = self.worker.settings.silence;
+        match self.worker.blame.silence(now, silence) {
+            Silence::Outage if self.outage.is_none() && !self.giving_back => {
+                let why = match self.suspects.last() {
+                    Some(suspect) => format!("nothing succeeds: {}", suspect.error),
+                    None => "nothing succeeds".into(),
+                };
+                self.pause(&why);
+            }
+            Silence::Lone if self.outage.is_none() => self.blame_the_lone(),
+            Silence::None | Silence::Lone | Silence::Outage => {}
+        }
+        if let Some(outage) = &self.outage {
+            self.giving_back |= stopping || now >= outage.give_back_at;
+        }
+        if self.giving_back {
+            let held = self.fresh.drain(..).chain(self.returned.drain(..)).chain(self.alone.drain(..));
+            let held: Vec<Held> = held.chain(self.suspects.drain(..).map(|failed| failed.held)).collect();
+            if !held.is_empty() {
+                info!("{} messages go back to the queue, and burn no attempt", held.len());
+                self.settling.settle(given_back(held));
+            }
+        }
+        if self.outage.is_none() {
+            self.review_suspects(now, stopping);
+        }
+    }
+
+    /// Suspects are tried again as soon as others have succeeded, and set aside where nothing is proved for too long.
+    fn review_suspects(&mut self, now: Moment, stopping: bool) {
+        let silence = self.worker.settings.silence;
+        let blame = &self.worker.blame;
+        let again: Vec<_> =
+            self.suspects.extract_if(.., |failed| blame.may_be_proved(&failed.suspect())).collect();
+        self.alone.extend(again.into_iter().map(|failed| failed.held));
+        // While nothing at all succeeds it is not known whether this is an outage.
+        let is_silent = blame.silent_since().is_some();
+        let aside = |failed: &mut Box<Failed>| {
+            let convicted = failed.suspect().convicted;
+            stopping || (now.saturating_sub(failed.tried.ended) >= silence && (convicted || !is_silent))
+        };
+        let aside: Vec<_> = self.suspects.extract_if(.., aside).collect();
+        for failed in aside {
+            debug!("message {} is set aside: {}", failed.held.id(), failed.error);
+            let verdict = Verdict::set_aside(&failed.held.delivery.message, &self.worker.settings.ladder);
+            self.settling.settle(vec![(failed.held, verdict)]);
+        }
+    }
+
+    /// One account's messages have failed, for long enough, and there was nothing else to be tried.
+    fn blame_the_lone(&mut self) {
+        let lone = |failed: &mut Box<Failed>| !failed.suspect().convicted;
+        let lone: Vec<_> = self.suspects.extract_if(.., lone).collect();
+        for failed in lone {
+            let verdict = self.worker.guilty(&failed);
+            self.worker.blame.cleared(failed.held.id());
+            self.settling.settle(vec![(failed.held, verdict)]);
+        }
+        self.worker.blame.break_silence();
     }
 
     /// Starts what may be started now.
     fn launch(&mut self, stopping: bool) {
-        if *self.stalled.borrow() > 0 {
+        if self.giving_back {
             return;
         }
         if let Some(outage) = &self.outage {
-            if self.batches.is_empty() && outage.probe_at <= Clock::now() && !stopping {
+            if self.is_idle() && outage.probe_at <= self.worker.pipeline.moment() {
                 self.probe();
             }
             return;
         }
-        if let Some((refusal, at)) = &self.suspected
-            && (*at + self.settings.suspicion <= Clock::now() || stopping)
-            && self.batches.is_empty()
-        {
-            match refusal.class {
-                // It says nothing about them that nothing else was taken.
-                Class::Unclear if stopping => self.park_suspects(),
-                Class::Unclear => self.retry_suspects(false),
-                Class::Permanent | Class::Transient | Class::Outage | Class::Unusable => {
-                    self.retry_suspects(true);
-                }
-            }
-        }
-        if !self.alone && !self.returned.is_empty() && self.batches.len() < BATCHES {
+        if self.returning.is_empty() && !self.returned.is_empty() {
             let any = rand::rng().random_range(0..self.returned.len());
             let held = self.returned.swap_remove(any);
-            self.alone = true;
-            let pipeline = Arc::clone(&self.pipeline);
-            self.batches.spawn(async move { Finished::Alone(pipeline.process(vec![held], false).await) });
+            let (pipeline, findings) = (Arc::clone(&self.worker.pipeline), self.findings.clone());
+            self.returning.spawn(async move { pipeline.alone(held, &findings).await });
+        }
+        while self.lone.len() < ALONE
+            && let Some(held) = self.alone.pop_front()
+        {
+            let (pipeline, findings) = (Arc::clone(&self.worker.pipeline), self.findings.clone());
+            self.lone.spawn(async move { pipeline.alone(held, &findings).await });
         }
         while self.batches.len() < BATCHES && self.batch_is_due(stopping) {
             let batch = self.next_batch();
-            self.start(batch, false);
+            let (pipeline, findings) = (Arc::clone(&self.worker.pipeline), self.findings.clone());
+            self.batches.spawn(async move { pipeline.process(batch, &findings).await });
         }
     }
 
@@ -230,14 +373,21 @@ impl Worker {
         self.fresh.front().is_some_and(|oldest| {
             self.batches.is_empty()
                 || stopping
-                || self.fresh.len() >= self.settings.batch_max
-                || oldest.since.elapsed() >= self.settings.batch_wait
+                || self.fresh.len() >= self.worker.batch_limit
+                || oldest.since.elapsed() >= self.worker.settings.batch_wait
         })
+    }
+
+    /// How long until waiting for more has to end; `None` where nothing waits or no place is free.
+    fn batch_due_in(&self) -> Option<Duration> {
+        let oldest = self.fresh.front()?;
+        (self.batches.len() < BATCHES && self.outage.is_none())
+            .then(|| self.worker.settings.batch_wait.saturating_sub(oldest.since.elapsed()))
     }
 
     fn next_batch(&mut self) -> Vec<Held> {
         let mut bytes = 0;
-        let within = self.fresh.iter().take(self.settings.batch_max).take_while(|held| {
+        let within = self.fresh.iter().take(self.worker.batch_limit).take_while(|held| {
             bytes += held.delivery.message.body.len();
             bytes <= BATCH_BYTES
         });
@@ -245,156 +395,119 @@ impl Worker {
         self.fresh.drain(..count).collect()
     }
 
-    fn start(&mut self, batch: Vec<Held>, convict: bool) {
-        let pipeline = Arc::clone(&self.pipeline);
-        self.batches.spawn(async move { Finished::Batch(pipeline.process(batch, convict).await) });
-    }
-
-    /// Tries one message, to learn whether the database is back: by turns one that was refused and another.
+    /// Tries one message, to learn whether the database is back: by turns one that failed and one that did not.
     fn probe(&mut self) {
         self.probes += 1;
-        let suspect = if self.probes.is_multiple_of(2) { self.suspects.pop() } else { None };
-        let held = suspect
-            .or_else(|| self.returned.pop())
+        let count = self.suspects.len();
+        let suspect = (count > 0).then(|| self.probes as usize / 2 % count);
+        let suspect = |shift: &mut Self| suspect.map(|any| shift.suspects.swap_remove(any).held);
+        let first = if self.probes.is_multiple_of(2) { suspect(self) } else { None };
+        let held = first
+            .or_else(|| self.alone.pop_front())
             .or_else(|| self.fresh.pop_front())
-            .or_else(|| self.suspects.pop());
+            .or_else(|| self.returned.pop())
+            .or_else(|| suspect(self));
         match held {
-            Some(held) => self.start(vec![held], false),
-            None => self.outage = None,
-        }
-    }
-
-    fn retry_suspects(&mut self, convict: bool) {
-        self.suspected = None;
-        if !self.suspects.is_empty() {
-            let suspects = std::mem::take(&mut self.suspects);
-            self.start(suspects, convict);
-        }
-    }
-
-    fn learn(&mut self, report: Report) {
-        if report.applied {
-            if self.outage.take().is_some() {
-                info!("the database takes messages again; going on with {} held", self.held());
+            Some(held) => {
+                let (pipeline, findings) = (Arc::clone(&self.worker.pipeline), self.findings.clone());
+                self.lone.spawn(async move { pipeline.probe(held, &findings).await });
             }
-            // The database takes others' values: a refusal is the message's own fault, if it is refused again.
-            self.retry_suspects(true);
-        } else if report.outage.is_none() && report.suspects.is_empty() && self.suspects.is_empty() {
-            // It answered, if only that there was nothing to change.
-            if self.outage.take().is_some() {
-                info!("the database answers again; going on with {} held", self.held());
-            }
-        }
-        for held in report.unfinished.into_iter().rev() {
-            if held.goes_alone() {
-                self.returned.push(held);
-            } else {
-                self.fresh.push_front(held);
-            }
-        }
-        let refused = !report.suspects.is_empty();
-        for (held, refusal) in report.suspects {
-            self.suspect(held, refusal);
-        }
-        if let Some(why) = report.outage {
-            self.pause(why);
-        } else if self.suspects.len() >= self.run_limit() || (refused && self.outage.is_some()) {
-            let code = self.suspected.as_ref().map(|(refusal, _)| refusal.code.as_str()).unwrap_or_default();
-            self.pause(format!("it refuses every message with SQLSTATE {code}"));
+            // There is nothing to give back, and nothing to try: the next message is taken with care.
+            None => self.giving_back = true,
         }
     }
 
-    fn run_limit(&self) -> usize {
-        let locked = self.suspected.as_ref().is_some_and(|(refusal, _)| refusal.class == Class::Unclear);
-        if locked { LOCKED_ROWS } else { RUN }
-    }
-
-    fn park_suspects(&mut self) {
-        self.suspected = None;
-        let suspects = std::mem::take(&mut self.suspects);
-        self.park(suspects);
-    }
-
-    fn suspect(&mut self, held: Held, refusal: Refusal) {
-        // A lock says nothing of what the database takes: it neither ends a run nor joins one.
-        let locked = |refusal: &Refusal| refusal.class == Class::Unclear;
-        let known = self.suspected.as_ref().map(|(known, _)| known);
-        if known.is_some_and(|known| *known != refusal && !locked(known) && !locked(&refusal)) {
-            // Not one and the same: the run has ended, and what was in it stands for itself.
-            self.retry_suspects(true);
-            self.suspected = Some((refusal, Clock::now()));
-        } else if known.is_none_or(locked) || !locked(&refusal) {
-            self.suspected = Some((refusal, Clock::now()));
-        }
-        self.suspects.push(held);
-    }
-
-    fn pause(&mut self, why: String) {
-        let outage = self.outage.get_or_insert_with(|| {
-            warn!(
-                "the database is away; holding {} messages and waiting: {why}",
-                self.fresh.len() + self.returned.len()
-            );
-            Outage {
-                pauses: Pauses::new(Duration::from_millis(200), Duration::from_secs(5)),
-                probe_at: Clock::now(),
-            }
-        });
-        outage.probe_at = Clock::now() + outage.pauses.next_pause();
-        self.health.send_if_modified(|health| {
-            let why = Some(why);
-            let changed = health.paused != why;
-            health.paused = why;
-            changed
-        });
-    }
-
-    /// Publishes how the worker is, where that has changed.
-    fn tell(&self) {
-        let stalled = *self.stalled.borrow() > 0;
-        let paused = self.is_paused();
-        self.pipeline.metrics.paused.set(if paused { 1.0 } else { 0.0 });
-        self.health.send_if_modified(|health| match (paused, health.paused.is_some()) {
-            (true, false) => {
-                let why = if stalled { "the database does not answer" } else { "the database is away" };
-                if stalled {
-                    warn!("{why}; holding messages and waiting");
+    fn learn(&mut self, finding: Finding) {
+        match finding {
+            Finding::Unreadable(verdicts) => self.settling.settle(verdicts),
+            Finding::Committed { verdicts, changed, tried } => {
+                self.worker.committed(&verdicts, &changed, tried);
+                self.grow(verdicts.len());
+                self.settling.settle(verdicts);
+                if !changed.is_empty() && !self.giving_back && self.outage.take().is_some() {
+                    self.worker.teller.works();
                 }
-                health.paused = Some(why.into());
-                true
             }
-            (false, true) => {
-                health.paused = None;
-                true
+            Finding::FailedTogether(at) => self.worker.blame.failed_together(at),
+            Finding::Alone(held) => self.alone.extend(held),
+            Finding::Failed(failed) => {
+                match self.worker.blame.failed(&failed.suspect(), failed.tried) {
+                    Judgement::Guilty => {
+                        let verdict = self.worker.guilty(&failed);
+                        self.settling.settle(vec![(failed.held, verdict)]);
+                    }
+                    Judgement::Unproved => self.suspects.push(failed),
+                }
+                self.pause_longer();
             }
-            _ => false,
+            Finding::Unasked(held, why) => {
+                for held in held.into_iter().rev() {
+                    if held.delivery.earlier > 0 {
+                        self.returned.push(held);
+                    } else if held.delivery.message.attempt > 0 {
+                        self.alone.push_front(held);
+                    } else {
+                        self.fresh.push_front(held);
+                    }
+                }
+                self.pause(&why);
+                self.pause_longer();
+            }
+            // Given back at once: whether it takes effect is not known, and it must not meet itself.
+            Finding::Silent(held) => {
+                self.settling.settle(given_back(held));
+                self.pause("the database does not answer");
+            }
+            Finding::Fits(size) => {
+                let limit = size.min(self.worker.batch_limit);
+                if limit < self.worker.batch_limit {
+                    debug!("batches of {} fail as a whole; going on with {limit}", self.worker.batch_limit);
+                }
+                self.worker.batch_limit = limit;
+            }
+        }
+    }
+
+    /// Batches that are full and succeed may be larger again.
+    fn grow(&mut self, size: usize) {
+        let limit = self.worker.batch_limit;
+        if size >= limit && limit < self.worker.settings.batch_max {
+            self.worker.batch_limit = (limit + limit / 8 + 1).min(self.worker.settings.batch_max);
+        }
+    }
+
+    fn pause(&mut self, why: &str) {
+        let (now, silence) = (self.worker.pipeline.moment(), self.worker.settings.silence);
+        let since = self.worker.blame.silent_since().unwrap_or(now);
+        self.worker.teller.paused(why);
+        self.outage.get_or_insert_with(|| Outage {
+            pauses: Pauses::new(Duration::from_millis(200), Duration::from_secs(5)),
+            probe_at: now,
+            give_back_at: since + silence,
         });
     }
 
-    /// Neither the broker's consumer timeout nor its delivery limit may touch what an outage makes us hold.
-    fn park_overdue(&mut self) {
-        let limit = self.settings.hold_limit;
-        let overdue = |held: &Held| held.since.elapsed() >= limit;
-        let mut parked: Vec<Held> = self.returned.extract_if(.., |held| overdue(held)).collect();
-        parked.extend(self.suspects.extract_if(.., |held| overdue(held)));
-        while self.fresh.front().is_some_and(overdue) {
-            parked.extend(self.fresh.pop_front());
-        }
-        if !parked.is_empty() {
-            warn!(
-                "parking {} messages that were held for {}",
-                parked.len(),
-                humantime::format_duration(limit)
-            );
-            self.park(parked);
+    /// A probe has failed: the next one comes later.
+    fn pause_longer(&mut self) {
+        let now = self.worker.pipeline.moment();
+        if let Some(outage) = &mut self.outage {
+            outage.probe_at = now + outage.pauses.next_pause();
         }
     }
 
-    fn park(&mut self, held: Vec<Held>) {
-        let pipeline = Arc::clone(&self.pipeline);
-        self.batches.spawn(async move {
-            pipeline.park(held).await;
-            Finished::Parked
-        });
+    /// Deliveries of a connection that has ended, or of a lease that was lost, come again: dropped here, they are applied
+    /// once and cost no memory.
+    fn drop_what_is_not_ours(&mut self) {
+        let subscription = &self.subscription;
+        let ours = |held: &Held| subscription.holds(held.delivery.receipt);
+        let before = self.held();
+        self.fresh.retain(ours);
+        self.returned.retain(ours);
+        self.alone.retain(ours);
+        self.suspects.retain(|failed| ours(&failed.held));
+        let dropped = before - self.held();
+        if dropped > 0 {
+            info!("{dropped} messages are no longer this worker's, and come again");
+        }
     }
 }

@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
-use crate::{config::Config, queue::Ladder};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::{config::Config, queue::Ladder, telemetry::metrics::WorkerMetrics};
 
 /// What a worker may do and for how long.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// `HEADCOUNT_PREFETCH`
+    pub prefetch: u16,
     /// `HEADCOUNT_BATCH_MAX`
     pub batch_max: usize,
     /// `HEADCOUNT_BATCH_WAIT`
@@ -17,23 +22,22 @@ pub struct Settings {
     pub ladder: Ladder,
     /// A database that has not answered for so long is away.
     pub watchdog: Duration,
-    /// What is held longer is parked.
-    pub hold_limit: Duration,
-    /// How long a message that was refused alone waits for another's success before it is blamed.
-    pub suspicion: Duration,
+    /// How long something may fail while nothing succeeds before everything that is held goes back to the queue; and how
+    /// long a message that failed waits for another's success before it is set aside.
+    pub silence: Duration,
 }
 
 impl Settings {
     /// As configured.
     pub fn new(config: &Config) -> Self {
         Self {
+            prefetch: config.prefetch,
             batch_max: config.batch_max,
             batch_wait: config.batch_wait,
             patience: config.conflict_patience,
             ladder: config.retry_delays.clone(),
             watchdog: Duration::from_secs(10),
-            hold_limit: Duration::from_secs(600),
-            suspicion: Duration::from_secs(5),
+            silence: Duration::from_secs(5),
         }
     }
 }
@@ -41,6 +45,35 @@ impl Settings {
 /// How a worker is, for readiness and metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// Why it holds its messages and waits; `None` while it works.
+    /// Why it takes no messages; `None` while it works.
     pub paused: Option<String>,
+}
+
+/// Tells how the worker is, and logs each change once.
+pub(super) struct Teller {
+    health: watch::Sender<Health>,
+    metrics: WorkerMetrics,
+}
+
+impl Teller {
+    pub(super) fn new(health: watch::Sender<Health>, metrics: WorkerMetrics) -> Self {
+        Self { health, metrics }
+    }
+
+    /// Nothing can be applied.
+    pub(super) fn paused(&self, why: &str) {
+        self.metrics.paused.set(1.0);
+        let before = self.health.send_replace(Health { paused: Some(why.to_owned()) });
+        if before.paused.is_none() {
+            warn!("the worker pauses, and takes no messages until one can be applied: {why}");
+        }
+    }
+
+    /// Messages are applied.
+    pub(super) fn works(&self) {
+        self.metrics.paused.set(0.0);
+        if self.health.send_if_modified(|health| health.paused.take().is_some()) {
+            info!("the worker goes on");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Owns what becomes of a message, as data: from an outcome or an error to one verdict. Pure.
 
+use std::time::Duration;
+
 use crate::{
     message::Message,
     queue::{Action, Burial, Ladder, Reason},
@@ -7,6 +9,9 @@ use crate::{
     store::{Class, StoreError},
     telemetry::metrics::RetryReason,
 };
+
+/// How long at least a message stays aside.
+const ASIDE: Duration = Duration::from_secs(30);
 
 /// The one thing that becomes of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,25 +47,21 @@ impl Verdict {
         }
     }
 
-    /// A message that lost every race, alone: up the ladder, and off its end into the dead letters.
-    pub fn exhausted(error: &StoreError, message: &Message, ladder: &Ladder) -> Self {
+    /// A message that is to blame. Values that are refused are buried at once; all else may pass with time: up the
+    /// ladder, and off its end into the dead letters.
+    pub fn guilty(error: &StoreError, message: &Message, ladder: &Ladder) -> Self {
+        let reason = match error.class {
+            Class::Permanent => {
+                return Self::Bury(Burial { reason: Reason::Rejected, detail: error.to_string() });
+            }
+            Class::Transient => Reason::RetriesExhausted,
+            Class::Unclear | Class::Outage | Class::Unusable => Reason::Rejected,
+        };
         let rung = message.attempt as usize;
         if rung < ladder.rungs() {
             return Self::Retry { rung, attempt: message.attempt + 1, reason: RetryReason::Transient };
         }
-        let detail = format!("after {} tries: {error}", message.attempt + 1);
-        Self::Bury(Burial { reason: Reason::RetriesExhausted, detail })
-    }
-
-    /// A message that the database does not take while it takes others': refused values are buried, while a row that
-    /// somebody keeps locked may be free later.
-    pub fn convicted(error: &StoreError, message: &Message, ladder: &Ladder) -> Self {
-        match error.class {
-            Class::Unclear => Self::exhausted(error, message, ladder),
-            Class::Permanent | Class::Transient | Class::Outage | Class::Unusable => {
-                Self::Bury(Burial { reason: Reason::Rejected, detail: error.to_string() })
-            }
-        }
+        Self::Bury(Burial { reason, detail: format!("after {} tries: {error}", message.attempt + 1) })
     }
 
     /// A body that says nothing we can fold.
@@ -68,9 +69,16 @@ impl Verdict {
         Self::Bury(Burial { reason: Reason::InvalidPayload, detail })
     }
 
-    /// A message that was held too long while the database was away: to a retry queue with its attempt unchanged.
-    pub fn parked(message: &Message, ladder: &Ladder) -> Self {
-        let long = ladder.iter().position(|(_, delay)| delay >= std::time::Duration::from_secs(30));
+    /// A message that an outage gives back: to the first retry queue, with its attempt unchanged. It is back among the
+    /// others soon, and nobody takes it from there before the database takes messages.
+    pub fn given_back(message: &Message) -> Self {
+        Self::Retry { rung: 0, attempt: message.attempt, reason: RetryReason::Parked }
+    }
+
+    /// A message that fails while nothing proves whose trouble it is, and others go on: out of their way for a while,
+    /// with its attempt unchanged.
+    pub fn set_aside(message: &Message, ladder: &Ladder) -> Self {
+        let long = ladder.iter().position(|(_, delay)| delay >= ASIDE);
         let rung = long.unwrap_or(ladder.rungs() - 1);
         Self::Retry { rung, attempt: message.attempt, reason: RetryReason::Parked }
     }
@@ -86,31 +94,6 @@ impl Verdict {
                 Action::Retry { rung: *rung, attempt: message.attempt, waits: *waits }
             }
             Self::Bury(burial) => Action::Bury(burial.clone()),
-        }
-    }
-}
-
-/// What a failed transaction means for the messages in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// One of several is guilty: try the halves.
-    Split,
-    /// It lost every race, alone.
-    Exhausted,
-    /// Its values are refused, or its row is locked, alone. Its own trouble only if the database takes others'.
-    Suspect,
-    /// Nobody's fault: hold everything and wait.
-    Outage,
-}
-
-impl Failure {
-    /// The failure of a transaction over `messages` messages.
-    pub fn of(class: Class, messages: usize) -> Self {
-        match (class, messages) {
-            (Class::Outage | Class::Unusable, _) => Self::Outage,
-            (Class::Permanent | Class::Transient | Class::Unclear, 2..) => Self::Split,
-            (Class::Transient, _) => Self::Exhausted,
-            (Class::Permanent | Class::Unclear, _) => Self::Suspect,
         }
     }
 }
@@ -160,32 +143,33 @@ mod tests {
     fn the_ladder_is_climbed_rung_by_rung_and_ends_in_the_dead_letters() {
         let ladder = Ladder::default();
         for attempt in 0..6 {
-            let verdict = Verdict::exhausted(&error(), &message(attempt, 1), &ladder);
+            let verdict = Verdict::guilty(&error(), &message(attempt, 1), &ladder);
             let expected = Action::Retry { rung: attempt as usize, attempt: attempt + 1, waits: 1 };
             assert_eq!(verdict.action(&message(attempt, 1)), expected);
         }
-        let Verdict::Bury(burial) = Verdict::exhausted(&error(), &message(6, 0), &ladder) else { panic!() };
+        let Verdict::Bury(burial) = Verdict::guilty(&error(), &message(6, 0), &ladder) else { panic!() };
         assert_eq!(burial.reason, Reason::RetriesExhausted);
         assert_eq!(burial.detail, "after 7 tries: deadlock");
     }
 
     #[test]
-    fn parking_burns_no_attempt() {
-        let verdict = Verdict::parked(&message(3, 2), &Ladder::default());
-        assert_eq!(verdict.action(&message(3, 2)), Action::Retry { rung: 2, attempt: 3, waits: 2 });
+    fn what_is_given_back_or_set_aside_burns_no_attempt() {
+        let back = Verdict::given_back(&message(3, 2));
+        assert_eq!(back.action(&message(3, 2)), Action::Retry { rung: 0, attempt: 3, waits: 2 });
+        let aside = Verdict::set_aside(&message(3, 2), &Ladder::default());
+        assert_eq!(aside.action(&message(3, 2)), Action::Retry { rung: 2, attempt: 3, waits: 2 });
     }
 
     #[test]
-    fn only_a_message_alone_is_ever_to_blame() {
-        assert_eq!(Failure::of(Class::Permanent, 200), Failure::Split);
-        assert_eq!(Failure::of(Class::Permanent, 1), Failure::Suspect);
-        assert_eq!(Failure::of(Class::Unclear, 200), Failure::Split);
-        assert_eq!(Failure::of(Class::Unclear, 1), Failure::Suspect);
-        assert_eq!(Failure::of(Class::Transient, 2), Failure::Split);
-        assert_eq!(Failure::of(Class::Transient, 1), Failure::Exhausted);
-        for messages in [1, 200] {
-            assert_eq!(Failure::of(Class::Outage, messages), Failure::Outage);
-            assert_eq!(Failure::of(Class::Unusable, messages), Failure::Outage);
+    fn refused_values_are_buried_at_once_and_all_else_climbs_the_ladder_first() {
+        let ladder = Ladder::default();
+        for class in [Class::Permanent, Class::Transient, Class::Unclear, Class::Outage, Class::Unusable] {
+            let error = StoreError { class, ..error() };
+            let first = Verdict::guilty(&error, &message(0, 0), &ladder);
+            assert_eq!(matches!(first, Verdict::Bury(_)), class == Class::Permanent, "{class:?}");
+            let Verdict::Bury(burial) = Verdict::guilty(&error, &message(6, 0), &ladder) else { panic!() };
+            let exhausted = burial.reason == Reason::RetriesExhausted;
+            assert_eq!(exhausted, class == Class::Transient, "{class:?}");
         }
     }
 }

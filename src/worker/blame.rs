@@ -1,0 +1,503 @@
+//! Owns whose trouble a failure is: one message's, or everybody's. Pure: what was seen goes in with its times, and a
+//! judgement comes out. Never looks at a clock, an error's class apart from "the values are refused", or a queue.
+//!
+//! A message is to blame where it failed, alone or among others, then others of its kind succeeded, and then it failed
+//! alone. A try that takes long proves both at once: others began in its second half and succeeded well before its end.
+//! Once it was to blame, each further failure is its own, as long as no other account fails without a success after it.
+//! Where nothing succeeds nothing is proved: several that fail are an outage, at once or after a while. A single account
+//! is to blame after that while, if this process has seen the database take others. Where a whole kind fails and other
+//! kinds succeed, nobody is to blame.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Duration,
+};
+
+/// A moment, as the time since some fixed one.
+pub type Moment = Duration;
+
+/// So many messages that fail alone while nothing succeeds are an outage at once.
+pub const RUN: usize = 10;
+/// A try that takes so long tells by itself what else succeeded meanwhile.
+const LONG: Duration = Duration::from_secs(1);
+/// A success so close to the end of a long try may be the end of what held up both.
+const CLOSE: Duration = Duration::from_millis(500);
+/// How long successes are remembered, apart from the latest, ...
+const RECENT: Duration = Duration::from_secs(30);
+/// ... and how far apart.
+const APART: Duration = Duration::from_millis(50);
+/// Messages that are remembered as having failed.
+const REMEMBERED: usize = 10_000;
+
+/// What an event does to a user: an application's trigger or policy often concerns one of these only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// `user.created`
+    Created,
+    /// `user.updated`
+    Updated,
+    /// `user.deleted`
+    Deleted,
+    /// Any other.
+    Other,
+}
+
+impl Kind {
+    /// Of an envelope's type.
+    pub fn of(event_type: &str) -> Self {
+        match event_type {
+            "user.created" => Self::Created,
+            "user.updated" => Self::Updated,
+            "user.deleted" => Self::Deleted,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// A message that failed alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Suspect<'m> {
+    /// Its id.
+    pub message: &'m str,
+    /// The account that it is about; two messages about one account prove no more than one does.
+    pub account: &'m str,
+    /// What it does.
+    pub kind: Kind,
+    /// When it failed first, together with others.
+    pub failed_together: Option<Moment>,
+    /// It was found guilty before, here or elsewhere: it is on the ladder.
+    pub convicted: bool,
+}
+
+/// When a try began and ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// Its begin.
+    pub begun: Moment,
+    /// Its end.
+    pub ended: Moment,
+}
+
+impl Span {
+    /// Whether `success` shows by itself that the database worked while this try failed.
+    fn proves(self, success: Self) -> bool {
+        let took = self.ended.saturating_sub(self.begun);
+        took >= LONG && success.begun >= self.begun + took / 2 && success.ended + CLOSE <= self.ended
+    }
+}
+
+/// Whose trouble a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// The message's.
+    Guilty,
+    /// Not known: try it again once others have succeeded.
+    Unproved,
+}
+
+/// What a silence means: nothing has succeeded since something failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// There is none, or not for long enough.
+    None,
+    /// One account fails, and nothing else was there to be tried: its own trouble.
+    Lone,
+    /// Nothing succeeds.
+    Outage,
+}
+
+/// The successes of one kind, thinned out; the latest is always among them.
+#[derive(Debug, Default)]
+struct Successes(VecDeque<Span>);
+
+impl Successes {
+    fn add(&mut self, success: Span) {
+        if let [.., before, last] = self.0.make_contiguous()
+            && last.begun.saturating_sub(before.begun) < APART
+        {
+            *last = success;
+        } else {
+            self.0.push_back(success);
+        }
+        while self.0.len() > 1 && self.0.front().is_some_and(|oldest| oldest.ended + RECENT < success.ended) {
+            self.0.pop_front();
+        }
+    }
+
+    fn any(&self, proves: impl Fn(Span) -> bool) -> bool {
+        self.0.iter().rev().any(|success| proves(*success))
+    }
+}
+
+/// Accounts that have failed since a success. Two are as good as many.
+#[derive(Debug, Default)]
+struct Failing(Vec<String>);
+
+impl Failing {
+    fn add(&mut self, account: &str) {
+        if self.0.len() < 2 && !self.0.iter().any(|known| known == account) {
+            self.0.push(account.to_owned());
+        }
+    }
+
+    fn is_lone(&self, account: &str) -> bool {
+        self.0.iter().all(|known| known == account)
+    }
+}
+
+/// Failures since the last success, or since the last one that was dealt with.
+#[derive(Debug)]
+struct Run {
+    since: Moment,
+    messages: HashSet<String>,
+}
+
+/// What has been seen of one database.
+#[derive(Debug, Default)]
+pub struct Blame {
+    succeeded: HashMap<Kind, Successes>,
+    /// Accounts that failed since one of that kind succeeded.
+    failing: HashMap<Kind, Failing>,
+    /// Accounts that failed, and had not been to blame, since anything succeeded.
+    silenced: Failing,
+    /// When each message failed alone for the first time since it was found guilty.
+    failed: HashMap<String, Moment>,
+    /// In the order of their first failure.
+    order: VecDeque<String>,
+    run: Option<Run>,
+}
+
+impl Blame {
+    /// A transaction that changed a user has committed.
+    pub fn succeeded(&mut self, kind: Kind, tried: Span) {
+        self.succeeded.entry(kind).or_default().add(tried);
+        self.failing.remove(&kind);
+        self.silenced = Failing::default();
+        self.run = None;
+    }
+
+    /// A transaction over several messages has failed: the beginning of a silence, and nothing against any of them.
+    pub fn failed_together(&mut self, at: Moment) {
+        self.run(at);
+    }
+
+    /// A message has failed alone.
+    pub fn failed(&mut self, suspect: &Suspect<'_>, tried: Span) -> Judgement {
+        self.failing.entry(suspect.kind).or_default().add(suspect.account);
+        let before = self.failed_before(suspect);
+        let proves = |success: Span| {
+            tried.proves(success)
+                || before.is_some_and(|failed| success.begun >= failed && success.ended <= tried.begun)
+        };
+        let again = suspect.convicted && self.silenced.is_lone(suspect.account) && !self.succeeded.is_empty();
+        if again || self.is_proved(suspect, proves) {
+            self.cleared(suspect.message);
+            return Judgement::Guilty;
+        }
+        if before.is_none() || !self.failed.contains_key(suspect.message) {
+            self.remember(suspect.message, before.unwrap_or(tried.ended));
+        }
+        // What was found guilty before tells nothing about the database.
+        if !suspect.convicted {
+            self.silenced.add(suspect.account);
+            self.run(tried.ended).messages.insert(suspect.message.to_owned());
+        }
+        Judgement::Unproved
+    }
+
+    fn failed_before(&self, suspect: &Suspect<'_>) -> Option<Moment> {
+        let alone = self.failed.get(suspect.message).copied();
+        [alone, suspect.failed_together].into_iter().flatten().min()
+    }
+
+    /// Whether a success of its kind proves something, or of any kind where it is the only one of its own that fails.
+    fn is_proved(&self, suspect: &Suspect<'_>, proves: impl Fn(Span) -> bool) -> bool {
+        let of = |kind| self.succeeded.get(&kind).is_some_and(|successes| successes.any(&proves));
+        let is_lone =
+            || self.failing.get(&suspect.kind).is_none_or(|failing| failing.is_lone(suspect.account));
+        of(suspect.kind) || (is_lone() && self.succeeded.values().any(|successes| successes.any(&proves)))
+    }
+
+    /// Whether another try of a message that failed can prove anything: others have succeeded since.
+    pub fn may_be_proved(&self, suspect: &Suspect<'_>) -> bool {
+        let Some(failed) = self.failed_before(suspect) else { return true };
+        self.is_proved(suspect, |success| success.begun >= failed)
+    }
+
+    /// The message is no longer of interest: it has succeeded, or its trouble is known.
+    pub fn cleared(&mut self, message: &str) {
+        if self.failed.remove(message).is_some() {
+            self.order.retain(|known| known != message);
+        }
+    }
+
+    /// What it means that nothing has succeeded for a while. `patience`: how long others are waited for.
+    pub fn silence(&self, now: Moment, patience: Duration) -> Silence {
+        let Some(run) = &self.run else { return Silence::None };
+        if run.messages.len() >= RUN {
+            return Silence::Outage;
+        }
+        if now.saturating_sub(run.since) < patience {
+            return Silence::None;
+        }
+        if self.silenced.0.len() == 1 && !run.messages.is_empty() && !self.succeeded.is_empty() {
+            Silence::Lone
+        } else {
+            Silence::Outage
+        }
+    }
+
+    /// When the first failure since the last success was seen.
+    pub fn silent_since(&self) -> Option<Moment> {
+        self.run.as_ref().map(|run| run.since)
+    }
+
+    /// The present silence is dealt with; what fails next begins another.
+    pub fn break_silence(&mut self) {
+        self.run = None;
+    }
+
+    fn run(&mut self, at: Moment) -> &mut Run {
+        self.run.get_or_insert_with(|| Run { since: at, messages: HashSet::new() })
+    }
+
+    fn remember(&mut self, message: &str, failed: Moment) {
+        if self.failed.insert(message.to_owned(), failed).is_some() {
+            return;
+        }
+        if self.order.len() >= REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.failed.remove(&oldest);
+        }
+        self.order.push_back(message.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn at(millis: u64) -> Moment {
+        Duration::from_millis(millis)
+    }
+
+    fn span(begun: u64, ended: u64) -> Span {
+        Span { begun: at(begun), ended: at(ended) }
+    }
+
+    fn suspect(account: &str) -> Suspect<'_> {
+        Suspect { message: account, account, kind: Kind::Created, failed_together: None, convicted: false }
+    }
+
+    fn of(kind: Kind, account: &str) -> Suspect<'_> {
+        Suspect { kind, ..suspect(account) }
+    }
+
+    fn on_the_ladder(account: &str) -> Suspect<'_> {
+        Suspect { convicted: true, ..suspect(account) }
+    }
+
+    #[test]
+    fn a_message_is_guilty_that_fails_before_and_after_others_succeed() {
+        let mut blame = Blame::default();
+        blame.succeeded(Kind::Created, span(0, 5));
+        assert_eq!(blame.failed(&suspect("bad"), span(10, 12)), Judgement::Unproved);
+        assert!(!blame.may_be_proved(&suspect("bad")));
+        blame.succeeded(Kind::Created, span(13, 15));
+        assert!(blame.may_be_proved(&suspect("bad")));
+        assert_eq!(blame.failed(&suspect("bad"), span(16, 18)), Judgement::Guilty);
+    }
+
+    #[test]
+    fn failing_among_others_counts_as_the_first_time() {
+        let mut blame = Blame::default();
+        blame.failed_together(at(10));
+        blame.succeeded(Kind::Created, span(11, 15));
+        let bad = Suspect { failed_together: Some(at(10)), ..suspect("bad") };
+        assert_eq!(blame.failed(&bad, span(16, 18)), Judgement::Guilty);
+    }
+
+    #[test]
+    fn a_try_that_began_before_the_success_proves_nothing() {
+        let mut blame = Blame::default();
+        blame.failed(&suspect("m"), span(0, 2));
+        // It hung in the outage whose end the success is.
+        blame.succeeded(Kind::Created, span(20, 25));
+        assert_eq!(blame.failed(&suspect("m"), span(10, 30)), Judgement::Unproved);
+    }
+
+    #[test]
+    fn a_long_try_is_proved_by_what_succeeded_in_its_second_half() {
+        let case = |success: Span| {
+            let mut blame = Blame::default();
+            blame.succeeded(Kind::Created, success);
+            blame.failed(&suspect("hangs"), span(1000, 5000))
+        };
+        assert_eq!(case(span(3000, 3010)), Judgement::Guilty);
+        assert_eq!(case(span(2900, 2990)), Judgement::Unproved, "in its first half");
+        assert_eq!(case(span(3000, 4900)), Judgement::Unproved, "a thaw frees both at once");
+    }
+
+    #[test]
+    fn among_many_successes_a_long_try_finds_its_proof() {
+        let mut blame = Blame::default();
+        for n in 0..2000 {
+            blame.succeeded(Kind::Created, span(n * 5, n * 5 + 4));
+        }
+        assert_eq!(blame.failed(&suspect("hangs"), span(5990, 9990)), Judgement::Guilty);
+        assert!(blame.succeeded[&Kind::Created].0.len() <= 600, "thinned out");
+    }
+
+    #[test]
+    fn a_kind_that_fails_as_a_whole_blames_nobody_but_a_lone_account_of_a_rare_kind_is_blamed() {
+        let mut blame = Blame::default();
+        let others = |blame: &mut Blame, from: u64| blame.succeeded(Kind::Created, span(from, from + 1));
+        blame.failed(&of(Kind::Deleted, "a"), span(0, 1));
+        others(&mut blame, 2);
+        assert!(blame.may_be_proved(&of(Kind::Deleted, "a")), "the only one so far");
+        blame.failed(&of(Kind::Deleted, "b"), span(4, 5));
+        others(&mut blame, 6);
+        for account in ["a", "b"] {
+            let deletion = of(Kind::Deleted, account);
+            assert!(!blame.may_be_proved(&deletion));
+            assert_eq!(blame.failed(&deletion, span(8, 9)), Judgement::Unproved);
+        }
+        blame.succeeded(Kind::Deleted, span(10, 11));
+        assert_eq!(blame.failed(&of(Kind::Deleted, "a"), span(12, 13)), Judgement::Guilty);
+
+        let mut blame = Blame::default();
+        blame.failed(&of(Kind::Deleted, "a"), span(0, 1));
+        others(&mut blame, 2);
+        assert_eq!(blame.failed(&of(Kind::Deleted, "a"), span(4, 5)), Judgement::Guilty);
+    }
+
+    #[test]
+    fn on_the_ladder_each_failure_is_its_own_unless_others_fail_in_silence() {
+        let mut blame = Blame::default();
+        assert_eq!(
+            blame.failed(&on_the_ladder("a"), span(0, 1)),
+            Judgement::Unproved,
+            "nothing has succeeded yet"
+        );
+        blame.succeeded(Kind::Updated, span(2, 3));
+        assert_eq!(blame.failed(&on_the_ladder("a"), span(4, 5)), Judgement::Guilty);
+        assert_eq!(blame.failed(&on_the_ladder("b"), span(6, 7)), Judgement::Guilty);
+        blame.failed(&suspect("c"), span(8, 9));
+        assert_eq!(
+            blame.failed(&on_the_ladder("a"), span(10, 11)),
+            Judgement::Unproved,
+            "an outage, perhaps"
+        );
+        assert_eq!(blame.silence(at(5010), PATIENCE), Silence::Lone);
+    }
+
+    #[test]
+    fn a_silence_is_an_outage_of_several_at_once_of_many_and_of_one_account_its_own_trouble() {
+        let mut blame = Blame::default();
+        assert_eq!(blame.silence(at(0), PATIENCE), Silence::None);
+        blame.failed(&suspect("a"), span(0, 1));
+        assert_eq!(blame.silence(at(5000), PATIENCE), Silence::None);
+        assert_eq!(blame.silence(at(5001), PATIENCE), Silence::Outage, "the database was never seen to work");
+        blame.succeeded(Kind::Created, span(6000, 6001));
+        blame.cleared("a");
+        assert_eq!(blame.silence(at(20_000), PATIENCE), Silence::None);
+
+        blame.failed(&suspect("a"), span(20_000, 20_001));
+        blame.failed(&Suspect { message: "a2", ..suspect("a") }, span(20_000, 20_002));
+        assert_eq!(blame.silence(at(25_001), PATIENCE), Silence::Lone);
+        blame.break_silence();
+        // Dealt with; but should another account fail before anything succeeds, it was no single account's trouble.
+        blame.failed(&suspect("b"), span(30_000, 30_001));
+        assert_eq!(blame.silence(at(35_001), PATIENCE), Silence::Outage);
+
+        let mut blame = Blame::default();
+        blame.failed_together(at(0));
+        assert_eq!(blame.silence(at(5000), PATIENCE), Silence::Outage);
+
+        let mut blame = Blame::default();
+        for n in 0..RUN {
+            assert_eq!(blame.silence(at(1), PATIENCE), Silence::None);
+            blame.failed(&suspect(&format!("m{n}")), span(0, 1));
+        }
+        assert_eq!(blame.silence(at(1), PATIENCE), Silence::Outage);
+    }
+
+    #[test]
+    fn what_failed_is_remembered_within_bounds() {
+        let mut blame = Blame::default();
+        for n in 0..3 * REMEMBERED {
+            blame.failed(&suspect(&format!("m{n}")), span(0, 1));
+            if n % 3 == 0 {
+                blame.cleared(&format!("m{n}"));
+            }
+        }
+        assert!(blame.failed.len() <= REMEMBERED && blame.order.len() == blame.failed.len());
+    }
+
+    /// One try in a world that is worked through in order.
+    #[derive(Clone, Debug)]
+    struct Try {
+        account: u8,
+        gap: u16,
+        takes: u16,
+    }
+
+    fn tries() -> impl Strategy<Value = Vec<Try>> {
+        let one = (0..12_u8, 0..3000_u16, 1..3000_u16).prop_map(|(account, gap, takes)| Try {
+            account,
+            gap,
+            takes,
+        });
+        prop::collection::vec(one, 1..200)
+    }
+
+    proptest! {
+        /// From the first failure of an outage to its end nobody is found guilty, and not by its end either, whatever
+        /// came before and in whatever order; the innocent who fail in it succeed after it.
+        #[test]
+        fn an_outage_finds_nobody_guilty(tries in tries(), from in 0..200_usize, length in 1..100_usize) {
+            let mut blame = Blame::default();
+            let mut clock = 0_u64;
+            for (n, one) in tries.iter().enumerate() {
+                clock += u64::from(one.gap);
+                let tried = span(clock, clock + u64::from(one.takes));
+                clock += u64::from(one.takes);
+                let (message, account) = (format!("{n}"), format!("user_{}", one.account));
+                let suspect = Suspect { message: &message, ..suspect(&account) };
+                if (from..from + length).contains(&n) {
+                    prop_assert_eq!(blame.failed(&suspect, tried), Judgement::Unproved);
+                } else {
+                    blame.succeeded(Kind::Created, tried);
+                    blame.cleared(&message);
+                }
+            }
+        }
+
+        /// A message that always fails is found guilty as soon as others have succeeded in between, and nobody else is.
+        #[test]
+        fn only_the_guilty_is_found_guilty_and_always(tries in tries()) {
+            let mut blame = Blame::default();
+            let (mut clock, mut failed, mut succeeded_since) = (0_u64, false, false);
+            for one in &tries {
+                clock += u64::from(one.gap) + 1;
+                let tried = span(clock, clock + u64::from(one.takes));
+                clock += u64::from(one.takes);
+                if one.account == 0 {
+                    let guilty = blame.failed(&suspect("guilty"), tried) == Judgement::Guilty;
+                    prop_assert_eq!(guilty, failed && succeeded_since);
+                    failed = !guilty;
+                    succeeded_since = false;
+                } else {
+                    blame.succeeded(Kind::Created, tried);
+                    succeeded_since = true;
+                }
+                prop_assert_ne!(blame.silence(at(clock), Duration::MAX), Silence::Outage);
+            }
+        }
+    }
+}
