@@ -310,6 +310,7 @@ async fn upkeep(queue: Arc<dyn Queue>, prometheus: PrometheusHandle) {
     loop {
         tick.tick().await;
         prometheus.run_upkeep();
+        metrics::queue_troubles(&queue.troubles());
         if let Ok(depths) = queue.depths().await {
             for depth in depths {
                 metrics::queue_messages(&depth.queue, depth.messages);

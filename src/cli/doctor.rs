@@ -60,7 +60,8 @@ impl Check {
 /// # Errors
 /// A check failed; warnings are none.
 pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<(), Failure> {
-    let mut checks = vec![configuration(config), queue(config).await];
+    let mut checks = vec![configuration(config)];
+    checks.extend(queue(config).await);
     checks.extend(store(config).await);
     checks.extend([secret(config), ingress(config).await]);
     if args.json {
@@ -95,11 +96,11 @@ fn configuration(config: &Config) -> Check {
     }
 }
 
-async fn queue(config: &Config) -> Check {
+async fn queue(config: &Config) -> Vec<Check> {
     let opened = app::open_queue(config).await;
     let queue = match opened {
         Ok(queue) => queue,
-        Err(failure) => return Check::failed("queue", failure),
+        Err(failure) => return vec![Check::failed("queue", failure)],
     };
     let depths = queue.depths().await;
     let check = match depths {
@@ -124,8 +125,13 @@ async fn queue(config: &Config) -> Check {
             }
         }
     };
+    let mut checks = vec![check];
+    checks.extend(queue.examine().await.into_iter().map(|finding| match finding.broken {
+        true => Check::failed("queue", Failure::new(finding.message).hint(finding.hint)),
+        false => Check::warning("broker", finding.message, finding.hint),
+    }));
     queue.close().await;
-    check
+    checks
 }
 
 async fn store(config: &Config) -> Vec<Check> {

@@ -44,7 +44,16 @@ impl Health {
 
     async fn queue(&self) -> Result<(), String> {
         let queue = Arc::clone(&self.queue);
-        self.queue_check.ask(READY_LIMIT, || async move { queue.ready().await.map_err(text) }).await
+        self.queue_check.ask(READY_LIMIT, || async move { queue.ready().await.map_err(text) }).await?;
+        let troubles = self.queue.troubles();
+        match troubles.is_empty() {
+            true => Ok(()),
+            false => Err(troubles
+                .iter()
+                .map(|trouble| format!("{}: {}", trouble.part, trouble.why))
+                .collect::<Vec<_>>()
+                .join("; ")),
+        }
     }
 
     async fn store(&self) -> Option<Result<(), String>> {

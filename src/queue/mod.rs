@@ -64,6 +64,12 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// What does not work at present, by part; empty while all is well. Cheap: never asks the backend.
     fn troubles(&self) -> Vec<Trouble>;
 
+    /// Asks the backend what would not work for this user, and what is known to be wrong with its version: for `doctor`.
+    /// Changes nothing.
+    async fn examine(&self) -> Vec<Finding> {
+        Vec::new()
+    }
+
     /// Finishes what is in flight and closes the connections, within a few seconds. Publishing fails afterwards.
     async fn close(&self);
 }
@@ -88,7 +94,22 @@ impl Source {
             Self::Rejections => "rejections",
         }
     }
+
+    /// Its part of the queue, as in [`Trouble`].
+    pub fn part(self) -> &'static str {
+        match self {
+            Self::Events => "consuming events",
+            Self::Dead => "consuming dead",
+            Self::Rejections => "consuming rejections",
+        }
+    }
 }
+
+/// The part of the queue that takes webhooks, retries and burials, as in [`Trouble`].
+pub const PUBLISHING: &str = "publishing";
+
+/// The parts of a queue, as in [`Trouble`].
+pub const PARTS: [&str; 4] = [PUBLISHING, "consuming events", "consuming dead", "consuming rejections"];
 
 /// One consumer.
 #[async_trait]
@@ -116,10 +137,21 @@ pub trait Subscription: Send + Sync {
 /// A part of the queue that does not work at present.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Trouble {
-    /// `publishing`, `consuming events`, `consuming dead` or `consuming rejections`.
+    /// One of [`PARTS`].
     pub part: &'static str,
     /// In a few words.
     pub why: String,
+}
+
+/// What a thorough look at the backend found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// It does not work; otherwise it can go wrong.
+    pub broken: bool,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
 }
 
 /// A message in a worker's hands. It has to be settled; dropping it leaves it to come back only after its consumer has gone.

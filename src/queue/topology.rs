@@ -12,6 +12,8 @@ pub struct Exchange {
     pub kind: &'static str,
     /// Where it sends what has no route.
     pub alternate: Option<String>,
+    /// Nothing durable depends on it: where it cannot be declared, we do without.
+    pub optional: bool,
 }
 
 /// A queue. All are durable.
@@ -43,6 +45,8 @@ pub struct Binding {
     pub queue: String,
     /// Empty for fanout.
     pub key: String,
+    /// As its exchange.
+    pub optional: bool,
 }
 
 /// Everything, in the order of declaration.
@@ -69,12 +73,14 @@ impl Topology {
             name: named(name),
             kind,
             alternate: alternate.map(named),
+            optional: false,
         };
         let queue = |short: &str, arguments| Queue { name: named(short), short: short.to_owned(), arguments };
         let bind = |from: &str, to: &str, key: &str| Binding {
             exchange: named(from),
             queue: named(to),
             key: key.to_owned(),
+            optional: false,
         };
         let quorum = || ("x-queue-type", Text("quorum".into()));
         // At-least-once dead-lettering works with reject-publish only.
@@ -108,6 +114,7 @@ impl Topology {
             bind("dead", "dead", ""),
             bind("unrouted", "dead", ""),
             bind("events", "events", EVENTS_KEY),
+            Binding { optional: true, ..bind("rejections", "rejections", "") },
         ];
         for (name, delay) in ladder.iter() {
             let short = format!("retry.{name}");
@@ -125,6 +132,8 @@ impl Topology {
                 exchange("dead", "fanout", None),
                 exchange("events", "direct", Some("unrouted")),
                 exchange("retry", "direct", Some("unrouted")),
+                // A user may be limited to our names: the default exchange is not one of them.
+                Exchange { optional: true, ..exchange("rejections", "fanout", None) },
             ],
             queues,
             bindings,
@@ -160,7 +169,7 @@ mod tests {
                 "headcount.retry.1h"
             ]
         );
-        assert_eq!(topology.bindings.len(), 3 + 6);
+        assert_eq!(topology.bindings.len(), 4 + 6);
     }
 
     #[test]

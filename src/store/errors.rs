@@ -33,6 +33,24 @@ pub(super) fn broken(message: impl Into<String>) -> StoreError {
     }
 }
 
+/// A batch has used up its time, though no single statement of it took too long.
+pub(super) fn too_slow() -> StoreError {
+    let code = "57014";
+    StoreError {
+        class: sqlstate(code),
+        code: code.into(),
+        message: "the transaction took too long as a whole".into(),
+        hint: hint(code),
+        source: None,
+    }
+}
+
+/// A row that was written is not to be seen.
+pub(super) fn hidden() -> StoreError {
+    let hint = "look for rules, triggers and row-level policies on the table inbox: it is headcount's alone";
+    StoreError { hint: Some(hint.into()), ..broken("a row written to the inbox is not there") }
+}
+
 /// For people to mend.
 pub(super) fn unusable(message: impl Into<String>, hint: impl Into<String>) -> StoreError {
     StoreError {
@@ -120,8 +138,11 @@ fn from_database(error: &dyn DatabaseError) -> StoreError {
 fn from_postgres(error: &PgDatabaseError) -> StoreError {
     let code = error.code();
     // Of the server's own words only the primary message is used, and only in classes where it names objects and
-    // conditions, never values; `detail` quotes rows.
-    let message = if speaks_of_values(code) {
+    // conditions, never values; `detail` quotes rows. What a function raises are the application's words, whatever code
+    // it gives them.
+    let message = if raised(error) {
+        format!("PostgreSQL refused with SQLSTATE {code}: it was raised in a function or trigger")
+    } else if speaks_of_values(code) {
         let place = [
             ("constraint", error.constraint()),
             ("table", error.table()),
@@ -136,6 +157,11 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
         format!("PostgreSQL: {} (SQLSTATE {code})", error.message())
     };
     StoreError { class: sqlstate(code), code: code.into(), message, hint: hint(code), source: None }
+}
+
+/// Whether the words are those of a function in a procedural language. Neither of the two signs is ever translated.
+fn raised(error: &PgDatabaseError) -> bool {
+    error.routine() == Some("exec_stmt_raise") || error.r#where().is_some_and(|place| place.contains("PL/"))
 }
 
 fn speaks_of_values(code: &str) -> bool {
@@ -170,12 +196,29 @@ fn hint(code: &str) -> Option<String> {
     let hint = match code {
         "28P01" | "28000" => "check the user and the password in DATABASE_URL",
         "3D000" => "create the database, or name another one in DATABASE_URL",
-        "42501" => "grant the user of DATABASE_URL its rights on the schema and its tables",
-        "42P01" | "42703" | "3F000" => "run `headcount migrate`",
+        "42501" => {
+            "grant the user of DATABASE_URL its rights on the schema and its tables, and look for row-level policies on them"
+        }
+        "42P01" | "42703" | "3F000" => MISSING,
+        "42704" | "42804" | "42883" => {
+            "give headcount's columns the types back that its migrations gave them"
+        }
+        "54000" => {
+            "drop the index on headcount's table that cannot hold such a value, or index a shorter expression, such as md5(column)"
+        }
+        "57014" => {
+            "look for a slow trigger on headcount's tables, a large table without its indexes, or an overloaded disk"
+        }
+        "P0001" => {
+            "look at the triggers on headcount's tables: one of them raises an exception; the database's own log has its words"
+        }
+        "53100" => "make room on the database's disk",
         "25006" => "point DATABASE_URL to the primary server",
-        "55P03" => "see in pg_locks who keeps the row or the table locked",
+        "55P03" => "see in pg_locks and pg_stat_activity who keeps the row or the table locked",
         "53300" => "raise max_connections, or run fewer workers",
-        "53200" => "raise max_locks_per_transaction, or lower HEADCOUNT_BATCH_MAX",
+        "53200" => {
+            "raise max_locks_per_transaction, or the server's memory; a lower HEADCOUNT_BATCH_MAX needs less of both"
+        }
         _ => return None,
     };
     Some(hint.into())
@@ -190,10 +233,25 @@ fn from_sqlite(error: &SqliteError) -> StoreError {
     } else {
         format!("SQLite: {} (code {code})", error.message())
     };
-    let hint = (extended & 0xff == 5)
-        .then(|| "see whether a shell or a backup keeps a transaction open on the database file".into());
+    let hint = sqlite_hint(extended).map(Into::into);
     StoreError { class: sqlite(extended), code: code.into(), message, hint, source: None }
 }
+
+fn sqlite_hint(extended: i32) -> Option<&'static str> {
+    Some(match extended {
+        CONSTRAINT_TRIGGER => "look at the triggers on headcount's tables: one of them raises",
+        _ => match extended & 0xff {
+            1 => MISSING,
+            5 => "see whether a shell or a backup keeps a transaction open on the database file",
+            8 => "let the user that headcount runs as write to the database file and its directory",
+            13 => "make room on the disk of the database file",
+            _ => return None,
+        },
+    })
+}
+
+const MISSING: &str =
+    "run `headcount migrate`; where a table or column of headcount's was renamed or dropped, put it back";
 
 const CONSTRAINT_TRIGGER: i32 = 1811;
 

@@ -1,6 +1,6 @@
 //! Owns running again what lost a race, in place and a bounded number of times. Never touches SQL.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Class, Incoming, StoreError, errors};
 use crate::roster::Outcome;
@@ -10,6 +10,9 @@ const AGAIN: u32 = 5;
 /// The same of a batch of several messages, which is split next: smaller, it meets fewer others, and a message that loses
 /// every race holds its neighbours up for less long.
 const AGAIN_TOGETHER: u32 = 1;
+
+/// Nothing begins later than this after its batch did: neither another try nor a statement that can be slow.
+pub(super) const LAST_BEGIN: Duration = Duration::from_millis(4_500);
 
 /// One way to run a batch in one transaction.
 pub(super) trait Attempt: Send {
@@ -25,6 +28,7 @@ pub(super) async fn races(
     if batch.is_empty() {
         return Ok(Vec::new());
     }
+    let started = Instant::now();
     let last = if batch.len() > 1 { AGAIN_TOGETHER } else { AGAIN };
     for again in 0..=last {
         match attempt.run(batch).await {
@@ -32,6 +36,9 @@ pub(super) async fn races(
                 tracing::debug!(again, code = error.code, messages = batch.len(), "lost a race: {error}");
                 if again == last {
                     return Err(lost(batch, error));
+                }
+                if started.elapsed() > LAST_BEGIN {
+                    return Err(error);
                 }
                 step_aside(again).await;
             }

@@ -38,6 +38,8 @@ where
     Ok(tracing_subscriber::registry().with(lines.with_filter(filter_fn(harmless))).with(filter))
 }
 
+/// lapin's own lines only where the filter asks for them: what they tell of a broker, hundreds of times, our lines tell
+/// once.
 fn parse(filter: &str) -> Result<EnvFilter, String> {
     for part in filter.split(',').map(str::trim) {
         // EnvFilter takes a mistyped level for a crate's name, and would log next to nothing.
@@ -51,7 +53,12 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
             ));
         }
     }
-    EnvFilter::builder().parse(filter).map_err(|error| format!("RUST_LOG is {filter:?}: {error}"))
+    let wrong = |error: &dyn std::fmt::Display| format!("RUST_LOG is {filter:?}: {error}");
+    let parsed = EnvFilter::builder().parse(filter).map_err(|error| wrong(&error))?;
+    match filter.contains("lapin") {
+        true => Ok(parsed),
+        false => Ok(parsed.add_directive("lapin=off".parse().map_err(|error| wrong(&error))?)),
+    }
 }
 
 /// Whatever the filter asks for: lapin logs returned messages with their bodies, and frames at trace level; sqlx logs
@@ -109,13 +116,16 @@ mod tests {
             });
             assert_eq!(text, "", "{filter}");
         }
-        let text = logged("trace", LogFormat::Text, || {
+        let lines = || {
             warn!(target: "lapin::channel", "kept 1");
             warn!(target: "sqlx::pool", "kept 2");
             trace!(target: "headcount::ingress", "kept 3");
-            trace!(target: "lapinist", "kept 4");
-        });
+            trace!(target: "otherwise", "kept 4");
+        };
+        let text = logged("trace,lapin=warn", LogFormat::Text, lines);
         assert_eq!(text.matches("kept").count(), 4, "{text}");
+        let text = logged("trace", LogFormat::Text, lines);
+        assert_eq!(text.matches("kept").count(), 3, "{text}");
     }
 
     #[test]

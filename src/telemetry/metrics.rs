@@ -4,7 +4,11 @@
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::{queue::Reason, roster::Outcome, store::letters::Status};
+use crate::{
+    queue::{PARTS, Reason, Trouble},
+    roster::Outcome,
+    store::letters::Status,
+};
 
 /// Counter or gauge or histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +60,7 @@ pub const METRICS: &[Metric] = &[
     metric("headcount_retries_total", Kind::Counter, &["reason"], "Messages sent to a retry queue"),
     metric("headcount_dead_letters_total", Kind::Counter, &["reason"], "Messages buried by this process"),
     metric("headcount_queue_messages", Kind::Gauge, &["queue"], "Messages in each queue"),
+    metric("headcount_queue_trouble", Kind::Gauge, &["part"], "1 while a part of the queue does not work"),
     metric("headcount_dead_letters", Kind::Gauge, &["status"], "Dead letters in the table"),
     metric(
         "headcount_last_webhook_timestamp_seconds",
@@ -225,6 +230,14 @@ impl Default for WorkerMetrics {
 /// Sets `headcount_queue_messages`.
 pub fn queue_messages(queue: &str, messages: u64) {
     gauge!("headcount_queue_messages", "queue" => queue.to_owned()).set(messages as f64);
+}
+
+/// Sets `headcount_queue_trouble` of every part.
+pub fn queue_troubles(troubles: &[Trouble]) {
+    for part in PARTS {
+        let in_trouble = troubles.iter().any(|trouble| trouble.part == part);
+        gauge!("headcount_queue_trouble", "part" => part).set(f64::from(u8::from(in_trouble)));
+    }
 }
 
 /// Sets `headcount_dead_letters`.

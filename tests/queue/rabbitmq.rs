@@ -43,7 +43,7 @@ impl Harness for Rabbit {
             let name = format!("{}.{queue}", self.prefix);
             channel.queue_delete(name.into(), QueueDeleteOptions::default()).await.unwrap();
         }
-        for exchange in ["events", "retry", "dead", "unrouted"] {
+        for exchange in ["events", "retry", "dead", "unrouted", "rejections"] {
             let name = format!("{}.{exchange}", self.prefix);
             channel.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await.unwrap();
         }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // Each test binary uses its part.
 
 pub mod process;
+pub mod proxy;
 pub mod servers;
 
 use std::time::{Duration, Instant};

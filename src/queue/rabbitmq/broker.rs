@@ -1,7 +1,13 @@
 //! Owns reaching a broker: connecting within bounds, declaring the topology, and telling what is wrong in words that
 //! help. Never prints a password.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use lapin::{
     Channel, Connection, ConnectionProperties, Error, ErrorKind, ExchangeKind,
@@ -10,11 +16,15 @@ use lapin::{
     uri::AMQPUri,
 };
 
+use super::{
+    greeting::{self, Greeting},
+    link::Link,
+};
 use crate::{
     config::Secret,
     queue::{
         QueueError,
-        topology::{Argument, Exchange, Queue, Topology},
+        topology::{Argument, Binding, Exchange, Queue, Topology},
     },
 };
 
@@ -32,6 +42,8 @@ const FRAME_MAX: u32 = 32 * 1024;
 pub(super) struct Broker {
     uri: AMQPUri,
     pub(super) topology: Topology,
+    /// The last attempt got no answer: ask for one before the library does, whose threads wait for it without an end.
+    silent: Arc<AtomicBool>,
 }
 
 impl Broker {
@@ -43,7 +55,7 @@ impl Broker {
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         uri.query.frame_max.get_or_insert(FRAME_MAX);
         uri.query.connection_timeout.get_or_insert(5_000);
-        Ok(Self { uri, topology })
+        Ok(Self { uri, topology, silent: Arc::default() })
     }
 
     /// Host and port, for people.
@@ -51,32 +63,65 @@ impl Broker {
         format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
     }
 
+    /// What the broker says of itself, where it can be asked.
+    pub(super) async fn greeting(&self) -> Option<Greeting> {
+        greeting::greet(&self.uri).await.ok().flatten()
+    }
+
     /// A connection of its own, with the topology declared. Bounded: a frozen broker is an error here.
-    pub(super) async fn connect(&self, role: &str) -> Result<Connection, QueueError> {
-        let attempt = async {
-            let connection = self.dial(role).await?;
-            self.declare(&connection).await?;
-            Ok(connection)
-        };
-        match tokio::time::timeout(CONNECT_LIMIT, attempt).await {
-            Ok(connected) => connected,
-            Err(_) => Err(QueueError::Unavailable(format!("the broker at {} does not answer", self.place()))),
+    pub(super) async fn connect(&self, role: &str) -> Result<Link, QueueError> {
+        self.within(async {
+            let link = self.dial(role).await?;
+            self.declare(&link).await?;
+            Ok(link)
+        })
+        .await
+    }
+
+    /// What is asked of the broker, within the time that connecting and declaring may take.
+    pub(super) async fn within<T>(
+        &self,
+        asked: impl Future<Output = Result<T, QueueError>>,
+    ) -> Result<T, QueueError> {
+        match tokio::time::timeout(CONNECT_LIMIT, asked).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.silent.store(true, Relaxed);
+                Err(self.mute())
+            }
         }
     }
 
+    /// A broker that does not answer.
+    pub(super) fn mute(&self) -> QueueError {
+        QueueError::Unavailable(format!("the broker at {} does not answer", self.place()))
+    }
+
     /// A connection that declares nothing. Not bounded.
-    pub(super) async fn dial(&self, role: &str) -> Result<Connection, QueueError> {
+    pub(super) async fn dial(&self, role: &str) -> Result<Link, QueueError> {
+        if self.silent.load(Relaxed) {
+            let place = self.place();
+            greeting::greet(&self.uri)
+                .await
+                .map_err(|why| QueueError::Unavailable(format!("broker at {place}: {why}")))?;
+        }
         let name = format!("headcount {role} {}", std::process::id());
         let properties = ConnectionProperties::default().with_connection_name(name.as_str().into());
         let connected = Connection::connect_uri(self.uri.clone(), properties).await;
-        connected.map_err(|error| self.explain(&error))
+        self.silent.store(false, Relaxed);
+        connected.map(Link::from).map_err(|error| self.explain(&error))
     }
 
-    async fn declare(&self, connection: &Connection) -> Result<(), QueueError> {
+    /// Declares what is missing. Tells the queues whose bindings this user may not make: whether they are there cannot
+    /// be asked.
+    pub(super) async fn declare(&self, connection: &Connection) -> Result<Vec<String>, QueueError> {
         let mut channel = self.channel(connection).await?;
         for exchange in &self.topology.exchanges {
             if let Err(error) = declare_exchange(&channel, exchange, false).await {
                 channel = self.channel(connection).await?;
+                if exchange.optional {
+                    continue;
+                }
                 self.accept(&error, &exchange.name)?;
                 let passive = declare_exchange(&channel, exchange, true).await;
                 passive.map_err(|error| self.missing(&error, &exchange.name))?;
@@ -90,19 +135,20 @@ impl Broker {
                 passive.map_err(|error| self.missing(&error, &queue.name))?;
             }
         }
+        let mut unbound = Vec::new();
         for binding in &self.topology.bindings {
-            let (queue, exchange, key) = (&*binding.queue, &*binding.exchange, &*binding.key);
-            let options = QueueBindOptions::default();
-            let bound = channel
-                .queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default())
-                .await;
-            if let Err(error) = bound {
-                // Where we may not bind, the administrator has: a missing binding shows as unroutable messages.
+            if let Err(error) = bind(&channel, binding).await {
                 channel = self.channel(connection).await?;
-                self.accept(&error, queue)?;
+                if binding.optional {
+                    continue;
+                }
+                // Where we may not bind, the administrator has.
+                self.accept(&error, &binding.queue)?;
+                unbound.push(binding.queue.clone());
             }
         }
-        channel.close(200, "declared".into()).await.map_err(|error| self.explain(&error))
+        channel.close(200, "declared".into()).await.map_err(|error| self.explain(&error))?;
+        Ok(unbound)
     }
 
     pub(super) async fn channel(&self, connection: &Connection) -> Result<Channel, QueueError> {
@@ -168,6 +214,12 @@ pub(super) fn text(error: &Error) -> String {
         ErrorKind::MissingHeartbeatError => "it stopped answering heartbeats".into(),
         _ => crate::message::clean(&error.to_string(), 200),
     }
+}
+
+async fn bind(channel: &Channel, binding: &Binding) -> lapin::Result<()> {
+    let (queue, exchange, key) = (&*binding.queue, &*binding.exchange, &*binding.key);
+    let options = QueueBindOptions::default();
+    channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default()).await
 }
 
 async fn declare_exchange(channel: &Channel, exchange: &Exchange, passive: bool) -> lapin::Result<()> {

@@ -81,11 +81,6 @@ pub(super) fn delivery(delivered: Delivered, generation: u64, dead: bool) -> Del
     Delivery { message, earlier, receipt: Receipt { generation, tag: delivered.delivery_tag }, death }
 }
 
-/// The properties of what is no message of ours to keep.
-pub(super) fn plain() -> BasicProperties {
-    BasicProperties::default().with_delivery_mode(2)
-}
-
 /// What the dead queue's headers tell.
 fn death(headers: Option<&BTreeMap<ShortString, AMQPValue>>, received_at: Millis) -> Death {
     let mut shown = BTreeMap::new();

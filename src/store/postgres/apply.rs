@@ -5,7 +5,7 @@
 //! Clerk id that has no row to be locked. Whoever writes a row with a key holds that key's lock; whoever makes a row
 //! or a former id for a Clerk id holds that id's.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use sqlx::PgConnection;
 
@@ -21,22 +21,41 @@ use crate::{
 
 // Every statement below looks rows up by an index. A table that has grown faster than its statistics would be read
 // whole, for each batch, if the planner were free to.
-pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off";
+/// Begins what is about one message, or waits for nobody in front of it.
+pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off; \
+                                SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '5s'";
 
-// One locked row is waited for at every size of its batch until it is found, and all the others wait with it.
+// One message that waits or hangs is met again at every size of its batch until it is found, and its neighbours wait
+// with it.
 const BEGIN_TOGETHER: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off; \
-                              SET LOCAL lock_timeout = '1s'";
+                              SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '2s'";
+
+/// Until when a batch's statements may begin: so that, with the longest of them, the store answers within ten seconds,
+/// however many there are.
+pub(super) struct Deadline(Instant);
+
+impl Deadline {
+    fn new() -> Self {
+        Self(Instant::now() + retry::LAST_BEGIN)
+    }
+
+    /// Called in front of each statement that can be slow.
+    pub(super) fn holds(&self) -> Result<(), StoreError> {
+        if Instant::now() < self.0 { Ok(()) } else { Err(errors::too_slow()) }
+    }
+}
 
 /// Tries at one batch.
 pub(super) struct Attempt<'s> {
     store: &'s PostgresStore,
+    deadline: Deadline,
     /// Keys that turned up too late in an earlier try.
     seen: BTreeSet<String>,
 }
 
 impl<'s> Attempt<'s> {
     pub(super) fn new(store: &'s PostgresStore) -> Self {
-        Self { store, seen: BTreeSet::new() }
+        Self { store, deadline: Deadline::new(), seen: BTreeSet::new() }
     }
 }
 
@@ -44,7 +63,8 @@ impl retry::Attempt for Attempt<'_> {
     async fn run(&mut self, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
         let begin = if batch.len() > 1 { BEGIN_TOGETHER } else { BEGIN };
         let mut tx = self.store.pool.begin_with(begin).await?;
-        match self.within(&mut tx, batch).await {
+        let done = self.within(&mut tx, batch).await;
+        match done.and_then(|outcomes| self.deadline.holds().map(|()| outcomes)) {
             Ok(outcomes) => {
                 // The boundary: inbox and users become durable together. A connection lost here leaves it unknown;
                 // the batch then runs again, and the inbox decides.
@@ -68,6 +88,7 @@ impl Attempt<'_> {
     ) -> Result<Vec<Outcome>, StoreError> {
         let ids = batch::clerk_ids(batch);
         let keys = self.lock(tx, batch, &ids).await?;
+        self.deadline.holds()?;
         let profiles = self.store.policy.needs_profiles();
         let rows = load::rows(tx, &ids, &keys, profiles).await?;
         let late = rows.iter().filter_map(|row| row.claim.as_ref()).map(|claim| &claim.key);
@@ -77,12 +98,14 @@ impl Attempt<'_> {
             self.seen.extend(late);
             return Err(errors::raced("a user's address changed while the batch was waiting for its turn"));
         }
+        self.deadline.holds()?;
         // Read after the locks, so that what a batch in front of this one has done counts.
         let (known, former) = load::remembered(tx, &batch::message_ids(batch), &ids).await?;
         let fresh = Fresh::of(batch, &known);
         let folded = roster::fold(&self.store.policy, Loaded { rows, former }, &fresh.events());
         let outcomes = fresh.outcomes(&folded.outcomes)?;
-        save::all(tx, self.store.default_credits, &fresh, &folded).await?;
+        save::all(tx, &self.deadline, self.store.default_credits, &fresh, &folded).await?;
+        self.deadline.holds()?;
         // After the inbox, so that letters which were captured while this batch waited for a place in it are seen.
         let mut users = settle::applied(tx, &batch::effective(batch, &outcomes)).await?;
         if self.store.policy.on_delete == OnDelete::Erase {
@@ -118,6 +141,7 @@ impl Attempt<'_> {
             .chain(rowless.iter().map(|id| lock_id(schema, "clerk id", id)))
             .collect();
         // The sort is in a subquery, so that the locks are taken in its order.
+        self.deadline.holds()?;
         sqlx::query("SELECT pg_advisory_xact_lock(k) FROM (SELECT DISTINCT k FROM unnest($1::bigint[]) AS k ORDER BY k) AS s")
             .bind(&locks)
             .execute(&mut *tx)

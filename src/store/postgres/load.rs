@@ -7,7 +7,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, Row as _, postgres::PgRow};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgRow};
 
 use crate::{
     roster::{Claim, Profile, Row, Version},
@@ -26,10 +26,11 @@ macro_rules! profile { () => {
 } }
 
 // Locks the rows in the order of their ids, after the advisory locks and in a statement of its own: a statement sees
-// only what was committed before it began.
+// only what was committed before it began. The lock is the one that an application's foreign keys do not wait for, nor
+// make us wait: a row's key changes only when it is relinked.
 macro_rules! loading {
     () => {
-        " FROM users WHERE clerk_id = ANY($1) OR email_key = ANY($2) ORDER BY id FOR UPDATE"
+        " FROM users WHERE clerk_id = ANY($1) OR email_key = ANY($2) ORDER BY id FOR NO KEY UPDATE"
     };
 }
 const LOAD: &str = concat!("SELECT ", state!(), loading!());
@@ -45,6 +46,16 @@ pub(super) async fn rows(
     let query = sqlx::query(if profiles { LOAD_WITH_PROFILES } else { LOAD });
     let rows = query.bind(ids).bind(keys).fetch_all(tx).await?;
     rows.iter().map(|row| Ok(self::row(row, profiles)?)).collect()
+}
+
+/// Asks for the plans of the questions, which need the same tables, columns, rights and locks as the answers.
+pub(super) async fn rehearse(tx: &mut PgConnection) -> Result<(), StoreError> {
+    let none: Vec<&str> = Vec::new();
+    for question in [LOAD_WITH_PROFILES, REMEMBERED] {
+        let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN {question}")));
+        plan.bind(&none).bind(&none).execute(&mut *tx).await?;
+    }
+    Ok(())
 }
 
 fn row(row: &PgRow, profile: bool) -> Result<Row, sqlx::Error> {
@@ -90,20 +101,16 @@ fn row(row: &PgRow, profile: bool) -> Result<Row, sqlx::Error> {
     })
 }
 
+const REMEMBERED: &str = "SELECT true, message_id FROM inbox WHERE message_id = ANY($1) \
+     UNION ALL SELECT false, clerk_id FROM former_clerk_ids WHERE clerk_id = ANY($2)";
+
 /// Which messages the inbox has, and which ids are former ids.
 pub(super) async fn remembered(
     tx: &mut PgConnection,
     messages: &[&str],
     ids: &[&str],
 ) -> Result<(HashSet<String>, HashSet<String>), StoreError> {
-    let rows: Vec<(bool, String)> = sqlx::query_as(
-        "SELECT true, message_id FROM inbox WHERE message_id = ANY($1) \
-         UNION ALL SELECT false, clerk_id FROM former_clerk_ids WHERE clerk_id = ANY($2)",
-    )
-    .bind(messages)
-    .bind(ids)
-    .fetch_all(tx)
-    .await?;
+    let rows: Vec<(bool, String)> = sqlx::query_as(REMEMBERED).bind(messages).bind(ids).fetch_all(tx).await?;
     let (known, former): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(message, _)| *message);
     let texts = |pairs: Vec<(bool, String)>| pairs.into_iter().map(|(_, text)| text).collect();
     Ok((texts(known), texts(former)))

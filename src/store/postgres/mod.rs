@@ -7,6 +7,7 @@ mod apply;
 mod capture;
 mod letters;
 mod load;
+mod probe;
 mod prune;
 mod read;
 mod replay;
@@ -23,7 +24,6 @@ use sqlx::{
 
 use super::{
     Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery, errors, migrations,
-    ready::Probe,
 };
 use crate::{
     config::Secret,
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// How long a caller waits for a connection.
-const ACQUIRE: Duration = Duration::from_secs(5);
+const ACQUIRE: Duration = Duration::from_secs(4);
 
 /// What foreign tables are answered with.
 const HINT: &str = "set HEADCOUNT_SCHEMA to a schema of its own, such as headcount";
@@ -42,7 +42,6 @@ pub struct PostgresStore {
     schema: String,
     policy: Policy,
     default_credits: i64,
-    probe: Probe,
 }
 
 impl fmt::Debug for PostgresStore {
@@ -85,7 +84,6 @@ impl PostgresStore {
             schema: schema.to_owned(),
             policy: config.policy,
             default_credits: config.default_credits,
-            probe: Probe::default(),
         })
     }
 
@@ -140,21 +138,7 @@ impl Store for PostgresStore {
     }
 
     async fn ready(&self) -> Result<(), StoreError> {
-        let pool = self.pool.clone();
-        self.probe
-            .run(async move {
-                let question =
-                    "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean";
-                let read_only: bool = sqlx::query_scalar(question).fetch_one(&pool).await?;
-                if read_only {
-                    return Err(StoreError {
-                        hint: Some("point DATABASE_URL to the primary server".into()),
-                        ..errors::broken("the database takes no writes: it is a standby or read-only")
-                    });
-                }
-                Ok(())
-            })
-            .await
+        probe::write(self).await
     }
 
     async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {

@@ -2,9 +2,10 @@
 //! which no unique index is ever in the way. Never decides anything.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, Postgres, postgres::PgArguments, query::Query};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
+use super::apply::Deadline;
 use crate::{
     message::Millis,
     roster::{Folded, FormerId, Outcome, Profile, Row},
@@ -18,6 +19,7 @@ use crate::{
 /// Writes users, former ids and the inbox.
 pub(super) async fn all(
     tx: &mut PgConnection,
+    deadline: &Deadline,
     default_credits: i64,
     fresh: &Fresh<'_>,
     folded: &Folded,
@@ -25,18 +27,21 @@ pub(super) async fn all(
     let writes = Writes::of(&folded.rows);
     if !writes.yielding.is_empty() {
         let ids: Vec<Uuid> = writes.yielding.iter().map(|row| row.id).collect();
-        sqlx::query("UPDATE users SET email = NULL WHERE id = ANY($1)").bind(ids).execute(&mut *tx).await?;
+        sqlx::query(YIELD).bind(ids).execute(&mut *tx).await?;
     }
     // Updates before inserts: a relinked row gives up the Clerk id that a new row may then hold.
     if !writes.brief.is_empty() {
+        deadline.holds()?;
         let states = States::of(&writes.brief)?;
         states.bind(sqlx::query(UPDATE_BRIEF)).execute(&mut *tx).await?;
     }
     if !writes.full.is_empty() {
+        deadline.holds()?;
         let (states, profiles) = (States::of(&writes.full)?, Profiles::of(&writes.full)?);
         profiles.bind(states.bind(sqlx::query(UPDATE_FULL))).execute(&mut *tx).await?;
     }
     if !writes.new.is_empty() {
+        deadline.holds()?;
         let (states, profiles) = (States::of(&writes.new)?, Profiles::of(&writes.new)?);
         let query = profiles.bind(states.bind(sqlx::query(INSERT)));
         query.bind(default_credits).execute(&mut *tx).await?;
@@ -44,8 +49,28 @@ pub(super) async fn all(
     if !folded.former.is_empty() {
         insert_former(tx, &folded.former).await?;
     }
+    deadline.holds()?;
     insert_inbox(tx, &fresh.inbox(&folded.outcomes)).await
 }
+
+/// Asks for the plan of every statement above, which needs the same tables, columns, types, rights and locks as running
+/// it, and touches no row.
+pub(super) async fn rehearse(tx: &mut PgConnection, default_credits: i64) -> Result<(), StoreError> {
+    let plan = |statement: &'static str| sqlx::query(AssertSqlSafe(format!("EXPLAIN {statement}")));
+    let none: Vec<&str> = Vec::new();
+    plan(YIELD).bind(Vec::<Uuid>::new()).execute(&mut *tx).await?;
+    States::of(&[])?.bind(plan(UPDATE_BRIEF)).execute(&mut *tx).await?;
+    Profiles::of(&[])?.bind(States::of(&[])?.bind(plan(UPDATE_FULL))).execute(&mut *tx).await?;
+    let insert = Profiles::of(&[])?.bind(States::of(&[])?.bind(plan(INSERT)));
+    insert.bind(default_credits).execute(&mut *tx).await?;
+    let (users, times) = (Vec::<Uuid>::new(), Vec::<DateTime<Utc>>::new());
+    plan(INSERT_FORMER).bind(&none).bind(users).bind(&times).execute(&mut *tx).await?;
+    let inbox = plan(INSERT_INBOX).bind(&none).bind(&none).bind(&none).bind(&none);
+    inbox.bind(&times).bind(&times).execute(tx).await?;
+    Ok(())
+}
+
+const YIELD: &str = "UPDATE users SET email = NULL WHERE id = ANY($1)";
 
 macro_rules! state_columns {
     () => {
@@ -250,17 +275,19 @@ async fn insert_former(tx: &mut PgConnection, former: &[FormerId]) -> Result<(),
     let ids: Vec<&str> = former.iter().map(|former| former.clerk_id.as_str()).collect();
     let users: Vec<Option<Uuid>> = former.iter().map(|former| former.user_id).collect();
     let times = former.iter().map(|former| time(former.deleted_at)).collect::<Result<Vec<_>, _>>()?;
-    sqlx::query(
-        "INSERT INTO former_clerk_ids (clerk_id, user_id, deleted_at) \
-         SELECT * FROM unnest($1::text[], $2::uuid[], $3::timestamptz[]) ON CONFLICT DO NOTHING",
-    )
-    .bind(ids)
-    .bind(users)
-    .bind(times)
-    .execute(tx)
-    .await?;
+    sqlx::query(INSERT_FORMER).bind(ids).bind(users).bind(times).execute(tx).await?;
     Ok(())
 }
+
+const INSERT_FORMER: &str = "INSERT INTO former_clerk_ids (clerk_id, user_id, deleted_at) \
+     SELECT * FROM unnest($1::text[], $2::uuid[], $3::timestamptz[]) ON CONFLICT DO NOTHING";
+
+// The time of the statement, not of the transaction, so that it follows that of the batch this one waited for.
+const INSERT_INBOX: &str = "INSERT INTO inbox \
+     (message_id, event_type, clerk_id, outcome, event_at, received_at, processed_at) \
+     SELECT m, t, c, o, e, r, statement_timestamp() \
+     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[]) \
+     WITH ORDINALITY AS i (m, t, c, o, e, r, n) ORDER BY n ON CONFLICT DO NOTHING";
 
 async fn insert_inbox(tx: &mut PgConnection, rows: &[(&Incoming, Outcome)]) -> Result<(), StoreError> {
     if rows.is_empty() {
@@ -273,22 +300,11 @@ async fn insert_inbox(tx: &mut PgConnection, rows: &[(&Incoming, Outcome)]) -> R
     let types: Vec<&str> = rows.iter().map(|(incoming, _)| incoming.event_type.as_str()).collect();
     let ids: Vec<Option<&str>> = rows.iter().map(|(incoming, _)| incoming.event.clerk_id()).collect();
     let outcomes: Vec<&str> = rows.iter().map(|(_, outcome)| outcome.as_str()).collect();
-    // The time of the statement, not of the transaction, so that it follows that of the batch this one waited for.
-    let inserted = sqlx::query(
-        "INSERT INTO inbox (message_id, event_type, clerk_id, outcome, event_at, received_at, processed_at) \
-         SELECT m, t, c, o, e, r, statement_timestamp() \
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[]) \
-         WITH ORDINALITY AS i (m, t, c, o, e, r, n) ORDER BY n ON CONFLICT DO NOTHING",
-    )
-    .bind(messages)
-    .bind(types)
-    .bind(ids)
-    .bind(outcomes)
-    .bind(column(|incoming| incoming.event.at())?)
-    .bind(column(|incoming| Some(incoming.received_at))?)
-    .execute(tx)
-    .await?
-    .rows_affected();
+    let insert = sqlx::query(INSERT_INBOX).bind(messages).bind(types).bind(ids).bind(outcomes);
+    let insert = insert
+        .bind(column(|incoming| incoming.event.at())?)
+        .bind(column(|incoming| Some(incoming.received_at))?);
+    let inserted = insert.execute(tx).await?.rows_affected();
     if inserted != rows.len() as u64 {
         return Err(errors::raced("another worker has just committed one of the batch's messages"));
     }

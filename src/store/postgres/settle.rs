@@ -1,7 +1,7 @@
 //! Owns what taking effect does to a letter: it is applied, and of a deleted user it keeps nothing personal where
 //! deletion erases. Locks letters in the order of their message ids. Part of transactions that are others'.
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use crate::store::{StoreError, plain::OURSELVES};
@@ -13,27 +13,13 @@ pub(super) async fn applied(
 ) -> Result<Vec<String>, StoreError> {
     let messages: Vec<&str> = messages.iter().map(AsRef::as_ref).collect();
     // A question of its own, because nearly always it is all that there is to do.
-    let letters: Vec<(Uuid, Option<String>)> = sqlx::query_as(
-        "SELECT id, clerk_id FROM dead_letters WHERE message_id = ANY($1) AND status <> 'applied' \
-         ORDER BY message_id COLLATE \"C\" FOR UPDATE",
-    )
-    .bind(messages)
-    .fetch_all(&mut *tx)
-    .await?;
+    let letters: Vec<(Uuid, Option<String>)> =
+        sqlx::query_as(UNSETTLED).bind(messages).fetch_all(&mut *tx).await?;
     if letters.is_empty() {
         return Ok(Vec::new());
     }
     let (ids, users): (Vec<Uuid>, Vec<Option<String>>) = letters.into_iter().unzip();
-    sqlx::query(
-        "WITH changed AS (UPDATE dead_letters SET status = 'applied', settled_at = statement_timestamp() \
-         WHERE id = ANY($1) RETURNING id, round) \
-         INSERT INTO dead_letter_history (letter_id, at, action, round, by) \
-         SELECT id, statement_timestamp(), 'applied', round, $2 FROM changed",
-    )
-    .bind(ids)
-    .bind(OURSELVES)
-    .execute(tx)
-    .await?;
+    sqlx::query(APPLIED).bind(ids).bind(OURSELVES).execute(tx).await?;
     Ok(users.into_iter().flatten().collect())
 }
 
@@ -45,29 +31,50 @@ pub(super) async fn erase(tx: &mut PgConnection, clerk_ids: &[impl AsRef<str>]) 
     }
     let clerk_ids: Vec<&str> = clerk_ids.iter().map(AsRef::as_ref).collect();
     // All of their letters are locked first, so that one that is being discarded right now is waited for.
-    let letters: Vec<Uuid> = sqlx::query_scalar(
-        "SELECT id FROM dead_letters WHERE clerk_id = ANY($1) AND NOT erased \
-         ORDER BY message_id COLLATE \"C\" FOR UPDATE",
-    )
-    .bind(clerk_ids)
-    .fetch_all(&mut *tx)
-    .await?;
+    let letters: Vec<Uuid> = sqlx::query_scalar(UNERASED).bind(clerk_ids).fetch_all(&mut *tx).await?;
     if letters.is_empty() {
         return Ok(());
     }
-    sqlx::query(
-        "WITH changed AS (UPDATE dead_letters AS l \
-         SET detail = '', search = lower(message_id), erased = true \
-         WHERE id = ANY($1) AND status IN ('applied', 'discarded') \
-         AND (EXISTS (SELECT FROM users AS u WHERE u.clerk_id = l.clerk_id AND u.erased) \
-         OR EXISTS (SELECT FROM former_clerk_ids AS f WHERE f.clerk_id = l.clerk_id)) RETURNING id), \
-         emptied AS (UPDATE dead_letter_contents AS c SET body = '', headers = '{}' FROM changed \
-         WHERE c.letter_id = changed.id) \
-         UPDATE dead_letter_history AS h SET note = NULL FROM changed \
-         WHERE h.letter_id = changed.id AND h.note IS NOT NULL",
-    )
-    .bind(letters)
-    .execute(tx)
-    .await?;
+    sqlx::query(ERASED).bind(letters).execute(tx).await?;
     Ok(())
 }
+
+/// Asks for the plans of the statements above, which need the same tables, columns, rights and locks as running them.
+/// What the triggers on letters write counts too.
+pub(super) async fn rehearse(tx: &mut PgConnection, erases: bool) -> Result<(), StoreError> {
+    let plan = |statement: &'static str| sqlx::query(AssertSqlSafe(format!("EXPLAIN {statement}")));
+    let (none, ids) = (Vec::<&str>::new(), Vec::<Uuid>::new());
+    plan(UNSETTLED).bind(&none).execute(&mut *tx).await?;
+    plan(APPLIED).bind(&ids).bind(OURSELVES).execute(&mut *tx).await?;
+    plan(TALLY).execute(&mut *tx).await?;
+    if erases {
+        plan(UNERASED).bind(&none).execute(&mut *tx).await?;
+        plan(ERASED).bind(&ids).execute(&mut *tx).await?;
+    }
+    Ok(())
+}
+
+const UNSETTLED: &str = "SELECT id, clerk_id FROM dead_letters WHERE message_id = ANY($1) AND status <> 'applied' \
+     ORDER BY message_id COLLATE \"C\" FOR UPDATE";
+
+const APPLIED: &str = "WITH changed AS (UPDATE dead_letters SET status = 'applied', \
+     settled_at = statement_timestamp() WHERE id = ANY($1) RETURNING id, round) \
+     INSERT INTO dead_letter_history (letter_id, at, action, round, by) \
+     SELECT id, statement_timestamp(), 'applied', round, $2 FROM changed";
+
+/// What the triggers do.
+const TALLY: &str = "INSERT INTO dead_letter_tallies (grp, reason, event_type, status, letters) \
+     SELECT '', '', '', '', 0 WHERE false";
+
+const UNERASED: &str = "SELECT id FROM dead_letters WHERE clerk_id = ANY($1) AND NOT erased \
+     ORDER BY message_id COLLATE \"C\" FOR UPDATE";
+
+const ERASED: &str = "WITH changed AS (UPDATE dead_letters AS l \
+     SET detail = '', search = lower(message_id), erased = true \
+     WHERE id = ANY($1) AND status IN ('applied', 'discarded') \
+     AND (EXISTS (SELECT FROM users AS u WHERE u.clerk_id = l.clerk_id AND u.erased) \
+     OR EXISTS (SELECT FROM former_clerk_ids AS f WHERE f.clerk_id = l.clerk_id)) RETURNING id), \
+     emptied AS (UPDATE dead_letter_contents AS c SET body = '', headers = '{}' FROM changed \
+     WHERE c.letter_id = changed.id) \
+     UPDATE dead_letter_history AS h SET note = NULL FROM changed \
+     WHERE h.letter_id = changed.id AND h.note IS NOT NULL";

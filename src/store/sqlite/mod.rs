@@ -14,6 +14,7 @@ macro_rules! now {
 mod capture;
 mod letters;
 mod load;
+mod probe;
 mod prune;
 mod read;
 mod replay;
@@ -188,10 +189,13 @@ impl Store for SqliteStore {
     }
 
     async fn ready(&self) -> Result<(), StoreError> {
-        let writer = self.writer.clone();
+        let (writer, default_credits) = (self.writer.clone(), self.default_credits);
         self.probe
-            // Taking the write lock is what a read-only file or directory refuses.
-            .run(async move { Writing::begin(&writer).await?.end(Ok(())).await })
+            .run(async move {
+                let mut writing = Writing::begin(&writer).await?;
+                let written = probe::write(writing.connection()?, default_credits).await;
+                writing.end(written).await
+            })
             .await
     }
 

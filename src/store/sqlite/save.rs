@@ -23,10 +23,7 @@ pub(super) async fn all(
     let writes = Writes::of(&folded.rows);
     if !writes.yielding.is_empty() {
         let ids: Vec<String> = writes.yielding.iter().map(|row| row.id.to_string()).collect();
-        sqlx::query("UPDATE users SET email = NULL WHERE id IN (SELECT value FROM json_each(?1))")
-            .bind(Json(ids))
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(YIELD).bind(Json(ids)).execute(&mut *tx).await?;
     }
     // Updates before inserts: a relinked row gives up the Clerk id that a new row may then hold.
     if !writes.brief.is_empty() {
@@ -46,6 +43,20 @@ pub(super) async fn all(
     }
     insert_inbox(tx, &fresh.inbox(&folded.outcomes)).await
 }
+
+/// Runs every statement above for no row at all: they need the same tables and columns.
+pub(super) async fn rehearse(tx: &mut SqliteConnection, default_credits: i64) -> Result<(), StoreError> {
+    let none = Json(Vec::<Value>::new());
+    for statement in [YIELD, UPDATE_BRIEF, UPDATE_FULL] {
+        sqlx::query(statement).bind(&none).execute(&mut *tx).await?;
+    }
+    sqlx::query(INSERT).bind(&none).bind(default_credits).execute(&mut *tx).await?;
+    insert_former(tx, &[]).await?;
+    sqlx::query(INSERT_INBOX).bind(none).execute(tx).await?;
+    Ok(())
+}
+
+const YIELD: &str = "UPDATE users SET email = NULL WHERE id IN (SELECT value FROM json_each(?1))";
 
 macro_rules! state_columns {
     () => {
@@ -203,15 +214,14 @@ async fn insert_inbox(tx: &mut SqliteConnection, rows: &[(&Incoming, Outcome)]) 
         }))
     };
     let rows = rows.iter().map(row).collect::<Result<Vec<_>, StoreError>>()?;
-    sqlx::query(concat!(
-        "INSERT INTO inbox (message_id, event_type, clerk_id, outcome, event_at, received_at, processed_at) \
-         SELECT value->>'message_id', value->>'event_type', value->>'clerk_id', value->>'outcome', \
-         value->>'event_at', value->>'received_at', ",
-        now!(),
-        " FROM json_each(?1)"
-    ))
-    .bind(Json(rows))
-    .execute(tx)
-    .await?;
+    sqlx::query(INSERT_INBOX).bind(Json(rows)).execute(tx).await?;
     Ok(())
 }
+
+const INSERT_INBOX: &str = concat!(
+    "INSERT INTO inbox (message_id, event_type, clerk_id, outcome, event_at, received_at, processed_at) \
+     SELECT value->>'message_id', value->>'event_type', value->>'clerk_id', value->>'outcome', \
+     value->>'event_at', value->>'received_at', ",
+    now!(),
+    " FROM json_each(?1)"
+);

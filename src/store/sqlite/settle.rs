@@ -23,6 +23,12 @@ pub(super) async fn applied(
         return Ok(Vec::new());
     }
     let (ids, users): (Vec<String>, Vec<Option<String>>) = letters.into_iter().unzip();
+    mark(tx, ids).await?;
+    Ok(users.into_iter().flatten().collect())
+}
+
+/// Sets these letters to `applied`, and writes it down.
+async fn mark(tx: &mut SqliteConnection, ids: Vec<String>) -> Result<(), StoreError> {
     let ids = Json(ids);
     sqlx::query(concat!(
         "UPDATE dead_letters SET status = 'applied', settled_at = ",
@@ -41,7 +47,13 @@ pub(super) async fn applied(
     .bind(OURSELVES)
     .execute(tx)
     .await?;
-    Ok(users.into_iter().flatten().collect())
+    Ok(())
+}
+
+/// Runs the statements above for no letter at all: they need the same tables and columns.
+pub(super) async fn rehearse(tx: &mut SqliteConnection) -> Result<(), StoreError> {
+    applied(tx, &[""]).await?;
+    mark(tx, Vec::new()).await
 }
 
 /// Takes what is personal from the settled letters of those of these Clerk ids that are deleted. Only where

@@ -1,0 +1,225 @@
+//! Owns a subscription's connection: consuming, noticing why it ends, and consuming again with pauses that grow.
+//! Promises to end with its subscription, and to close its connection then. Never settles.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+use lapin::{
+    Channel, Consumer, Error,
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::{
+    broker::{code, text},
+    keeper::DELETED_PAUSE,
+    link::Link,
+    subscription::{Shared, Wish},
+    troubles::SUBSCRIBING,
+    wire,
+};
+use crate::{
+    message::{Millis, now},
+    pause::Pauses,
+    queue::{QueueError, Reason},
+};
+
+/// How long the broker may take to confirm that it stops delivering.
+pub(super) const CANCEL_LIMIT: Duration = Duration::from_secs(3);
+/// A consumer that the broker ended over its consumer timeout stays in trouble for so long: it is likely to come again.
+const TIMED_OUT_FOR: Duration = Duration::from_secs(60);
+/// An unroutable message that was received so lately, in ms, is evidence that a binding is missing now.
+const LATELY: Millis = 60_000;
+
+/// A consumer and what it depends on.
+pub(super) struct Consuming {
+    link: Link,
+    channel: Channel,
+    consumer: Consumer,
+}
+
+/// Connects and begins to consume. Bounded.
+pub(super) async fn open(shared: &Shared) -> Result<Consuming, QueueError> {
+    let (broker, part) = (&shared.broker, shared.source.part());
+    let opened = broker.within(async {
+        let link = broker.dial("consumer").await?;
+        let mut begun = begin(shared, &link).await?;
+        if begun.as_ref().is_err_and(|error| code(error) == Some(404)) {
+            broker.declare(&link).await?;
+            begun = begin(shared, &link).await?;
+        }
+        let (channel, consumer) = begun.map_err(|error| broker.explain(&error))?;
+        Ok(Consuming { link, channel, consumer })
+    });
+    let opened = opened.await;
+    if opened.is_ok() {
+        debug!("consuming {} on the broker at {}", shared.queue, broker.place());
+        shared.troubles.clear(part, SUBSCRIBING);
+    }
+    opened
+}
+
+async fn begin(shared: &Shared, link: &Link) -> Result<lapin::Result<(Channel, Consumer)>, QueueError> {
+    let channel = shared.broker.channel(link).await?;
+    let qos = channel.basic_qos(shared.prefetch, BasicQosOptions::default()).await;
+    qos.map_err(|error| shared.broker.explain(&error))?;
+    let queue = shared.queue.as_str().into();
+    let options = BasicConsumeOptions::default();
+    let consumer = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await;
+    Ok(consumer.map(|consumer| (channel, consumer)))
+}
+
+/// Consumes until the subscription is cancelled or dropped, or the queue is closed.
+pub(super) async fn supervise(shared: Arc<Shared>, first: Option<Consuming>) {
+    keep_consuming(&shared, first).await;
+    shared.life_ends();
+    shared.no_more();
+    shared.troubles.forget(shared.source.part(), shared.reporter);
+}
+
+async fn keep_consuming(shared: &Shared, mut consuming: Option<Consuming>) {
+    let part = shared.source.part();
+    let mut pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
+    let mut in_trouble_until = None;
+    loop {
+        if let Some(live) = consuming.take() {
+            if in_trouble_until.is_none() {
+                shared.troubles.clear(part, shared.reporter);
+            }
+            let begun = Instant::now();
+            let end = deliver(shared, live, &mut in_trouble_until).await;
+            shared.life_ends();
+            if !shared.consumes() {
+                return;
+            }
+            // One that ends as soon as it has begun is not to be begun again at once.
+            if begun.elapsed() > Duration::from_secs(10) {
+                pauses.reset();
+            }
+            if end.timed_out {
+                in_trouble_until = Some(Instant::now() + TIMED_OUT_FOR);
+            }
+            shared.troubles.report(part, shared.reporter, end.why);
+            if end.deleted {
+                shared.keeper.suspect(&format!("{} was deleted", shared.queue));
+                let _ = timeout(DELETED_PAUSE, shared.wished(Wish::Cancel)).await;
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pauses.next_pause()) => {}
+            () = shared.wished(Wish::Cancel) => return,
+        }
+        match open(shared).await {
+            Ok(live) => consuming = Some(live),
+            Err(error) => {
+                in_trouble_until = None;
+                shared.troubles.report(part, shared.reporter, error.to_string());
+            }
+        }
+    }
+}
+
+/// Why consuming ended.
+struct End {
+    why: String,
+    deleted: bool,
+    timed_out: bool,
+}
+
+impl From<String> for End {
+    fn from(why: String) -> Self {
+        Self { why, deleted: false, timed_out: false }
+    }
+}
+
+/// Hands deliveries over until the connection fails or the subscription is closed.
+async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option<Instant>) -> End {
+    let Consuming { link, channel, mut consumer } = live;
+    let generation = shared.life_begins(channel.clone());
+    let (mut cancelled, mut over) = (false, false);
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    let end = loop {
+        tokio::select! {
+            delivered = consumer.next(), if !over => match delivered {
+                Some(Ok(delivered)) => {
+                    let delivery = wire::delivery(delivered, generation, shared.source == crate::queue::Source::Dead);
+                    let unroutable = |death: &crate::queue::Death| death.reason == Reason::Unroutable.as_str();
+                    if delivery.death.as_deref().is_some_and(unroutable)
+                        && now() - delivery.message.received_at < LATELY
+                    {
+                        shared.keeper.suspect("a message had no route and is among the dead letters");
+                    }
+                    shared.hand_over(delivery);
+                }
+                Some(Err(error)) => break failed(&error),
+                // All that had been delivered is handed over. Settling goes on.
+                None if cancelled => {
+                    over = true;
+                    shared.no_more();
+                }
+                None => break ended_by_broker(shared, &channel).await,
+            },
+            () = shared.wished(Wish::Close) => break String::from("closed").into(),
+            () = shared.wished(Wish::Cancel), if !cancelled => {
+                cancelled = true;
+                let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+                match timeout(CANCEL_LIMIT, cancel).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => break failed(&error),
+                    // Nothing that a frozen broker has pushed can be settled: a stop need not wait for it.
+                    Err(_) => break String::from("the broker does not answer").into(),
+                }
+            }
+            () = shared.is_dead(generation) => break String::from("the broker takes no acks").into(),
+            _ = tick.tick() => {
+                // With the consumer's stream at its end, only this tells that the connection is gone.
+                if !link.status().connected() {
+                    break String::from("the connection ended").into();
+                }
+                if in_trouble_until.is_some_and(|until| until < Instant::now()) {
+                    *in_trouble_until = None;
+                    shared.troubles.clear(shared.source.part(), shared.reporter);
+                }
+            }
+        }
+    };
+    shared.life_ends();
+    // Unsettled deliveries go back to the queue with the connection.
+    link.close().await;
+    end
+}
+
+fn failed(error: &Error) -> End {
+    let why = text(error);
+    match code(error) == Some(406) && why.contains("timed out") {
+        true => timed_out(&format!("({why})")),
+        false => why.into(),
+    }
+}
+
+fn timed_out(which: &str) -> End {
+    let why = format!(
+        "the broker ended the consumer over its consumer timeout {which}: a delivery was not settled in time; raise consumer_timeout in rabbitmq.conf, 30 minutes are its default, or lower HEADCOUNT_PREFETCH"
+    );
+    End { timed_out: true, ..why.into() }
+}
+
+/// The broker cancelled the consumer and gives no reason: since RabbitMQ 4.3 over its consumer timeout too.
+async fn ended_by_broker(shared: &Shared, channel: &Channel) -> End {
+    let options = QueueDeclareOptions { durable: true, passive: true, ..QueueDeclareOptions::default() };
+    let asked = channel.queue_declare(shared.queue.as_str().into(), options, FieldTable::default());
+    match timeout(CANCEL_LIMIT, asked).await {
+        Ok(Ok(_)) => timed_out("(or its queue was deleted and declared again)"),
+        Ok(Err(error)) if code(&error) == Some(404) => {
+            let why = String::from("the broker cancelled the consumer: its queue was deleted");
+            End { deleted: true, ..why.into() }
+        }
+        Ok(Err(error)) => text(&error).into(),
+        Err(_) => String::from("the broker does not answer").into(),
+    }
+}

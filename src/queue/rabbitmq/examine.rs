@@ -1,0 +1,86 @@
+//! Owns the thorough look that `doctor` takes at a broker: its version, and what this user may do. Each question is put
+//! so that the broker checks the permission, and then refuses the question itself: nothing is published or consumed.
+
+use lapin::{
+    BasicProperties, Channel, Connection,
+    options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions},
+    types::{AMQPValue, FieldTable},
+};
+
+use super::broker::{Broker, code, text};
+use crate::queue::{Finding, QueueError, Source};
+
+/// What would not work, and what is known to be wrong with the broker's version.
+pub(super) async fn examine(broker: &Broker) -> Vec<Finding> {
+    let mut findings = match broker.within(permissions(broker)).await {
+        Ok(findings) => findings,
+        Err(error) => {
+            let hint =
+                error.hint().unwrap_or("check that the broker runs and that AMQP_URL is right").to_owned();
+            vec![Finding { broken: true, message: error.to_string(), hint }]
+        }
+    };
+    if let Some(greeting) = broker.greeting().await {
+        findings.extend(greeting.faults().into_iter().map(|fault| Finding {
+            broken: false,
+            message: format!("{} {}: {}", greeting.product, greeting.version, fault.what),
+            hint: fault.hint.into(),
+        }));
+    }
+    findings
+}
+
+async fn permissions(broker: &Broker) -> Result<Vec<Finding>, QueueError> {
+    let link = broker.dial("doctor").await?;
+    let mut findings = Vec::new();
+    for exchange in ["events", "retry", "dead"] {
+        let name = broker.topology.named(exchange);
+        let refused = may_publish(&broker.channel(&link).await?, &name).await;
+        findings.extend(refused.map(|why| finding(format!("cannot publish to the exchange {name}: {why}"))));
+    }
+    for source in [Source::Events, Source::Dead, Source::Rejections] {
+        let name = broker.topology.named(source.queue());
+        let refused = may_consume(&broker.channel(&link).await?, &name).await;
+        findings.extend(refused.map(|why| finding(format!("cannot consume the queue {name}: {why}"))));
+    }
+    findings.extend(declared(broker, &link).await);
+    link.close().await;
+    Ok(findings)
+}
+
+fn finding(message: String) -> Finding {
+    let hint = "give the user of AMQP_URL configure, write and read on names that begin with the prefix: rabbitmqctl set_permissions";
+    Finding { broken: true, message, hint: hint.into() }
+}
+
+async fn declared(broker: &Broker, connection: &Connection) -> Option<Finding> {
+    let error = broker.declare(connection).await.err()?;
+    Some(Finding {
+        broken: true,
+        message: error.to_string(),
+        hint: error.hint().unwrap_or("look into the log of the broker").to_owned(),
+    })
+}
+
+/// A publish whose expiration is no number: refused with 406 once the permission was checked.
+async fn may_publish(channel: &Channel, exchange: &str) -> Option<String> {
+    let properties = BasicProperties::default().with_expiration("none".into());
+    let asked = async {
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        channel.basic_publish(exchange.into(), "".into(), options, b"", properties).await?.await
+    };
+    refusal(asked.await.err()?)
+}
+
+/// A consumer whose priority is no number: refused with 406 once the permission was checked.
+async fn may_consume(channel: &Channel, queue: &str) -> Option<String> {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-priority".into(), AMQPValue::LongString("none".into()));
+    let options = BasicConsumeOptions::default();
+    refusal(channel.basic_consume(queue.into(), "".into(), options, arguments).await.err()?)
+}
+
+fn refusal(error: lapin::Error) -> Option<String> {
+    (code(&error) != Some(406)).then(|| text(&error))
+}

@@ -1,0 +1,176 @@
+//! Owns a broker's first words: whether it answers at all, its product and its version, and which versions have faults
+//! that concern us. Asks over a socket of its own, which ends with the question.
+
+use std::time::Duration;
+
+use lapin::uri::{AMQPScheme, AMQPUri};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::message::clean;
+
+/// How long a broker may take to greet.
+const GREET_LIMIT: Duration = Duration::from_secs(5);
+/// The longest greeting that is read, in bytes.
+const GREETING_MAX: usize = 64 * 1024;
+/// Of `connection.start`, before its table: class, method, and the version of the protocol.
+const START: &[u8] = &[0, 10, 0, 10];
+
+/// What a broker says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Greeting {
+    pub(super) product: String,
+    pub(super) version: String,
+}
+
+/// Asks the broker for its greeting. `Ok(None)`: over TLS only the connection is tried.
+///
+/// # Errors
+/// In words why it cannot be reached.
+pub(super) async fn greet(uri: &AMQPUri) -> Result<Option<Greeting>, String> {
+    let asked = async {
+        let address = (uri.authority.host.as_str(), uri.authority.port);
+        let mut stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        if uri.scheme == AMQPScheme::AMQPS {
+            return Ok(None);
+        }
+        stream.write_all(b"AMQP\0\0\x09\x01").await.map_err(|error| error.to_string())?;
+        // A frame: type, channel, size, payload, end.
+        let mut head = [0; 7];
+        stream.read_exact(&mut head).await.map_err(|error| error.to_string())?;
+        let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
+        let mut payload = vec![0; size.min(GREETING_MAX)];
+        stream.read_exact(&mut payload).await.map_err(|error| error.to_string())?;
+        Ok(read(&payload))
+    };
+    timeout(GREET_LIMIT, asked).await.unwrap_or_else(|_| Err("it does not answer".into()))
+}
+
+/// Reads `connection.start` (AMQP 0-9-1, 4.2.5.5 and 1.4.2.1), as far as the two properties.
+fn read(payload: &[u8]) -> Option<Greeting> {
+    let table = payload.strip_prefix(START)?.get(2..)?;
+    let (mut table, _) = long(table)?;
+    let (mut product, mut version) = (None, None);
+    while let Some((length, rest)) = table.split_first() {
+        let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+        let (kind, rest) = rest.split_first()?;
+        let (value, rest) = match kind {
+            b't' => rest.split_at_checked(1)?,
+            b'S' | b'F' | b'A' => long(rest)?,
+            _ => return None,
+        };
+        let text = || clean(&String::from_utf8_lossy(value), 50);
+        match name {
+            b"product" => product = Some(text()),
+            b"version" => version = Some(text()),
+            _ => {}
+        }
+        table = rest;
+    }
+    Some(Greeting { product: product?, version: version? })
+}
+
+/// A value after its length, and what follows it.
+fn long(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    rest.split_at_checked(u32::from_be_bytes(*length) as usize)
+}
+
+/// A known fault of a broker's version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) what: &'static str,
+    pub(super) hint: &'static str,
+}
+
+impl Greeting {
+    /// The faults of its version that can cost messages or hold them up, the worst first.
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        let mut numbers = self.version.split(['.', '-', '+']).map(|number| number.parse::<u32>().ok());
+        let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next()) else {
+            return Vec::new();
+        };
+        let version = (major, minor, numbers.next().flatten().unwrap_or(0));
+        let mut faults = Vec::new();
+        if self.product != "RabbitMQ" {
+            return faults;
+        }
+        if version < (3, 10, 0) {
+            faults.push(Fault {
+                what: "it knows no at-least-once dead-lettering: retries and dead letters can get lost",
+                hint: "upgrade RabbitMQ to 4.3.5 or later; 3.10 is the oldest that can be used",
+            });
+        }
+        if ((4, 3, 0)..(4, 3, 5)).contains(&version) {
+            faults.push(Fault {
+                what: "a quorum queue can recover a wrong state from a checkpoint",
+                hint: "upgrade RabbitMQ to 4.3.5 or later",
+            });
+        }
+        if ((3, 10, 0)..(4, 3, 3)).contains(&version) {
+            faults.push(Fault {
+                what: "dead-lettering can get stuck after the members of a cluster change: retries then stay in their queues",
+                hint: "upgrade RabbitMQ to 4.3.5 or later, or watch headcount_queue_messages of the retry queues when you add or remove nodes",
+            });
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_greeting_is_read_and_whatever_is_none_is_not() {
+        let mut table = Vec::new();
+        let mut put = |name: &str, kind: u8, value: &[u8]| {
+            table.push(u8::try_from(name.len()).unwrap());
+            table.extend(name.as_bytes());
+            table.push(kind);
+            if kind != b't' {
+                table.extend(u32::try_from(value.len()).unwrap().to_be_bytes());
+            }
+            table.extend(value);
+        };
+        put("capabilities", b'F', b"\x01xt\x01");
+        put("flag", b't', &[1]);
+        put("product", b'S', b"RabbitMQ");
+        put("version", b'S', b"3.10.8");
+        let mut payload = [START, &[0, 9]].concat();
+        payload.extend(u32::try_from(table.len()).unwrap().to_be_bytes());
+        payload.extend(table);
+        payload.extend(b"\0\0\0\x05PLAIN");
+        let greeting = Greeting { product: "RabbitMQ".into(), version: "3.10.8".into() };
+        assert_eq!(read(&payload), Some(greeting));
+        for end in 0..payload.len() - 9 {
+            assert_eq!(read(&payload[..end]), None, "{end}");
+        }
+    }
+
+    #[test]
+    fn versions_with_faults_are_named_and_others_are_not() {
+        let faults = |product: &str, version: &str| {
+            Greeting { product: product.into(), version: version.into() }.faults().len()
+        };
+        for (version, expected) in [
+            ("3.9.29", 1),
+            ("3.10.8", 1),
+            ("4.0.5", 1),
+            ("4.3.0", 2),
+            ("4.3.2", 2),
+            ("4.3.3-rc.1", 1),
+            ("4.3.4", 1),
+            ("4.3.5", 0),
+            ("4.4.0", 0),
+            ("5.0.0+7", 0),
+            ("unknown", 0),
+        ] {
+            assert_eq!(faults("RabbitMQ", version), expected, "{version}");
+        }
+        assert_eq!(faults("LavinMQ", "2.1.0"), 0);
+    }
+}

@@ -1,0 +1,383 @@
+//! Owns one confirm channel: the task that alone publishes on it (two tasks on one confirm channel get each other's
+//! confirms), its bounded window, and its replacement where it fails or falls silent.
+//! Promises that `Ok` means confirmed and not returned, and that its trouble fails no other lane's publishes.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, Error,
+    message::BasicReturnMessage,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+    types::ShortString,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    time::timeout,
+};
+
+use super::{
+    broker::{Broker, code, text},
+    keeper::Keeper,
+    outstanding::{Number, Outstanding},
+    troubles::{Reporter, Troubles},
+};
+use crate::{
+    pause::Pauses,
+    queue::{PUBLISH_LIMIT, PUBLISHING, QueueError},
+    shutdown::until,
+};
+
+/// Publishes that wait for their confirm at a time.
+const WINDOW: usize = 1000;
+/// Bytes of bodies on their way at a time.
+const WINDOW_BYTES: usize = 64 * 1024 * 1024;
+/// How long opening a channel may take on a connection that lives.
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// A confirm that is missing for so long, while others come, will not come.
+const LOST_LIMIT: Duration = Duration::from_secs(10);
+/// A lane that has been open for so long without a failure is well, even if nobody published.
+const WELL_AFTER: Duration = Duration::from_secs(30);
+
+/// Why publishing is refused at once, if it is.
+pub(super) type Gate = Option<String>;
+
+/// Where a message goes.
+#[derive(Clone, Debug)]
+pub(super) struct Route {
+    pub(super) exchange: String,
+    pub(super) key: String,
+}
+
+type Reply = oneshot::Sender<Result<(), String>>;
+
+struct Request {
+    route: Route,
+    properties: BasicProperties,
+    body: Bytes,
+    reply: Reply,
+    bytes: OwnedSemaphorePermit,
+}
+
+/// The callers' end of a lane.
+pub(super) struct Lane {
+    requests: mpsc::Sender<Request>,
+    bytes: Arc<Semaphore>,
+    gate: watch::Receiver<Gate>,
+}
+
+/// The channel's end.
+pub(super) struct Runner {
+    reporter: Reporter,
+    broker: Broker,
+    troubles: Arc<Troubles>,
+    keeper: Keeper,
+    requests: mpsc::Receiver<Request>,
+    gate: watch::Sender<Gate>,
+    pauses: Pauses,
+    /// It has reported a trouble that is not over.
+    troubled: bool,
+}
+
+/// A lane that is shut until its runner has a connection. `reporter` names it among the troubles.
+pub(super) fn lane(
+    reporter: Reporter,
+    broker: Broker,
+    troubles: Arc<Troubles>,
+    keeper: Keeper,
+    first: Gate,
+) -> (Lane, Runner) {
+    let (requests, waiting) = mpsc::channel(WINDOW);
+    let (gate, state) = watch::channel(first);
+    let pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(15));
+    let bytes = Arc::new(Semaphore::new(WINDOW_BYTES));
+    let runner =
+        Runner { reporter, broker, troubles, keeper, requests: waiting, gate, pauses, troubled: false };
+    (Lane { requests, bytes, gate: state }, runner)
+}
+
+impl Lane {
+    /// Why publishing does not work at present.
+    pub(super) fn trouble(&self) -> Gate {
+        self.gate.borrow().clone()
+    }
+
+    /// Returns `Ok` once the broker has confirmed, an error at once while the broker is known to be away, and within
+    /// [`PUBLISH_LIMIT`] in any case.
+    pub(super) async fn publish(
+        &self,
+        route: Route,
+        properties: BasicProperties,
+        body: Bytes,
+    ) -> Result<(), QueueError> {
+        if let Some(why) = self.trouble() {
+            return Err(QueueError::Unavailable(why));
+        }
+        let attempt = async {
+            let size = u32::try_from(body.len()).unwrap_or(u32::MAX).min(WINDOW_BYTES as u32);
+            let Ok(bytes) = Arc::clone(&self.bytes).acquire_many_owned(size).await else {
+                return Err("closing".into());
+            };
+            let (reply, confirmed) = oneshot::channel();
+            let request = Request { route, properties, body, reply, bytes };
+            if self.requests.send(request).await.is_err() {
+                return Err("closing".into());
+            }
+            confirmed
+                .await
+                .unwrap_or_else(|_| Err("the connection was lost before the broker confirmed".into()))
+        };
+        match timeout(PUBLISH_LIMIT, attempt).await {
+            Ok(answer) => answer.map_err(QueueError::Unavailable),
+            Err(_) => Err(QueueError::Unavailable("the broker did not confirm in time".into())),
+        }
+    }
+}
+
+/// How a runner's work on a connection ends.
+pub(super) enum Ended {
+    /// The queue was closed, and what was in flight is finished.
+    Closed,
+    /// The connection cannot be used any more, and why.
+    Lost(String),
+}
+
+impl Runner {
+    /// Refuses what comes, and answers what waits: unknown.
+    pub(super) fn shut(&mut self, why: &str) {
+        self.gate.send_replace(Some(why.to_owned()));
+        while self.requests.try_recv().is_ok() {}
+    }
+
+    /// Publishes over `connection` for as long as that can be used. `blocked` tells of an alarm.
+    pub(super) async fn run(
+        &mut self,
+        connection: &Connection,
+        mut blocked: watch::Receiver<Gate>,
+        closing: watch::Receiver<bool>,
+    ) -> Ended {
+        // What it knew concerns an earlier connection.
+        self.well();
+        loop {
+            let channel = match timeout(OPEN_LIMIT, self.open(connection)).await {
+                Ok(Ok(channel)) => channel,
+                Ok(Err(error)) => return Ended::Lost(error.to_string()),
+                Err(_) => return Ended::Lost(self.broker.mute().to_string()),
+            };
+            let Some(why) = self.serve(&channel, &mut blocked, &closing).await else { return Ended::Closed };
+            if !connection.status().connected() {
+                return Ended::Lost(why);
+            }
+            self.shut(&why);
+            self.troubled = true;
+            self.troubles.report(PUBLISHING, self.reporter, why);
+            tokio::select! {
+                () = tokio::time::sleep(self.pauses.next_pause()) => {}
+                () = until(&closing, |closing| *closing) => return Ended::Closed,
+            }
+        }
+    }
+
+    async fn open(&self, connection: &Connection) -> Result<Channel, QueueError> {
+        let channel = self.broker.channel(connection).await?;
+        let select = channel.confirm_select(ConfirmSelectOptions::default()).await;
+        select.map_err(|error| self.broker.explain(&error))?;
+        Ok(channel)
+    }
+
+    /// Until the channel fails (and tells why) or closing is done.
+    async fn serve(
+        &mut self,
+        channel: &Channel,
+        blocked: &mut watch::Receiver<Gate>,
+        closing: &watch::Receiver<bool>,
+    ) -> Option<String> {
+        let opened = Instant::now();
+        let mut outstanding = Outstanding::default();
+        let mut confirms = FuturesUnordered::new();
+        let mut ready = Vec::new();
+        let yielded = Arc::new(Woken::default());
+        let mut tick = tokio::time::interval(Duration::from_millis(500));
+        let (mut open, mut asked) = (true, false);
+        self.gate.send_replace(blocked.borrow_and_update().clone());
+        while open || !confirms.is_empty() {
+            tokio::select! {
+                request = self.requests.recv(), if open && confirms.len() < WINDOW => {
+                    let Some(Request { route, properties, body, reply, bytes }) = request else {
+                        open = false;
+                        continue;
+                    };
+                    // Nobody waits for it any more: it was answered "unknown" while it was still here.
+                    if reply.is_closed() {
+                        continue;
+                    }
+                    let id = properties.message_id().clone().unwrap_or_default();
+                    let number = outstanding.begin(id, (reply, bytes), Instant::now());
+                    // Not awaited one by one: lapin resolves a publish once its frames are written, and writing many at
+                    // a time is what makes it fast. Polled by this task alone, each takes its tag and queues its frames
+                    // in one poll.
+                    confirms.push(confirmed(channel, number, route, properties, body));
+                }
+                Some(first) = confirms.next() => {
+                    ready.push(first);
+                    // The return of a message can come with an earlier one's confirm: all that is known has to be looked
+                    // at before anything is called confirmed.
+                    drain(&mut confirms, &mut ready, &yielded);
+                    if let Some(why) = self.heard(&mut outstanding, &mut ready) {
+                        return Some(why);
+                    }
+                }
+                Ok(()) = blocked.changed() => {
+                    self.gate.send_replace(blocked.borrow_and_update().clone());
+                }
+                _ = tick.tick() => {
+                    let now = Instant::now();
+                    if self.gate.borrow().is_some() {
+                        outstanding.excuse(now);
+                    } else if outstanding.is_stalled(PUBLISH_LIMIT, LOST_LIMIT, now) {
+                        return Some("the broker does not confirm".into());
+                    }
+                    if now.duration_since(opened) > WELL_AFTER {
+                        self.well();
+                    }
+                }
+                () = until(closing, |closing| *closing), if !asked => {
+                    asked = true;
+                    self.requests.close();
+                }
+            }
+        }
+        None
+    }
+
+    /// Answers for the broker's words. Tells why where the channel is at its end.
+    fn heard(&mut self, outstanding: &mut Outstanding<Held>, ready: &mut Vec<Word>) -> Option<String> {
+        for message in ready.iter().filter_map(|(_, word)| returned(word)) {
+            let id = message.properties.message_id().as_ref().map_or("", ShortString::as_str);
+            outstanding.returned(id);
+            self.keeper.suspect(&format!("no queue takes what is published to {}", message.exchange));
+        }
+        let (now, mut failed) = (Instant::now(), None);
+        for (number, word) in ready.drain(..) {
+            let answer = match word {
+                Ok(Confirmation::Ack(_)) => Ok(()),
+                Ok(Confirmation::Nack(_)) => Err("the broker rejects messages: the queue is full"),
+                Ok(Confirmation::NotRequested) => {
+                    failed = Some("the channel lost its confirm mode".into());
+                    continue;
+                }
+                Err(error) => {
+                    if code(&error) == Some(404) {
+                        self.keeper.suspect(&text(&error));
+                    }
+                    failed.get_or_insert_with(|| text(&error));
+                    continue;
+                }
+            };
+            let Some(((reply, _bytes), returned)) = outstanding.ended(number, now) else { continue };
+            let answer = if returned { Err("no queue takes it") } else { answer };
+            if answer.is_ok() {
+                self.pauses.reset();
+                self.well();
+            }
+            // Who does not wait any more was told "unknown".
+            let _ = reply.send(answer.map_err(str::to_owned));
+        }
+        failed
+    }
+
+    fn well(&mut self) {
+        if std::mem::take(&mut self.troubled) {
+            self.troubles.clear(PUBLISHING, self.reporter);
+        }
+    }
+}
+
+/// What waits for the broker's word: who asked, and the room that the message takes.
+type Held = (Reply, OwnedSemaphorePermit);
+/// What the broker said of a publish.
+type Word = (Number, lapin::Result<Confirmation>);
+
+fn returned(word: &Result<Confirmation, Error>) -> Option<&BasicReturnMessage> {
+    match word {
+        Ok(Confirmation::Ack(returned) | Confirmation::Nack(returned)) => returned.as_ref(),
+        _ => None,
+    }
+}
+
+/// Publishes and waits for the broker's word.
+async fn confirmed(
+    channel: &Channel,
+    number: Number,
+    route: Route,
+    properties: BasicProperties,
+    body: Bytes,
+) -> Word {
+    // The alternate exchange confirms what it throws away when its own queue is gone: have that returned.
+    let options = BasicPublishOptions { mandatory: true, immediate: false };
+    let (exchange, key) = (route.exchange.as_str().into(), route.key.as_str().into());
+    let published = channel.basic_publish(exchange, key, options, &body, properties).await;
+    // It is on its way in frames that are copies of it.
+    drop(body);
+    let confirmed = match published {
+        Ok(confirm) => confirm.await,
+        Err(error) => Err(error),
+    };
+    (number, confirmed)
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// Takes all that is ready. A stream that says "pending" only to let others run has woken us, and is asked again.
+fn drain<S: Stream + Unpin>(stream: &mut S, ready: &mut Vec<S::Item>, woken: &Arc<Woken>) {
+    let waker = Waker::from(Arc::clone(woken));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        match stream.poll_next_unpin(&mut context) {
+            Poll::Ready(Some(item)) => ready.push(item),
+            Poll::Ready(None) => return,
+            Poll::Pending if woken.0.swap(false, SeqCst) => {}
+            Poll::Pending => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_ready_is_taken_though_the_stream_yields() {
+        struct Yielding(usize);
+        impl Future for Yielding {
+            type Output = ();
+            fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+                if self.0 == 0 {
+                    return Poll::Ready(());
+                }
+                self.0 -= 1;
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+        }
+        let mut stream: FuturesUnordered<_> = (0..100).map(|n| Yielding(n % 4)).collect();
+        let mut ready = Vec::new();
+        drain(&mut stream, &mut ready, &Arc::default());
+        assert_eq!(ready.len(), 100);
+    }
+}

@@ -1,0 +1,165 @@
+//! Owns which publishes of one channel wait for the broker's word, and what a confirm or a return means for whom.
+//! Promises that a returned message is never taken for a confirmed one, whichever confirm the return came with.
+//! No I/O and no clock.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use lapin::types::ShortString;
+
+/// One publish of a channel, in the order in which they began.
+pub(super) type Number = u64;
+
+/// The publishes that wait, with what each hands to whoever answers for it.
+#[derive(Debug)]
+pub(super) struct Outstanding<T> {
+    next: Number,
+    waiting: BTreeMap<Number, Waiting<T>>,
+    by_id: HashMap<ShortString, Vec<Number>>,
+    /// Of the last confirm, or of the first publish after none was waiting.
+    progress: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Waiting<T> {
+    id: ShortString,
+    since: Instant,
+    returned: bool,
+    held: T,
+}
+
+impl<T> Default for Outstanding<T> {
+    fn default() -> Self {
+        Self { next: 0, waiting: BTreeMap::new(), by_id: HashMap::new(), progress: None }
+    }
+}
+
+impl<T> Outstanding<T> {
+    /// A publish begins.
+    pub(super) fn begin(&mut self, id: ShortString, held: T, now: Instant) -> Number {
+        if self.waiting.is_empty() {
+            self.progress = Some(now);
+        }
+        let number = self.next;
+        self.next += 1;
+        self.by_id.entry(id.clone()).or_default().push(number);
+        self.waiting.insert(number, Waiting { id, since: now, returned: false, held });
+        number
+    }
+
+    /// The broker returned a message: nothing took it. Of two that wait under one id either can be meant, and of an id
+    /// that nobody waits for any: an error means "unknown", so all of them get one.
+    pub(super) fn returned(&mut self, id: &str) {
+        match self.by_id.get(id) {
+            Some(numbers) => {
+                for number in numbers {
+                    if let Some(waiting) = self.waiting.get_mut(number) {
+                        waiting.returned = true;
+                    }
+                }
+            }
+            None => self.waiting.values_mut().for_each(|waiting| waiting.returned = true),
+        }
+    }
+
+    /// The broker gave its word on a publish: what it held, and whether the message was returned.
+    pub(super) fn ended(&mut self, number: Number, now: Instant) -> Option<(T, bool)> {
+        let Waiting { id, returned, held, .. } = self.waiting.remove(&number)?;
+        self.progress = Some(now);
+        if let Some(numbers) = self.by_id.get_mut(&id) {
+            numbers.retain(|other| *other != number);
+            if numbers.is_empty() {
+                self.by_id.remove(&id);
+            }
+        }
+        Some((held, returned))
+    }
+
+    /// Whether confirms fail to come: none at all for `silence` while one is due, or one for `oldest` while others came.
+    pub(super) fn is_stalled(&self, silence: Duration, oldest: Duration, now: Instant) -> bool {
+        let over = |since: Instant, limit| now.saturating_duration_since(since) > limit;
+        match (self.waiting.first_key_value(), self.progress) {
+            (Some((_, first)), Some(progress)) => over(progress, silence) || over(first.since, oldest),
+            _ => false,
+        }
+    }
+
+    /// Time during which the broker was known not to confirm does not count.
+    pub(super) fn excuse(&mut self, now: Instant) {
+        self.progress = Some(now);
+        self.waiting.values_mut().for_each(|waiting| waiting.since = now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SILENCE: Duration = Duration::from_secs(5);
+    const OLDEST: Duration = Duration::from_secs(10);
+
+    fn with(ids: &[&str], now: Instant) -> Outstanding<String> {
+        let mut outstanding = Outstanding::default();
+        for id in ids {
+            outstanding.begin((*id).into(), (*id).to_owned(), now);
+        }
+        outstanding
+    }
+
+    #[test]
+    fn a_return_fails_the_message_whose_id_it_carries_and_not_the_one_whose_confirm_carried_it() {
+        let now = Instant::now();
+        let mut outstanding = with(&["a", "b", "c"], now);
+        // It came with the confirm of `a`.
+        outstanding.returned("b");
+        assert_eq!(outstanding.ended(0, now), Some(("a".into(), false)));
+        assert_eq!(outstanding.ended(1, now), Some(("b".into(), true)));
+        assert_eq!(outstanding.ended(2, now), Some(("c".into(), false)));
+        assert_eq!(outstanding.ended(2, now), None);
+    }
+
+    #[test]
+    fn of_two_with_one_id_both_fail_and_a_later_one_does_not() {
+        let now = Instant::now();
+        let mut outstanding = with(&["a", "a"], now);
+        outstanding.returned("a");
+        let later = outstanding.begin("a".into(), "again".into(), now);
+        assert_eq!(outstanding.ended(1, now), Some(("a".into(), true)));
+        assert_eq!(outstanding.ended(0, now), Some(("a".into(), true)));
+        assert_eq!(outstanding.ended(later, now), Some(("again".into(), false)));
+        assert!(outstanding.by_id.is_empty());
+    }
+
+    #[test]
+    fn a_return_that_nobody_waits_for_fails_all_that_wait() {
+        let now = Instant::now();
+        let mut outstanding = with(&["a", "b"], now);
+        outstanding.returned("gone");
+        assert_eq!(outstanding.ended(0, now), Some(("a".into(), true)));
+        assert_eq!(outstanding.ended(1, now), Some(("b".into(), true)));
+    }
+
+    #[test]
+    fn a_confirm_that_never_comes_is_noticed_in_silence_and_among_others() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut outstanding = with(&["lost"], start);
+        assert!(!outstanding.is_stalled(SILENCE, OLDEST, after(4)));
+        assert!(outstanding.is_stalled(SILENCE, OLDEST, after(6)));
+        for second in 1..=10 {
+            let number = outstanding.begin("m".into(), "m".into(), after(second));
+            assert!(!outstanding.is_stalled(SILENCE, OLDEST, after(second)), "{second}");
+            outstanding.ended(number, after(second));
+        }
+        assert!(outstanding.is_stalled(SILENCE, OLDEST, after(11)));
+        // An alarm has ended.
+        outstanding.excuse(after(11));
+        assert!(!outstanding.is_stalled(SILENCE, OLDEST, after(12)));
+        outstanding.ended(0, after(12));
+        assert!(!outstanding.is_stalled(SILENCE, OLDEST, after(100)), "nothing is due");
+        outstanding.begin("late".into(), "late".into(), after(100));
+        assert!(!outstanding.is_stalled(SILENCE, OLDEST, after(104)));
+    }
+}

@@ -1,0 +1,420 @@
+//! Owns the life of one subscription: receive, batch, apply, judge and settle, until asked to stop or nothing succeeds any
+//! more. Promises to settle or give back all that it received before it ends. Never decides whose trouble a failure is.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use rand::RngExt;
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinError, JoinSet},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Worker,
+    batch::{Failed, Finding, Findings, Held},
+    blame::{Judgement, Moment, Silence},
+    probe::given_back,
+    settle::Settling,
+    verdict::Verdict,
+};
+use crate::{
+    pause::Pauses,
+    queue::{Delivery, Subscription},
+    shutdown::until,
+};
+
+/// Batches of one worker in their transactions at a time.
+const BATCHES: usize = 4;
+/// Messages of one worker that are tried alone at a time, beside those that came back unsettled.
+const ALONE: usize = 4;
+/// Bodies in one batch, in bytes; a single message may exceed it. A batch is held several times over while it is saved.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// How often the worker looks at what no event tells: the time, and deliveries that are no longer its own.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How a shift ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Asked to stop; everything that was received is settled.
+    Stopped,
+    /// Nothing succeeds: everything has been given back.
+    Outage,
+}
+
+/// Nothing succeeds at present.
+struct Outage {
+    pauses: Pauses,
+    probe_at: Moment,
+    give_back_at: Moment,
+}
+
+/// The life of one subscription.
+pub(super) struct Shift<'w> {
+    worker: &'w mut Worker,
+    subscription: Arc<dyn Subscription>,
+    /// First deliveries, in the order of arrival.
+    fresh: VecDeque<Held>,
+    /// Came back unsettled: each may have killed its worker.
+    returned: Vec<Held>,
+    /// On the ladder, or left over from batches that failed.
+    alone: VecDeque<Held>,
+    /// Failed alone, and nothing proves yet whose trouble it is.
+    suspects: Vec<Failed>,
+    outage: Option<Outage>,
+    /// Everything goes back.
+    giving_back: bool,
+    batches: JoinSet<()>,
+    returning: JoinSet<()>,
+    lone: JoinSet<()>,
+    findings: Findings,
+    found: mpsc::UnboundedReceiver<Finding>,
+    settling: Settling,
+    probes: u32,
+}
+
+impl<'w> Shift<'w> {
+    pub(super) fn new(worker: &'w mut Worker, subscription: Arc<dyn Subscription>) -> Self {
+        let (findings, found) = mpsc::unbounded_channel();
+        let settling = Settling::new(Arc::clone(&subscription), Arc::clone(&worker.pipeline));
+        Self {
+            worker,
+            subscription,
+            fresh: VecDeque::new(),
+            returned: Vec::new(),
+            alone: VecDeque::new(),
+            suspects: Vec::new(),
+            outage: None,
+            giving_back: false,
+            batches: JoinSet::new(),
+            returning: JoinSet::new(),
+            lone: JoinSet::new(),
+            findings,
+            found,
+            settling,
+            probes: 0,
+        }
+    }
+
+    pub(super) async fn work(mut self, stop: &watch::Receiver<bool>) -> Ended {
+        let (mut receiving, mut stopping) = (true, false);
+        let subscription = Arc::clone(&self.subscription);
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            self.look(stopping);
+            if self.giving_back && receiving {
+                receiving = false;
+                subscription.cancel().await;
+                while let Some(Some(delivery)) = subscription.next().now_or_never() {
+                    self.take(delivery);
+                }
+            }
+            self.launch(stopping);
+            if !receiving && self.is_done() {
+                return if stopping { Ended::Stopped } else { Ended::Outage };
+            }
+            let batch_due = self.batch_due_in();
+            tokio::select! {
+                delivery = subscription.next(), if receiving => match delivery {
+                    Some(delivery) => {
+                        self.take(delivery);
+                        // Whatever else is here already, without going to sleep over each.
+                        while let Some(Some(delivery)) = subscription.next().now_or_never() {
+                            self.take(delivery);
+                        }
+                    }
+                    None => {
+                        receiving = false;
+                        self.giving_back |= !stopping;
+                    }
+                },
+                Some(finding) = self.found.recv() => {
+                    self.learn(finding);
+                    while let Ok(finding) = self.found.try_recv() {
+                        self.learn(finding);
+                    }
+                }
+                Some(ended) = self.batches.join_next() => self.ended(ended),
+                Some(ended) = self.returning.join_next() => self.ended(ended),
+                Some(ended) = self.lone.join_next() => self.ended(ended),
+                () = self.settling.ended() => {}
+                () = until(stop, |stop| *stop), if !stopping => {
+                    stopping = true;
+                    subscription.cancel().await;
+                }
+                _ = tick.tick() => self.drop_what_is_not_ours(),
+                () = tokio::time::sleep(batch_due.unwrap_or_default()), if batch_due.is_some() => {}
+            }
+        }
+    }
+
+    fn take(&mut self, delivery: Delivery) {
+        let held = Held::new(delivery);
+        if held.delivery.earlier > 0 {
+            self.returned.push(held);
+        } else if held.delivery.message.attempt > 0 {
+            self.alone.push_back(held);
+        } else {
+            self.fresh.push_back(held);
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.fresh.len() + self.returned.len() + self.alone.len() + self.suspects.len()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.batches.is_empty() && self.returning.is_empty() && self.lone.is_empty() && self.found.is_empty()
+    }
+
+    fn is_done(&self) -> bool {
+        self.held() == 0 && self.is_idle() && self.settling.is_done()
+    }
+
+    /// A task of this worker's has ended; what it found is in the channel already.
+    fn ended(&mut self, ended: Result<(), JoinError>) {
+        if let Err(error) = ended {
+            // What it held comes back with a new subscription, one delivery higher.
+            warn!("a batch was lost in this process: {error}");
+            self.giving_back = true;
+        }
+    }
+
+    /// Looks at what has been seen and at the time: who is to blame, and whether anything succeeds at all.
+    fn look(&mut self, stopping: bool) {
+        let now = self.worker.pipeline.moment();
+        let silence = self.worker.settings.silence;
+        match self.worker.blame.silence(now, silence) {
+            Silence::Outage if self.outage.is_none() && !self.giving_back => {
+                let why = match self.suspects.last() {
+                    Some(suspect) => format!("nothing succeeds: {}", suspect.error),
+                    None => "nothing succeeds".into(),
+                };
+                self.pause(&why);
+            }
+            Silence::Lone if self.outage.is_none() => self.blame_the_lone(),
+            Silence::None | Silence::Lone | Silence::Outage => {}
+        }
+        if let Some(outage) = &self.outage {
+            self.giving_back |= stopping || now >= outage.give_back_at;
+        }
+        if self.giving_back {
+            let held = self.fresh.drain(..).chain(self.returned.drain(..)).chain(self.alone.drain(..));
+            let held: Vec<Held> = held.chain(self.suspects.drain(..).map(|failed| failed.held)).collect();
+            if !held.is_empty() {
+                info!("{} messages go back to the queue, and burn no attempt", held.len());
+                self.settling.settle(given_back(held));
+            }
+        }
+        if self.outage.is_none() {
+            self.review_suspects(now, stopping);
+        }
+    }
+
+    /// Suspects are tried again as soon as others have succeeded, and set aside where nothing is proved for too long.
+    fn review_suspects(&mut self, now: Moment, stopping: bool) {
+        let silence = self.worker.settings.silence;
+        let blame = &self.worker.blame;
+        let again: Vec<_> =
+            self.suspects.extract_if(.., |failed| blame.may_be_proved(&failed.suspect())).collect();
+        self.alone.extend(again.into_iter().map(|failed| failed.held));
+        // While nothing at all succeeds it is not known whether this is an outage.
+        let is_silent = blame.silent_since().is_some();
+        let aside = |failed: &mut Failed| {
+            let convicted = failed.suspect().convicted;
+            stopping || (now.saturating_sub(failed.tried.ended) >= silence && (convicted || !is_silent))
+        };
+        let aside: Vec<_> = self.suspects.extract_if(.., aside).collect();
+        for failed in aside {
+            debug!("message {} is set aside: {}", failed.held.id(), failed.error);
+            let verdict = Verdict::set_aside(&failed.held.delivery.message, &self.worker.settings.ladder);
+            self.settling.settle(vec![(failed.held, verdict)]);
+        }
+    }
+
+    /// One account's messages have failed, for long enough, and there was nothing else to be tried.
+    fn blame_the_lone(&mut self) {
+        let lone = |failed: &mut Failed| !failed.suspect().convicted;
+        let lone: Vec<_> = self.suspects.extract_if(.., lone).collect();
+        for failed in lone {
+            let verdict = self.worker.guilty(&failed);
+            self.worker.blame.cleared(failed.held.id());
+            self.settling.settle(vec![(failed.held, verdict)]);
+        }
+        self.worker.blame.break_silence();
+    }
+
+    /// Starts what may be started now.
+    fn launch(&mut self, stopping: bool) {
+        if self.giving_back {
+            return;
+        }
+        if let Some(outage) = &self.outage {
+            if self.is_idle() && outage.probe_at <= self.worker.pipeline.moment() {
+                self.probe();
+            }
+            return;
+        }
+        if self.returning.is_empty() && !self.returned.is_empty() {
+            let any = rand::rng().random_range(0..self.returned.len());
+            let held = self.returned.swap_remove(any);
+            let (pipeline, findings) = (Arc::clone(&self.worker.pipeline), self.findings.clone());
+            self.returning.spawn(async move { pipeline.alone(held, &findings).await });
+        }
+        while self.lone.len() < ALONE
+            && let Some(held) = self.alone.pop_front()
+        {
+            let (pipeline, findings) = (Arc::clone(&self.worker.pipeline), self.findings.clone());
+            self.lone.spawn(async move { pipeline.alone(held, &findings).await });
+        }
+        while self.batches.len() < BATCHES && self.batch_is_due(stopping) {
+            let batch = self.next_batch();
+            let (pipeline, findings) = (Arc::clone(&self.worker.pipeline), self.findings.clone());
+            self.batches.spawn(async move { pipeline.process(batch, &findings).await });
+        }
+    }
+
+    /// A lone message goes at once; under load, while others are in their transactions, batches fill.
+    fn batch_is_due(&self, stopping: bool) -> bool {
+        self.fresh.front().is_some_and(|oldest| {
+            self.batches.is_empty()
+                || stopping
+                || self.fresh.len() >= self.worker.batch_limit
+                || oldest.since.elapsed() >= self.worker.settings.batch_wait
+        })
+    }
+
+    /// How long until waiting for more has to end; `None` where nothing waits or no place is free.
+    fn batch_due_in(&self) -> Option<Duration> {
+        let oldest = self.fresh.front()?;
+        (self.batches.len() < BATCHES && self.outage.is_none())
+            .then(|| self.worker.settings.batch_wait.saturating_sub(oldest.since.elapsed()))
+    }
+
+    fn next_batch(&mut self) -> Vec<Held> {
+        let mut bytes = 0;
+        let within = self.fresh.iter().take(self.worker.batch_limit).take_while(|held| {
+            bytes += held.delivery.message.body.len();
+            bytes <= BATCH_BYTES
+        });
+        let count = within.count().max(1).min(self.fresh.len());
+        self.fresh.drain(..count).collect()
+    }
+
+    /// Tries one message, to learn whether the database is back: by turns one that failed and one that did not.
+    fn probe(&mut self) {
+        self.probes += 1;
+        let count = self.suspects.len();
+        let suspect = (count > 0).then(|| self.probes as usize / 2 % count);
+        let suspect = |shift: &mut Self| suspect.map(|any| shift.suspects.swap_remove(any).held);
+        let first = if self.probes.is_multiple_of(2) { suspect(self) } else { None };
+        let held = first
+            .or_else(|| self.alone.pop_front())
+            .or_else(|| self.fresh.pop_front())
+            .or_else(|| self.returned.pop())
+            .or_else(|| suspect(self));
+        match held {
+            Some(held) => {
+                let (pipeline, findings) = (Arc::clone(&self.worker.pipeline), self.findings.clone());
+                self.lone.spawn(async move { pipeline.probe(held, &findings).await });
+            }
+            // There is nothing to give back, and nothing to try: the next message is taken with care.
+            None => self.giving_back = true,
+        }
+    }
+
+    fn learn(&mut self, finding: Finding) {
+        match finding {
+            Finding::Unreadable(verdicts) => self.settling.settle(verdicts),
+            Finding::Committed { verdicts, changed, tried } => {
+                self.worker.committed(&verdicts, &changed, tried);
+                self.grow(verdicts.len());
+                self.settling.settle(verdicts);
+                if !changed.is_empty() && !self.giving_back && self.outage.take().is_some() {
+                    self.worker.teller.works();
+                }
+            }
+            Finding::FailedTogether(at) => self.worker.blame.failed_together(at),
+            Finding::Alone(held) => self.alone.extend(held),
+            Finding::Failed(failed) => {
+                match self.worker.blame.failed(&failed.suspect(), failed.tried) {
+                    Judgement::Guilty => {
+                        let verdict = self.worker.guilty(&failed);
+                        self.settling.settle(vec![(failed.held, verdict)]);
+                    }
+                    Judgement::Unproved => self.suspects.push(*failed),
+                }
+                self.pause_longer();
+            }
+            Finding::Unasked(held, why) => {
+                for held in held.into_iter().rev() {
+                    if held.delivery.earlier > 0 {
+                        self.returned.push(held);
+                    } else if held.delivery.message.attempt > 0 {
+                        self.alone.push_front(held);
+                    } else {
+                        self.fresh.push_front(held);
+                    }
+                }
+                self.pause(&why);
+                self.pause_longer();
+            }
+            // Given back at once: whether it takes effect is not known, and it must not meet itself.
+            Finding::Silent(held) => {
+                self.settling.settle(given_back(held));
+                self.pause("the database does not answer");
+            }
+            Finding::Fits(size) => {
+                let limit = size.min(self.worker.batch_limit);
+                if limit < self.worker.batch_limit {
+                    debug!("batches of {} fail as a whole; going on with {limit}", self.worker.batch_limit);
+                }
+                self.worker.batch_limit = limit;
+            }
+        }
+    }
+
+    /// Batches that are full and succeed may be larger again.
+    fn grow(&mut self, size: usize) {
+        let limit = self.worker.batch_limit;
+        if size >= limit && limit < self.worker.settings.batch_max {
+            self.worker.batch_limit = (limit + limit / 8 + 1).min(self.worker.settings.batch_max);
+        }
+    }
+
+    fn pause(&mut self, why: &str) {
+        let (now, silence) = (self.worker.pipeline.moment(), self.worker.settings.silence);
+        let since = self.worker.blame.silent_since().unwrap_or(now);
+        self.worker.teller.paused(why);
+        self.outage.get_or_insert_with(|| Outage {
+            pauses: Pauses::new(Duration::from_millis(200), Duration::from_secs(5)),
+            probe_at: now,
+            give_back_at: since + silence,
+        });
+    }
+
+    /// A probe has failed: the next one comes later.
+    fn pause_longer(&mut self) {
+        let now = self.worker.pipeline.moment();
+        if let Some(outage) = &mut self.outage {
+            outage.probe_at = now + outage.pauses.next_pause();
+        }
+    }
+
+    /// Deliveries of a connection that has ended, or of a lease that was lost, come again: dropped here, they are applied
+    /// once and cost no memory.
+    fn drop_what_is_not_ours(&mut self) {
+        let subscription = &self.subscription;
+        let ours = |held: &Held| subscription.holds(held.delivery.receipt);
+        let before = self.held();
+        self.fresh.retain(ours);
+        self.returned.retain(ours);
+        self.alone.retain(ours);
+        self.suspects.retain(|failed| ours(&failed.held));
+        let dropped = before - self.held();
+        if dropped > 0 {
+            info!("{dropped} messages are no longer this worker's, and come again");
+        }
+    }
+}
