@@ -16,12 +16,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::StreamExt;
 use headcount::{clerk::sample::Sample, cli::post::Poster, message::now};
 use support::{
     PATIENCE, eventually,
-    process::{Backends, Process, World},
+    process::{Backends, World},
     servers::Server,
+    traffic::{self, burned, metric, sql},
 };
 
 fn soak() -> bool {
@@ -36,49 +36,8 @@ fn outage() -> Duration {
 /// Webhooks per second during an outage.
 const RATE: u64 = 300;
 
-/// Posts `user.created` of `count` users at [`RATE`], each until it is accepted.
 async fn steady(poster: Poster, prefix: &str, count: u64) {
-    let mut pace = tokio::time::interval(Duration::from_micros(1_000_000 / RATE));
-    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
-    let ticks = futures_util::stream::unfold((pace, 0), |(mut pace, n)| async move {
-        pace.tick().await;
-        (n < count).then_some((n, (pace, n + 1)))
-    });
-    ticks
-        .for_each_concurrent(500, |n| {
-            let poster = poster.clone();
-            async move {
-                let sample = Sample::of(format!("user_{prefix}_{n}"), now());
-                let (id, body) =
-                    (format!("msg_{prefix}_{n}"), bytes::Bytes::from(sample.event("user.created", now())));
-                let deadline = Instant::now() + outage() + Duration::from_secs(120);
-                while !poster.post(&id, body.clone()).await.is_ok_and(|status| status.is_success()) {
-                    assert!(Instant::now() < deadline, "{id} was never accepted");
-                    // Svix waits longer; at once, thousands that wait would do nothing but knock.
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
-        })
-        .await;
-}
-
-/// The value of a counter or gauge, summed over its labels.
-async fn metric(process: &Process, name: &str) -> f64 {
-    let address: std::net::SocketAddr =
-        process.operators.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
-    let answer = tokio::task::spawn_blocking(move || {
-        use std::io::{Read, Write};
-        let mut stream = std::net::TcpStream::connect(address).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    });
-    let answer = answer.await.unwrap();
-    let samples = answer.lines().filter(|line| {
-        line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ') || rest.starts_with('{'))
-    });
-    samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    traffic::steady(poster, prefix, count, RATE, outage() + Duration::from_secs(120)).await;
 }
 
 /// A stream runs while `away` happens to a server and is mended; then all must be applied, with nothing burned.
@@ -106,8 +65,7 @@ async fn holds_through(
     let drained = mended.elapsed();
     world.until_drained().await;
     assert_eq!(metric(&worker, "headcount_dead_letters_total").await, 0.0, "buried:\n{}", worker.log());
-    // Parked messages burn nothing; anything else would be an attempt.
-    assert_eq!(metric(&worker, "headcount_retries_total").await, 0.0, "burned:\n{}", worker.log());
+    assert_eq!(burned(&worker).await, 0.0, "burned:\n{}", worker.log());
     assert_eq!(metric(&worker, "headcount_paused").await, 0.0);
     let users = world.users().await.len() as u64;
     assert_eq!(users, 100 + count);
@@ -170,11 +128,6 @@ async fn a_killed_broker_is_answered_503_and_the_senders_repeats_carry_everythin
         move || mend.lock().unwrap().start(),
     )
     .await;
-}
-
-async fn sql(url: &str, statement: &str) {
-    let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(url).await.unwrap();
-    sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.unwrap();
 }
 
 /// While the database refuses like this, the worker waits and nothing is buried; mended, it goes on.
@@ -276,7 +229,7 @@ async fn a_locked_table_buries_nothing_and_a_locked_row_holds_up_its_user_only()
     eventually("for the lock", async || up.log().contains("lock timeout")).await;
     drop(table);
     eventually("all of it is applied", async || applied().await >= 80.0).await;
-    assert_eq!(metric(&up, "headcount_retries_total").await, 0.0, "burned:\n{}", up.log());
+    assert_eq!(burned(&up).await, 0.0, "burned:\n{}", up.log());
 
     let row =
         locking(&database.url(), "UPDATE users SET credits_balance = 1 WHERE clerk_id = 'user_before_7'")
@@ -285,7 +238,7 @@ async fn a_locked_table_buries_nothing_and_a_locked_row_holds_up_its_user_only()
     let news = news.event("user.updated", now()).into();
     assert_eq!(up.poster().post("msg_locked", news).await.unwrap(), 202);
     let (mut beside, locked) = (0, Instant::now());
-    while metric(&up, "headcount_retries_total").await < 1.0 {
+    while burned(&up).await < 1.0 {
         assert!(locked.elapsed() < PATIENCE, "it is not on the ladder:\n{}", up.log());
         steady(up.poster(), &format!("beside{beside}"), 10).await;
         beside += 10;
@@ -319,7 +272,7 @@ async fn poison_among_many_is_dead_after_its_ladder_and_harms_nobody() {
     eventually("it is dead", async || metric(&worker, "headcount_dead_letters_total").await == 1.0).await;
     assert!(worker.log().contains("msg_during_777 is buried: retries_exhausted"), "{}", worker.log());
     // One per rung of its ladder; a neighbour may have lost a race of its own beside it.
-    assert!(metric(&worker, "headcount_retries_total").await >= 3.0, "one per rung of the ladder");
+    assert!(burned(&worker).await >= 3.0, "one per rung of the ladder");
     let applied = async || metric(&worker, "headcount_sync_lag_seconds_count").await as u64;
     eventually("the others are applied", async || applied().await >= count - 1).await;
     assert_eq!(world.users().await.len() as u64, count - 1);

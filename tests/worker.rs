@@ -782,6 +782,25 @@ async fn what_came_back_is_tried_alone_and_in_random_order_and_so_is_what_failed
 }
 
 #[tokio::test]
+async fn a_worker_that_starts_tries_others_before_what_has_come_back_again_and_again() {
+    let queue = Arc::new(FakeQueue::default());
+    queue.deliver("killer", 5);
+    (0..30).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    let store = store(all_created);
+    let running = Running::start(&queue, &store, settings());
+    queue.until_settled(31).await;
+    let batches = store.batches.lock().unwrap().clone();
+    assert_eq!(batches.last(), Some(&vec!["killer".to_owned()]), "{batches:?}");
+    running.stop().await;
+    // With nobody else there it is tried all the same.
+    let queue = Arc::new(FakeQueue::default());
+    queue.deliver("killer", 5);
+    let running = Running::start(&queue, &store, settings());
+    queue.until_settled(1).await;
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_batch_that_is_lost_in_this_process_comes_back() {
     let queue = FakeQueue::with(1);
     let store = store(|batch| if has(batch, "m3") { panic!("as the test says") } else { all_created(batch) });

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     clerk,
     message::{Millis, now},
-    queue::Delivery,
+    queue::{Delivery, Subscription},
     roster::{Event, Outcome},
     store::{Class, Incoming, Store, StoreError},
     telemetry::metrics::WorkerMetrics,
@@ -35,17 +35,24 @@ const MANY: usize = 8;
 const HOPELESS: (u32, Duration) = (8, Duration::from_secs(2));
 
 /// A delivery, and since when this worker has it.
-#[derive(Debug)]
 pub(super) struct Held {
     pub(super) delivery: Delivery,
+    /// Where it came from, and is settled.
+    pub(super) subscription: Arc<dyn Subscription>,
     pub(super) since: Instant,
     /// When it failed first, together with others.
     pub(super) failed_together: Option<Moment>,
 }
 
 impl Held {
-    pub(super) fn new(delivery: Delivery) -> Self {
-        Self { delivery, since: Instant::now(), failed_together: None }
+    pub(super) fn new(delivery: Delivery, subscription: &Arc<dyn Subscription>) -> Self {
+        let subscription = Arc::clone(subscription);
+        Self { delivery, subscription, since: Instant::now(), failed_together: None }
+    }
+
+    /// Whether it is still ours.
+    pub(super) fn is_ours(&self) -> bool {
+        self.subscription.holds(self.delivery.receipt)
     }
 
     pub(super) fn id(&self) -> &str {
@@ -54,7 +61,6 @@ impl Held {
 }
 
 /// A message that failed alone, and what is to be known of it.
-#[derive(Debug)]
 pub(super) struct Failed {
     pub(super) held: Held,
     pub(super) account: String,
@@ -76,7 +82,6 @@ impl Failed {
 }
 
 /// What has become of a part of a batch.
-#[derive(Debug)]
 pub(super) enum Finding {
     /// Nothing of it can be folded.
     Unreadable(Vec<(Held, Verdict)>),

@@ -8,14 +8,13 @@
 
 use std::{
     sync::{Arc, atomic::AtomicU64},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio::sync::watch;
 
 use crate::{
-    queue::{Queue, QueueError, Source},
-    shutdown::until,
+    queue::{Queue, QueueError},
     store::Store,
     telemetry::metrics::WorkerMetrics,
 };
@@ -32,6 +31,7 @@ use batch::{Failed, Held, Pipeline};
 use blame::{Blame, Kind, Span};
 use settings::Teller;
 pub use settings::{Health, Settings};
+use settle::Settling;
 use shift::{Ended, Shift};
 use verdict::Verdict;
 
@@ -54,31 +54,24 @@ pub async fn run(
         epoch: Instant::now(),
         successes: AtomicU64::new(0),
     };
+    let pipeline = Arc::new(pipeline);
+    let settling = Settling::new(&pipeline);
     let mut worker = Worker {
-        pipeline: Arc::new(pipeline),
+        pipeline,
         queue,
         batch_limit: settings.batch_max,
         settings,
         teller: Teller::new(health, metrics),
         blame: Blame::default(),
         consumed: false,
+        settling,
     };
-    while worker.probe(&stop).await? {
-        let subscription = loop {
-            match worker.queue.subscribe(Source::Events, worker.settings.prefetch).await {
-                Ok(subscription) => break subscription,
-                Err(error) => worker.teller.paused(&error.to_string()),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-                () = until(&stop, |stop| *stop) => return Ok(()),
-            }
-        };
-        worker.teller.works();
-        if Shift::new(&mut worker, subscription.into()).work(&stop).await == Ended::Stopped {
-            return Ok(());
+    while let Some((subscription, held)) = worker.probe(&stop).await? {
+        if Shift::new(&mut worker, subscription, held).work(&stop).await == Ended::Stopped {
+            break;
         }
     }
+    worker.settling.all().await;
     Ok(())
 }
 
@@ -93,6 +86,7 @@ struct Worker {
     batch_limit: usize,
     /// The queue could be consumed once.
     consumed: bool,
+    settling: Settling,
 }
 
 impl Worker {

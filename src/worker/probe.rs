@@ -1,7 +1,8 @@
 //! Owns the time before the database is known to take messages: at the start, and in an outage. Asks with a write of our
 //! own, then takes one message at a time, and gives back each that fails.
 //! Promises to hold one message at most, and none between two probes, so that nothing is held when a worker is killed
-//! again and again during an outage.
+//! again and again during an outage. Only where that one message has come back again and again, and may be what kills its
+//! workers, others are taken beside it and tried first.
 
 use std::{
     sync::Arc,
@@ -15,7 +16,6 @@ use super::{
     Worker,
     batch::{Finding, Held},
     blame::Judgement,
-    settle::Settling,
     verdict::Verdict,
 };
 use crate::{
@@ -35,10 +35,19 @@ const UNCHANGED: u32 = 20;
 /// A queue in which nothing waits for so long has nothing to probe with.
 const IDLE: Duration = Duration::from_secs(2);
 
+/// So many that wait to be published are enough, before another is taken.
+const UNSETTLED: usize = 100;
+/// A message that has come back so often may have killed its workers.
+const KILLER: u32 = 2;
+/// How long others are waited for that could be tried before it.
+const GATHER: Duration = Duration::from_millis(200);
+
 /// How a probe ended.
 enum Probed {
     /// The database takes messages.
     Taken,
+    /// The one message had better not be tried first, or proves nothing: others are taken beside it.
+    Wider(Option<Held>),
     /// Nothing could be applied.
     Failed(String),
     /// Asked to stop.
@@ -49,25 +58,46 @@ enum Probed {
 enum Tried {
     Changed,
     Unchanged,
+    Unreadable,
     Failed(String),
 }
 
+/// What the probing ended with: a subscription that is in use already, and what it has delivered.
+pub(super) type Begun = (Arc<dyn Subscription>, Vec<Held>);
+
 impl Worker {
-    /// Probes until the database has taken a message. `false`: asked to stop before that.
+    /// Probes until the database has taken a message. `None`: asked to stop before that.
     ///
     /// # Errors
     /// The queue cannot be consumed as configured, and never could.
-    pub(super) async fn probe(&mut self, stop: &watch::Receiver<bool>) -> Result<bool, QueueError> {
+    pub(super) async fn probe(&mut self, stop: &watch::Receiver<bool>) -> Result<Option<Begun>, QueueError> {
         let mut pauses = Pauses::new(PAUSES.0, PAUSES.1);
+        let (mut prefetch, mut aside) = (1, None);
+        let most = self.settling.count() + UNSETTLED;
         loop {
             let why = match self.pipeline.ready().await {
                 Err(why) => why,
-                Ok(()) => match self.queue.subscribe(Source::Events, 1).await {
+                Ok(()) if self.settling.count() > most => {
+                    "the broker does not take what has to be published".into()
+                }
+                Ok(()) => match self.queue.subscribe(Source::Events, prefetch).await {
                     Ok(subscription) => {
                         self.consumed = true;
-                        match self.try_some(subscription.into(), stop).await {
-                            Probed::Taken => return Ok(true),
-                            Probed::Stopped => return Ok(false),
+                        let subscription: Arc<dyn Subscription> = subscription.into();
+                        let mut held = Vec::from_iter(aside.take());
+                        match self.try_some(&subscription, prefetch, &mut held, stop).await {
+                            Probed::Taken if prefetch > 1 => return Ok(Some((subscription, held))),
+                            Probed::Taken => {
+                                drop(subscription);
+                                return self.subscribe(stop).await;
+                            }
+                            Probed::Wider(held) => {
+                                // Kept, not dropped: it would come back as delivered once more.
+                                subscription.cancel().await;
+                                (prefetch, aside) = (self.settings.prefetch.max(2), held);
+                                continue;
+                            }
+                            Probed::Stopped => return Ok(None),
                             Probed::Failed(why) => why,
                         }
                     }
@@ -79,63 +109,118 @@ impl Worker {
                     Err(error) => error.to_string(),
                 },
             };
+            self.settling.settle(given_back(aside.take()));
+            prefetch = 1;
             self.teller.paused(&why);
             tokio::select! {
                 () = tokio::time::sleep(pauses.next_pause()) => {}
-                () = until(stop, |stop| *stop) => return Ok(false),
+                () = until(stop, |stop| *stop) => return Ok(None),
             }
         }
     }
 
-    /// Tries some messages, one at a time, until one succeeds or too many have failed.
+    /// Subscribes in full, as soon as the queue lets us.
+    async fn subscribe(&self, stop: &watch::Receiver<bool>) -> Result<Option<Begun>, QueueError> {
+        let mut pauses = Pauses::new(PAUSES.0, PAUSES.1);
+        loop {
+            match self.queue.subscribe(Source::Events, self.settings.prefetch).await {
+                Ok(subscription) => {
+                    self.teller.works();
+                    return Ok(Some((subscription.into(), Vec::new())));
+                }
+                Err(error) => self.teller.paused(&error.to_string()),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pauses.next_pause()) => {}
+                () = until(stop, |stop| *stop) => return Ok(None),
+            }
+        }
+    }
+
+    /// Tries some messages, one at a time, until one succeeds or too many have failed. What is delivered and not tried
+    /// is left in `held` where one succeeds, and given back otherwise.
     async fn try_some(
         &mut self,
-        subscription: Arc<dyn Subscription>,
+        subscription: &Arc<dyn Subscription>,
+        prefetch: u16,
+        held: &mut Vec<Held>,
         stop: &watch::Receiver<bool>,
     ) -> Probed {
-        let mut settling = Settling::new(Arc::clone(&subscription), Arc::clone(&self.pipeline));
-        let started = Instant::now();
-        let (mut failed, mut unchanged, mut idle) = (0, 0, false);
+        let (mut failed, mut unchanged, mut idle, mut last) = (0, 0, false, String::new());
+        let mut trying = None;
         loop {
-            let delivery = tokio::select! {
-                biased;
-                () = until(stop, |stop| *stop) => return stopped(subscription.as_ref(), settling).await,
-                delivery = subscription.next() => delivery,
-                () = tokio::time::sleep(IDLE), if failed == 0 && !idle => {
-                    self.teller.works();
-                    idle = true;
-                    continue;
-                }
-            };
-            let Some(delivery) = delivery else { return Probed::Failed("the queue is closed".into()) };
-            let (tried, verdicts) = self.try_one(Held::new(delivery)).await;
+            if held.is_empty() {
+                let delivery = tokio::select! {
+                    biased;
+                    () = until(stop, |stop| *stop) => return self.stopped(subscription).await,
+                    delivery = subscription.next() => delivery,
+                    () = tokio::time::sleep(IDLE), if failed == 0 && !idle => {
+                        self.teller.works();
+                        idle = true;
+                        continue;
+                    }
+                    // What is given back cannot be published at present, or there is no more to be tried.
+                    () = tokio::time::sleep(IDLE), if failed > 0 => return Probed::Failed(last),
+                };
+                let Some(delivery) = delivery else { return Probed::Failed("the queue is closed".into()) };
+                held.push(Held::new(delivery, subscription));
+            }
+            let started = *trying.get_or_insert_with(Instant::now);
+            if prefetch > 1 {
+                let gathering = async {
+                    while let Some(delivery) = subscription.next().await {
+                        held.push(Held::new(delivery, subscription));
+                    }
+                };
+                let _ = tokio::time::timeout(GATHER, gathering).await;
+            }
+            held.sort_by_key(|held| std::cmp::Reverse(held.delivery.earlier));
+            let Some(one) = held.pop() else { continue };
+            if prefetch == 1 && one.delivery.earlier >= KILLER {
+                return Probed::Wider(Some(one));
+            }
+            let (tried, verdicts) = self.try_one(one).await;
             let ended = match tried {
                 Tried::Changed => Some(Probed::Taken),
                 Tried::Unchanged => {
                     unchanged += 1;
                     (unchanged >= UNCHANGED && failed == 0).then_some(Probed::Taken)
                 }
+                Tried::Unreadable if prefetch == 1 => Some(Probed::Wider(None)),
+                Tried::Unreadable => None,
                 Tried::Failed(why) => {
                     failed += 1;
+                    last.clone_from(&why);
                     (failed >= TRIES || started.elapsed() >= TRYING).then_some(Probed::Failed(why))
                 }
             };
-            if ended.is_some() {
+            if ended.is_some() && (prefetch == 1 || !matches!(ended, Some(Probed::Taken))) {
                 // Before the one is settled: no other is delivered, which would come back as delivered once.
                 subscription.cancel().await;
             }
-            settling.settle(verdicts);
-            settling.all().await;
+            self.settling.settle(verdicts);
             match ended {
                 Some(Probed::Taken) => {
                     self.blame.break_silence();
                     self.teller.works();
                     return Probed::Taken;
                 }
-                Some(ended) => return ended,
+                Some(ended) => {
+                    self.settling.settle(given_back(held.drain(..)));
+                    return ended;
+                }
                 None => {}
             }
         }
+    }
+
+    /// Gives back what was delivered and not looked at.
+    async fn stopped(&mut self, subscription: &Arc<dyn Subscription>) -> Probed {
+        subscription.cancel().await;
+        while let Some(Some(delivery)) = subscription.next().now_or_never() {
+            self.settling.settle(given_back([Held::new(delivery, subscription)]));
+        }
+        Probed::Stopped
     }
 
     async fn try_one(&mut self, held: Held) -> (Tried, Vec<(Held, Verdict)>) {
@@ -146,7 +231,10 @@ impl Worker {
         let mut settled = Vec::new();
         while let Some(finding) = found.recv().await {
             match finding {
-                Finding::Unreadable(verdicts) => settled.extend(verdicts),
+                Finding::Unreadable(verdicts) => {
+                    tried = Tried::Unreadable;
+                    settled.extend(verdicts);
+                }
                 Finding::Committed { verdicts, changed, tried: span } => {
                     if !changed.is_empty() {
                         tried = Tried::Changed;
@@ -173,16 +261,6 @@ impl Worker {
         }
         (tried, settled)
     }
-}
-
-/// Gives back what was delivered and not looked at.
-async fn stopped(subscription: &dyn Subscription, mut settling: Settling) -> Probed {
-    subscription.cancel().await;
-    while let Some(Some(delivery)) = subscription.next().now_or_never() {
-        settling.settle(given_back([Held::new(delivery)]));
-    }
-    settling.all().await;
-    Probed::Stopped
 }
 
 /// All of them, with their attempts unchanged.

@@ -16,21 +16,15 @@ use crate::{
     telemetry::metrics::RetryReason,
 };
 
-/// The settlements of one subscription that are under way.
+/// Settlements that are under way.
 pub(super) struct Settling {
-    subscription: Arc<dyn Subscription>,
     pipeline: Arc<Pipeline>,
     tasks: JoinSet<()>,
 }
 
 impl Settling {
-    pub(super) fn new(subscription: Arc<dyn Subscription>, pipeline: Arc<Pipeline>) -> Self {
-        Self { subscription, pipeline, tasks: JoinSet::new() }
-    }
-
-    /// Everything is settled, or no longer ours.
-    pub(super) fn is_done(&self) -> bool {
-        self.tasks.is_empty()
+    pub(super) fn new(pipeline: &Arc<Pipeline>) -> Self {
+        Self { pipeline: Arc::clone(pipeline), tasks: JoinSet::new() }
     }
 
     /// Waits for a settlement to end; for ever where there is none.
@@ -40,20 +34,33 @@ impl Settling {
         }
     }
 
+    /// How many are under way.
+    pub(super) fn count(&mut self) -> usize {
+        while self.tasks.try_join_next().is_some() {}
+        self.tasks.len()
+    }
+
     /// Waits for all of them.
     pub(super) async fn all(&mut self) {
         while self.tasks.join_next().await.is_some() {}
     }
 
+    /// Begins to settle; the subscriptions live until it is done.
     pub(super) fn settle(&mut self, verdicts: Vec<(Held, Verdict)>) {
-        let settlements: Vec<Settlement> =
-            verdicts.into_iter().map(|(held, verdict)| self.settlement(held, &verdict)).collect();
-        if settlements.is_empty() {
-            return;
+        while self.tasks.try_join_next().is_some() {}
+        let mut settlements: Vec<(Arc<dyn Subscription>, Vec<Settlement>)> = Vec::new();
+        for (held, verdict) in verdicts {
+            let subscription = Arc::clone(&held.subscription);
+            let settlement = self.settlement(held, &verdict);
+            match settlements.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &subscription)) {
+                Some((_, settlements)) => settlements.push(settlement),
+                None => settlements.push((subscription, vec![settlement])),
+            }
         }
-        let subscription = Arc::clone(&self.subscription);
-        // Commit before ack: a crash here redelivers, and the inbox absorbs it.
-        self.tasks.spawn(async move { subscription.settle(settlements).await });
+        for (subscription, settlements) in settlements {
+            // Commit before ack: a crash here redelivers, and the inbox absorbs it.
+            self.tasks.spawn(async move { subscription.settle(settlements).await });
+        }
     }
 
     fn settlement(&self, held: Held, verdict: &Verdict) -> Settlement {

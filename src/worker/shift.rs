@@ -1,10 +1,14 @@
 //! Owns the life of one subscription: receive, batch, apply, judge and settle, until asked to stop or nothing succeeds any
 //! more. Promises to settle or give back all that it received before it ends. Never decides whose trouble a failure is.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt;
-use rand::RngExt;
+use rand::seq::IteratorRandom;
 use tokio::{
     sync::{mpsc, watch},
     task::{JoinError, JoinSet},
@@ -16,7 +20,6 @@ use super::{
     batch::{Failed, Finding, Findings, Held},
     blame::{Judgement, Moment, Silence},
     probe::given_back,
-    settle::Settling,
     verdict::Verdict,
 };
 use crate::{
@@ -31,6 +34,10 @@ const BATCHES: usize = 4;
 const ALONE: usize = 4;
 /// Bodies in one batch, in bytes; a single message may exceed it. A batch is held several times over while it is saved.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// How long a message that has come back waits for its neighbours, for each time but the first that it came back, ...
+const GRACE: Duration = Duration::from_millis(100);
+/// ... and for how many of them.
+const GRACES: u32 = 20;
 /// How often the worker looks at what no event tells: the time, and deliveries that are no longer its own.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -54,6 +61,7 @@ struct Outage {
 pub(super) struct Shift<'w> {
     worker: &'w mut Worker,
     subscription: Arc<dyn Subscription>,
+    begun: Instant,
     /// First deliveries, in the order of arrival.
     fresh: VecDeque<Held>,
     /// Came back unsettled: each may have killed its worker.
@@ -70,17 +78,17 @@ pub(super) struct Shift<'w> {
     lone: JoinSet<()>,
     findings: Findings,
     found: mpsc::UnboundedReceiver<Finding>,
-    settling: Settling,
     probes: u32,
 }
 
 impl<'w> Shift<'w> {
-    pub(super) fn new(worker: &'w mut Worker, subscription: Arc<dyn Subscription>) -> Self {
+    /// Begins with what the subscription has delivered already.
+    pub(super) fn new(worker: &'w mut Worker, subscription: Arc<dyn Subscription>, held: Vec<Held>) -> Self {
         let (findings, found) = mpsc::unbounded_channel();
-        let settling = Settling::new(Arc::clone(&subscription), Arc::clone(&worker.pipeline));
-        Self {
+        let mut shift = Self {
             worker,
             subscription,
+            begun: Instant::now(),
             fresh: VecDeque::new(),
             returned: Vec::new(),
             alone: VecDeque::new(),
@@ -92,9 +100,10 @@ impl<'w> Shift<'w> {
             lone: JoinSet::new(),
             findings,
             found,
-            settling,
             probes: 0,
-        }
+        };
+        held.into_iter().for_each(|held| shift.hold(held));
+        shift
     }
 
     pub(super) async fn work(mut self, stop: &watch::Receiver<bool>) -> Ended {
@@ -111,7 +120,8 @@ impl<'w> Shift<'w> {
                 }
             }
             self.launch(stopping);
-            if !receiving && self.is_done() {
+            if !receiving && self.held() == 0 && self.is_idle() {
+                // What has to be published to be settled may have to wait for the broker: that holds up nothing.
                 return if stopping { Ended::Stopped } else { Ended::Outage };
             }
             let batch_due = self.batch_due_in();
@@ -138,7 +148,7 @@ impl<'w> Shift<'w> {
                 Some(ended) = self.batches.join_next() => self.ended(ended),
                 Some(ended) = self.returning.join_next() => self.ended(ended),
                 Some(ended) = self.lone.join_next() => self.ended(ended),
-                () = self.settling.ended() => {}
+                () = self.worker.settling.ended() => {}
                 () = until(stop, |stop| *stop), if !stopping => {
                     stopping = true;
                     subscription.cancel().await;
@@ -150,7 +160,10 @@ impl<'w> Shift<'w> {
     }
 
     fn take(&mut self, delivery: Delivery) {
-        let held = Held::new(delivery);
+        self.hold(Held::new(delivery, &self.subscription));
+    }
+
+    fn hold(&mut self, held: Held) {
         if held.delivery.earlier > 0 {
             self.returned.push(held);
         } else if held.delivery.message.attempt > 0 {
@@ -166,10 +179,6 @@ impl<'w> Shift<'w> {
 
     fn is_idle(&self) -> bool {
         self.batches.is_empty() && self.returning.is_empty() && self.lone.is_empty() && self.found.is_empty()
-    }
-
-    fn is_done(&self) -> bool {
-        self.held() == 0 && self.is_idle() && self.settling.is_done()
     }
 
     /// A task of this worker's has ended; what it found is in the channel already.
@@ -204,7 +213,7 @@ impl<'w> Shift<'w> {
             let held: Vec<Held> = held.chain(self.suspects.drain(..).map(|failed| failed.held)).collect();
             if !held.is_empty() {
                 info!("{} messages go back to the queue, and burn no attempt", held.len());
-                self.settling.settle(given_back(held));
+                self.worker.settling.settle(given_back(held));
             }
         }
         if self.outage.is_none() {
@@ -229,7 +238,7 @@ impl<'w> Shift<'w> {
         for failed in aside {
             debug!("message {} is set aside: {}", failed.held.id(), failed.error);
             let verdict = Verdict::set_aside(&failed.held.delivery.message, &self.worker.settings.ladder);
-            self.settling.settle(vec![(failed.held, verdict)]);
+            self.worker.settling.settle(vec![(failed.held, verdict)]);
         }
     }
 
@@ -240,7 +249,7 @@ impl<'w> Shift<'w> {
         for failed in lone {
             let verdict = self.worker.guilty(&failed);
             self.worker.blame.cleared(failed.held.id());
-            self.settling.settle(vec![(failed.held, verdict)]);
+            self.worker.settling.settle(vec![(failed.held, verdict)]);
         }
         self.worker.blame.break_silence();
     }
@@ -256,9 +265,9 @@ impl<'w> Shift<'w> {
             }
             return;
         }
-        if self.returning.is_empty() && !self.returned.is_empty() {
-            let any = rand::rng().random_range(0..self.returned.len());
-            let held = self.returned.swap_remove(any);
+        if self.returning.is_empty()
+            && let Some(held) = self.next_returned()
+        {
             let (pipeline, findings) = (Arc::clone(&self.worker.pipeline), self.findings.clone());
             self.returning.spawn(async move { pipeline.alone(held, &findings).await });
         }
@@ -273,6 +282,15 @@ impl<'w> Shift<'w> {
             let (pipeline, findings) = (Arc::clone(&self.worker.pipeline), self.findings.clone());
             self.batches.spawn(async move { pipeline.process(batch, &findings).await });
         }
+    }
+
+    /// Any of those that came back. One that has come back often may kill this worker too: its neighbours get some time
+    /// first, in each life of a worker.
+    fn next_returned(&mut self) -> Option<Held> {
+        let any = (0..self.returned.len()).choose(&mut rand::rng())?;
+        let wait = GRACE * self.returned[any].delivery.earlier.saturating_sub(1).min(GRACES);
+        let alone = self.fresh.is_empty() && self.alone.is_empty() && self.batches.is_empty();
+        (alone || self.begun.elapsed() >= wait).then(|| self.returned.swap_remove(any))
     }
 
     /// A lone message goes at once; under load, while others are in their transactions, batches fill.
@@ -326,11 +344,11 @@ impl<'w> Shift<'w> {
 
     fn learn(&mut self, finding: Finding) {
         match finding {
-            Finding::Unreadable(verdicts) => self.settling.settle(verdicts),
+            Finding::Unreadable(verdicts) => self.worker.settling.settle(verdicts),
             Finding::Committed { verdicts, changed, tried } => {
                 self.worker.committed(&verdicts, &changed, tried);
                 self.grow(verdicts.len());
-                self.settling.settle(verdicts);
+                self.worker.settling.settle(verdicts);
                 if !changed.is_empty() && !self.giving_back && self.outage.take().is_some() {
                     self.worker.teller.works();
                 }
@@ -341,7 +359,7 @@ impl<'w> Shift<'w> {
                 match self.worker.blame.failed(&failed.suspect(), failed.tried) {
                     Judgement::Guilty => {
                         let verdict = self.worker.guilty(&failed);
-                        self.settling.settle(vec![(failed.held, verdict)]);
+                        self.worker.settling.settle(vec![(failed.held, verdict)]);
                     }
                     Judgement::Unproved => self.suspects.push(*failed),
                 }
@@ -362,7 +380,7 @@ impl<'w> Shift<'w> {
             }
             // Given back at once: whether it takes effect is not known, and it must not meet itself.
             Finding::Silent(held) => {
-                self.settling.settle(given_back(held));
+                self.worker.settling.settle(given_back(held));
                 self.pause("the database does not answer");
             }
             Finding::Fits(size) => {
@@ -405,13 +423,11 @@ impl<'w> Shift<'w> {
     /// Deliveries of a connection that has ended, or of a lease that was lost, come again: dropped here, they are applied
     /// once and cost no memory.
     fn drop_what_is_not_ours(&mut self) {
-        let subscription = &self.subscription;
-        let ours = |held: &Held| subscription.holds(held.delivery.receipt);
         let before = self.held();
-        self.fresh.retain(ours);
-        self.returned.retain(ours);
-        self.alone.retain(ours);
-        self.suspects.retain(|failed| ours(&failed.held));
+        self.fresh.retain(Held::is_ours);
+        self.returned.retain(Held::is_ours);
+        self.alone.retain(Held::is_ours);
+        self.suspects.retain(|failed| failed.held.is_ours());
         let dropped = before - self.held();
         if dropped > 0 {
             info!("{dropped} messages are no longer this worker's, and come again");

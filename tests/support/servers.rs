@@ -15,23 +15,30 @@ pub struct Server {
     directory: TempDir,
     port: u16,
     child: Option<Child>,
+    options: String,
 }
 
 impl Server {
     /// Starts a RabbitMQ and waits until it answers.
     pub fn rabbitmq() -> Self {
-        Self::start_new("rabbitmq")
+        Self::start_new("rabbitmq", "")
     }
 
     /// Starts a PostgreSQL and waits until it answers.
     pub fn postgres() -> Self {
-        Self::start_new("postgres")
+        Self::postgres_with("")
     }
 
-    fn start_new(kind: &'static str) -> Self {
+    /// The same with settings: `-c NAME=VALUE`, separated by spaces.
+    pub fn postgres_with(options: &str) -> Self {
+        Self::start_new("postgres", options)
+    }
+
+    fn start_new(kind: &'static str, options: &str) -> Self {
         // In /tmp, where a chroot of other versions sees it too.
         let directory = tempfile::Builder::new().prefix("headcount-test-").tempdir_in("/tmp").unwrap();
-        let mut server = Self { kind, directory, port: free_port(), child: None };
+        let options = options.to_owned();
+        let mut server = Self { kind, directory, port: free_port(), child: None, options };
         server.start();
         server
     }
@@ -41,6 +48,7 @@ impl Server {
         assert!(self.child.is_none(), "it runs already");
         let mut child = script()
             .args([self.kind, &self.path(), &self.port.to_string()])
+            .envs((!self.options.is_empty()).then_some(("POSTGRES_OPTIONS", &self.options)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
