@@ -234,7 +234,8 @@ async fn a_retry_that_no_queue_takes_is_not_acked_and_comes_back_all_the_same() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_limited_to_our_names_has_no_good_webhook_refused_beside_bad_ones() {
     let server = Server::rabbitmq();
-    let world = world(limited(&server, r"^headcount\."));
+    let all = r"^headcount\.";
+    let world = world(limited(&server, all));
     let ingress = world.start(&["ingress"]);
     let bad = Poster::new(
         ingress.webhooks.as_deref().unwrap(),
@@ -242,12 +243,15 @@ async fn a_user_limited_to_our_names_has_no_good_webhook_refused_beside_bad_ones
     )
     .unwrap();
     let good = ingress.poster();
-    for n in 0..400 {
-        let (id, other) = (format!("good{n}"), format!("bad{n}"));
-        let (good, bad) = tokio::join!(good.post(&id, body("user_1")), bad.post(&other, body("user_2")));
-        assert_eq!(good.unwrap(), 202, "{id}:\n{}", ingress.log());
-        assert_eq!(bad.unwrap(), 401);
-    }
+    let both = async |prefix: &str, count: usize| {
+        for n in 0..count {
+            let (one, other) = (format!("{prefix}_good{n}"), format!("{prefix}_bad{n}"));
+            let (good, bad) = tokio::join!(good.post(&one, body("user_1")), bad.post(&other, body("user_2")));
+            assert_eq!(good.unwrap(), 202, "{one}:\n{}", ingress.log());
+            assert_eq!(bad.unwrap(), 401);
+        }
+    };
+    both("sampled", 400).await;
     let queue = open(&server.url()).await;
     let depth = async |name| {
         queue
@@ -259,7 +263,13 @@ async fn a_user_limited_to_our_names_has_no_good_webhook_refused_beside_bad_ones
             .map_or(0, |depth| depth.messages)
     };
     eventually("samples arrive", async || depth("rejections").await > 0).await;
-    eventually("all good ones are there", async || depth("events").await == 400).await;
+    // Without the right to samples, they are dropped.
+    permit(&server, all, r"^headcount\.(events|dead|unrouted|retry.*)$", all);
+    server.ctl(&["close_all_connections", "test"]);
+    eventually("it is taken in", async || post(&good, "again").await).await;
+    both("dropped", 100).await;
+    eventually("all good ones are there", async || depth("events").await == 501).await;
+    assert!(is_ready(&ingress).await, "{}", ingress.log());
     ingress.stop();
 }
 
@@ -355,15 +365,9 @@ async fn connections_that_fall_silent_under_load_are_replaced_within_a_minute() 
     works("before").await;
     let silenced = Instant::now();
     proxy.silence();
-    let load = async {
-        for n in 0.. {
-            let _ = post(&poster, &format!("load{n}")).await;
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
     tokio::select! {
         () = works("after") => {}
-        () = load => {}
+        () = load(&poster) => {}
     }
     assert!(silenced.elapsed() < Duration::from_secs(60), "{:?}:\n{}", silenced.elapsed(), up.log());
     println!("all works {:?} after the silence", silenced.elapsed());
@@ -378,14 +382,33 @@ async fn a_broker_that_was_frozen_for_long_is_taken_up_again_within_a_minute() {
     let up = world.start(&["up"]);
     let poster = up.poster();
     works(&up, &poster, "before").await;
-    server.freeze();
-    tokio::time::sleep(Duration::from_secs(35)).await;
+    // Longer than heartbeats need to notice, with webhooks on their way everywhere.
+    let frozen_for = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        server.freeze();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    };
+    tokio::select! {
+        () = frozen_for => {}
+        () = load(&poster) => {}
+    }
     server.thaw();
     let thawed = Instant::now();
     works(&up, &poster, "after").await;
     assert!(thawed.elapsed() < Duration::from_secs(60), "{:?}:\n{}", thawed.elapsed(), up.log());
     println!("all works {:?} after the thaw", thawed.elapsed());
     up.stop();
+}
+
+/// Ten that post without an end.
+async fn load(poster: &Poster) {
+    let posting = (0..10).map(|one| async move {
+        for n in 0.. {
+            let _ = post(poster, &format!("load{one}_{n}")).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    futures_util::future::join_all(posting).await;
 }
 
 /// Publishing, consuming, capturing and looking: each is seen to work.
@@ -455,6 +478,8 @@ async fn what_may_not_be_written_is_found_by_doctor_and_by_who_needs_it() {
     let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert!(said.contains("cannot publish to the exchange headcount.retry: ACCESS_REFUSED"), "{said}");
     assert!(!said.contains("headcount.events: ACCESS"), "{said}");
+    // A version with known faults is named.
+    assert_eq!(said.contains("RabbitMQ 3.10."), greeting(&server.url()).contains("3.10."), "{said}");
 
     let delivery = next(&*subscription).await;
     let settling = subscription.settle(vec![settlement(delivery, retry(0))]);
@@ -472,6 +497,40 @@ async fn what_may_not_be_written_is_found_by_doctor_and_by_who_needs_it() {
     tokio::join!(settling, others);
     assert_eq!(next(&*subscription).await.message.id.as_str(), "second");
     queue.close().await;
+}
+
+/// What a broker says first.
+fn greeting(url: &str) -> String {
+    use std::io::{Read, Write};
+    let url = url::Url::parse(url).unwrap();
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", url.port().unwrap())).unwrap();
+    stream.write_all(b"AMQP\0\0\x09\x01").unwrap();
+    let mut said = [0; 1024];
+    let length = stream.read(&mut said).unwrap();
+    String::from_utf8_lossy(&said[..length]).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_of_another_kind_is_told_and_its_removal_mends_it() {
+    let server = Server::rabbitmq();
+    let world = world(server.url());
+    let ingress = world.start(&["ingress"]);
+    let (connection, other) = channel(&server.url()).await;
+    let name = "headcount.events";
+    let declare = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
+    other.queue_delete(name.into(), Default::default()).await.unwrap();
+    other.queue_declare(name.into(), declare, Default::default()).await.unwrap();
+    let told = "headcount.events exists on the broker with other arguments";
+    eventually("it is not ready", async || page(&ingress, "/readyz").await.contains(told)).await;
+    let doctor = world.run(&["doctor"]);
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains(told));
+    other.queue_delete(name.into(), Default::default()).await.unwrap();
+    eventually("it is ready", async || is_ready(&ingress).await).await;
+    eventually("it takes webhooks in", async || post(&ingress.poster(), "msg").await).await;
+    assert_eq!(ids(name, &server.url()).await.len(), 1);
+    assert_eq!(ingress.log().matches(told).count(), 1, "{}", ingress.log());
+    connection.close(200, "done".into()).await.unwrap();
+    ingress.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
