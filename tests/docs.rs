@@ -203,6 +203,7 @@ fn the_metrics_are_the_documented_ones() {
             "headcount_paused Gauge",
             "headcount_publish_seconds Histogram",
             "headcount_queue_messages Gauge queue",
+            "headcount_queue_trouble Gauge part",
             "headcount_retries_total Counter reason",
             "headcount_sync_lag_seconds Histogram",
             "headcount_webhooks_total Counter outcome",

@@ -28,6 +28,7 @@ macro_rules! holds_the_contract {
             settlements_out_of_order_never_settle_another
             a_batch_of_mixed_actions_settles_each_as_asked
             a_cancelled_subscription_drains_and_loses_nothing
+            after_a_cancel_a_settlement_brings_nothing_more
             two_subscriptions_share_without_overlap
             abandoned_calls_of_next_lose_nothing
             any_body_travels_untouched

@@ -209,6 +209,25 @@ pub(crate) async fn a_cancelled_subscription_drains_and_loses_nothing<H: Harness
     assert!(quiet(&*subscription).await, "a settled message came back");
 }
 
+pub(crate) async fn after_a_cancel_a_settlement_brings_nothing_more<H: Harness>(harness: Arc<H>) {
+    let queue = harness.open().await;
+    for round in 0..10 {
+        let sent = publish(&queue, 2).await;
+        let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
+        let first = next(&*subscription).await;
+        soon("a cancel", subscription.cancel()).await;
+        assert!(subscription.holds(first.receipt));
+        done(&*subscription, vec![first]).await;
+        let more = soon("the end", subscription.next()).await;
+        assert!(more.is_none(), "round {round}: {} came", id(&more.unwrap()));
+        drop(subscription);
+        let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
+        let second = next(&*subscription).await;
+        assert_eq!((id(&second), second.earlier), (sent[1].clone(), 0));
+        done(&*subscription, vec![second]).await;
+    }
+}
+
 pub(crate) async fn two_subscriptions_share_without_overlap<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
     let other = harness.open().await;

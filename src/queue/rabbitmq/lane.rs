@@ -97,7 +97,7 @@ pub(super) fn lane(
 ) -> (Lane, Runner) {
     let (requests, waiting) = mpsc::channel(WINDOW);
     let (gate, state) = watch::channel(first);
-    let pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(15));
+    let pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(5));
     let bytes = Arc::new(Semaphore::new(WINDOW_BYTES));
     let runner =
         Runner { reporter, broker, troubles, keeper, requests: waiting, gate, pauses, troubled: false };

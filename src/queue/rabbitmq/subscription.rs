@@ -18,7 +18,7 @@ use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
-use tracing::warn;
+use tracing::debug;
 
 use super::{
     RabbitQueue,
@@ -320,15 +320,12 @@ impl Shared {
         };
         let mut pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut generation = self.generation.subscribe();
-        let mut said = false;
         while delivery.receipt.generation == *generation.borrow_and_update() {
             let lane = &self.publisher.settlements;
             match lane.publish(route.clone(), properties.clone(), message.body.clone()).await {
                 Ok(()) => return true,
                 Err(error) => {
-                    if !std::mem::replace(&mut said, true) {
-                        warn!(message_id = %message.id, "message {} is not settled yet: {error}", message.id);
-                    }
+                    debug!(message_id = %message.id, "message {} is not settled yet: {error}", message.id);
                     tokio::select! {
                         () = tokio::time::sleep(pauses.next_pause()) => {}
                         _ = generation.changed() => {}
