@@ -24,7 +24,6 @@ use headcount::{
         edit::{self, EditError},
         rejections,
         replay::{Ended, Order, Replayer, Report},
-        uncancelled,
     },
     message::{Message, MessageId, Rejected},
     queue::{Action, Death, Delivery, Depth, Queue, QueueError, Receipt, Settlement, Source, Subscription},
@@ -292,23 +291,6 @@ async fn an_edit_that_cannot_be_published_is_kept_for_the_next_replay() {
     desk.queue.set(Mode::Take);
     assert_eq!(desk.replay().await.0.taken_up, 1);
     assert_eq!(desk.queue.published()[0].body, body);
-}
-
-#[tokio::test]
-async fn database_work_goes_on_when_nobody_waits_for_it() {
-    let (done, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let work = {
-        let (done, release) = (done.clone(), release.clone());
-        uncancelled(async move {
-            release.notified().await;
-            done.notify_one();
-            Ok(())
-        })
-    };
-    assert!(tokio::time::timeout(Duration::from_millis(20), work).await.is_err());
-    release.notify_one();
-    done.notified().await;
-    assert!(uncancelled::<()>(async { panic!("on purpose") }).await.is_err());
 }
 
 /// A queue of the dead, in memory: what is not settled when its consumer goes comes back.

@@ -10,7 +10,6 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::uncancelled;
 use crate::{
     pause::Pauses,
     queue::{Action, Delivery, Queue, Settlement, Source, Subscription},
@@ -149,11 +148,9 @@ async fn take<S: Sink>(sink: &Arc<S>, items: Vec<S::Item>) -> Result<(), StoreEr
     if items.is_empty() {
         return Ok(());
     }
-    let items: Arc<[S::Item]> = items.into();
     let mut races = 0;
     loop {
-        let (sink, items) = (Arc::clone(sink), Arc::clone(&items));
-        match uncancelled(async move { sink.take(&items).await }).await {
+        match sink.take(&items).await {
             Err(error) if error.class == Class::Transient && races < RACES => races += 1,
             result => return result,
         }

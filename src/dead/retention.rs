@@ -6,7 +6,6 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::uncancelled;
 use crate::{
     config::Config,
     shutdown::until,
@@ -57,8 +56,7 @@ async fn round(
 ) -> Result<u64, crate::store::StoreError> {
     let mut pruned = 0;
     loop {
-        let letters = Arc::clone(letters);
-        match uncancelled(async move { letters.prune(&retention, STEP).await }).await? {
+        match letters.prune(&retention, STEP).await? {
             0 => return Ok(pruned),
             rows => pruned += rows,
         }

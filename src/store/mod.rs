@@ -7,6 +7,8 @@
 //! - Batches that run at the same time, in any process, end as if they had run one after the other. A race that the
 //!   database resolves by an error is [`Class::Transient`].
 //! - An error says what class it is of; what is not known is an outage, never the message's fault.
+//! - Every call is answered within its limit, over connections that work again once those that have fallen silent are
+//!   given up; and goes on when its caller does not wait for it any more.
 
 use std::{fmt, sync::Arc};
 
@@ -14,6 +16,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use uuid::Uuid;
 
+use self::watchdog::Watched;
 use crate::{
     message::Millis,
     roster::{Event, Outcome, Policy},
@@ -26,10 +29,10 @@ pub mod letters;
 mod migrations;
 mod plain;
 pub mod postgres;
-mod ready;
 mod reference;
 mod retry;
 pub mod sqlite;
+mod watchdog;
 
 /// The database as workers and operators see it, dead letters included.
 #[async_trait]
@@ -49,7 +52,6 @@ pub trait Store: letters::Letters + fmt::Debug {
 
     /// Folds a batch in one transaction and tells the outcome of each message, in the order given. The dead letters of
     /// messages that took effect, now or before, are `applied` with it.
-    /// Never cancel it: spawn it and wait.
     ///
     /// # Errors
     /// Nothing was changed, or (a connection lost during COMMIT) it is unknown; running the batch again is right.
@@ -285,9 +287,9 @@ pub enum Backend {
 /// [`StoreError`] of class [`Class::Unusable`] where it can never work as configured.
 pub async fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
     Ok(match &config.backend {
-        Backend::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path, config).await?),
+        Backend::Sqlite { path } => Arc::new(Watched::new(sqlite::SqliteStore::open(path, config).await?)),
         Backend::Postgres { url, schema } => {
-            Arc::new(postgres::PostgresStore::open(url, schema, config).await?)
+            Arc::new(Watched::new(postgres::PostgresStore::open(url, schema, config)?))
         }
     })
 }
