@@ -1089,8 +1089,7 @@ async fn a_letter_captured_while_its_user_is_being_deleted_is_erased_too() {
     on_postgres(|home| async move {
         let store = home.store_with(ERASE).await;
         apply(&store, [news("m1")]).await.unwrap();
-        let deletion = "UPDATE users SET erased = true WHERE clerk_id = 'user_m1'";
-        let held = home.hold(&format!("SELECT id FROM users FOR UPDATE; {deletion}")).await;
+        let held = home.hold("UPDATE users SET erased = true WHERE clerk_id = 'user_m1'").await;
         let capturing = spawn(&store, |store| async move { capture(&store, [letter("m1")]).await });
         held.holds_up(1).await;
         held.let_go().await;
