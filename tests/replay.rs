@@ -455,6 +455,25 @@ async fn a_letter_that_the_database_refuses_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn a_letter_that_fails_alone_while_others_are_taken_holds_up_no_other() {
+    let (dead, letters) = (Arc::new(Dead::default()), Arc::new(FakeLetters::default()));
+    letters.unclear.lock().unwrap().extend(["msg_3".to_owned(), "msg_19".to_owned()]);
+    for n in 0..20 {
+        dead.bury(&format!("msg_{n}"), "x");
+    }
+    let stop = watch::Sender::new(false);
+    let task = tokio::spawn(capture::run(
+        Arc::new(DeadQueue(dead.clone())),
+        letters.clone() as Arc<dyn Letters>,
+        stop.subscribe(),
+    ));
+    eventually("all but two are captured", async || letters.all().len() == 18).await;
+    stop.send_replace(true);
+    task.await.unwrap();
+    assert_eq!(dead.left(), 2, "they stay in the queue");
+}
+
+#[tokio::test]
 async fn samples_are_recorded_and_rubbish_is_thrown_away() {
     let (dead, letters) = (Arc::new(Dead::default()), Arc::new(FakeLetters::default()));
     let sample = Rejected {

@@ -16,7 +16,7 @@ use tokio::{sync::watch, task::JoinSet};
 use uuid::Uuid;
 
 use crate::{
-    message::{Message, MessageId, now},
+    message::{Message, MessageId},
     pause::Pauses,
     queue::{Queue, QueueError},
     shutdown::until,
@@ -182,7 +182,8 @@ impl Run<'_> {
     /// Publishes what an earlier replay of these letters claimed and did not stamp. A replay that runs at this moment
     /// may publish the same ones: the inbox absorbs that.
     async fn take_up(&mut self) -> Result<(), Ended> {
-        let before = now();
+        // By the clock that stamps the claims: this host's may be behind it.
+        let before = self.replayer.letters.clock().await.map_err(Ended::Store)?;
         let mut seen: HashSet<(Uuid, u32)> = HashSet::new();
         loop {
             let Some(limit) = self.room().await? else { return Ok(()) };

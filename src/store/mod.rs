@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod batch;
+mod clock;
 mod errors;
 mod filter;
 pub mod letters;
@@ -214,6 +215,8 @@ pub struct Totals {
     pub live_users: u64,
     /// Rows that are.
     pub deleted_users: u64,
+    /// The two are about so many: the table is too large to be counted at a glance.
+    pub estimated: bool,
     /// When the newest inbox row was processed, RFC 3339.
     pub last_processed_at: Option<String>,
 }

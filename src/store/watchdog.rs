@@ -26,8 +26,8 @@ use uuid::Uuid;
 use super::{
     Incoming, Store, StoreError, Totals, User, UserHistory, UserQuery, errors,
     letters::{
-        Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Rejected,
-        Retention, Status,
+        Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Pruned,
+        Rejected, Retention, Status,
     },
 };
 use crate::{message::Millis, roster::Outcome};
@@ -254,6 +254,10 @@ impl<S: Backend + Store> Letters for Watched<S> {
         self.people(move |store| async move { store.edit(id, body, &by).await }).await
     }
 
+    async fn clock(&self) -> Result<Millis, StoreError> {
+        self.people(|store| async move { store.clock().await }).await
+    }
+
     async fn unstamped(
         &self,
         filter: &Filter,
@@ -288,7 +292,7 @@ impl<S: Backend + Store> Letters for Watched<S> {
         self.people(move |store| async move { store.rejections(limit).await }).await
     }
 
-    async fn prune(&self, retention: &Retention, limit: u32) -> Result<u64, StoreError> {
+    async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
         let retention = *retention;
         self.people(move |store| async move { store.prune(&retention, limit).await }).await
     }
