@@ -319,15 +319,14 @@ async fn upkeep(queue: Arc<dyn Queue>, prometheus: PrometheusHandle) {
     }
 }
 
-/// Keeps `headcount_dead_letters`. A frozen database holds up nothing else; the calls themselves are never cancelled.
+/// Keeps `headcount_dead_letters`. A frozen database holds up nothing else.
 async fn count_letters(letters: Arc<dyn Letters>) {
     let mut tick = tokio::time::interval(COUNT_LETTERS);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let letters = Arc::clone(&letters);
         // While the database is away the gauge keeps what was last known; the worker says that it is away.
-        if let Ok(statuses) = dead::uncancelled(async move { letters.statuses().await }).await {
+        if let Ok(statuses) = letters.statuses().await {
             for status in Status::ALL {
                 metrics::dead_letters(status, statuses.get(&status).copied().unwrap_or_default());
             }

@@ -26,7 +26,8 @@ use headcount::{
     store::{
         Backend, Class, Store, StoreConfig,
         letters::{
-            Actor, Captured, Claimed, Count, Filter, Letter, LetterDetail, Page, Rejected, Retention, Status,
+            Actor, Captured, Claimed, Count, Filter, Letter, LetterDetail, Page, Pruned, Rejected, Retention,
+            Status,
         },
     },
 };
@@ -89,6 +90,8 @@ contract! {
     a_letter_settled_after_the_deletion_keeps_nothing_personal
     without_erasure_a_deletion_leaves_letters_alone
     retention_takes_small_steps
+    a_clock_that_leaps_ahead_makes_nothing_be_forgotten_at_once
+    claims_are_compared_with_the_clock_that_stamped_them
     ignored_messages_are_forgotten_sooner
     rejections_are_kept_and_bounded
 }
@@ -789,7 +792,7 @@ async fn counts_stay_true_whatever_happens(home: Arc<Home>) {
     store.restore(&all(), 2, &by("ann")).await.unwrap();
     check("edit and restore").await;
     let retention = Retention { inbox: DAY, dead: Duration::ZERO, rejections: DAY };
-    while store.prune(&retention, 3).await.unwrap() > 0 {
+    while store.prune(&retention, 3).await.unwrap().rows > 0 {
         check("pruning").await;
     }
     assert!(store.groups(&all()).await.unwrap().iter().all(|group| !group.first_died_at.is_empty()));
@@ -907,7 +910,7 @@ const KEPT: Retention = Retention { inbox: DAY, dead: DAY, rejections: DAY };
 async fn drain(store: &Arc<dyn Store>, retention: &Retention, limit: u32) -> Vec<u64> {
     let mut steps = Vec::new();
     loop {
-        match store.prune(retention, limit).await.unwrap() {
+        match store.prune(retention, limit).await.unwrap().rows {
             0 => return steps,
             gone => steps.push(gone),
         }
@@ -951,6 +954,61 @@ async fn retention_takes_small_steps(home: Arc<Home>) {
     let forever = Retention { inbox: Duration::MAX, dead: Duration::MAX, rejections: Duration::MAX };
     assert!(drain(&store, &forever, 100).await.is_empty());
     assert!(drain(&store, &KEPT, 0).await.is_empty());
+}
+
+/// Moves a clock's readings in the table.
+async fn shift(home: &Home, table: &str, columns: &[&str], by: &str) {
+    for column in columns {
+        let moved = if home.is_postgres() {
+            format!("{column} + interval '{by}'")
+        } else {
+            format!("strftime('%Y-%m-%dT%H:%M:%fZ', {column}, '{by}')")
+        };
+        home.sql(&format!("UPDATE {table} SET {column} = {moved}")).await;
+    }
+}
+
+async fn a_clock_that_leaps_ahead_makes_nothing_be_forgotten_at_once(home: Arc<Home>) {
+    let store = home.store().await;
+    capture(&store, [letter("m1"), letter("m2")]).await;
+    apply(&store, [news("m1"), other("m3")]).await.unwrap();
+    assert_eq!(store.prune(&KEPT, 10).await.unwrap(), Pruned::default());
+    // All that was written before it lies years back by a clock that has leapt.
+    shift(&home, "inbox", &["processed_at"], "-4000 days").await;
+    shift(&home, "dead_letters", &["settled_at"], "-4000 days").await;
+    shift(&home, "retention_clock", &["time", "written_at"], "-4000 days").await;
+    for _ in 0..5 {
+        let pruned = store.prune(&KEPT, 10).await.unwrap();
+        assert_eq!(pruned.rows, 0);
+        assert!(pruned.clock_ahead.unwrap() > 3_999 * DAY, "{pruned:?}");
+    }
+    // Ten minutes go by, and once more.
+    for _ in 0..2 {
+        shift(&home, "retention_clock", &["written_at"], "-11 minutes").await;
+        assert_eq!(store.prune(&KEPT, 10).await.unwrap().rows, 0);
+    }
+    let an_hour_further = if home.is_postgres() {
+        "SELECT (extract(epoch FROM clock_timestamp() - time) / 3600)::bigint FROM retention_clock"
+    } else {
+        "SELECT CAST((julianday('now') - julianday(time)) * 24 AS INTEGER) FROM retention_clock"
+    };
+    assert!((4000 * 24 - 4..4000 * 24).contains(&home.number(an_hour_further).await));
+    // Put right, the clock is behind what was believed; from then on all is as ever.
+    shift(&home, "retention_clock", &["time", "written_at"], "+4100 days").await;
+    let pruned = store.prune(&KEPT, 10).await.unwrap();
+    assert_eq!((pruned.rows, pruned.clock_ahead), (3, None), "and what is past its retention by now goes");
+}
+
+async fn claims_are_compared_with_the_clock_that_stamped_them(home: Arc<Home>) {
+    let store = home.store().await;
+    capture(&store, [letter("m1")]).await;
+    let before = store.clock().await.unwrap();
+    assert!(before >= headcount::message::now() - 60_000);
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    claim(&store, &all(), 1).await;
+    assert!(store.unstamped(&all(), before, 10).await.unwrap().is_empty());
+    let after = store.clock().await.unwrap();
+    assert_eq!(store.unstamped(&all(), after, 10).await.unwrap().len(), 1);
 }
 
 async fn ignored_messages_are_forgotten_sooner(home: Arc<Home>) {
@@ -1089,8 +1147,7 @@ async fn a_letter_captured_while_its_user_is_being_deleted_is_erased_too() {
     on_postgres(|home| async move {
         let store = home.store_with(ERASE).await;
         apply(&store, [news("m1")]).await.unwrap();
-        let deletion = "UPDATE users SET erased = true WHERE clerk_id = 'user_m1'";
-        let held = home.hold(&format!("SELECT id FROM users FOR UPDATE; {deletion}")).await;
+        let held = home.hold("UPDATE users SET erased = true WHERE clerk_id = 'user_m1'").await;
         let capturing = spawn(&store, |store| async move { capture(&store, [letter("m1")]).await });
         held.holds_up(1).await;
         held.let_go().await;
@@ -1127,7 +1184,7 @@ async fn the_ledger_of_counts_is_summed_up_and_says_the_same() {
         }
         assert!(home.number("SELECT count(*) FROM dead_letter_tallies").await >= 120);
         let before = store.groups(&all()).await.unwrap();
-        assert_eq!(store.prune(&KEPT, 10).await.unwrap(), 0, "it is no row that goes");
+        assert_eq!(store.prune(&KEPT, 10).await.unwrap().rows, 0, "it is no row that goes");
         assert_eq!(home.number("SELECT count(*) FROM dead_letter_tallies").await, 1);
         assert_eq!(store.groups(&all()).await.unwrap(), before);
     })

@@ -24,7 +24,6 @@ use headcount::{
         edit::{self, EditError},
         rejections,
         replay::{Ended, Order, Replayer, Report},
-        uncancelled,
     },
     message::{Message, MessageId, Rejected},
     queue::{Action, Death, Delivery, Depth, Queue, QueueError, Receipt, Settlement, Source, Subscription},
@@ -294,23 +293,6 @@ async fn an_edit_that_cannot_be_published_is_kept_for_the_next_replay() {
     assert_eq!(desk.queue.published()[0].body, body);
 }
 
-#[tokio::test]
-async fn database_work_goes_on_when_nobody_waits_for_it() {
-    let (done, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let work = {
-        let (done, release) = (done.clone(), release.clone());
-        uncancelled(async move {
-            release.notified().await;
-            done.notify_one();
-            Ok(())
-        })
-    };
-    assert!(tokio::time::timeout(Duration::from_millis(20), work).await.is_err());
-    release.notify_one();
-    done.notified().await;
-    assert!(uncancelled::<()>(async { panic!("on purpose") }).await.is_err());
-}
-
 /// A queue of the dead, in memory: what is not settled when its consumer goes comes back.
 #[derive(Debug, Default)]
 struct Dead {
@@ -470,6 +452,25 @@ async fn a_letter_that_the_database_refuses_holds_up_no_other() {
     stop.send_replace(true);
     task.await.unwrap();
     assert_eq!(dead.left(), 1, "what is refused even bare stays in the queue");
+}
+
+#[tokio::test]
+async fn a_letter_that_fails_alone_while_others_are_taken_holds_up_no_other() {
+    let (dead, letters) = (Arc::new(Dead::default()), Arc::new(FakeLetters::default()));
+    letters.unclear.lock().unwrap().extend(["msg_3".to_owned(), "msg_19".to_owned()]);
+    for n in 0..20 {
+        dead.bury(&format!("msg_{n}"), "x");
+    }
+    let stop = watch::Sender::new(false);
+    let task = tokio::spawn(capture::run(
+        Arc::new(DeadQueue(dead.clone())),
+        letters.clone() as Arc<dyn Letters>,
+        stop.subscribe(),
+    ));
+    eventually("all but two are captured", async || letters.all().len() == 18).await;
+    stop.send_replace(true);
+    task.await.unwrap();
+    assert_eq!(dead.left(), 2, "they stay in the queue");
 }
 
 #[tokio::test]

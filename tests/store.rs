@@ -82,7 +82,12 @@ async fn migrating_again_does_nothing(home: Arc<Home>) {
     let store = home.open().await;
     assert_eq!(
         store.migrate().await.unwrap(),
-        ["0001_users_and_inbox", "0002_dead_letters_and_rejections", "0003_search_letters"]
+        [
+            "0001_users_and_inbox",
+            "0002_dead_letters_and_rejections",
+            "0003_search_letters",
+            "0004_retention_clock"
+        ]
     );
     assert!(store.migrate().await.unwrap().is_empty());
     assert!(home.open().await.migrate().await.unwrap().is_empty());
@@ -100,7 +105,7 @@ async fn processes_that_migrate_at_once_do_it_once(home: Arc<Home>) {
     for task in tasks {
         applied += task.await.unwrap();
     }
-    assert_eq!(applied, 3);
+    assert_eq!(applied, 4);
 }
 
 async fn a_missing_schema_is_named(home: Arc<Home>) {
@@ -125,9 +130,14 @@ async fn an_older_schema_is_refused_and_a_newer_one_accepted(home: Arc<Home>) {
 async fn at_the_first_migration(home: &Home) -> Arc<dyn Store> {
     let store = home.store().await;
     apply(&store, [created("ann", 10).event()]).await.unwrap();
-    for table in
-        ["dead_letter_history", "dead_letter_contents", "dead_letters", "dead_letter_tallies", "rejections"]
-    {
+    for table in [
+        "dead_letter_history",
+        "dead_letter_contents",
+        "dead_letters",
+        "dead_letter_tallies",
+        "rejections",
+        "retention_clock",
+    ] {
         home.sql(&format!("DROP TABLE {table}")).await;
     }
     home.sql("DROP INDEX inbox_ignored; DELETE FROM headcount_migrations WHERE version > 1").await;
@@ -142,7 +152,8 @@ async fn tables_of_the_first_migration_are_brought_up_to_date(home: Arc<Home>) {
     let error = store.check_schema().await.unwrap_err();
     assert_eq!((error.class, error.hint.as_deref()), (Class::Unusable, Some("run `headcount migrate`")));
     assert!(error.message.contains("lacks 0002_dead_letters_and_rejections"), "{error}");
-    assert_eq!(store.migrate().await.unwrap(), ["0002_dead_letters_and_rejections", "0003_search_letters"]);
+    let later = ["0002_dead_letters_and_rejections", "0003_search_letters", "0004_retention_clock"];
+    assert_eq!(store.migrate().await.unwrap(), later);
     store.check_schema().await.unwrap();
     assert_eq!(row(&store, "ann").await.version, 10);
 }
@@ -155,7 +166,7 @@ async fn a_rejections_table_of_somebody_else_is_refused_before_anything_is_chang
         assert!(error.message.contains("rejections"), "{error}");
     }
     home.sql("DROP TABLE rejections").await;
-    assert_eq!(store.migrate().await.unwrap().len(), 2);
+    assert_eq!(store.migrate().await.unwrap().len(), 3);
 }
 
 async fn a_users_table_of_somebody_else_is_refused(home: Arc<Home>) {
@@ -521,7 +532,7 @@ async fn totals_count(home: Arc<Home>) {
         [created("ann", 1).event(), created("bob", 2).event(), created("cat", 3).event(), deleted("bob", 4)];
     apply(&store, batch).await.unwrap();
     let totals = store.totals().await.unwrap();
-    assert_eq!((totals.live_users, totals.deleted_users), (2, 1));
+    assert_eq!((totals.live_users, totals.deleted_users, totals.estimated), (2, 1, false));
     let history = store.user("bob").await.unwrap().unwrap();
     assert_eq!(totals.last_processed_at.as_ref(), history.events.last().map(|event| &event.processed_at));
 }
@@ -814,6 +825,29 @@ async fn whoever_may_not_write_or_finds_a_table_locked_is_not_ready() {
             home.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
             let error = unready(&store, "no rights at all").await;
             assert!(!format!("{error:?}").contains("headcount asks"), "{error:?}");
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_table_of_users_is_estimated_and_says_so() {
+    Home::postgres()
+        .await
+        .run(|home| async move {
+            let store = home.store().await;
+            // A row a page.
+            home.sql("ALTER TABLE users ALTER COLUMN first_name SET STORAGE PLAIN").await;
+            home.sql(
+                "INSERT INTO users (id, clerk_id, first_name, credits_balance, version, version_sent, version_kind, \
+                 version_message_id, deleted_at) \
+                 SELECT gen_random_uuid(), 'user_' || n, repeat('x', 7000), 0, n, n, 0, 'm' || n, \
+                 CASE WHEN n % 5 = 0 THEN now() END FROM generate_series(1, 17000) AS n; ANALYZE users",
+            )
+            .await;
+            let totals = store.totals().await.unwrap();
+            assert!(totals.estimated);
+            assert!((13_000..14_200).contains(&totals.live_users), "{totals:?}");
+            assert!((2_800..4_000).contains(&totals.deleted_users), "{totals:?}");
         })
         .await;
 }

@@ -36,7 +36,8 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
     output.table(&["queue", "messages", "consumers"], &rows)?;
     output.line("")?;
     output.line(format!(
-        "users           {} live, {} deleted",
+        "users           {}{} live, {} deleted",
+        if status.users.estimated { "about " } else { "" },
         number(status.users.live_users),
         number(status.users.deleted_users)
     ))?;

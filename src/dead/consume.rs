@@ -10,7 +10,6 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::uncancelled;
 use crate::{
     pause::Pauses,
     queue::{Action, Delivery, Queue, Settlement, Source, Subscription},
@@ -22,6 +21,8 @@ use crate::{
 const PREFETCH: u16 = 100;
 /// A batch is closed beyond this many bytes of bodies.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// Messages that may fail, one after the other with none taken, before they are blameless.
+const SUSPECTS: usize = 3;
 /// Times that a lost race is run again at once.
 const RACES: u32 = 5;
 
@@ -107,25 +108,60 @@ async fn consume<S: Sink>(
             bytes += delivery.message.body.len();
             batch.push(delivery);
         }
-        let mut done = Vec::with_capacity(batch.len());
+        // What is not ours any more comes again.
+        refused.retain(|delivery: &Delivery| subscription.holds(delivery.receipt));
         let items: Vec<S::Item> = batch.iter().filter_map(|delivery| sink.read(delivery)).collect();
-        match take(sink, items).await {
-            Ok(()) => done = batch,
-            Err(error) if error.class == Class::Permanent => {
-                for delivery in batch {
-                    match take_alone(sink, &delivery).await? {
-                        true => done.push(delivery),
-                        false => refused.push(delivery),
-                    }
-                }
+        let done = match take(sink, items).await {
+            Ok(()) => batch,
+            Err(error) if error.class == Class::Permanent || is_for_one(&error, &batch) => {
+                let (done, not) = one_by_one(sink, batch).await?;
+                refused.extend(not);
+                done
             }
             Err(error) => return Err(error),
-        }
+        };
         moved();
         // Commit before settle: a crash here delivers them again, and the table absorbs that.
         let settle = |delivery| Settlement { delivery, action: Action::Done };
         subscription.settle(done.into_iter().map(settle).collect()).await;
     }
+}
+
+/// Whether it may be the trouble of some of a batch, or of its size.
+fn is_for_one(error: &StoreError, batch: &[Delivery]) -> bool {
+    error.class == Class::Unclear && batch.len() > 1
+}
+
+/// A batch that was refused, message by message: those that are taken, and those that are not while others are. With
+/// none taken of [`SUSPECTS`], it is everybody's trouble.
+async fn one_by_one<S: Sink>(
+    sink: &Arc<S>,
+    batch: Vec<Delivery>,
+) -> Result<(Vec<Delivery>, Vec<Delivery>), StoreError> {
+    let (mut done, mut refused, mut suspects) = (Vec::new(), Vec::new(), Vec::new());
+    let mut taken = false;
+    for delivery in batch {
+        match take_alone(sink, &delivery).await {
+            Ok(true) => {
+                taken |= sink.read(&delivery).is_some();
+                done.push(delivery);
+            }
+            Ok(false) => refused.push(delivery),
+            Err(error) if error.class == Class::Unclear && (taken || suspects.len() < SUSPECTS) => {
+                suspects.push((delivery, error));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if !taken && let Some((_, error)) = suspects.pop() {
+        return Err(error);
+    }
+    for (delivery, error) in suspects {
+        let id = &delivery.message.id;
+        error!(message_id = %id, code = error.code, "the database refuses message {id} of the {} alone: {error}", S::WHAT);
+        refused.push(delivery);
+    }
+    Ok((done, refused))
 }
 
 /// One of a batch that was refused. `false`: it cannot be taken however it is put.
@@ -149,11 +185,9 @@ async fn take<S: Sink>(sink: &Arc<S>, items: Vec<S::Item>) -> Result<(), StoreEr
     if items.is_empty() {
         return Ok(());
     }
-    let items: Arc<[S::Item]> = items.into();
     let mut races = 0;
     loop {
-        let (sink, items) = (Arc::clone(sink), Arc::clone(&items));
-        match uncancelled(async move { sink.take(&items).await }).await {
+        match sink.take(&items).await {
             Err(error) if error.class == Class::Transient && races < RACES => races += 1,
             result => return result,
         }

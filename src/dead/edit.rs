@@ -1,14 +1,11 @@
 //! Owns mending a letter: a new body is held to what a worker would accept before anything is committed, and goes out
 //! once. The message id stays, so that what was applied meanwhile stays applied once.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use super::{
     diff::{Line, diff},
     replay::{Ended, Replayer},
-    uncancelled,
 };
 use crate::{
     clerk,
@@ -88,8 +85,7 @@ pub async fn send(
     mended: Mended,
     by: Actor,
 ) -> Result<u32, EditError> {
-    let (letters, id, body) = (Arc::clone(&replayer.letters), letter.letter.id, mended.body);
-    let claim = uncancelled(async move { letters.edit(id, body, &by).await }).await?;
+    let claim = replayer.letters.edit(letter.letter.id, mended.body, &by).await?;
     let mut claim = claim.ok_or(EditError::Gone)?;
     claim.event_type = mended.event_type;
     let round = claim.round;

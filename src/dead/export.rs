@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
-use super::{select::cursor, uncancelled};
+use super::select::cursor;
 use crate::store::{
     StoreError,
     letters::{Filter, HistoryEntry, Letter, LetterDetail, Letters, Page},
@@ -104,19 +104,14 @@ impl Export {
             return Ok(Vec::new());
         }
         self.page.limit = u32::try_from(self.left).map_or(PAGE, |left| left.min(PAGE));
-        let (letters, filter, page) = (Arc::clone(&self.letters), self.filter.clone(), self.page.clone());
-        let whole = uncancelled(async move {
-            let listed = letters.letters(&filter, &page).await?;
-            let mut whole = Vec::with_capacity(listed.len());
-            for letter in listed {
-                // Gone meanwhile, past its retention: nothing to write out.
-                if let Some(detail) = letters.letter(&letter.id.to_string()).await? {
-                    whole.push(Whole::from(detail));
-                }
+        let listed = self.letters.letters(&self.filter, &self.page).await?;
+        let mut whole = Vec::with_capacity(listed.len());
+        for letter in listed {
+            // Gone meanwhile, past its retention: nothing to write out.
+            if let Some(detail) = self.letters.letter(&letter.id.to_string()).await? {
+                whole.push(Whole::from(detail));
             }
-            Ok(whole)
-        })
-        .await?;
+        }
         self.left = self.left.saturating_sub(whole.len() as u64);
         match whole.last() {
             Some(last) => self.page.after = super::select::parse_cursor(&last.cursor).ok(),

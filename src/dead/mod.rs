@@ -5,10 +5,6 @@
 //! Promises that each step may be cut off anywhere: what is not settled comes back, what is claimed and not stamped is
 //! published again, and the inbox makes a repeat of nothing. Never touches SQL or AMQP; a body is never logged.
 
-use std::future::Future;
-
-use crate::store::{Class, StoreError};
-
 pub mod capture;
 mod consume;
 pub mod diff;
@@ -22,22 +18,3 @@ pub mod retention;
 pub mod select;
 
 pub use group::{GROUP_MAX, group};
-
-/// Runs database work in a task of its own, so that whoever stops waiting for it never cancels it half-way: a cancelled
-/// call can leave an open transaction in the pool.
-///
-/// # Errors
-/// What the work says; a panic in it counts as an outage.
-pub async fn uncancelled<T: Send + 'static>(
-    work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-) -> Result<T, StoreError> {
-    tokio::spawn(work).await.unwrap_or_else(|_| {
-        Err(StoreError {
-            class: Class::Outage,
-            code: String::new(),
-            message: "a database call panicked".into(),
-            hint: None,
-            source: None,
-        })
-    })
-}

@@ -15,9 +15,8 @@ use serde::Serialize;
 use tokio::{sync::watch, task::JoinSet};
 use uuid::Uuid;
 
-use super::uncancelled;
 use crate::{
-    message::{Message, MessageId, now},
+    message::{Message, MessageId},
     pause::Pauses,
     queue::{Queue, QueueError},
     shutdown::until,
@@ -157,9 +156,8 @@ impl Run<'_> {
             if limit == 0 {
                 return Ok(Ended::Complete);
             }
-            let (letters, order) = (Arc::clone(&self.replayer.letters), self.order.clone());
             // Commit before publish: a crash from here on leaves claims without a stamp, which are taken up.
-            let claims = uncancelled(async move { letters.claim(&order.filter, limit, &order.by).await });
+            let claims = self.replayer.letters.claim(&self.order.filter, limit, &self.order.by);
             let claims = claims.await.map_err(Ended::Store)?;
             if claims.is_empty() {
                 return Ok(Ended::Complete);
@@ -176,21 +174,20 @@ impl Run<'_> {
 
     /// How many letters the selection means now.
     async fn open(&self) -> Result<u64, Ended> {
-        let letters = Arc::clone(&self.replayer.letters);
         let filter = Filter { status: Some(Status::Open), ..self.order.filter.clone() };
-        let counts = uncancelled(async move { letters.count(&filter).await }).await.map_err(Ended::Store)?;
+        let counts = self.replayer.letters.count(&filter).await.map_err(Ended::Store)?;
         Ok(counts.iter().map(|count| count.letters).sum())
     }
 
     /// Publishes what an earlier replay of these letters claimed and did not stamp. A replay that runs at this moment
     /// may publish the same ones: the inbox absorbs that.
     async fn take_up(&mut self) -> Result<(), Ended> {
-        let before = now();
+        // By the clock that stamps the claims: this host's may be behind it.
+        let before = self.replayer.letters.clock().await.map_err(Ended::Store)?;
         let mut seen: HashSet<(Uuid, u32)> = HashSet::new();
         loop {
             let Some(limit) = self.room().await? else { return Ok(()) };
-            let (letters, filter) = (Arc::clone(&self.replayer.letters), self.order.filter.clone());
-            let claims = uncancelled(async move { letters.unstamped(&filter, before, limit).await });
+            let claims = self.replayer.letters.unstamped(&self.order.filter, before, limit);
             let claims = claims.await.map_err(Ended::Store)?;
             let fresh: Vec<Claimed> =
                 claims.into_iter().filter(|claim| seen.insert((claim.id, claim.round))).collect();
@@ -222,10 +219,8 @@ impl Run<'_> {
         let (published, failed) = self.publish(claims).await;
         self.report.published += published.len() as u64;
         if !published.is_empty() {
-            let (letters, stamps) = (Arc::clone(&self.replayer.letters), published.clone());
             // Publish before stamp: a crash in between publishes them again.
-            let stamped = uncancelled(async move { letters.stamp(&stamps).await }).await;
-            stamped.map_err(Ended::Store)?;
+            self.replayer.letters.stamp(&published).await.map_err(Ended::Store)?;
             self.report.unstamped_left -= published.len() as u64;
         }
         (self.progress)(&self.report);

@@ -6,11 +6,13 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::uncancelled;
 use crate::{
     config::Config,
     shutdown::until,
-    store::letters::{Letters, Retention},
+    store::{
+        StoreError,
+        letters::{Letters, Pruned, Retention},
+    },
 };
 
 /// Rows in one step.
@@ -31,16 +33,24 @@ pub fn of(config: &Config) -> Retention {
 
 /// Prunes every ten minutes or so until `stop` turns true.
 pub async fn run(letters: Arc<dyn Letters>, retention: Retention, stop: watch::Receiver<bool>) {
-    let mut failing = false;
+    let (mut failing, mut leapt) = (false, false);
     loop {
         if slept(EVERY.mul_f64(rand::random_range(0.5..1.5)), &stop).await {
             return;
         }
         match round(&letters, retention, &stop).await {
-            Ok(0) => failing = false,
-            Ok(rows) => {
+            Ok(Pruned { rows, clock_ahead }) => {
                 failing = false;
                 debug!("pruned {rows} rows that were past their retention");
+                if let Some(ahead) = clock_ahead.filter(|_| !leapt) {
+                    let ahead = humantime::format_duration(Duration::from_secs(ahead.as_secs()));
+                    warn!(
+                        "the database's clock is {ahead} ahead of where pruning left off: it was put forward, or \
+                         nothing ran for long; pruning follows by an hour every ten minutes; if the clock is \
+                         wrong, put it right before good letters are forgotten"
+                    );
+                }
+                leapt = clock_ahead.is_some();
             }
             // Whoever works says that the database is away; this only waits.
             Err(error) if !std::mem::replace(&mut failing, true) => warn!("nothing is pruned: {error}"),
@@ -49,18 +59,18 @@ pub async fn run(letters: Arc<dyn Letters>, retention: Retention, stop: watch::R
     }
 }
 
-/// Until nothing more is past its retention. Returns how many rows went.
+/// Until nothing more is past its retention.
 async fn round(
     letters: &Arc<dyn Letters>,
     retention: Retention,
     stop: &watch::Receiver<bool>,
-) -> Result<u64, crate::store::StoreError> {
-    let mut pruned = 0;
+) -> Result<Pruned, StoreError> {
+    let mut pruned = Pruned::default();
     loop {
-        let letters = Arc::clone(letters);
-        match uncancelled(async move { letters.prune(&retention, STEP).await }).await? {
-            0 => return Ok(pruned),
-            rows => pruned += rows,
+        let step = letters.prune(&retention, STEP).await?;
+        pruned = Pruned { rows: pruned.rows + step.rows, ..step };
+        if step.rows == 0 {
+            return Ok(pruned);
         }
         if slept(BREATH, stop).await {
             return Ok(pruned);

@@ -8,7 +8,6 @@ use chrono::{DateTime, NaiveDate};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::uncancelled;
 use crate::{
     message::Millis,
     store::{
@@ -154,8 +153,7 @@ impl Selection {
         };
         let mut named = Vec::with_capacity(self.ids.len());
         for reference in &self.ids {
-            let (letters, wanted) = (Arc::clone(letters), reference.clone());
-            let found = uncancelled(async move { letters.letter(&wanted).await }).await?;
+            let found = letters.letter(reference).await?;
             let letter = found.ok_or_else(|| SelectError::Unknown(reference.clone()))?.letter;
             filter.ids.push(letter.id);
             named.push(letter);

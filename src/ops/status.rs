@@ -6,10 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Serialize;
 
 use crate::{
-    dead::{
-        rejections::{Explanation, SAMPLES, explain},
-        uncancelled,
-    },
+    dead::rejections::{Explanation, SAMPLES, explain},
     message::now,
     queue::{Depth, Queue, QueueError},
     store::{Store, StoreError, Totals, letters},
@@ -45,11 +42,8 @@ pub enum StatusError {
 /// Queue or store do not answer.
 pub async fn read(queue: &dyn Queue, store: &Arc<dyn Store>) -> Result<Status, StatusError> {
     let queues = queue.depths().await?;
-    let store = Arc::clone(store);
-    let (users, mut dead_letters, samples) = uncancelled(async move {
-        Ok((store.totals().await?, store.statuses().await?, store.rejections(SAMPLES).await?))
-    })
-    .await?;
+    let (users, mut dead_letters) = (store.totals().await?, store.statuses().await?);
+    let samples = store.rejections(SAMPLES).await?;
     for status in letters::Status::ALL {
         dead_letters.entry(status).or_default();
     }

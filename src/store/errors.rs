@@ -1,6 +1,8 @@
 //! Owns what every error of either database means for the messages, in one place. Promises that no value of a row gets
 //! into a message. Never decides what to do about it: that is the worker's.
 
+use std::time::Duration;
+
 use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseError, sqlite::SqliteError};
 
 use super::{Class, StoreError};
@@ -31,6 +33,22 @@ pub(super) fn broken(message: impl Into<String>) -> StoreError {
         hint: None,
         source: None,
     }
+}
+
+/// sqlclient_unable_to_establish_sqlconnection
+const NO_CONNECTION: &str = "08001";
+
+const UNREACHABLE: &str = "check that the database runs, that the network lets packets through to it, and that DATABASE_URL is right";
+
+/// Whether a connection was waited for in vain.
+pub(super) fn is_without_connection(error: &StoreError) -> bool {
+    error.code == NO_CONNECTION
+}
+
+/// No answer came, not even an error.
+pub(super) fn silent(limit: Duration) -> StoreError {
+    let message = format!("the database does not answer: nothing came within {} s", limit.as_secs());
+    StoreError { hint: Some(UNREACHABLE.into()), ..broken(message) }
 }
 
 /// A batch has used up its time, though no single statement of it took too long.
@@ -78,7 +96,11 @@ impl From<sqlx::Error> for StoreError {
             // The value did not fit into the protocol's message: the payload's fault.
             E::Encode(_) => (Class::Permanent, "a value cannot be sent to the database".into(), false),
             E::PoolTimedOut => {
-                (Class::Outage, "no connection to the database could be had in time".into(), false)
+                return Self {
+                    code: NO_CONNECTION.into(),
+                    hint: Some(UNREACHABLE.into()),
+                    ..broken("no connection to the database could be had in time")
+                };
             }
             E::PoolClosed => (Class::Outage, "the connections to the database are closed".into(), false),
             E::Io(io) => (Class::Outage, format!("the connection to the database failed: {io}"), true),
@@ -103,8 +125,9 @@ impl From<sqlx::Error> for StoreError {
                 (Class::Outage, "the database driver failed in a way that is new to headcount".into(), false)
             }
         };
+        let hint = matches!(error, E::Io(_)).then(|| UNREACHABLE.into());
         let source = keep.then(|| error.into());
-        Self { class, code: String::new(), message, hint: None, source }
+        Self { class, code: String::new(), message, hint, source }
     }
 }
 
@@ -180,8 +203,8 @@ fn sqlstate(code: &str) -> Class {
         ("22" | "23", _) => Class::Permanent,
         // statement_completion_unknown
         ("40", "40003") => Class::Outage,
-        // Transaction rollback: serialization, deadlock.
-        ("40", _) => Class::Transient,
+        // Transaction rollback: serialization, deadlock. And a process that was stopped for a while in a transaction.
+        ("40", _) | ("25", "25P03") => Class::Transient,
         // Connection, transaction state (read-only), authorization, unknown database, and a server that is out of
         // connections or disk, shutting down, or fails to read its files.
         ("08" | "28" | "3D" | "58", _) | ("25", "25006") | ("53", "53100" | "53300") => Class::Outage,
@@ -285,7 +308,7 @@ mod tests {
     fn only_proved_faults_are_permanent_and_only_races_are_transient() {
         let cases = [
             (Class::Permanent, &["22001", "22003", "22021", "22P02", "22P05", "23502", "23503", "23514"][..]),
-            (Class::Transient, &["23505", "23P01", "40001", "40P01"]),
+            (Class::Transient, &["23505", "23P01", "25P03", "40001", "40P01"]),
             (
                 Class::Outage,
                 &[

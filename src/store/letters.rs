@@ -85,6 +85,12 @@ pub trait Letters: Send + Sync {
     /// What the database says.
     async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError>;
 
+    /// The database's own clock, rounded up: whatever it has stamped so far is before this.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn clock(&self) -> Result<Millis, StoreError>;
+
     /// Up to `limit` claims (letters that are `replayed`) whose publication is not stamped and that were made before
     /// `before` by the database's clock, the oldest first: they are published again. [`Filter::status`] is set aside.
     ///
@@ -129,11 +135,12 @@ pub trait Letters: Send + Sync {
     async fn rejections(&self, limit: u32) -> Result<Vec<Rejected>, StoreError>;
 
     /// Deletes one small step, at most `limit` rows of each kind, of what is past its retention or, of rejections, not
-    /// among the newest [`REJECTIONS_MAX`]. Waits for nobody. Returns how many rows went: zero when there is no more.
+    /// among the newest [`REJECTIONS_MAX`]. Waits for nobody. A clock that has leapt ahead is not believed at once, because
+    /// what is deleted is gone for good.
     ///
     /// # Errors
     /// What the database says.
-    async fn prune(&self, retention: &Retention, limit: u32) -> Result<u64, StoreError>;
+    async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError>;
 }
 
 /// Where a letter stands.
@@ -352,6 +359,15 @@ pub struct Retention {
     pub dead: std::time::Duration,
     /// `HEADCOUNT_REJECTION_RETENTION`
     pub rejections: std::time::Duration,
+}
+
+/// One step of forgetting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Rows that went: none when there is no more.
+    pub rows: u64,
+    /// How far the database's clock is ahead of the time that retention goes by, where it is not believed.
+    pub clock_ahead: Option<std::time::Duration>,
 }
 
 impl Retention {

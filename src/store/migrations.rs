@@ -14,7 +14,7 @@ use super::{StoreError, errors};
 pub(super) const TABLE: &str = "headcount_migrations";
 
 /// Tables, and the migration that makes them: before it they must not be there.
-const OURS: [(i64, &str); 8] = [
+const OURS: [(i64, &str); 9] = [
     (1, "users"),
     (1, "inbox"),
     (1, "former_clerk_ids"),
@@ -23,6 +23,7 @@ const OURS: [(i64, &str); 8] = [
     (2, "dead_letter_history"),
     (2, "dead_letter_tallies"),
     (2, "rejections"),
+    (4, "retention_clock"),
 ];
 
 macro_rules! migrations {
@@ -42,6 +43,11 @@ macro_rules! migrations {
                 3,
                 "search letters",
                 include_str!(concat!("../../migrations/", $dialect, "/0003_search_letters.sql")),
+            ),
+            (
+                4,
+                "retention clock",
+                include_str!(concat!("../../migrations/", $dialect, "/0004_retention_clock.sql")),
             ),
         ]
     };
@@ -112,7 +118,12 @@ mod tests {
         assert_eq!(names(POSTGRES), names(SQLITE));
         assert_eq!(
             pending(POSTGRES, &BTreeSet::new()),
-            ["0001_users_and_inbox", "0002_dead_letters_and_rejections", "0003_search_letters"]
+            [
+                "0001_users_and_inbox",
+                "0002_dead_letters_and_rejections",
+                "0003_search_letters",
+                "0004_retention_clock"
+            ]
         );
         assert!(names(POSTGRES).is_sorted());
         for (dialect, list) in [("postgres", POSTGRES), ("sqlite", SQLITE)] {
@@ -132,7 +143,7 @@ mod tests {
     fn the_names_to_come_are_those_of_later_migrations() {
         assert_eq!(to_come(None).len(), OURS.len());
         assert_eq!(to_come(Some(&BTreeSet::from([1])))[0], "dead_letters");
-        assert!(to_come(Some(&BTreeSet::from([1, 2, 9]))).is_empty());
+        assert!(to_come(Some(&BTreeSet::from([1, 2, 4, 9]))).is_empty());
         for (version, table) in OURS {
             let text = POSTGRES.iter().find(|(number, ..)| *number == version).map(|(.., sql)| *sql);
             assert!(text.unwrap_or_default().contains(&format!("CREATE TABLE {table} (")), "{table}");

@@ -7,6 +7,8 @@
 //! - Batches that run at the same time, in any process, end as if they had run one after the other. A race that the
 //!   database resolves by an error is [`Class::Transient`].
 //! - An error says what class it is of; what is not known is an outage, never the message's fault.
+//! - Every call is answered within its limit, over connections that work again once those that have fallen silent are
+//!   given up; and goes on when its caller does not wait for it any more.
 
 use std::{fmt, sync::Arc};
 
@@ -14,22 +16,24 @@ use async_trait::async_trait;
 use serde::Serialize;
 use uuid::Uuid;
 
+use self::watchdog::Watched;
 use crate::{
     message::Millis,
     roster::{Event, Outcome, Policy},
 };
 
 mod batch;
+mod clock;
 mod errors;
 mod filter;
 pub mod letters;
 mod migrations;
 mod plain;
 pub mod postgres;
-mod ready;
 mod reference;
 mod retry;
 pub mod sqlite;
+mod watchdog;
 
 /// The database as workers and operators see it, dead letters included.
 #[async_trait]
@@ -49,7 +53,6 @@ pub trait Store: letters::Letters + fmt::Debug {
 
     /// Folds a batch in one transaction and tells the outcome of each message, in the order given. The dead letters of
     /// messages that took effect, now or before, are `applied` with it.
-    /// Never cancel it: spawn it and wait.
     ///
     /// # Errors
     /// Nothing was changed, or (a connection lost during COMMIT) it is unknown; running the batch again is right.
@@ -212,6 +215,8 @@ pub struct Totals {
     pub live_users: u64,
     /// Rows that are.
     pub deleted_users: u64,
+    /// The two are about so many: the table is too large to be counted at a glance.
+    pub estimated: bool,
     /// When the newest inbox row was processed, RFC 3339.
     pub last_processed_at: Option<String>,
 }
@@ -285,9 +290,9 @@ pub enum Backend {
 /// [`StoreError`] of class [`Class::Unusable`] where it can never work as configured.
 pub async fn open(config: &StoreConfig) -> Result<Arc<dyn Store>, StoreError> {
     Ok(match &config.backend {
-        Backend::Sqlite { path } => Arc::new(sqlite::SqliteStore::open(path, config).await?),
+        Backend::Sqlite { path } => Arc::new(Watched::new(sqlite::SqliteStore::open(path, config).await?)),
         Backend::Postgres { url, schema } => {
-            Arc::new(postgres::PostgresStore::open(url, schema, config).await?)
+            Arc::new(Watched::new(postgres::PostgresStore::open(url, schema, config)?))
         }
     })
 }

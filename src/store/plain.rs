@@ -1,7 +1,7 @@
 //! Owns what letters, actors and rejections are made into before they are stored: text without control characters and
 //! bounded, numbers and times that both databases hold. So that storing them cannot fail on content. Never touches SQL.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -136,6 +136,12 @@ pub(super) fn time_in_range(at: Millis) -> DateTime<Utc> {
     const YEAR_0: Millis = -62_167_219_200_000;
     const YEAR_9999: Millis = 253_402_300_799_999;
     time(at.clamp(YEAR_0, YEAR_9999)).unwrap_or_default()
+}
+
+/// So long before a moment, or as long as both databases hold.
+pub(super) fn earlier(at: Millis, age: Duration) -> DateTime<Utc> {
+    let age = Millis::try_from(age.as_millis()).unwrap_or(Millis::MAX);
+    time_in_range(at.saturating_sub(age))
 }
 
 fn json(value: &impl serde::Serialize) -> String {

@@ -36,6 +36,8 @@ pub struct FakeLetters {
     pub deadly: Mutex<bool>,
     /// Message ids that the database refuses; with `true`, even bare.
     pub refused: Mutex<BTreeMap<String, bool>>,
+    /// Message ids that an application's rule refuses: with a code that does not tell whose trouble it is.
+    pub unclear: Mutex<HashSet<String>>,
     /// How often capture was called.
     pub captures: watch::Sender<usize>,
     pub rejected: Mutex<Vec<Rejected>>,
@@ -113,6 +115,9 @@ impl Letters for FakeLetters {
             if refused.get(&captured.message_id).is_some_and(|even_bare| *even_bare || !bare) {
                 return Err(error(Class::Permanent));
             }
+        }
+        if letters.iter().any(|captured| lock(&self.unclear).contains(&captured.message_id)) {
+            return Err(error(Class::Unclear));
         }
         let mut all = lock(&self.all);
         for captured in letters {
@@ -196,6 +201,10 @@ impl Letters for FakeLetters {
         Ok(Some(claimed(fake)))
     }
 
+    async fn clock(&self) -> Result<Millis, StoreError> {
+        self.answer().map(|()| now())
+    }
+
     async fn unstamped(
         &self,
         filter: &Filter,
@@ -251,7 +260,7 @@ impl Letters for FakeLetters {
         unreachable!()
     }
 
-    async fn prune(&self, _: &Retention, _: u32) -> Result<u64, StoreError> {
+    async fn prune(&self, _: &Retention, _: u32) -> Result<Pruned, StoreError> {
         unreachable!()
     }
 }

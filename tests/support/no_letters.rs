@@ -36,6 +36,9 @@ macro_rules! no_letters {
             ) -> Result<Option<Claimed>, StoreError> {
                 unreachable!()
             }
+            async fn clock(&self) -> Result<i64, StoreError> {
+                unreachable!()
+            }
             async fn unstamped(&self, _: &Filter, _: i64, _: u32) -> Result<Vec<Claimed>, StoreError> {
                 unreachable!()
             }
@@ -54,7 +57,7 @@ macro_rules! no_letters {
             async fn rejections(&self, _: u32) -> Result<Vec<Rejected>, StoreError> {
                 unreachable!()
             }
-            async fn prune(&self, _: &Retention, _: u32) -> Result<u64, StoreError> {
+            async fn prune(&self, _: &Retention, _: u32) -> Result<Pruned, StoreError> {
                 unreachable!()
             }
         }

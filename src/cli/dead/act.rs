@@ -185,7 +185,8 @@ async fn preview(action: &Action, from: Status, letters: &Arc<dyn Letters>) -> R
     let all: u64 = counts.iter().map(|count| count.letters).sum();
     let unfinished = match from {
         Status::Open => {
-            letters.unstamped(&filter, now(), LOOK).await.map_err(|error| app::store_failure(&error))?.len()
+            let before = letters.clock().await.map_err(|error| app::store_failure(&error))?;
+            letters.unstamped(&filter, before, LOOK).await.map_err(|error| app::store_failure(&error))?.len()
         }
         _ => 0,
     };

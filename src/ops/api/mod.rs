@@ -20,7 +20,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use self::problem::Problem;
 use crate::{
-    dead::{operations::Operations, uncancelled},
+    dead::operations::Operations,
     queue::Queue,
     store::{
         Store, StoreError,
@@ -86,13 +86,14 @@ impl Api {
             return Err(Problem::unavailable("the database is busy with other requests"));
         };
         let work = call(Arc::clone(&self.store));
-        let answer = uncancelled(async move {
+        let answer = tokio::spawn(async move {
             let answer = work.await;
             drop(turn);
             answer
         });
         match timeout(ANSWER, answer).await {
-            Ok(answer) => Ok(answer?),
+            Ok(Ok(answer)) => Ok(answer?),
+            Ok(Err(_)) => Err(Problem::unavailable("the request to the database broke off")),
             Err(_) => Err(Problem::new(
                 StatusCode::GATEWAY_TIMEOUT,
                 "timeout",

@@ -92,12 +92,12 @@ async fn insert(tx: &mut PgConnection, letters: &[Plain<'_>]) -> Result<(), Stor
 }
 
 /// Erases those of deleted users. After the capture's commit, so that a deletion that did not see the letters is seen
-/// here: their users' rows are locked first. A crash before this leaves the delivery unacked, and it comes again.
+/// here: their users' rows are locked first, in the weakest way that waits for one. A crash before this leaves the delivery unacked, and it comes again.
 async fn forget(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<(), StoreError> {
     let users: Vec<&str> = letters.iter().filter_map(|letter| letter.clerk_id.as_deref()).collect();
     let mut tx = store.pool.begin_with(BEGIN).await?;
     let _: Vec<Uuid> =
-        sqlx::query_scalar("SELECT id FROM users WHERE clerk_id = ANY($1) ORDER BY id FOR KEY SHARE")
+        sqlx::query_scalar("SELECT id FROM users WHERE clerk_id = ANY($1) ORDER BY id FOR SHARE")
             .bind(&users)
             .fetch_all(&mut *tx)
             .await?;

@@ -20,7 +20,7 @@ use crate::{
         filter::{COLUMNS, Condition, Conditions, Dialect, FEW, STATUSES},
         letters::{
             Actor, Captured, Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Letters,
-            Page, Rejected, Retention, Status,
+            Page, Pruned, Rejected, Retention, Status,
         },
         plain::Plain,
         reference::EVENTS_MAX,
@@ -147,6 +147,11 @@ impl Letters for PostgresStore {
         retry::again(|| replay::edit(self, id, &body, by)).await
     }
 
+    async fn clock(&self) -> Result<Millis, StoreError> {
+        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&self.pool).await?;
+        Ok(now.timestamp_millis() + 1)
+    }
+
     async fn unstamped(
         &self,
         filter: &Filter,
@@ -186,7 +191,7 @@ impl Letters for PostgresStore {
         prune::rejections(&self.pool, limit).await
     }
 
-    async fn prune(&self, retention: &Retention, limit: u32) -> Result<u64, StoreError> {
+    async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
         retry::again(|| prune::step(&self.pool, retention, limit)).await
     }
 }

@@ -24,6 +24,7 @@ use sqlx::{
 
 use super::{
     Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery, errors, migrations,
+    watchdog::Backend,
 };
 use crate::{
     config::Secret,
@@ -57,7 +58,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`super::Class::Unusable`] where `url` is none.
-    pub async fn open(url: &Secret, schema: &str, config: &StoreConfig) -> Result<Self, StoreError> {
+    pub fn open(url: &Secret, schema: &str, config: &StoreConfig) -> Result<Self, StoreError> {
         let options = PgConnectOptions::from_str(url.expose()).map_err(|error| {
             errors::unusable(
                 format!("DATABASE_URL cannot be used: {error}"),
@@ -72,15 +73,16 @@ impl PostgresStore {
                 ("statement_timeout", "30s"),
                 // Well within the worker's watchdog: a row that an application keeps locked is no frozen database.
                 ("lock_timeout", "3s"),
-                ("idle_in_transaction_session_timeout", "60s"),
+                // A transaction whose client fell silent keeps its locks for so long; one of ours is never idle.
+                ("idle_in_transaction_session_timeout", "10s"),
+                // And its session goes after a minute.
+                ("tcp_keepalives_idle", "30"),
+                ("tcp_keepalives_interval", "10"),
+                ("tcp_keepalives_count", "3"),
             ])
             .disable_statement_logging();
-        let pool = PgPoolOptions::new()
-            .max_connections(config.connections.max(2))
-            .acquire_timeout(ACQUIRE)
-            .connect_lazy_with(options);
         Ok(Self {
-            pool,
+            pool: pool(options, config.connections.max(2)),
             schema: schema.to_owned(),
             policy: config.policy,
             default_credits: config.default_credits,
@@ -89,6 +91,30 @@ impl PostgresStore {
 
     fn place(&self) -> String {
         format!("schema {} of the database", self.schema)
+    }
+}
+
+impl Backend for PostgresStore {
+    const ANSWER: Duration = Duration::from_secs(10);
+
+    fn renewed(&self) -> Option<Self> {
+        Some(Self {
+            pool: pool(
+                self.pool.connect_options().as_ref().clone(),
+                self.pool.options().get_max_connections(),
+            ),
+            schema: self.schema.clone(),
+            policy: self.policy,
+            default_credits: self.default_credits,
+        })
+    }
+
+    fn connections(&self) -> usize {
+        self.pool.options().get_max_connections() as usize
+    }
+
+    fn end(&self) -> impl Future<Output = ()> + Send {
+        self.pool.close()
     }
 }
 
@@ -190,6 +216,10 @@ impl Found {
         let foreign = tables.into_iter().find(|table| to_come.contains(&table.as_str()));
         Ok(Self { applied, foreign })
     }
+}
+
+fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
+    PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE).connect_lazy_with(options)
 }
 
 fn quoted(name: &str) -> String {

@@ -1,15 +1,15 @@
 //! Owns what is kept for a while only: samples of rejected requests, and small steps of forgetting. Each step is one
 //! statement in the order of an index, passes over what is locked, and holds nothing longer than that.
 
-use std::time::Duration;
-
+use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::store::{
     StoreError,
-    letters::{REJECTIONS_MAX, Rejected, Retention},
-    plain::PlainRejection,
+    clock::{self, Belief, Now},
+    letters::{Pruned, REJECTIONS_MAX, Rejected, Retention},
+    plain::{self, PlainRejection},
 };
 
 pub(super) async fn record(pool: &PgPool, samples: &[Rejected]) -> Result<(), StoreError> {
@@ -30,18 +30,18 @@ pub(super) async fn record(pool: &PgPool, samples: &[Rejected]) -> Result<(), St
 }
 
 const INBOX: &str = "DELETE FROM inbox WHERE message_id = ANY(ARRAY(SELECT message_id FROM inbox \
-     WHERE processed_at < now() - make_interval(secs => $1) ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
+     WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
 const IGNORED: &str = "DELETE FROM inbox WHERE message_id = ANY(ARRAY(SELECT message_id FROM inbox \
-     WHERE outcome = 'ignored' AND processed_at < now() - make_interval(secs => $1) \
+     WHERE outcome = 'ignored' AND processed_at < $1 \
      ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
 /// With their history, which goes where they go.
 const LETTERS: &str = "DELETE FROM dead_letters WHERE id = ANY(ARRAY(SELECT id FROM dead_letters \
-     WHERE settled_at < now() - make_interval(secs => $1) ORDER BY settled_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
+     WHERE settled_at < $1 ORDER BY settled_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
 const REJECTIONS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id FROM rejections \
-     WHERE at < now() - make_interval(secs => $1) ORDER BY at, id LIMIT $2 FOR UPDATE SKIP LOCKED))";
+     WHERE at < $1 ORDER BY at, id LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
 const SURPLUS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id FROM rejections \
      ORDER BY at DESC, id DESC OFFSET $1 LIMIT $2 FOR UPDATE SKIP LOCKED))";
@@ -52,8 +52,9 @@ const TALLIES: &str = "WITH gone AS (DELETE FROM dead_letter_tallies WHERE ctid 
      INSERT INTO dead_letter_tallies SELECT grp, reason, event_type, status, sum(letters) FROM gone \
      GROUP BY grp, reason, event_type, status HAVING sum(letters) <> 0";
 
-pub(super) async fn step(pool: &PgPool, retention: &Retention, limit: u32) -> Result<u64, StoreError> {
+pub(super) async fn step(pool: &PgPool, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
     let limit = i64::from(limit);
+    let now = time(pool).await?;
     let mut gone = 0;
     for (statement, age) in [
         (INBOX, retention.inbox),
@@ -61,7 +62,8 @@ pub(super) async fn step(pool: &PgPool, retention: &Retention, limit: u32) -> Re
         (LETTERS, retention.dead),
         (REJECTIONS, retention.rejections),
     ] {
-        gone += sqlx::query(statement).bind(seconds(age)).bind(limit).execute(pool).await?.rows_affected();
+        let before = plain::earlier(now.time, age);
+        gone += sqlx::query(statement).bind(before).bind(limit).execute(pool).await?.rows_affected();
     }
     let surplus = sqlx::query(SURPLUS).bind(i64::from(REJECTIONS_MAX)).bind(limit);
     gone += surplus.execute(pool).await?.rows_affected();
@@ -73,16 +75,38 @@ pub(super) async fn step(pool: &PgPool, retention: &Retention, limit: u32) -> Re
     if long {
         sqlx::query(TALLIES).execute(pool).await?;
     }
-    Ok(gone)
+    Ok(Pruned { rows: gone, clock_ahead: now.clock_ahead() })
 }
 
-/// As PostgreSQL takes it: of at most a thousand years.
-fn seconds(age: Duration) -> f64 {
-    age.min(Duration::from_secs(1_000 * 366 * 24 * 3_600)).as_secs_f64()
+/// The time that retention goes by, which is written down for the next time.
+async fn time(pool: &PgPool) -> Result<Now, StoreError> {
+    type Read = (DateTime<Utc>, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
+    let (clock, time, written_at): Read = sqlx::query_as(
+        "SELECT clock_timestamp(), time, written_at FROM (SELECT) AS one LEFT JOIN retention_clock ON true LIMIT 1",
+    )
+    .fetch_one(pool)
+    .await?;
+    let last = time.zip(written_at).map(|(time, written_at)| Belief {
+        time: time.timestamp_millis(),
+        written_at: written_at.timestamp_millis(),
+    });
+    let now = clock::believe(clock.timestamp_millis(), last);
+    if let Some(news) = now.news {
+        // Of processes that write at once, all write the same.
+        sqlx::query(
+            "WITH known AS (UPDATE retention_clock SET time = $1, written_at = $2 RETURNING 1) \
+             INSERT INTO retention_clock (time, written_at) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM known)",
+        )
+        .bind(plain::time_in_range(news.time))
+        .bind(plain::time_in_range(news.written_at))
+        .execute(pool)
+        .await?;
+    }
+    Ok(now)
 }
 
 pub(super) async fn rejections(pool: &PgPool, limit: u32) -> Result<Vec<Rejected>, StoreError> {
-    type Row = (Uuid, chrono::DateTime<chrono::Utc>, String, String, sqlx::types::Json<Vec<String>>);
+    type Row = (Uuid, DateTime<Utc>, String, String, sqlx::types::Json<Vec<String>>);
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, at, address, reason, headers FROM rejections ORDER BY at DESC, id DESC LIMIT $1",
     )

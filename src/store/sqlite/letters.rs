@@ -24,7 +24,7 @@ use crate::{
         filter::{COLUMNS, Condition, Conditions, Dialect, FEW, STATUSES},
         letters::{
             Actor, Captured, Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Letters,
-            Page, Rejected, Retention, Status,
+            Page, Pruned, Rejected, Retention, Status,
         },
         plain::Plain,
         reference::EVENTS_MAX,
@@ -157,6 +157,11 @@ impl Letters for SqliteStore {
         .await
     }
 
+    async fn clock(&self) -> Result<Millis, StoreError> {
+        // The file's clock is this host's.
+        Ok(crate::message::now() + 1)
+    }
+
     async fn unstamped(
         &self,
         filter: &Filter,
@@ -212,7 +217,7 @@ impl Letters for SqliteStore {
         rows.into_iter().map(sample).collect()
     }
 
-    async fn prune(&self, retention: &Retention, limit: u32) -> Result<u64, StoreError> {
+    async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
         retry::again(|| async {
             let mut writing = Writing::begin(&self.writer).await?;
             let result = prune::step(writing.connection()?, retention, limit).await;

@@ -40,9 +40,8 @@ use self::writing::Writing;
 use super::{
     Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery,
     batch::{self, Fresh},
-    errors, migrations,
-    ready::Probe,
-    retry,
+    errors, migrations, retry,
+    watchdog::Backend,
 };
 use crate::roster::{self, Loaded, OnDelete, Outcome, Policy};
 
@@ -62,7 +61,6 @@ pub struct SqliteStore {
     readers: SqlitePool,
     policy: Policy,
     default_credits: i64,
-    probe: Probe,
 }
 
 impl fmt::Debug for SqliteStore {
@@ -108,7 +106,6 @@ impl SqliteStore {
             readers: pool(4).connect_lazy_with(options.pragma("query_only", "ON")),
             policy: config.policy,
             default_credits: config.default_credits,
-            probe: Probe::default(),
         };
         match store.writer.acquire().await.map_err(StoreError::from) {
             // PERM, READONLY, CANTOPEN, NOTADB: no waiting mends these.
@@ -168,6 +165,24 @@ impl SqliteStore {
     }
 }
 
+impl Backend for SqliteStore {
+    // Longer than the waiting for other processes; what is broken off closes its connection.
+    const ANSWER: Duration = Duration::from_secs(35);
+
+    fn renewed(&self) -> Option<Self> {
+        None
+    }
+
+    fn connections(&self) -> usize {
+        0
+    }
+
+    async fn end(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
 #[async_trait]
 impl Store for SqliteStore {
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
@@ -189,14 +204,9 @@ impl Store for SqliteStore {
     }
 
     async fn ready(&self) -> Result<(), StoreError> {
-        let (writer, default_credits) = (self.writer.clone(), self.default_credits);
-        self.probe
-            .run(async move {
-                let mut writing = Writing::begin(&writer).await?;
-                let written = probe::write(writing.connection()?, default_credits).await;
-                writing.end(written).await
-            })
-            .await
+        let mut writing = Writing::begin(&self.writer).await?;
+        let written = probe::write(writing.connection()?, self.default_credits).await;
+        writing.end(written).await
     }
 
     async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
@@ -212,8 +222,7 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
+        self.end().await;
     }
 }
 

@@ -1,15 +1,15 @@
 //! Owns small steps of forgetting, each in the order of an index.
 
-use std::time::Duration;
-
 use sqlx::SqliteConnection;
 
+use super::load::parse_time;
 use crate::{
     message,
     store::{
         StoreError,
         batch::rfc3339,
-        letters::{REJECTIONS_MAX, Retention},
+        clock::{self, Belief, Now},
+        letters::{Pruned, REJECTIONS_MAX, Retention},
         plain,
     },
 };
@@ -34,7 +34,8 @@ pub(super) async fn step(
     tx: &mut SqliteConnection,
     retention: &Retention,
     limit: u32,
-) -> Result<u64, StoreError> {
+) -> Result<Pruned, StoreError> {
+    let now = time(tx).await?;
     let mut gone = 0;
     for (statement, age) in [
         (INBOX, retention.inbox),
@@ -42,14 +43,34 @@ pub(super) async fn step(
         (LETTERS, retention.dead),
         (REJECTIONS, retention.rejections),
     ] {
-        let step = sqlx::query(statement).bind(before(age)).bind(limit);
+        let step = sqlx::query(statement).bind(rfc3339(plain::earlier(now.time, age))).bind(limit);
         gone += step.execute(&mut *tx).await?.rows_affected();
     }
     let surplus = sqlx::query(SURPLUS).bind(REJECTIONS_MAX).bind(limit);
-    Ok(gone + surplus.execute(tx).await?.rows_affected())
+    let rows = gone + surplus.execute(tx).await?.rows_affected();
+    Ok(Pruned { rows, clock_ahead: now.clock_ahead() })
 }
 
-fn before(age: Duration) -> String {
-    let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
-    rfc3339(plain::time_in_range(message::now().saturating_sub(age)))
+/// The time that retention goes by, which is written down for the next time.
+async fn time(tx: &mut SqliteConnection) -> Result<Now, StoreError> {
+    let last: Option<(String, String)> =
+        sqlx::query_as("SELECT time, written_at FROM retention_clock LIMIT 1")
+            .fetch_optional(&mut *tx)
+            .await?;
+    let last = last.map(|(time, written_at)| {
+        Ok::<_, sqlx::Error>(Belief {
+            time: parse_time("time", &time)?,
+            written_at: parse_time("written_at", &written_at)?,
+        })
+    });
+    let now = clock::believe(message::now(), last.transpose()?);
+    if let Some(news) = now.news {
+        sqlx::query("DELETE FROM retention_clock").execute(&mut *tx).await?;
+        sqlx::query("INSERT INTO retention_clock (time, written_at) VALUES (?1, ?2)")
+            .bind(rfc3339(plain::time_in_range(news.time)))
+            .bind(rfc3339(plain::time_in_range(news.written_at)))
+            .execute(tx)
+            .await?;
+    }
+    Ok(now)
 }

@@ -94,6 +94,7 @@ pub(super) async fn totals(pool: &SqlitePool) -> Result<Totals, StoreError> {
     Ok(Totals {
         live_users: live.unsigned_abs(),
         deleted_users: deleted.unsigned_abs(),
+        estimated: false,
         last_processed_at: last,
     })
 }

@@ -1,0 +1,212 @@
+//! A database whose connections fall silent, without FIN or RST, while new ones would work; and one that is frozen and
+//! thawed. Every call is answered, and everything works again within a minute.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+mod support;
+
+#[path = "support/stores.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod stores;
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use headcount::{
+    clerk::sample::Sample,
+    config::Secret,
+    message::now,
+    roster::Outcome::Created,
+    store::{
+        self, Backend, Class, Store, StoreConfig, StoreError,
+        letters::{Actor, Captured, Filter, Rejected, Retention},
+    },
+};
+use stores::{Home, KEEP, apply, created, updated};
+use support::{eventually, process::World, proxy::Proxy, servers::Server};
+
+/// Within which everything works again.
+const AGAIN: Duration = Duration::from_secs(60);
+/// Within which a call of the path is answered.
+const ANSWER: Duration = Duration::from_secs(11);
+
+async fn open(home: &Home, url: String) -> Arc<dyn Store> {
+    let Backend::Postgres { schema, .. } = &home.backend else { panic!("PostgreSQL only") };
+    let backend = Backend::Postgres { url: Secret::new(url), schema: schema.clone() };
+    store::open(&StoreConfig { backend, ..home.config(KEEP) }).await.unwrap()
+}
+
+fn letter(message_id: &str) -> Captured {
+    Captured {
+        message_id: message_id.into(),
+        round: 0,
+        event_type: "user.created".into(),
+        clerk_id: None,
+        reason: "invalid_payload".into(),
+        detail: "data.id: missing".into(),
+        attempts: 1,
+        first_seen: now(),
+        died_at: now(),
+        group: "invalid_payload".into(),
+        headers: BTreeMap::new(),
+        body: "{}".into(),
+    }
+}
+
+/// Everything that a process does with its database, once.
+async fn everything(store: &Arc<dyn Store>, round: u32) -> Result<(), StoreError> {
+    store.ready().await?;
+    apply(store, [created(&format!("user_{round}"), 10).event()]).await?;
+    store.capture(&[letter(&format!("letter_{round}"))]).await?;
+    let sample = Rejected {
+        at: now(),
+        address: "192.0.2.1".into(),
+        reason: "malformed_id".into(),
+        headers: Vec::new(),
+    };
+    store.record_rejections(&[sample]).await?;
+    let by = Actor { name: "ann".into(), note: None };
+    let claims = store.claim(&Filter::default(), 10, &by).await?;
+    let claims: Vec<_> = claims.iter().map(|claim| (claim.id, claim.round)).collect();
+    store.stamp(&claims).await?;
+    let day = Duration::from_secs(24 * 3_600);
+    store.prune(&Retention { inbox: day, dead: day, rejections: day }, 10).await?;
+    store.totals().await?;
+    Ok(())
+}
+
+/// Until everything works; how long that took.
+async fn until_everything_works(store: &Arc<dyn Store>) -> Duration {
+    let started = Instant::now();
+    let mut round = 1_000;
+    loop {
+        match everything(store, round).await {
+            Ok(()) => return started.elapsed(),
+            Err(error) => assert!(started.elapsed() < AGAIN, "still: {error:?}"),
+        }
+        round += 1;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_connections_fall_silent_answers_every_call_and_goes_on_over_new_ones() {
+    let case = async |home: Arc<Home>| {
+        let proxy = Proxy::new(&stores::server());
+        let store = open(&home, proxy.url()).await;
+        store.migrate().await.unwrap();
+        everything(&store, 0).await.unwrap();
+        apply(&store, [created("ann", 10).event()]).await.unwrap();
+        // Some calls are on their way when it happens, with locks in their transactions, and some connections are idle.
+        let asking = (0..8).map(|_| store.ready());
+        for asked in futures_util::future::join_all(asking).await {
+            asked.unwrap();
+        }
+        let held = home.hold("SELECT FROM users WHERE clerk_id = 'ann' FOR UPDATE").await;
+        let waiting: Vec<_> = (0..3)
+            .map(|n| {
+                let store = store.clone();
+                tokio::spawn(async move { apply(&store, [updated("ann", 20 + n).event()]).await })
+            })
+            .collect();
+        held.holds_up(3).await;
+        let started = Instant::now();
+        proxy.silence();
+        held.let_go().await;
+        let again = until_everything_works(&store).await;
+        for one in waiting {
+            let error = one.await.unwrap().unwrap_err();
+            assert_eq!(error.class, Class::Outage, "{error:?}");
+            assert!(started.elapsed() < ANSWER, "answered after {:?}", started.elapsed());
+        }
+        // What was on its way is unknown: it is tried again until the locks of the silent sessions are gone.
+        loop {
+            match apply(&store, [updated("ann", 30).event()]).await {
+                Ok(_) => break,
+                Err(error) => assert!(started.elapsed() < AGAIN, "still: {error:?}"),
+            }
+        }
+        println!(
+            "everything works again after {again:?}, also the silent sessions' user after {:?}",
+            started.elapsed()
+        );
+
+        // A second silence, in which nothing is on its way.
+        everything(&store, 1).await.unwrap();
+        proxy.silence();
+        let again = until_everything_works(&store).await;
+        println!("the second time after {again:?}");
+        store.close().await;
+    };
+    Home::postgres().await.run(|home| async move { case(home).await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_a_frozen_server_answers_every_call_and_works_again_when_it_is_thawed() {
+    let server = Server::postgres();
+    let backend = Backend::Postgres { url: Secret::new(server.url()), schema: "public".into() };
+    let config = StoreConfig { backend, policy: KEEP, default_credits: 0, connections: 10 };
+    let store = store::open(&config).await.unwrap();
+    store.migrate().await.unwrap();
+    everything(&store, 0).await.unwrap();
+    server.freeze();
+    // More calls than connections, twice: those that are given up must not hold places.
+    for _ in 0..2 {
+        let started = Instant::now();
+        let calls = (0..15).map(|n| {
+            let store = store.clone();
+            async move { apply(&store, [created(&format!("frozen_{n}"), 10).event()]).await }
+        });
+        for answer in futures_util::future::join_all(calls).await {
+            assert_eq!(answer.unwrap_err().class, Class::Outage);
+        }
+        assert!(started.elapsed() < ANSWER, "answered after {:?}", started.elapsed());
+    }
+    server.thaw();
+    let again = until_everything_works(&store).await;
+    println!("everything works again {again:?} after the thaw");
+    assert_eq!(apply(&store, [created("late", 10).event()]).await.unwrap(), [Created]);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_database_connections_fall_silent_under_load_has_applied_everything_within_a_minute() {
+    let proxy = Proxy::new(&support::servers::url("TEST_DATABASE_URL"));
+    let world = World::on(Some(support::servers::url("TEST_AMQP_URL")), Some(proxy.url()));
+    assert!(world.run(&["migrate"]).status.success());
+    let ingress = world.start(&["ingress"]);
+    let worker = world.start(&["worker"]);
+    let post = async |n: u32| {
+        let body = Sample::of(format!("user_{n}"), now()).event("user.created", now()).into();
+        assert_eq!(ingress.poster().post(&format!("msg_{n}"), body).await.unwrap(), 202);
+    };
+    for n in 0..300 {
+        post(n).await;
+    }
+    eventually("they are applied", async || world.users().await.len() == 300).await;
+    // Silence while batches are on their way.
+    let mut silent = None;
+    for n in 300..1_500 {
+        post(n).await;
+        if n == 600 {
+            proxy.silence();
+            silent = Some(Instant::now());
+        }
+    }
+    let silent = silent.unwrap();
+    eventually("everything is applied", async || world.users().await.len() == 1_500).await;
+    assert!(silent.elapsed() < AGAIN, "applied {:?} after the silence:\n{}", silent.elapsed(), worker.log());
+    println!("everything is applied {:?} after the silence", silent.elapsed());
+    world.until_drained().await;
+    assert!(!worker.log().contains("is buried"), "{}", worker.log());
+    worker.stop();
+    ingress.stop();
+    world.clean_up().await;
+}
