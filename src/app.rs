@@ -104,7 +104,8 @@ pub async fn run(
 
     let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
     if let (Some(listener), Some(verifier)) = (listener, verifier) {
-        let ingress = Ingress::new(Arc::clone(&queue), verifier, &config.webhook_path);
+        let mut ingress = Ingress::new(Arc::clone(&queue), verifier, &config.webhook_path);
+        ingress.bounds.http.trusted_proxies = config.trusted_proxies.clone();
         let stop = stop.clone();
         tasks.spawn(async move {
             ingress::serve(listener, ingress, stop).await;
