@@ -6,6 +6,7 @@
 //! nothing for the longest. Never touches a socket.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     sync::{
@@ -262,19 +263,18 @@ impl Register {
         }
     }
 
+    /// The one to go is chosen first and has its grace then: else those of a small peer, who are in no hurry, would go
+    /// while the many of a large one, who come back at once, are always within theirs.
     fn choose(&self, now: Instant, grace: Duration) -> Choice {
-        let may_go = |place: &Place| match place.standing {
-            Standing::Refused => place.since,
-            _ => place.since + grace,
-        };
         let idlers = |place: &Place| self.idlers.get(&place.origin).copied().unwrap_or_default();
-        let candidates = || self.places.iter().filter(|(_, place)| place.standing != Standing::Served);
-        let first = candidates()
-            .filter(|(_, place)| may_go(place) <= now)
-            .min_by_key(|(id, place)| (place.standing, usize::MAX - idlers(place), place.since, **id));
-        match first {
-            Some((id, _)) => Choice::Place(*id),
-            None => candidates().map(|(_, place)| may_go(place)).min().map_or(Choice::Nobody, Choice::Later),
+        let candidates = self.places.iter().filter(|(_, place)| place.standing != Standing::Served);
+        let first =
+            candidates.min_by_key(|(id, place)| (place.standing, Reverse(idlers(place)), place.since, **id));
+        let Some((id, place)) = first else { return Choice::Nobody };
+        match place.standing {
+            Standing::Refused => Choice::Place(*id),
+            _ if place.since + grace <= now => Choice::Place(*id),
+            _ => Choice::Later(place.since + grace),
         }
     }
 }
@@ -343,6 +343,15 @@ mod tests {
         assert_eq!(house.door.shed(house.at(499)), Shed::At(house.at(500)));
         assert_eq!(house.leave_at(700), [old.id, young.id, resting.id]);
         assert_eq!(house.door.shed(house.at(10_000)), Shed::Nobody);
+    }
+
+    #[test]
+    fn who_comes_back_at_once_costs_nobody_else_a_place() {
+        let mut house = House::new();
+        let slow = house.enter("192.0.2.1", 0);
+        let crowd = [house.enter("192.0.2.2", 900), house.enter("192.0.2.2", 901)];
+        assert_eq!(house.door.shed(house.at(1000)), Shed::At(house.at(1400)));
+        assert_eq!(house.leave_at(1400), [crowd[0].id, slow.id]);
     }
 
     #[test]

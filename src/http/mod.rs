@@ -5,7 +5,11 @@
 //! `proxies` says whom it speaks for. Promises that a full house makes room for a newcomer, that a stop takes no new
 //! connection, closes idle ones at once and lets requests finish, and that nothing outlives [`serve`].
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -15,7 +19,7 @@ use http::{StatusCode, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
     task::{JoinError, JoinSet},
     time::{Instant, sleep, sleep_until},
@@ -85,6 +89,22 @@ impl Default for Bounds {
             linger_bytes: 8 * 1024 * 1024,
         }
     }
+}
+
+/// Connections that the system completes before they are accepted, if it lets us. Where they are fewer than those who
+/// come at once, a sender's first packet is thrown away, and it waits a second before it sends another.
+const BACKLOG: u32 = 4096;
+
+/// Listens on an address of this machine.
+///
+/// # Errors
+/// It is in use, not ours, or not allowed.
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // As every server does, to listen again at once where the last process had connections.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves `router` until `stop` becomes true or its sender is gone; returns when every connection has ended. The

@@ -16,6 +16,7 @@ use crate::{
 
 mod accept;
 mod read;
+mod room;
 mod sample;
 pub mod verify;
 
