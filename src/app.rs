@@ -11,6 +11,7 @@ use crate::{
     cli::output::Failure,
     config::{Config, Secret},
     dead::{self, operations::Operations, replay::Replayer},
+    http,
     ingress::{self, Ingress, Verifier},
     ops::{self, Ops},
     pause::Pauses,
@@ -65,10 +66,10 @@ pub async fn run(
         warn!("{warning}");
     }
     let listener = match &roles.ingress {
-        Some(_) => Some(bind("HEADCOUNT_LISTEN", config.listen).await?),
+        Some(_) => Some(bind("HEADCOUNT_LISTEN", config.listen)?),
         None => None,
     };
-    let ops_listener = bind("HEADCOUNT_OPS_LISTEN", config.ops_listen).await?;
+    let ops_listener = bind("HEADCOUNT_OPS_LISTEN", config.ops_listen)?;
     let verifier = roles.ingress.as_deref().map(Verifier::new).transpose()?;
     let queue = open_queue(config).await?;
     let store = match roles.worker {
@@ -104,7 +105,8 @@ pub async fn run(
 
     let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
     if let (Some(listener), Some(verifier)) = (listener, verifier) {
-        let ingress = Ingress::new(Arc::clone(&queue), verifier, &config.webhook_path);
+        let mut ingress = Ingress::new(Arc::clone(&queue), verifier, &config.webhook_path);
+        ingress.bounds.http.trusted_proxies = config.trusted_proxies.clone();
         let stop = stop.clone();
         tasks.spawn(async move {
             ingress::serve(listener, ingress, stop).await;
@@ -234,8 +236,8 @@ fn is_hopeless(error: &StoreError) -> bool {
     error.class == Class::Unusable || error.code.starts_with("28") || error.code.starts_with("3D")
 }
 
-async fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| {
+fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    http::listen(address).map_err(|error| {
         let hint = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
                 format!("another process listens there; stop it, or set {variable} to another port")

@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    http::TrustedProxies,
     queue::{Ladder, QueueConfig},
     roster::{OnDelete, Policy, Relink},
     store::{Backend, StoreConfig},
@@ -55,6 +56,7 @@ pub struct Config {
     pub database_url: Option<Secret>,
     pub data_dir: PathBuf,
     pub listen: SocketAddr,
+    pub trusted_proxies: TrustedProxies,
     pub ops_listen: SocketAddr,
     pub ops_token: Option<Secret>,
     pub webhook_path: String,
@@ -96,6 +98,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { variable: "DATABASE_URL", key: "database_url", default: "" },
     Setting { variable: "HEADCOUNT_DATA_DIR", key: "data_dir", default: ".headcount" },
     Setting { variable: "HEADCOUNT_LISTEN", key: "listen", default: "127.0.0.1:8080" },
+    Setting { variable: "HEADCOUNT_TRUSTED_PROXIES", key: "trusted_proxies", default: "" },
     Setting { variable: "HEADCOUNT_OPS_LISTEN", key: "ops_listen", default: "127.0.0.1:8081" },
     Setting { variable: "HEADCOUNT_OPS_TOKEN", key: "ops_token", default: "" },
     Setting { variable: "HEADCOUNT_WEBHOOK_PATH", key: "webhook_path", default: "/webhooks/clerk" },
@@ -248,6 +251,11 @@ impl Config {
             )?,
             data_dir: PathBuf::from(raw.get("HEADCOUNT_DATA_DIR").unwrap_or_default()),
             listen: address("HEADCOUNT_LISTEN")?,
+            trusted_proxies: raw.parse(
+                "HEADCOUNT_TRUSTED_PROXIES",
+                "write addresses or networks, such as 10.0.0.7,192.0.2.0/24",
+                TrustedProxies::parse,
+            )?,
             ops_listen: address("HEADCOUNT_OPS_LISTEN")?,
             ops_token: secret("HEADCOUNT_OPS_TOKEN"),
             webhook_path: raw.parse(
@@ -522,6 +530,7 @@ mod tests {
             ("DATABASE_URL", "mysql://localhost"),
             ("DATABASE_URL", "sqlite::memory:"),
             ("HEADCOUNT_LISTEN", "8080"),
+            ("HEADCOUNT_TRUSTED_PROXIES", "proxy.example"),
             ("HEADCOUNT_OPS_LISTEN", "0.0.0.0:8081"),
             ("HEADCOUNT_WEBHOOK_PATH", "hooks"),
             ("HEADCOUNT_QUEUE_PREFIX", "a b"),

@@ -195,6 +195,8 @@ fn the_metrics_are_the_documented_ones() {
             "headcount_batch_messages Histogram",
             "headcount_batch_seconds Histogram",
             "headcount_build_info Gauge version",
+            "headcount_connections Gauge listener",
+            "headcount_connections_closed_total Counter listener,reason",
             "headcount_dead_letters Gauge status",
             "headcount_dead_letters_total Counter reason",
             "headcount_event_age_seconds Histogram",

@@ -19,7 +19,7 @@ use headcount::{
     http,
     ingress::{self, Bounds, Ingress, Verifier},
     message::Rejected,
-    telemetry::metrics::IngressMetrics,
+    telemetry::metrics::{IngressMetrics, ListenerMetrics},
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use svix::webhooks::Webhook;
@@ -180,15 +180,12 @@ async fn a_queue_that_hangs_is_answered_503_in_time() {
 
 #[tokio::test]
 async fn a_client_that_leaves_does_not_cancel_the_publish() {
-    let server = Server::start(|bounds| bounds.http.connections = 1).await;
+    let server = Server::start(|_| {}).await;
     server.queue.set(Mode::Hold);
     let mut client = server.client().await;
     client.send(signed("msg_1", BODY.as_bytes())).await;
     server.queue.begun(1).await;
-    drop(client);
-    // The one place is free again, so the server has seen it go.
-    assert_eq!(server.client().await.ask(get("/", "")).await.status, 404);
-
+    client.reset();
     server.queue.set(Mode::Take);
     timeout(PATIENCE, async {
         while server.queue.published().is_empty() {
@@ -231,15 +228,12 @@ async fn a_bad_signature_changes_nothing_and_says_why() {
             body,
         ),
     ];
-    let mut client = server.client().await;
     for (status, code, headers, body) in cases {
-        let response = client.ask(post(&headers, body)).await;
+        let response = server.client().await.ask(post(&headers, body)).await;
         assert_eq!((response.status, response.code().as_str()), (status, code), "{headers}");
     }
     assert_eq!((server.counted("unauthorized"), server.counted("malformed")), (8, 7));
     assert!(server.queue.published().is_empty());
-    // The same connection still takes in good ones.
-    assert_eq!(client.ask(signed("msg_1", body)).await.status, 202);
 }
 
 #[tokio::test]
@@ -364,13 +358,14 @@ async fn a_body_over_the_limit_is_turned_away_whether_declared_or_not() {
     // Also where it is not even signed.
     let response = server.client().await.ask(post("", &over)).await;
     assert_eq!(response.status, 413);
-    // A client that writes all of it before it reads gets the answer too, and can go on.
+    // A client that writes all of it before it reads gets the answer too.
     let far_over = vec![b'a'; 4 * HALF_A_MEGABYTE];
-    let mut client = server.client().await;
-    assert_eq!(client.ask(signed("msg_1", &far_over)).await.status, 413);
-    assert_eq!(client.ask(chunked("msg_1", &far_over, 50_000)).await.status, 413);
-    assert_eq!(client.ask(signed("msg_2", BODY.as_bytes())).await.status, 202);
-    assert_eq!((server.counted("too_large"), server.queue.published().len()), (4, 1));
+    for request in [signed("msg_1", &far_over), chunked("msg_1", &far_over, 50_000)] {
+        let mut client = server.client().await;
+        assert_eq!(client.ask(request).await.status, 413);
+        client.closed().await;
+    }
+    assert_eq!((server.counted("too_large"), server.queue.published().len()), (4, 0));
 }
 
 #[tokio::test]
@@ -457,7 +452,7 @@ async fn a_client_that_never_reads_does_not_keep_its_place() {
             .route("/", axum::routing::get(async move || answer))
             .route("/next", axum::routing::get(async || "ok"));
         let (_stop, stopped) = watch::channel(false);
-        tokio::spawn(http::serve(listener, router, bounds, stopped));
+        tokio::spawn(http::serve(listener, router, bounds, ListenerMetrics::new("public"), stopped));
 
         let mut deaf = Client::connect_narrow(address).await;
         let deaf = tokio::spawn(async move {
@@ -479,18 +474,37 @@ async fn too_many_or_too_large_headers_are_answered_431() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_cap_wait_their_turn() {
-    let server = Server::start(|bounds| bounds.http.connections = 2).await;
-    let (mut first, mut second) = (server.client().await, server.client().await);
-    for client in [&mut first, &mut second] {
-        assert_eq!(client.ask(signed("msg_1", BODY.as_bytes())).await.status, 202);
+async fn a_newcomer_to_a_full_house_takes_the_place_that_brings_least() {
+    let server = Server::start(|bounds| bounds.http.connections = 3).await;
+    let (mut resting, mut served, mut idle) =
+        (server.client().await, server.client().await, server.client().await);
+    assert_eq!(resting.ask(signed("msg_1", BODY.as_bytes())).await.status, 202);
+    server.queue.set(Mode::Hold);
+    served.send(signed("msg_2", BODY.as_bytes())).await;
+    server.queue.begun(2).await;
+
+    let mut newcomers = Vec::new();
+    for (number, leaves) in [&mut idle, &mut resting].into_iter().enumerate() {
+        let mut newcomer = server.client().await;
+        newcomer.send(signed(&format!("msg_new_{number}"), BODY.as_bytes())).await;
+        leaves.closed().await;
+        server.queue.begun(3 + number).await;
+        newcomers.push(newcomer);
     }
-    let mut third = server.client().await;
-    third.send(signed("msg_2", BODY.as_bytes())).await;
-    assert_eq!(first.ask(signed("msg_3", BODY.as_bytes())).await.status, 202);
-    assert!(third.silent());
-    drop(second);
-    assert_eq!(third.response().await.status, 202);
+    // All are served: the next waits, however long, and an answer makes room for it.
+    let mut waiting = server.client().await;
+    waiting.send(signed("msg_last", BODY.as_bytes())).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(waiting.silent());
+    server.queue.set(Mode::Take);
+    for client in newcomers.iter_mut().chain([&mut served, &mut waiting]) {
+        assert_eq!(client.response().await.status, 202);
+    }
+    let text = server.metrics.render();
+    assert!(
+        text.contains("headcount_connections_closed_total{listener=\"public\",reason=\"shed\"} 2"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -519,11 +533,70 @@ async fn a_large_body_without_room_is_answered_503() {
         bounds.body_timeout = Duration::from_millis(500);
     })
     .await;
+    // All room is taken by webhooks on their way to the queue.
+    server.queue.set(Mode::Hold);
     let large = vec![b'a'; 90_000];
-    for request in [signed("msg_1", &large), chunked("msg_1", &large, 10_000)] {
+    let mut held = Vec::new();
+    for number in 0..8 {
+        let mut client = server.client().await;
+        client.send(signed(&format!("msg_{number}"), &large)).await;
+        server.queue.begun(number + 1).await;
+        held.push(client);
+    }
+    for request in [signed("msg_late", &large), chunked("msg_late", &large, 10_000)] {
         let response = server.client().await.ask(request).await;
         assert_eq!((response.status, response.header("retry-after")), (503, Some("5")));
     }
+    // The usual one needs none, and the room comes back.
+    server.queue.set(Mode::Take);
+    for client in &mut held {
+        assert_eq!(client.response().await.status, 202);
+    }
+    assert_eq!(server.client().await.ask(chunked("msg_late", &large, 10_000)).await.status, 202);
+}
+
+#[tokio::test]
+async fn half_read_bodies_do_not_wait_for_each_other() {
+    let server = Server::start(|bounds| bounds.reading_bytes = 1_000_000).await;
+    // Three times the room, and each has a part of it.
+    let large = vec![b'a'; 100_000];
+    let mut clients = Vec::new();
+    for number in 0..30 {
+        let mut client = server.client().await;
+        let request = signed(&format!("msg_{number}"), &large);
+        client.send(&request[..60_000]).await;
+        clients.push((client, request));
+    }
+    for (client, request) in &mut clients {
+        client.send(&request[60_000..]).await;
+    }
+    let started = Instant::now();
+    for (client, _) in &mut clients {
+        assert_eq!(client.response().await.status, 202);
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_large_body_that_trickles_is_cut_and_a_slow_one_is_not() {
+    let server = Server::start(|bounds| bounds.pace = Duration::from_secs(1)).await;
+    let large = vec![b'a'; 100_000];
+    let request = signed("msg_1", &large);
+    let (mut trickling, mut slow) = (server.client().await, server.client().await);
+    trickling.send(&request[..30_000]).await;
+    let started = Instant::now();
+    // 8,000 bytes a second, and then the rest.
+    let mut sent = 0;
+    for piece in request.chunks(2_000).take(12) {
+        slow.send(piece).await;
+        sent += piece.len();
+        let _ = trickling.try_send("a").await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    assert_eq!(trickling.response().await.code(), "body_too_slow");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    slow.send(&request[sent..]).await;
+    assert_eq!(slow.response().await.status, 202);
 }
 
 #[tokio::test]
@@ -549,22 +622,77 @@ async fn what_hangs_in_the_queue_is_bounded_and_its_room_comes_back() {
 #[tokio::test]
 async fn other_paths_and_methods_are_told_so() {
     let server = Server::start(|_| {}).await;
-    let mut client = server.client().await;
     for path in ["/", "/webhooks", "/webhooks/clerk/", "/metrics", "/readyz", "/webhooks/clerk/x?y"] {
-        let response = client.ask(get(path, "")).await;
+        let response = server.client().await.ask(get(path, "")).await;
         assert_eq!((response.status, response.code().as_str()), (404, "not_found"), "{path}");
     }
-    let response = client.ask(get(PATH, "")).await;
+    let response = server.client().await.ask(get(PATH, "")).await;
     assert_eq!((response.status, response.header("allow")), (405, Some("POST")));
     assert_eq!(response.code(), "method_not_allowed");
     // A query is no other path.
     let request =
         String::from_utf8(signed("msg_1", BODY.as_bytes())).unwrap().replacen(" HTTP", "?a=b HTTP", 1);
-    assert_eq!(client.ask(request).await.status, 202);
-    // A body that nobody wants is no obstacle to the next request.
+    assert_eq!(server.client().await.ask(request).await.status, 202);
+    // Nor is a body that nobody wants an obstacle to the answer.
     let lost = String::from_utf8(signed("msg_2", &[b'a'; 200_000])).unwrap().replacen(PATH, "/lost", 1);
-    assert_eq!(client.ask(lost).await.status, 404);
-    assert_eq!(client.ask(signed("msg_2", BODY.as_bytes())).await.status, 202);
+    assert_eq!(server.client().await.ask(lost).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_refusal_closes_the_connection_and_a_good_sender_keeps_it() {
+    let server = Server::start(|_| {}).await;
+    let good = signed("msg_1", BODY.as_bytes());
+    let mut kept = server.client().await;
+    for (mode, status) in [(Mode::Take, 202), (Mode::Fail, 503), (Mode::Take, 202)] {
+        server.queue.set(mode);
+        let response = kept.ask(&good).await;
+        assert_eq!((response.status, response.header("connection")), (status, None));
+    }
+    for request in [get("/", ""), get(PATH, ""), String::from_utf8(post("", b"{}")).unwrap()] {
+        // A request that was sent in the same breath is not answered, and does not cost the first its answer.
+        let mut client = server.client().await;
+        let response = client.ask(request.repeat(1000)).await;
+        assert_eq!(response.header("connection"), Some("close"), "{response:?}");
+        client.closed().await;
+    }
+    // It brought nothing good this time: it goes too.
+    assert_eq!(kept.ask(post("", b"{}")).await.status, 400);
+    kept.closed().await;
+    drop(kept);
+    for line in [
+        "headcount_connections{listener=\"public\"} 0",
+        "headcount_connections_closed_total{listener=\"public\",reason=\"refused\"} 4",
+        "headcount_connections_closed_total{listener=\"public\",reason=\"shed\"} 0",
+    ] {
+        timeout(PATIENCE, async {
+            while !server.metrics.render().contains(line) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("{line} in {}", server.metrics.render()));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_half_closes_gets_its_answer() {
+    let server = Server::start(|_| {}).await;
+    server.queue.set(Mode::Hold);
+    let mut client = server.client().await;
+    client.send(signed("msg_1", BODY.as_bytes())).await;
+    server.queue.begun(1).await;
+    client.half_close().await;
+    // The server has seen it: it serves others meanwhile.
+    assert_eq!(server.client().await.ask(get("/", "")).await.status, 404);
+    server.queue.set(Mode::Take);
+    assert_eq!(client.response().await.status, 202);
+    client.closed().await;
+    // One that breaks off its body is told so.
+    let mut client = server.client().await;
+    let request = signed("msg_2", BODY.as_bytes());
+    client.send(&request[..request.len() - 1]).await;
+    client.half_close().await;
+    assert_eq!(client.response().await.code(), "malformed_body");
 }
 
 #[tokio::test]
@@ -649,13 +777,11 @@ async fn ten_thousand_garbage_requests_are_cheap_and_counted_and_not_logged() {
         post("svix-id: {}\r\nsvix-timestamp: never\r\nsvix-signature: x\r\n", b"\xff"),
     ];
     let started = Instant::now();
-    let mut client = server.client().await;
-    for _ in 0..100 {
+    for _ in 0..2500 {
         for request in &garbage {
-            client.send(request.repeat(25)).await;
-            for _ in 0..25 {
-                assert!([400, 401].contains(&client.response().await.status));
-            }
+            let mut client = server.client().await;
+            assert!([400, 401].contains(&client.ask(request).await.status));
+            client.closed().await;
         }
     }
     println!("10,000 garbage requests took {:?}", started.elapsed());

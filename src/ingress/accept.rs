@@ -16,24 +16,22 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
-use http_body_util::BodyExt;
-use hyper::body::Body as _;
 use serde::Deserialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 use tracing::{debug, error, info, warn};
 
 use super::{
     Bounds,
+    read::{Read, Reader, Unread},
     sample::{Sampler, rejected},
     verify::{Rejection, SignedHeaders, Verified, Verifier},
 };
 use crate::{
-    http::{json_response, problem},
+    http::{Visitor, json_response, problem},
     message::{self, EVENT_TYPE_MAX, Message},
     queue::Queue,
     telemetry::metrics::{Answer, IngressMetrics},
@@ -41,10 +39,6 @@ use crate::{
 
 /// What a sender is asked to wait before it tries again, in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
-
-/// Bodies up to this size are read without asking for room: the cap on connections bounds them, and slow strangers
-/// with large bodies cannot hold up the usual webhook.
-const SMALL_BODY: usize = 16 * 1024;
 
 /// What a message in flight to the queue takes beside its body, in bytes.
 const MESSAGE_OVERHEAD: usize = 1024;
@@ -55,8 +49,7 @@ pub(super) struct Intake {
     queue: Arc<dyn Queue>,
     bounds: Bounds,
     metrics: IngressMetrics,
-    /// Room, in bytes, for large bodies being read: anybody can take it up.
-    reading: Arc<Semaphore>,
+    reader: Reader,
     /// Room, in bytes, for messages being published: only what was verified takes it up.
     publishing: Arc<Semaphore>,
     /// Whether the last publish failed, so that an outage is logged once and not per request.
@@ -72,6 +65,17 @@ enum Refusal {
     TooLarge,
     TooSlow,
     Unavailable,
+}
+
+impl From<Unread> for Refusal {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Broken => Self::BrokenBody,
+            Unread::TooLarge => Self::TooLarge,
+            Unread::TooSlow => Self::TooSlow,
+            Unread::NoRoom => Self::Unavailable,
+        }
+    }
 }
 
 impl From<Rejection> for Refusal {
@@ -106,7 +110,7 @@ impl Intake {
         Self {
             verifier,
             queue,
-            reading: Arc::new(Semaphore::new(bounds.reading_bytes)),
+            reader: Reader::new(&bounds),
             publishing: Arc::new(Semaphore::new(bounds.publishing_bytes)),
             bounds,
             metrics,
@@ -118,13 +122,14 @@ impl Intake {
     /// The whole way of a webhook through the ingress.
     async fn take_in(&self, head: &Parts, body: Body) -> Result<(), Refusal> {
         let received_at = message::now();
-        if declared(&body) > self.bounds.body_limit {
-            return Err(Refusal::TooLarge);
-        }
+        self.reader.admits(&body)?;
         let headers = SignedHeaders::read(&head.headers, received_at)?;
         // The room for the body is given back after `publish` has taken its own.
-        let (body, _room) = self.read(body).await?;
+        let Read { body, room: _room } = self.reader.read(body).await?;
         let verified = self.verifier.verify_body(headers, body)?;
+        if let Some(visitor) = head.extensions.get::<Visitor>() {
+            visitor.verified();
+        }
         self.publish(message(verified, received_at, traceparent(&head.headers))).await
     }
 
@@ -137,38 +142,6 @@ impl Intake {
                 Err(error) => debug!("a sample is lost: {error}"),
             }
         }
-    }
-
-    /// Reads a body within the limits of size, time and memory.
-    async fn read(&self, mut body: Body) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Refusal> {
-        let limit = self.bounds.body_limit;
-        let declared = declared(&body);
-        let mut room = None;
-        if declared > SMALL_BODY {
-            room = Some(self.room_to_read(declared).await?);
-        }
-        let mut bytes = Vec::with_capacity(declared);
-        let mut deadline = Instant::now() + self.bounds.body_timeout;
-        while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(|_| Refusal::TooSlow)? {
-            // What is no data is a trailer, and means nothing to us.
-            let Ok(data) = frame.map_err(|_| Refusal::BrokenBody)?.into_data() else { continue };
-            if bytes.len() + data.len() > limit {
-                return Err(Refusal::TooLarge);
-            }
-            if room.is_none() && bytes.len() + data.len() > SMALL_BODY {
-                // Its length is not known: all that it may become, at once, so that half-read bodies cannot wait for
-                // each other.
-                room = Some(self.room_to_read(limit).await?);
-                deadline = Instant::now() + self.bounds.body_timeout;
-            }
-            bytes.extend_from_slice(&data);
-        }
-        Ok((Bytes::from(bytes), room))
-    }
-
-    async fn room_to_read(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-        let room = take(&self.reading, bytes);
-        timeout(self.bounds.body_timeout, room).await.ok().flatten().ok_or(Refusal::Unavailable)
     }
 
     /// Makes a message durable. The queue promises an answer in time; this does not rely on it.
@@ -214,11 +187,6 @@ impl Intake {
             warn!("webhooks are answered 503 until the queue takes them: {why}");
         }
     }
-}
-
-/// A body's length where its head tells, else 0.
-fn declared(body: &Body) -> usize {
-    usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX)
 }
 
 async fn take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
@@ -302,14 +270,8 @@ impl Refusal {
         };
         debug!(code, "turned a request away: {code}");
         let mut response = problem(status, code, message);
-        match status {
-            StatusCode::SERVICE_UNAVAILABLE => {
-                response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
-            }
-            StatusCode::REQUEST_TIMEOUT => {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            _ => {}
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         (answer, response)
     }

@@ -1,7 +1,7 @@
 //! Owns the public listener: its one route and what it takes on at most.
 //!
-//! In a request's order: this room bounds it, [`verify`] checks its signature (pure), `accept` publishes it and
-//! answers; of those that were turned away, `sample` keeps a few. Never touches the database, and never shows anything that is for operators.
+//! In a request's order: this room bounds it, `read` reads its body, [`verify`] checks its signature (pure), `accept`
+//! publishes it and answers; of those that were turned away, `sample` keeps a few. Never touches the database, and never shows anything that is for operators.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,6 +15,8 @@ use crate::{
 };
 
 mod accept;
+mod read;
+mod room;
 mod sample;
 pub mod verify;
 
@@ -29,7 +31,9 @@ pub struct Bounds {
     pub body_limit: usize,
     /// From the headers' end to the body's end, else 408. A large body waits as long for its room, else 503.
     pub body_timeout: Duration,
-    /// Bytes of large bodies that are being read, all together.
+    /// How long a large body may take for 4 KiB more, else 408.
+    pub pace: Duration,
+    /// Bytes of large bodies that are being read, all together, beside eight that may always be read to their end.
     pub reading_bytes: usize,
     /// Bytes of messages on their way to the queue, all together.
     pub publishing_bytes: usize,
@@ -43,7 +47,8 @@ impl Default for Bounds {
             http: http::Bounds::default(),
             body_limit: 512 * 1024,
             body_timeout: Duration::from_secs(10),
-            reading_bytes: 32 * 1024 * 1024,
+            pace: Duration::from_secs(5),
+            reading_bytes: 28 * 1024 * 1024,
             publishing_bytes: 32 * 1024 * 1024,
             publish_limit: PUBLISH_LIMIT + Duration::from_millis(500),
         }
@@ -75,12 +80,12 @@ impl Ingress {
 /// bounds that time.
 pub async fn serve(listener: TcpListener, ingress: Ingress, stop: watch::Receiver<bool>) {
     let Ingress { queue, verifier, path, bounds, metrics } = ingress;
-    let connections = bounds.http.clone();
+    let (of_connections, connections) = (bounds.http.clone(), metrics.connections.clone());
     let intake = Arc::new(accept::Intake::new(verifier, queue, bounds, metrics));
     let router = Router::new()
         .route(&path, post(accept::accept))
         .method_not_allowed_fallback(http::method_not_allowed)
         .fallback(http::not_found)
         .with_state(intake);
-    http::serve(listener, router, connections, stop).await;
+    http::serve(listener, router, of_connections, connections, stop).await;
 }

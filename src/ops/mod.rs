@@ -1,7 +1,7 @@
 //! Owns the operators' listener: who may see it, and its pages.
 //!
-//! Promises that a stranger's browser cannot be made to read it, and that with a token nothing but `/livez` answers
-//! without it. Never reachable through the public listener.
+//! Promises that a stranger's browser cannot be made to read it, that with a token nothing but `/livez` answers without
+//! it, and that strangers' connections keep no probe out. Never reachable through the public listener.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -20,9 +20,10 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     config::Secret,
     dead::operations::Operations,
-    http::{Bounds, method_not_allowed, not_found, problem, serve as serve_http},
+    http::{Bounds, Visitor, method_not_allowed, not_found, places, problem, serve as serve_http},
     queue::Queue,
     store::Store,
+    telemetry::metrics::ListenerMetrics,
     worker,
 };
 
@@ -51,9 +52,9 @@ pub struct Ops {
 }
 
 impl Ops {
-    /// Bounds that suit a few operators and their probes.
+    /// Bounds that suit a few operators and their probes, beside strangers who hold connections.
     pub fn bounds() -> Bounds {
-        Bounds { connections: 64, ..Bounds::default() }
+        Bounds { connections: places(512, 4), ..Bounds::default() }
     }
 }
 
@@ -79,7 +80,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>)
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(guard, guarded));
-    serve_http(listener, router, bounds, stop).await;
+    serve_http(listener, router, bounds, ListenerMetrics::new("operators"), stop).await;
 }
 
 async fn index() -> &'static str {
@@ -136,8 +137,13 @@ impl Guard {
 }
 
 async fn guarded(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    let known = guard.token.as_ref().is_some_and(|token| Guard::knows(token, request.headers()));
+    // Who brings no token has no claim on a connection, even where none is asked for.
+    if known && let Some(visitor) = request.extensions().get::<Visitor>() {
+        visitor.verified();
+    }
     match &guard.token {
-        Some(token) if request.uri().path() != "/livez" && !Guard::knows(token, request.headers()) => {
+        Some(_) if !known && request.uri().path() != "/livez" => {
             let message = "send HEADCOUNT_OPS_TOKEN as  Authorization: Bearer <token>";
             let mut response = refusal(request.uri(), StatusCode::UNAUTHORIZED, "unauthorized", message);
             let scheme = http::HeaderValue::from_static("Bearer realm=\"headcount\"");

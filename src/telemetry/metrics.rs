@@ -51,6 +51,13 @@ pub const METRICS: &[Metric] = &[
         &["outcome"],
         "Requests to the webhook path, by what they were answered",
     ),
+    metric("headcount_connections", Kind::Gauge, &["listener"], "Open connections"),
+    metric(
+        "headcount_connections_closed_total",
+        Kind::Counter,
+        &["listener", "reason"],
+        "Connections closed on strangers: refused, or shed to make room in a full house",
+    ),
     metric("headcount_publish_seconds", Kind::Histogram, &[], "From verified to durable in the queue"),
     metric("headcount_events_total", Kind::Counter, &["type", "outcome"], "Events settled by workers"),
     metric("headcount_batch_messages", Kind::Histogram, &[], "Messages in a batch"),
@@ -134,6 +141,32 @@ impl RetryReason {
 /// The event types that are labels; all others are `other`.
 const TYPES: [&str; 4] = ["user.created", "user.updated", "user.deleted", "other"];
 
+/// Handles for the connections of one listener.
+#[derive(Clone)]
+pub struct ListenerMetrics {
+    /// The label: `public` or `operators`.
+    pub listener: &'static str,
+    /// `headcount_connections`
+    pub open: Gauge,
+    /// Those that were closed because a newcomer found no place.
+    pub shed: Counter,
+    /// Those that were closed with a refusal.
+    pub refused: Counter,
+}
+
+impl ListenerMetrics {
+    /// Registers them.
+    pub fn new(listener: &'static str) -> Self {
+        let closed = |reason: &'static str| counter!("headcount_connections_closed_total", "listener" => listener, "reason" => reason);
+        Self {
+            listener,
+            open: gauge!("headcount_connections", "listener" => listener),
+            shed: closed("shed"),
+            refused: closed("refused"),
+        }
+    }
+}
+
 /// Handles for the ingress's path.
 #[derive(Clone)]
 pub struct IngressMetrics {
@@ -141,6 +174,8 @@ pub struct IngressMetrics {
     /// `headcount_publish_seconds`
     pub publish_seconds: Histogram,
     last_webhook: Gauge,
+    /// Of its connections.
+    pub connections: ListenerMetrics,
 }
 
 impl IngressMetrics {
@@ -151,6 +186,7 @@ impl IngressMetrics {
                 .map(|answer| counter!("headcount_webhooks_total", "outcome" => answer.as_str())),
             publish_seconds: histogram!("headcount_publish_seconds"),
             last_webhook: gauge!("headcount_last_webhook_timestamp_seconds"),
+            connections: ListenerMetrics::new("public"),
         }
     }
 

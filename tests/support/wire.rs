@@ -64,6 +64,16 @@ impl Client {
         timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("is read in time")
     }
 
+    /// Sends no more, and still reads.
+    pub async fn half_close(&mut self) {
+        self.stream.shutdown().await.expect("shuts down");
+    }
+
+    /// Is gone at once, and says so.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().expect("no linger");
+    }
+
     /// The next answer.
     pub async fn response(&mut self) -> Response {
         let end = loop {

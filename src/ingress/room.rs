@@ -1,0 +1,226 @@
+//! Owns the memory for large bodies that are being read.
+//!
+//! Promises that who needs least is served first, that half-read bodies never wait for each other, and that where others
+//! wait, a body whose sender has stalled gives way. Never touches a body.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+/// How many bodies may grow to their end where there is no room left, so that those who have a part of it all do not wait
+/// for ever.
+const LANES: usize = 8;
+
+/// A sender that has not brought [`PIECE`] for so long has stalled: less than the first round trip of a far one brings.
+const STALLED: Duration = Duration::from_millis(250);
+
+/// In bytes.
+const PIECE: usize = 8 * 1024;
+
+/// Memory for large bodies that are being read. Anybody can take it up.
+pub(super) struct Room {
+    state: Mutex<State>,
+}
+
+struct State {
+    free: usize,
+    lanes: usize,
+    next: u64,
+    large: HashMap<u64, Large>,
+}
+
+/// A large body.
+struct Large {
+    taken: usize,
+    /// It may grow to its end.
+    lane: bool,
+    stage: Stage,
+    /// When its sender last had brought a good piece, and how many bytes there were then.
+    brought: Instant,
+    bytes: usize,
+    /// Told when the stage changes.
+    changed: Arc<Notify>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Waits for its sender.
+    Reading,
+    /// Waits for room for so many bytes more.
+    Waiting(usize),
+    /// Has to give way.
+    Yielding,
+    /// Has come to its end.
+    Whole,
+}
+
+impl Room {
+    pub(super) fn new(bytes: usize) -> Arc<Self> {
+        let state = State { free: bytes, lanes: LANES, next: 0, large: HashMap::new() };
+        Arc::new(Self { state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Hands out what is free: to those who need least first, so that whoever fills the room with large bodies does not
+    /// keep the usual ones out.
+    fn hand_out(&mut self) {
+        let waiting = self.large.iter().filter_map(|(id, large)| match large.stage {
+            Stage::Waiting(bytes) => Some((bytes, *id)),
+            _ => None,
+        });
+        let mut waiting: Vec<(usize, u64)> = waiting.collect();
+        waiting.sort_unstable();
+        for (bytes, id) in waiting {
+            let Some(large) = self.large.get_mut(&id) else { continue };
+            if bytes <= self.free {
+                self.free -= bytes;
+                large.taken += bytes;
+            } else if self.lanes > 0 {
+                self.lanes -= 1;
+                large.lane = true;
+            } else {
+                return;
+            }
+            (large.stage, large.brought) = (Stage::Reading, Instant::now());
+            large.changed.notify_one();
+        }
+    }
+
+    /// Makes the body whose sender has stalled longest give way to those who wait, one at a time. Tells when to try
+    /// again.
+    fn reclaim(&mut self, now: Instant) -> Instant {
+        let later = now + STALLED;
+        if self.large.values().any(|large| large.stage == Stage::Yielding) {
+            return later;
+        }
+        let reading = self.large.values_mut().filter(|large| large.stage == Stage::Reading);
+        match reading.min_by_key(|large| large.brought) {
+            Some(large) if large.brought + STALLED <= now => {
+                large.stage = Stage::Yielding;
+                large.changed.notify_one();
+                later
+            }
+            Some(large) => large.brought + STALLED,
+            None => later,
+        }
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.large.values().any(|large| matches!(large.stage, Stage::Waiting(_)))
+    }
+}
+
+/// The body has to give way.
+#[derive(Debug)]
+pub(super) struct Yield;
+
+/// The room that one body takes up: given back when dropped.
+pub(super) struct Hold {
+    room: Arc<Room>,
+    /// Once it is large.
+    id: Option<u64>,
+    changed: Arc<Notify>,
+}
+
+impl Hold {
+    pub(super) fn new(room: &Arc<Room>) -> Self {
+        Self { room: Arc::clone(room), id: None, changed: Arc::new(Notify::new()) }
+    }
+
+    /// Takes up room for so many bytes more.
+    pub(super) async fn take(&mut self, bytes: usize) -> Result<(), Yield> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let now = Instant::now();
+        {
+            let mut state = self.room.state();
+            let id = *self.id.get_or_insert(state.next);
+            state.next = state.next.max(id + 1);
+            let large = state.large.entry(id).or_insert_with(|| Large {
+                taken: 0,
+                lane: false,
+                stage: Stage::Reading,
+                brought: now,
+                bytes: 0,
+                changed: Arc::clone(&self.changed),
+            });
+            match large.stage {
+                Stage::Yielding => return Err(Yield),
+                _ if large.lane => return Ok(()),
+                _ => large.stage = Stage::Waiting(bytes),
+            }
+            state.hand_out();
+        }
+        loop {
+            let again = {
+                let mut state = self.room.state();
+                match self.id.and_then(|id| state.large.get(&id)).map(|large| large.stage) {
+                    Some(Stage::Waiting(_)) => state.reclaim(Instant::now()),
+                    _ => return Ok(()),
+                }
+            };
+            tokio::select! {
+                () = self.changed.notified() => {}
+                () = sleep_until(again) => {}
+            }
+        }
+    }
+
+    /// So many bytes have come.
+    pub(super) fn has(&self, bytes: usize) {
+        self.change(|large| {
+            if bytes >= large.bytes + PIECE {
+                (large.brought, large.bytes) = (Instant::now(), bytes);
+            }
+        });
+    }
+
+    /// Resolves when the body has to give way.
+    pub(super) async fn yields(&self) {
+        loop {
+            self.changed.notified().await;
+            let state = self.room.state();
+            if self.id.and_then(|id| state.large.get(&id)).is_some_and(|large| large.stage == Stage::Yielding)
+            {
+                return;
+            }
+        }
+    }
+
+    /// The body is whole: it keeps its room.
+    pub(super) fn finish(&self) {
+        self.change(|large| large.stage = Stage::Whole);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Large)) {
+        if let Some(id) = self.id {
+            self.room.state().large.get_mut(&id).map(change);
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.room.state();
+        let Some(large) = self.id.and_then(|id| state.large.remove(&id)) else { return };
+        state.free += large.taken;
+        state.lanes += usize::from(large.lane);
+        state.hand_out();
+        if state.is_waited_for() {
+            state.reclaim(Instant::now());
+        }
+    }
+}
