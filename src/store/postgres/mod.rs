@@ -72,7 +72,9 @@ impl PostgresStore {
                 ("statement_timeout", "30s"),
                 // Well within the worker's watchdog: a row that an application keeps locked is no frozen database.
                 ("lock_timeout", "3s"),
-                ("idle_in_transaction_session_timeout", "60s"),
+                // A connection that falls silent keeps its transaction's locks for so long: less than the shortest ladder
+                // takes, or messages that wait for them would be buried.
+                ("idle_in_transaction_session_timeout", "15s"),
             ])
             .disable_statement_logging();
         let pool = PgPoolOptions::new()
