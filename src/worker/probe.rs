@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt;
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -35,6 +34,8 @@ const UNCHANGED: u32 = 20;
 /// A queue in which nothing waits for so long has nothing to probe with.
 const IDLE: Duration = Duration::from_secs(2);
 
+/// How long the last deliveries are waited for after a cancel.
+const LAST: Duration = Duration::from_secs(2);
 /// So many that wait to be published are enough, before another is taken.
 const UNSETTLED: usize = 100;
 /// A message that has come back so often may have killed its workers.
@@ -75,7 +76,12 @@ impl Worker {
         let (mut prefetch, mut aside) = (1, None);
         let most = self.settling.count() + UNSETTLED;
         loop {
-            let why = match self.pipeline.ready().await {
+            // Neither answers at once where a server is frozen, and nothing is in their hands that would be lost.
+            let ready = tokio::select! {
+                ready = self.pipeline.ready() => ready,
+                () = until(stop, |stop| *stop) => return Ok(None),
+            };
+            let why = match ready {
                 Err(why) => why,
                 Ok(()) if self.settling.count() > most => {
                     "the broker does not take what has to be published".into()
@@ -216,10 +222,8 @@ impl Worker {
 
     /// Gives back what was delivered and not looked at.
     async fn stopped(&mut self, subscription: &Arc<dyn Subscription>) -> Probed {
-        subscription.cancel().await;
-        while let Some(Some(delivery)) = subscription.next().now_or_never() {
-            self.settling.settle(given_back([Held::new(delivery, subscription)]));
-        }
+        let held = cancel(subscription).await;
+        self.settling.settle(given_back(held));
         Probed::Stopped
     }
 
@@ -261,6 +265,20 @@ impl Worker {
         }
         (tried, settled)
     }
+}
+
+/// Stops deliveries. Returns those that were on their way.
+pub(super) async fn cancel(subscription: &Arc<dyn Subscription>) -> Vec<Held> {
+    subscription.cancel().await;
+    let mut held = Vec::new();
+    let rest = async {
+        while let Some(delivery) = subscription.next().await {
+            held.push(Held::new(delivery, subscription));
+        }
+    };
+    // A broker that does not answer takes them back by itself.
+    let _ = tokio::time::timeout(LAST, rest).await;
+    held
 }
 
 /// All of them, with their attempts unchanged.

@@ -19,7 +19,7 @@ use super::{
     Worker,
     batch::{Failed, Finding, Findings, Held},
     blame::{Judgement, Moment, Silence},
-    probe::given_back,
+    probe::{cancel, given_back},
     verdict::Verdict,
 };
 use crate::{
@@ -79,6 +79,8 @@ pub(super) struct Shift<'w> {
     findings: Findings,
     found: mpsc::UnboundedReceiver<Finding>,
     probes: u32,
+    /// Something has been learned that was not looked at.
+    news: bool,
 }
 
 impl<'w> Shift<'w> {
@@ -101,6 +103,7 @@ impl<'w> Shift<'w> {
             findings,
             found,
             probes: 0,
+            news: true,
         };
         held.into_iter().for_each(|held| shift.hold(held));
         shift
@@ -111,13 +114,15 @@ impl<'w> Shift<'w> {
         let subscription = Arc::clone(&self.subscription);
         let mut tick = tokio::time::interval(TICK);
         loop {
-            self.look(stopping);
+            if std::mem::take(&mut self.news) {
+                self.look(stopping);
+            }
             if self.giving_back && receiving {
                 receiving = false;
-                subscription.cancel().await;
-                while let Some(Some(delivery)) = subscription.next().now_or_never() {
-                    self.take(delivery);
+                for held in cancel(&subscription).await {
+                    self.hold(held);
                 }
+                self.look(stopping);
             }
             self.launch(stopping);
             if !receiving && self.held() == 0 && self.is_idle() {
@@ -137,6 +142,7 @@ impl<'w> Shift<'w> {
                     None => {
                         receiving = false;
                         self.giving_back |= !stopping;
+                        self.news = true;
                     }
                 },
                 Some(finding) = self.found.recv() => {
@@ -150,10 +156,13 @@ impl<'w> Shift<'w> {
                 Some(ended) = self.lone.join_next() => self.ended(ended),
                 () = self.worker.settling.ended() => {}
                 () = until(stop, |stop| *stop), if !stopping => {
-                    stopping = true;
+                    (stopping, self.news) = (true, true);
                     subscription.cancel().await;
                 }
-                _ = tick.tick() => self.drop_what_is_not_ours(),
+                _ = tick.tick() => {
+                    self.news = true;
+                    self.drop_what_is_not_ours();
+                }
                 () = tokio::time::sleep(batch_due.unwrap_or_default()), if batch_due.is_some() => {}
             }
         }
@@ -181,12 +190,17 @@ impl<'w> Shift<'w> {
         self.batches.is_empty() && self.returning.is_empty() && self.lone.is_empty() && self.found.is_empty()
     }
 
+    /// Nothing is under way or left to be tried but suspects.
+    fn has_nothing_else(&self) -> bool {
+        self.is_idle() && self.held() == self.suspects.len()
+    }
+
     /// A task of this worker's has ended; what it found is in the channel already.
     fn ended(&mut self, ended: Result<(), JoinError>) {
         if let Err(error) = ended {
             // What it held comes back with a new subscription, one delivery higher.
             warn!("a batch was lost in this process: {error}");
-            self.giving_back = true;
+            (self.giving_back, self.news) = (true, true);
         }
     }
 
@@ -202,7 +216,7 @@ impl<'w> Shift<'w> {
                 };
                 self.pause(&why);
             }
-            Silence::Lone if self.outage.is_none() => self.blame_the_lone(),
+            Silence::Lone if self.outage.is_none() && self.has_nothing_else() => self.blame_the_lone(),
             Silence::None | Silence::Lone | Silence::Outage => {}
         }
         if let Some(outage) = &self.outage {
@@ -338,11 +352,12 @@ impl<'w> Shift<'w> {
                 self.lone.spawn(async move { pipeline.probe(held, &findings).await });
             }
             // There is nothing to give back, and nothing to try: the next message is taken with care.
-            None => self.giving_back = true,
+            None => (self.giving_back, self.news) = (true, true),
         }
     }
 
     fn learn(&mut self, finding: Finding) {
+        self.news = true;
         match finding {
             Finding::Unreadable(verdicts) => self.worker.settling.settle(verdicts),
             Finding::Committed { verdicts, changed, tried } => {

@@ -93,14 +93,21 @@ impl Server {
         assert!(status.success(), "scripts/servers signal {signal}");
     }
 
-    /// `rabbitmqctl` for this node.
-    pub fn ctl(&self, arguments: &[&str]) {
+    /// `rabbitmqctl` for this node; what it prints.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
         let output = script().args(["ctl", &self.path()]).args(arguments).output().unwrap();
         assert!(
             output.status.success(),
             "rabbitmqctl {arguments:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        let log = std::fs::read(self.directory.path().join("log")).unwrap();
+        String::from_utf8_lossy(&log).into_owned()
     }
 
     /// From now on the broker takes back what a new consumer leaves unsettled for so long. Not remembered over a restart.
