@@ -20,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::StreamExt;
 use headcount::{
     clerk::sample::Sample,
     config::Secret,
@@ -156,7 +157,22 @@ async fn a_store_of_a_frozen_server_answers_every_call_and_works_again_when_it_i
     let store = store::open(&config).await.unwrap();
     store.migrate().await.unwrap();
     everything(&store, 0).await.unwrap();
+    // Some calls are on their way, with a row locked before them.
+    apply(&store, [created("ann", 10).event()]).await.unwrap();
+    let mut holder = <sqlx::PgConnection as sqlx::Connection>::connect(&server.url()).await.unwrap();
+    let lock = "BEGIN; SELECT FROM users WHERE clerk_id = 'ann' FOR UPDATE";
+    sqlx::raw_sql(lock).execute(&mut holder).await.unwrap();
+    let waiting: Vec<_> = (0..3)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { apply(&store, [updated("ann", 20 + n).event()]).await })
+        })
+        .collect();
+    while waiting_for_locks(&mut holder).await < 3 {
+        tokio::task::yield_now().await;
+    }
     server.freeze();
+    let frozen = Instant::now();
     // More calls than connections, twice: those that are given up must not hold places.
     for _ in 0..2 {
         let started = Instant::now();
@@ -169,41 +185,58 @@ async fn a_store_of_a_frozen_server_answers_every_call_and_works_again_when_it_i
         }
         assert!(started.elapsed() < ANSWER, "answered after {:?}", started.elapsed());
     }
+    for one in waiting {
+        let error = tokio::time::timeout(ANSWER, one).await.expect("an answer").unwrap().unwrap_err();
+        assert_eq!(error.class, Class::Outage, "{error:?}");
+    }
+    assert!(frozen.elapsed() < 2 * ANSWER);
     server.thaw();
+    drop(holder);
     let again = until_everything_works(&store).await;
     println!("everything works again {again:?} after the thaw");
     assert_eq!(apply(&store, [created("late", 10).event()]).await.unwrap(), [Created]);
     store.close().await;
 }
 
+async fn waiting_for_locks(connection: &mut sqlx::PgConnection) -> i64 {
+    let question = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+    sqlx::query_scalar(question).fetch_one(connection).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_database_connections_fall_silent_under_load_has_applied_everything_within_a_minute() {
+    const WEBHOOKS: usize = 4_000;
     let proxy = Proxy::new(&support::servers::url("TEST_DATABASE_URL"));
     let world = World::on(Some(support::servers::url("TEST_AMQP_URL")), Some(proxy.url()));
     assert!(world.run(&["migrate"]).status.success());
     let ingress = world.start(&["ingress"]);
     let worker = world.start(&["worker"]);
-    let post = async |n: u32| {
-        let body = Sample::of(format!("user_{n}"), now()).event("user.created", now()).into();
-        assert_eq!(ingress.poster().post(&format!("msg_{n}"), body).await.unwrap(), 202);
-    };
-    for n in 0..300 {
-        post(n).await;
-    }
-    eventually("they are applied", async || world.users().await.len() == 300).await;
-    // Silence while batches are on their way.
-    let mut silent = None;
-    for n in 300..1_500 {
-        post(n).await;
-        if n == 600 {
-            proxy.silence();
-            silent = Some(Instant::now());
+    let posting = futures_util::stream::iter(0..WEBHOOKS).for_each_concurrent(50, |n| {
+        let poster = ingress.poster();
+        async move {
+            let body = Sample::of(format!("user_{n}"), now()).event("user.created", now()).into();
+            assert_eq!(poster.post(&format!("msg_{n}"), body).await.unwrap(), 202);
         }
-    }
-    let silent = silent.unwrap();
-    eventually("everything is applied", async || world.users().await.len() == 1_500).await;
-    assert!(silent.elapsed() < AGAIN, "applied {:?} after the silence:\n{}", silent.elapsed(), worker.log());
-    println!("everything is applied {:?} after the silence", silent.elapsed());
+    });
+    // Twice, with batches on their way: the connections that were made after the first silence fall silent too.
+    let silences = async {
+        let mut applied = 0;
+        for _ in 0..2 {
+            eventually("some more are applied", async || world.users().await.len() > applied + 50).await;
+            proxy.silence();
+            applied = world.users().await.len();
+        }
+        Instant::now()
+    };
+    let ((), silent) = tokio::join!(posting, silences);
+    eventually("everything is applied", async || world.users().await.len() == WEBHOOKS).await;
+    assert!(
+        silent.elapsed() < AGAIN,
+        "applied {:?} after the last silence:\n{}",
+        silent.elapsed(),
+        worker.log()
+    );
+    println!("everything is applied {:?} after the last silence", silent.elapsed());
     world.until_drained().await;
     assert!(!worker.log().contains("is buried"), "{}", worker.log());
     worker.stop();
