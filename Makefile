@@ -9,8 +9,8 @@ else
   suite = cargo test --locked --lib --bins --tests
 endif
 
-# Where `make test-next` keeps Debian 13, with its newer servers.
-NEXT_ROOT ?= /var/tmp/headcount-trixie
+# Where `make test-next` keeps its newer servers.
+NEXT_ROOT ?= /var/tmp/headcount-next
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-next soak lint bench bench-scale
@@ -29,8 +29,8 @@ test: ## Run the tests, with a private RabbitMQ and PostgreSQL (a few minutes)
 	$(suite) --no-run
 	scripts/servers run -- $(suite)
 
-test-next: ## The same with RabbitMQ 4.0 and PostgreSQL 17, in a chroot of Debian 13 (root only)
-	scripts/servers trixie "$(NEXT_ROOT)"
+test-next: ## The same with RabbitMQ 4.3 and PostgreSQL 18, in a chroot of Debian's testing release (root only)
+	scripts/servers next "$(NEXT_ROOT)"
 	$(suite) --no-run
 	SERVERS_ROOT="$(NEXT_ROOT)" scripts/servers run -- $(suite)
 

@@ -90,6 +90,21 @@ fn deployments_set_only_what_is_a_setting() {
     }
 }
 
+#[test]
+fn docker_compose_builds_its_image_once_and_pins_the_servers_that_containers_of_the_tests_run() {
+    let text = read("docker-compose.yml");
+    let count = |key: &str| text.lines().filter(|line| line.trim_start().starts_with(key)).count();
+    assert_eq!(count("build:"), 1, "services that build one tag at once overwrite each other's");
+    assert!(text.contains("x-headcount: &headcount\n  image: headcount\n  pull_policy: never\n"));
+    let script = read("scripts/servers");
+    for (server, variable) in [("rabbitmq", "rabbitmq_image="), ("postgres", "postgres_image=")] {
+        let (_, image) = script.split_once(variable).unwrap();
+        let image = image.split_whitespace().next().unwrap();
+        assert!(image.starts_with(&format!("{server}:")), "{image}");
+        assert_eq!(count(&format!("image: {image}")), 1, "docker-compose.yml does not pin {image}");
+    }
+}
+
 /// What stands between backticks in a document.
 fn quoted(document: &str) -> Vec<String> {
     document.split('`').skip(1).step_by(2).map(str::to_owned).collect()
