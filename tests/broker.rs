@@ -1,5 +1,5 @@
-//! RabbitMQ when it fails: killed, frozen, blocked, its queues deleted. What was confirmed is delivered; publishing says
-//! so at once when it cannot; both sides recover by themselves.
+//! RabbitMQ when it fails: killed, frozen, blocked, its queues deleted, deliveries taken back. What was confirmed is
+//! delivered; publishing says so at once when it cannot; both sides recover by themselves.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -29,6 +29,7 @@ use headcount::{
 };
 use support::{
     PATIENCE, eventually,
+    proxy::Proxy,
     servers::{self, Server},
 };
 
@@ -46,8 +47,12 @@ fn message(id: &str) -> Message {
 }
 
 async fn open(server: &Server) -> Arc<dyn Queue> {
+    open_at(server.url()).await
+}
+
+async fn open_at(url: String) -> Arc<dyn Queue> {
     let ladder = Ladder::new(vec![Duration::from_millis(100), Duration::from_secs(60)]).unwrap();
-    Arc::new(RabbitQueue::open(&Secret::new(server.url()), "headcount", ladder).await.unwrap())
+    Arc::new(RabbitQueue::open(&Secret::new(url), "headcount", ladder).await.unwrap())
 }
 
 async fn next(subscription: &dyn Subscription) -> Delivery {
@@ -329,6 +334,159 @@ async fn a_message_that_always_comes_back_unsettled_ends_in_the_dead_queue() {
     assert!(death.detail.contains("21 times"), "{}", death.detail);
     dead.settle(vec![done(delivery)]).await;
     eventually("it is settled", async || depth(&*queue, "dead").await == 0).await;
+}
+
+/// A consumer timeout short enough for tests, and longer than whatever a test settles takes.
+const SHORT: Duration = Duration::from_secs(2);
+/// RabbitMQ's own.
+const USUAL: Duration = Duration::from_secs(1800);
+
+// RabbitMQ 3.10 to 4.2 close the channel of a consumer that settles too late. 4.3 cancels the consumer, leaves the channel
+// open, and no longer counts that towards the delivery limit.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_hangs_its_consumer_again_and_again_comes_back_with_a_count() {
+    let server = Server::rabbitmq();
+    server.set_consumer_timeout(SHORT);
+    let queue = open(&server).await;
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
+    publish_stubbornly(&*queue, "hangs").await;
+    let mut hanging = next(&*subscription).await;
+    assert_eq!(hanging.earlier, 0);
+    for times in 1..=3 {
+        assert!(subscription.holds(hanging.receipt));
+        let again = next(&*subscription).await;
+        assert_eq!((again.message.id.as_str(), again.earlier), ("hangs", times));
+        assert!(!subscription.holds(hanging.receipt), "what was taken back is still ours");
+        hanging = again;
+    }
+    subscription.settle(vec![done(hanging)]).await;
+    publish_stubbornly(&*queue, "after").await;
+    drain(&*subscription, ["after".to_owned()].into()).await;
+    assert_eq!(subscription.trouble(), None);
+    eventually("one consumer, and nothing left", async || {
+        let depths = queue.depths().await.unwrap_or_default();
+        depths.iter().any(|depth| depth.queue == "events" && (depth.messages, depth.consumers) == (0, 1))
+    })
+    .await;
+    assert_eq!(depth(&*queue, "dead").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_back_is_settled_by_nobody_but_its_new_holder() {
+    let server = Server::rabbitmq();
+    let proxy = Proxy::new(&server.url());
+    // A silent consumer's channel is closed by RabbitMQ 3.10 only once the missing heartbeats show.
+    let slow = open_at(format!("{}?heartbeat=3", proxy.url())).await;
+    let other = open(&server).await;
+    server.set_consumer_timeout(SHORT);
+    let late = slow.subscribe(Source::Events, 2).await.unwrap();
+    server.set_consumer_timeout(USUAL);
+    publish_stubbornly(&*other, "a").await;
+    publish_stubbornly(&*other, "b").await;
+    let held = vec![next(&*late).await, next(&*late).await];
+    // The news of it does not arrive yet: the acks below are sent, and with 4.3 they meet a channel that is open.
+    proxy.silence_all();
+    eventually("both are taken back", async || depth(&*other, "events").await == 2).await;
+    let stranger = other.subscribe(Source::Events, 2).await.unwrap();
+    let theirs = [next(&*stranger).await, next(&*stranger).await];
+    late.settle(held.into_iter().map(done).collect()).await;
+    proxy.heal();
+    // The stranger has its hands full; so this comes to the late one, once it has subscribed again.
+    publish_stubbornly(&*other, "c").await;
+    drain(&*late, ["c".to_owned()].into()).await;
+    assert!(theirs.iter().all(|delivery| stranger.holds(delivery.receipt) && delivery.earlier == 1));
+    drop(stranger);
+    drain(&*late, ["a", "b"].map(str::to_owned).into()).await;
+    eventually("nothing is left", async || depth(&*other, "events").await == 0).await;
+    assert_eq!(depth(&*other, "dead").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settling_what_was_taken_back_settles_nothing_of_the_new_life() {
+    let server = Server::rabbitmq();
+    server.set_consumer_timeout(SHORT);
+    let queue = open(&server).await;
+    let subscription = queue.subscribe(Source::Events, 4).await.unwrap();
+    server.set_consumer_timeout(USUAL);
+    for name in ["a", "b", "c"] {
+        publish_stubbornly(&*queue, name).await;
+    }
+    let held = [next(&*subscription).await, next(&*subscription).await, next(&*subscription).await];
+    let again = [next(&*subscription).await, next(&*subscription).await, next(&*subscription).await];
+    let life = again[0].receipt.generation;
+    let [first, second, third] = held;
+    let burial = Action::Bury(Burial { reason: Reason::Rejected, detail: String::new() });
+    let retry = Action::Retry { rung: 0, attempt: 1, waits: 0 };
+    let late = vec![
+        done(first),
+        Settlement { delivery: second, action: burial },
+        Settlement { delivery: third, action: retry },
+    ];
+    tokio::time::timeout(PATIENCE, subscription.settle(late)).await.expect("settling gives up");
+    publish_stubbornly(&*queue, "after").await;
+    let after = next(&*subscription).await;
+    let in_one_life = again.iter().chain([&after]).all(|delivery| delivery.receipt.generation == life);
+    assert!(in_one_life, "settling too late has closed the channel");
+    drop(subscription);
+    // None of them was settled, and none is there twice.
+    let other = queue.subscribe(Source::Events, 4).await.unwrap();
+    let mut left = Vec::new();
+    for _ in 0..4 {
+        let delivery = next(&*other).await;
+        left.push((delivery.message.id.as_str().to_owned(), delivery.message.attempt, delivery.earlier));
+        other.settle(vec![done(delivery)]).await;
+    }
+    left.sort_unstable();
+    let expected = [("a", 0, 2), ("after", 0, 1), ("b", 0, 2), ("c", 0, 2)];
+    assert_eq!(left, expected.map(|(id, attempt, earlier)| (id.to_owned(), attempt, earlier)));
+    eventually("nothing is left", async || depth(&*queue, "events").await == 0).await;
+    assert_eq!(depth(&*queue, "dead").await, 0, "what is no longer ours was buried");
+    assert_eq!(depth(&*queue, "retry.100ms").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_cancelled_subscription_holds_too_long_is_no_longer_its_own() {
+    let server = Server::rabbitmq();
+    server.set_consumer_timeout(SHORT);
+    let queue = open(&server).await;
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
+    server.set_consumer_timeout(USUAL);
+    publish_stubbornly(&*queue, "held").await;
+    let held = next(&*subscription).await;
+    subscription.cancel().await;
+    assert!(subscription.next().await.is_none());
+    let other = queue.subscribe(Source::Events, 1).await.unwrap();
+    let again = next(&*other).await;
+    assert_eq!((again.message.id.as_str(), again.earlier), ("held", 1));
+    eventually("it is told so", async || !subscription.holds(held.receipt)).await;
+    tokio::time::timeout(PATIENCE, subscription.settle(vec![done(held)])).await.expect("settling gives up");
+    other.settle(vec![done(again)]).await;
+    drop(other);
+    eventually("nothing is left", async || depth(&*queue, "events").await == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_way_of_coming_back_counts_as_a_delivery() {
+    use lapin::options::{BasicGetOptions, BasicNackOptions, BasicRejectOptions};
+    let server = Server::rabbitmq();
+    let queue = open(&server).await;
+    publish_stubbornly(&*queue, "returned").await;
+    let connection = lapin::Connection::connect(&server.url(), Default::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let get = async || {
+        let got = channel.basic_get("headcount.events".into(), BasicGetOptions::default()).await.unwrap();
+        got.expect("a message").delivery.delivery_tag
+    };
+    let requeue = true;
+    channel.basic_nack(get().await, BasicNackOptions { multiple: false, requeue }).await.unwrap();
+    channel.basic_reject(get().await, BasicRejectOptions { requeue }).await.unwrap();
+    get().await;
+    connection.close(200, "gone".into()).await.unwrap();
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
+    let delivery = next(&*subscription).await;
+    assert_eq!(delivery.earlier, 3);
+    subscription.settle(vec![done(delivery)]).await;
 }
 
 #[tokio::test]

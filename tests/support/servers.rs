@@ -5,6 +5,7 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -100,6 +101,14 @@ impl Server {
             "rabbitmqctl {arguments:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+    }
+
+    /// From now on the broker takes back what a new consumer leaves unsettled for so long. Not remembered over a restart.
+    pub fn set_consumer_timeout(&self, timeout: Duration) {
+        // RabbitMQ 3.10 looks at a channel's deliveries once per tick only.
+        let settings = [("consumer_timeout", timeout.as_millis()), ("channel_tick_interval", 250)];
+        let set = settings.map(|(key, value)| format!("ok = application:set_env(rabbit, {key}, {value})"));
+        self.ctl(&["eval", &format!("{}.", set.join(", "))]);
     }
 
     /// Where clients find it.

@@ -177,8 +177,9 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
             }
             () = shared.is_dead(generation) => break String::from("the broker takes no acks").into(),
             _ = tick.tick() => {
-                // With the consumer's stream at its end, only this tells that the connection is gone.
-                if !link.status().connected() {
+                // With the consumer's stream at its end, only this tells that the connection is gone, or that the broker
+                // has closed the channel over a delivery that was held too long.
+                if !link.status().connected() || (over && !channel.status().connected()) {
                     break String::from("the connection ended").into();
                 }
                 if in_trouble_until.is_some_and(|until| until < Instant::now()) {

@@ -18,8 +18,11 @@ use crate::{
     },
 };
 
-/// The broker's own count of earlier deliveries (quorum queues; absent on the first).
+/// The broker's own count of earlier deliveries, which its delivery limit goes by (quorum queues; absent on the first).
+/// Before RabbitMQ 4.3 it counts each; since then only those that a client rejected or was lost with.
 const DELIVERY_COUNT: &str = "x-delivery-count";
+/// Its count of earlier deliveries however they came back, time-outs among them (RabbitMQ 4; absent on the first).
+const ACQUIRED_COUNT: &str = "x-acquired-count";
 /// The broker's list of dead-letterings, the last one first.
 const DEATHS: &str = "x-death";
 /// Headers of a dead message that are kept.
@@ -76,7 +79,8 @@ pub(super) fn delivery(delivered: Delivered, generation: u64, dead: bool) -> Del
         traceparent: text(TRACEPARENT, 55),
         body: Bytes::from(delivered.data),
     };
-    let earlier = count(DELIVERY_COUNT).unwrap_or(u32::from(delivered.redelivered));
+    let counted = count(ACQUIRED_COUNT).max(count(DELIVERY_COUNT));
+    let earlier = counted.unwrap_or(u32::from(delivered.redelivered));
     let death = dead.then(|| Box::new(death(headers, message.received_at)));
     Delivery { message, earlier, receipt: Receipt { generation, tag: delivered.delivery_tag }, death }
 }
@@ -223,9 +227,17 @@ mod tests {
 
     #[test]
     fn the_brokers_count_of_deliveries_is_read() {
-        let mut headers = FieldTable::default();
-        headers.insert(DELIVERY_COUNT.into(), AMQPValue::LongInt(3));
-        let back = delivery(delivered(BasicProperties::default().with_headers(headers), b""), 0, false);
-        assert_eq!(back.earlier, 3);
+        let earlier = |counts: &[(&str, i64)]| {
+            let mut headers = FieldTable::default();
+            for (key, count) in counts {
+                headers.insert((*key).into(), AMQPValue::LongLongInt(*count));
+            }
+            delivery(delivered(BasicProperties::default().with_headers(headers), b""), 0, false).earlier
+        };
+        assert_eq!(earlier(&[]), 0);
+        assert_eq!(earlier(&[(DELIVERY_COUNT, 3)]), 3);
+        // RabbitMQ 4.3: five time-outs, of which the delivery count knows nothing; then two crashes too.
+        assert_eq!(earlier(&[(ACQUIRED_COUNT, 5)]), 5);
+        assert_eq!(earlier(&[(ACQUIRED_COUNT, 7), (DELIVERY_COUNT, 2)]), 7);
     }
 }
