@@ -29,6 +29,7 @@ use support::{
     process::{Process, SECRET, World},
     proxy::Proxy,
     servers::{Server, free_port},
+    traffic,
 };
 
 /// One user of so many is refused, and another hangs.
@@ -334,9 +335,7 @@ async fn whatever_happens_exactly_the_guilty_are_dead_and_all_others_are_applied
     let scene = Arc::new(Scene::set(Plan::of_today()));
     let (plan, world) = (&scene.plan, &scene.world);
     assert!(world.run(&["migrate"]).status.success());
-    let mut connection = PgConnection::connect(&scene.database_url).await.unwrap();
-    sqlx::raw_sql(APPLICATION).execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
+    traffic::sql(&scene.database_url, APPLICATION).await;
     let ingress = world.start(&["ingress"]);
     let poster = Poster::new(ingress.webhooks.as_deref().unwrap(), &Secret::new(SECRET)).unwrap();
     *scene.ingress.lock().unwrap() = Some(ingress);
