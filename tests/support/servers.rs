@@ -118,14 +118,6 @@ impl Server {
         self.ctl(&["eval", &format!("{}.", set.join(", "))]);
     }
 
-    /// From now on the broker takes back what a new consumer leaves unsettled for so long. Not remembered over a restart.
-    pub fn set_consumer_timeout(&self, timeout: Duration) {
-        // RabbitMQ 3.10 looks at a channel's deliveries once per tick only.
-        let settings = [("consumer_timeout", timeout.as_millis()), ("channel_tick_interval", 250)];
-        let set = settings.map(|(key, value)| format!("ok = application:set_env(rabbit, {key}, {value})"));
-        self.ctl(&["eval", &format!("{}.", set.join(", "))]);
-    }
-
     /// Where clients find it.
     pub fn url(&self) -> String {
         match self.kind {
