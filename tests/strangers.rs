@@ -154,6 +154,12 @@ async fn strangers<D: Future<Output = ()> + Send>(
     crowd
 }
 
+/// Whether the other side ends the connection in this time, whatever it says before.
+async fn ends_within(time: Duration, stream: &mut TcpStream) -> bool {
+    let mut buffer = [0; 1024];
+    timeout(time, async { while matches!(stream.read(&mut buffer).await, Ok(1..)) {} }).await.is_ok()
+}
+
 /// Writes something every now and then, until the connection ends.
 async fn trickle(stream: &mut TcpStream, what: &[u8], every: Duration) {
     let mut byte = [0];
@@ -206,12 +212,9 @@ async fn strangers_who_ask_for_nothing_now_and_then_keep_no_webhook_out() {
         strangers(CROWD, HERE, house.webhooks, BACK, move |number, mut stream: TcpStream| async move {
             // They do not ask all at once.
             let mut pause = every * number as u32 / CROWD as u32;
-            while timeout(pause, stream.read(&mut [0])).await.is_err() {
-                if stream.write_all(get("/", "").as_bytes()).await.is_err()
-                    || status(&mut stream).await != "404"
-                {
-                    return;
-                }
+            while !ends_within(pause, &mut stream).await
+                && stream.write_all(get("/", "").as_bytes()).await.is_ok()
+            {
                 pause = every;
             }
         })
