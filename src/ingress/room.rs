@@ -224,3 +224,56 @@ impl Drop for Hold {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn got(taken: Option<Result<(), Yield>>) -> Option<bool> {
+        taken.map(|taken| taken.is_ok())
+    }
+
+    #[tokio::test]
+    async fn who_needs_least_is_served_first_and_a_lane_to_the_end_is_left() {
+        let room = Room::new(100);
+        // Nine that want more than there is: all but one may be read to their end.
+        let mut holds: Vec<Hold> = (0..=LANES).map(|_| Hold::new(&room)).collect();
+        let taken: Vec<_> = holds.iter_mut().map(|hold| got(hold.take(101).now_or_never())).collect();
+        assert_eq!(taken, [vec![Some(true); LANES], vec![None]].concat());
+        assert_eq!(got(holds[0].take(1_000_000).now_or_never()), Some(true));
+
+        let (mut all, mut small, mut large) = (Hold::new(&room), Hold::new(&room), Hold::new(&room));
+        assert_eq!(got(all.take(100).now_or_never()), Some(true));
+        assert_eq!(got(large.take(90).now_or_never()), None);
+        assert_eq!(got(small.take(20).now_or_never()), None);
+        drop(all);
+        let taken = |hold: &Hold| hold.id.map(|id| room.state().large[&id].taken);
+        assert_eq!((taken(&small), taken(&large)), (Some(20), Some(0)));
+        drop((small, large, holds));
+        let state = room.state();
+        assert_eq!((state.free, state.lanes, state.large.len()), (100, LANES, 0));
+    }
+
+    #[tokio::test]
+    async fn the_sender_that_has_stalled_longest_gives_way_and_no_whole_body_does() {
+        let room = Room::new(0);
+        let mut holds: Vec<Hold> = (0..LANES).map(|_| Hold::new(&room)).collect();
+        for hold in &mut holds {
+            assert!(hold.take(1).await.is_ok());
+        }
+        holds[0].finish();
+        let mut waiting = Hold::new(&room);
+        assert_eq!(got(waiting.take(1).now_or_never()), None);
+        let now = Instant::now();
+        assert!(room.state().reclaim(now - STALLED) > now - STALLED);
+        assert!(!room.state().large.values().any(|large| large.stage == Stage::Yielding));
+        room.state().reclaim(now + STALLED);
+        // One at a time.
+        room.state().reclaim(now + 2 * STALLED);
+        let yields: Vec<bool> = holds.iter().map(|hold| hold.yields().now_or_never().is_some()).collect();
+        assert_eq!(yields.iter().filter(|yields| **yields).count(), 1);
+        assert!(yields[1], "{yields:?}");
+    }
+}
