@@ -253,8 +253,9 @@ async fn reconnecting_in_an_outage_piles_nothing_up_and_applies_nothing_twice() 
     let before = worker.peak_memory();
     database.freeze();
     let losing = async {
-        for _ in 0..10 {
-            tokio::time::sleep(Duration::from_millis(400)).await;
+        // Time enough for the worker to be back and to have its hands full again.
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
             broker.ctl(&["close_all_connections", "test"]);
         }
     };
@@ -264,7 +265,7 @@ async fn reconnecting_in_an_outage_piles_nothing_up_and_applies_nothing_twice() 
     world.until_drained().await;
     let again = metric(&worker, "headcount_events_total").await - 2050.0;
     println!("{again} were applied again; peak memory {before} MiB before, {} after", worker.peak_memory());
-    assert!(again <= 900.0, "{again} were applied again: more than what was in its transactions");
+    assert!(again <= 800.0, "{again} were applied again: more than what was in its transactions");
     assert!(worker.peak_memory() < before + 60, "{before} MiB before, {} after", worker.peak_memory());
     assert_eq!(letters(&world), []);
     worker.stop();
@@ -299,10 +300,11 @@ async fn poison_that_the_broker_does_not_take_holds_up_nobody() {
     assert!(world.run(&["migrate"]).status.success());
     let ingress = world.start(&["ingress"]);
     let poster = ingress.poster();
+    // Some in every batch.
     for n in 0..20 {
+        steady(&ingress, &format!("good{n}"), 99).await;
         assert_eq!(poster.post(&format!("msg_poison_{n}"), "no event".into()).await.unwrap(), 202);
     }
-    steady(&ingress, "good", 1980).await;
     broker.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
     let worker = world.start(&["worker"]);
     eventually("the good ones are applied", async || applied(&worker).await == 1980).await;
