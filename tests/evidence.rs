@@ -227,6 +227,7 @@ async fn a_consumer_timeout_shorter_than_an_outage_buries_nothing() {
         let events = queues.lines().find_map(|line| line.split_once(".events")?.1.trim().parse().ok());
         events.unwrap_or(u32::MAX)
     };
+    eventually("all goes back", async || metric(&worker, "headcount_retries_total").await >= 568.0).await;
     eventually("nothing is held", async || held() <= 1).await;
     for _ in 0..5 {
         tokio::time::sleep(Duration::from_secs(1)).await;
