@@ -341,7 +341,7 @@ async fn a_process_stops_in_time_with_its_servers_away() {
 
     database.kill();
     assert_eq!(up.poster().post("msg_2", sample.event("user.updated", now()).into()).await.unwrap(), 202);
-    eventually("the worker holds", async || up.log().contains("the database is away")).await;
+    eventually("the worker pauses", async || up.log().contains("the worker pauses")).await;
     up.stop();
 
     database.start();

@@ -557,7 +557,11 @@ async fn a_large_body_without_room_is_answered_503() {
 
 #[tokio::test]
 async fn half_read_bodies_do_not_wait_for_each_other() {
-    let server = Server::start(|bounds| bounds.reading_bytes = 1_000_000).await;
+    let server = Server::start(|bounds| {
+        bounds.reading_bytes = 1_000_000;
+        bounds.stalled = Duration::from_secs(5);
+    })
+    .await;
     // Three times the room, and each has a part of it.
     let large = vec![b'a'; 100_000];
     let mut clients = Vec::new();

@@ -782,6 +782,21 @@ async fn what_came_back_is_tried_alone_and_in_random_order_and_so_is_what_failed
 }
 
 #[tokio::test]
+async fn what_is_known_to_fail_makes_no_outage_of_a_start() {
+    let queue = Arc::new(FakeQueue::default());
+    queue.deliver_message(Message { attempt: 2, ..message("known", created("known")) }, 0);
+    let store = store(|batch| if has(batch, "known") { Err(Class::Unclear) } else { all_created(batch) });
+    let running = Running::start(&queue, &store, settings());
+    queue.until(|state| !state.retries.is_empty()).await;
+    assert_eq!(queue.attempts("known")[0], 2, "nothing is proved yet");
+    assert_eq!(running.health.borrow().paused, None);
+    (0..5).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    queue.until_settled(6).await;
+    assert_buried(&queue, "known", Reason::Rejected);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_worker_that_starts_tries_others_before_what_has_come_back_again_and_again() {
     let queue = Arc::new(FakeQueue::default());
     queue.deliver("killer", 5);

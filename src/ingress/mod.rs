@@ -33,6 +33,8 @@ pub struct Bounds {
     pub body_timeout: Duration,
     /// How long a large body may take for 4 KiB more, else 408.
     pub pace: Duration,
+    /// How long a large body may take for 8 KiB more while others wait for its memory, else 408.
+    pub stalled: Duration,
     /// Bytes of large bodies that are being read, all together, beside eight that may always be read to their end.
     pub reading_bytes: usize,
     /// Bytes of messages on their way to the queue, all together.
@@ -48,6 +50,7 @@ impl Default for Bounds {
             body_limit: 512 * 1024,
             body_timeout: Duration::from_secs(10),
             pace: Duration::from_secs(5),
+            stalled: Duration::from_millis(250),
             reading_bytes: 28 * 1024 * 1024,
             publishing_bytes: 32 * 1024 * 1024,
             publish_limit: PUBLISH_LIMIT + Duration::from_millis(500),

@@ -50,7 +50,7 @@ pub(super) struct Read {
 
 impl Reader {
     pub(super) fn new(bounds: &Bounds) -> Self {
-        let room = Room::new(bounds.reading_bytes);
+        let room = Room::new(bounds.reading_bytes, bounds.stalled);
         Self { limit: bounds.body_limit, patience: bounds.body_timeout, pace: bounds.pace, room }
     }
 

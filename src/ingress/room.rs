@@ -18,10 +18,7 @@ use tokio::{
 /// for ever.
 const LANES: usize = 8;
 
-/// A sender that has not brought [`PIECE`] for so long has stalled: less than the first round trip of a far one brings.
-const STALLED: Duration = Duration::from_millis(250);
-
-/// In bytes.
+/// A sender that has not brought so many bytes for a while has stalled: less than the first round trip of a far one brings.
 const PIECE: usize = 8 * 1024;
 
 /// Memory for large bodies that are being read. Anybody can take it up.
@@ -31,6 +28,7 @@ pub(super) struct Room {
 
 struct State {
     free: usize,
+    stalled: Duration,
     lanes: usize,
     next: u64,
     large: HashMap<u64, Large>,
@@ -62,8 +60,9 @@ enum Stage {
 }
 
 impl Room {
-    pub(super) fn new(bytes: usize) -> Arc<Self> {
-        let state = State { free: bytes, lanes: LANES, next: 0, large: HashMap::new() };
+    /// Room for so many bytes; a sender that has brought too little for `stalled` gives way to those who wait.
+    pub(super) fn new(bytes: usize, stalled: Duration) -> Arc<Self> {
+        let state = State { free: bytes, stalled, lanes: LANES, next: 0, large: HashMap::new() };
         Arc::new(Self { state: Mutex::new(state) })
     }
 
@@ -101,18 +100,19 @@ impl State {
     /// Makes the body whose sender has stalled longest give way to those who wait, one at a time. Tells when to try
     /// again.
     fn reclaim(&mut self, now: Instant) -> Instant {
-        let later = now + STALLED;
+        let stalled = self.stalled;
+        let later = now + stalled;
         if self.large.values().any(|large| large.stage == Stage::Yielding) {
             return later;
         }
         let reading = self.large.values_mut().filter(|large| large.stage == Stage::Reading);
         match reading.min_by_key(|large| large.brought) {
-            Some(large) if large.brought + STALLED <= now => {
+            Some(large) if large.brought + stalled <= now => {
                 large.stage = Stage::Yielding;
                 large.changed.notify_one();
                 later
             }
-            Some(large) => large.brought + STALLED,
+            Some(large) => large.brought + stalled,
             None => later,
         }
     }
@@ -231,13 +231,15 @@ mod tests {
 
     use super::*;
 
+    const STALLED: Duration = Duration::from_millis(250);
+
     fn got(taken: Option<Result<(), Yield>>) -> Option<bool> {
         taken.map(|taken| taken.is_ok())
     }
 
     #[tokio::test]
     async fn who_needs_least_is_served_first_and_a_lane_to_the_end_is_left() {
-        let room = Room::new(100);
+        let room = Room::new(100, STALLED);
         // Nine that want more than there is: all but one may be read to their end.
         let mut holds: Vec<Hold> = (0..=LANES).map(|_| Hold::new(&room)).collect();
         let taken: Vec<_> = holds.iter_mut().map(|hold| got(hold.take(101).now_or_never())).collect();
@@ -258,7 +260,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_sender_that_has_stalled_longest_gives_way_and_no_whole_body_does() {
-        let room = Room::new(0);
+        let room = Room::new(0, STALLED);
         let mut holds: Vec<Hold> = (0..LANES).map(|_| Hold::new(&room)).collect();
         for hold in &mut holds {
             assert!(hold.take(1).await.is_ok());

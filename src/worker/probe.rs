@@ -60,6 +60,8 @@ enum Tried {
     Changed,
     Unchanged,
     Unreadable,
+    /// It is known to fail, which proves nothing.
+    Aside,
     Failed(String),
 }
 
@@ -193,7 +195,7 @@ impl Worker {
                     (unchanged >= UNCHANGED && failed == 0).then_some(Probed::Taken)
                 }
                 Tried::Unreadable if prefetch == 1 => Some(Probed::Wider(None)),
-                Tried::Unreadable => None,
+                Tried::Unreadable | Tried::Aside => None,
                 Tried::Failed(why) => {
                     failed += 1;
                     last.clone_from(&why);
@@ -247,13 +249,18 @@ impl Worker {
                     settled.extend(verdicts);
                 }
                 Finding::Failed(failed) => {
-                    let error = failed.error.to_string();
-                    let verdict = match self.blame.failed(&failed.suspect(), failed.tried) {
-                        Judgement::Guilty => self.guilty(&failed),
-                        Judgement::Unproved => Verdict::given_back(&failed.held.delivery.message),
+                    let message = &failed.held.delivery.message;
+                    let verdict;
+                    (tried, verdict) = match self.blame.failed(&failed.suspect(), failed.tried) {
+                        Judgement::Guilty => (Tried::Aside, self.guilty(&failed)),
+                        Judgement::Unproved if failed.suspect().convicted => {
+                            (Tried::Aside, Verdict::set_aside(message, &self.settings.ladder))
+                        }
+                        Judgement::Unproved => {
+                            (Tried::Failed(failed.error.to_string()), Verdict::given_back(message))
+                        }
                     };
                     settled.push((failed.held, verdict));
-                    tried = Tried::Failed(error);
                 }
                 Finding::Unasked(held, why) => {
                     settled.extend(given_back(held));
