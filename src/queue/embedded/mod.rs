@@ -7,6 +7,7 @@
 mod claims;
 mod file;
 mod ledger;
+mod pulse;
 mod samples;
 mod subscription;
 mod work;

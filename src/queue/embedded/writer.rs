@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     super::{Ladder, QueueError, Source},
     Health, Timing, claims, describe, file, ledger,
+    pulse::Pulse,
     samples,
     subscription::Consumer,
     work::{Request, Settle, Work, millis, settlements},
@@ -65,7 +66,7 @@ pub(super) struct Writer {
     failures: u32,
     wake_at: Instant,
     renew_at: Instant,
-    expire_at: Instant,
+    pulse: Pulse,
     /// The least that the wall clock shows if nobody set it back; at first that is not known.
     clock: Millis,
     /// Something is known to be claimable: no need to look first.
@@ -94,7 +95,7 @@ impl Writer {
             failures: 0,
             wake_at: now,
             renew_at: now,
-            expire_at: now,
+            pulse: Pulse::new(now),
             clock: Millis::MAX,
             eager: false,
         }
@@ -129,6 +130,7 @@ impl Writer {
         }
         for member in &self.members {
             member.consumer.end();
+            member.consumer.lose();
         }
         if let Some(connection) = self.connection.take()
             && let Err(error) = connection.close().await
@@ -199,6 +201,7 @@ impl Writer {
         }
         let Ok(connection) = file::reach(&mut self.connection, &self.file).await else { return true };
         let at = message::now();
+        self.pulse.beat(now, at, self.timing.heartbeat);
         let roomy = self.members.iter().filter(|member| member.consumer.has_room());
         let sources: Vec<Source> = roomy.map(|member| member.consumer.source).collect();
         match (claims::next_due(connection, &sources).await, ledger::next_expiry(connection).await) {
@@ -215,6 +218,7 @@ impl Writer {
         let connection = file::reach(&mut self.connection, &self.file).await?;
         file::begin(connection).await?;
         let at = message::now();
+        self.pulse.beat(Instant::now(), at, self.timing.heartbeat);
         let alive_until = at + millis(self.timing.lease);
         let mut effects = Effects::default();
         // The lock may have taken longer than some would wait.
@@ -253,7 +257,7 @@ impl Writer {
                 ledger::unregister(connection, ids[index]).await?;
             }
         }
-        if !self.members.is_empty() && Instant::now() >= self.expire_at {
+        if !self.members.is_empty() && self.pulse.may_expire(Instant::now()) {
             ledger::expire(connection, at).await?;
         }
         let messages: Vec<&Message> = self.work.publishes.iter().map(|publish| &publish.message).collect();
@@ -298,9 +302,7 @@ impl Writer {
         if !self.members.is_empty() {
             self.clock = at - CLOCK_TOLERANCE;
         }
-        if now >= self.expire_at {
-            self.expire_at = now + self.timing.poll;
-        }
+        self.pulse.expired(now, self.timing.poll);
 
         let work = std::mem::take(&mut self.work);
         for publish in work.publishes {
@@ -332,6 +334,9 @@ impl Writer {
             let unwanted = consumer.hand_over(claim.deliveries);
             self.eager |= !unwanted.is_empty() || (claim.more && consumer.has_room());
             self.work.returned.extend(unwanted);
+        }
+        for consumer in &work.leaving {
+            consumer.lose();
         }
         self.members
             .retain(|member| !work.leaving.iter().any(|consumer| Arc::ptr_eq(consumer, &member.consumer)));
