@@ -7,6 +7,7 @@
 
 pub mod app;
 pub mod config;
+pub mod datafile;
 pub mod http;
 pub mod clerk;
 pub mod ingress;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use headcount::{
     config::Secret,
     roster::{OnDelete, Outcome, Outcome::*, Policy, Relink},
-    store::{self, Backend, Class, Store, StoreConfig, StoreError, UserQuery},
+    store::{self, Backend, Class, Store, StoreConfig, StoreError, UserQuery, sqlite::SqliteStore},
 };
 use stores::{CREDITS, Home, KEEP, apply, created, deleted, other, row, rows, updated};
 
@@ -848,6 +848,39 @@ async fn a_large_table_of_users_is_estimated_and_says_so() {
             assert!(totals.estimated);
             assert!((13_000..14_200).contains(&totals.live_users), "{totals:?}");
             assert!((2_800..4_000).contains(&totals.deleted_users), "{totals:?}");
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_who_give_up_leave_the_file_fit_for_the_next() {
+    Home::sqlite()
+        .await
+        .run(|home| async move {
+            home.store().await.close().await;
+            let Backend::Sqlite { path } = &home.backend else { panic!("not a file") };
+            // Without the watchdog, which lets nobody break off anything.
+            let store = SqliteStore::open(path, &home.config(KEEP)).await.unwrap();
+            let store: Arc<dyn Store> = Arc::new(store);
+            for round in 0..100_u64 {
+                let batch: Arc<[_]> =
+                    (0..20).map(|n| created(&format!("user_{round}_{n}"), 10).event()).collect();
+                let applying = tokio::spawn({
+                    let store = Arc::clone(&store);
+                    async move { store.apply(batch).await }
+                });
+                tokio::time::sleep(std::time::Duration::from_micros(round * 60)).await;
+                // Wherever it is: before its turn, between two statements, in its commit.
+                applying.abort();
+                let _ = applying.await;
+                let kept = apply(&store, [created(&format!("kept_{round}"), 10).event()]).await;
+                assert_eq!(kept.unwrap(), [Created]);
+            }
+            store.ready().await.unwrap();
+            assert_eq!(home.number("SELECT count(*) FROM users WHERE clerk_id LIKE 'kept%'").await, 100);
+            // Each batch is there as a whole, or not at all.
+            let users = home.number("SELECT count(*) FROM users WHERE clerk_id LIKE 'user%'").await;
+            assert_eq!(users % 20, 0, "{users}");
         })
         .await;
 }

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     app,
     config::Config,
+    datafile::{EXAMINE_LIMIT, Examined},
     dead::rejections::{SAMPLES, explain},
     message::{MessageId, now},
     queue::QueueConfig,
@@ -134,6 +135,15 @@ async fn queue(config: &Config) -> Vec<Check> {
     checks
 }
 
+/// What reading a file of ours has shown, as a part of a sentence.
+fn read_through(examined: Option<Examined>) -> &'static str {
+    match examined {
+        Some(Examined::Sound) => " and is undamaged",
+        Some(Examined::Unfinished | Examined::Damaged(_)) => " (too large to be read through in 30 s)",
+        None => "",
+    }
+}
+
 async fn store(config: &Config) -> Vec<Check> {
     let store = match app::open_store(config).await {
         Ok(store) => store,
@@ -145,10 +155,11 @@ async fn store(config: &Config) -> Vec<Check> {
 }
 
 async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
+    let read = read_through(store.examine(EXAMINE_LIMIT).await?);
     store.check_schema().await?;
     store.ready().await?;
     let mut checks =
-        vec![Check::ok("database", format!("{store:?} answers, takes writes, and has our schema"))];
+        vec![Check::ok("database", format!("{store:?} answers{read}, takes writes, and has our schema"))];
     let open = store.statuses().await?.get(&Status::Open).copied().unwrap_or_default();
     checks.push(match (open, store.groups(&open_letters()).await?.first()) {
         (1.., Some(most)) => Check::warning(

@@ -64,8 +64,8 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// What does not work at present, by part; empty while all is well. Cheap: never asks the backend.
     fn troubles(&self) -> Vec<Trouble>;
 
-    /// Asks the backend what would not work for this user, and what is known to be wrong with its version: for `doctor`.
-    /// Changes nothing.
+    /// Asks the backend what would not work for this user, and what is known to be wrong with its version, or reads the
+    /// file through to find damage: for `doctor`. Changes nothing; takes up to 30 s.
     async fn examine(&self) -> Vec<Finding> {
         Vec::new()
     }

@@ -266,6 +266,7 @@ fn sqlite_hint(extended: i32) -> Option<&'static str> {
         _ => match extended & 0xff {
             1 => MISSING,
             5 => "see whether a shell or a backup keeps a transaction open on the database file",
+            11 | 26 => "run `headcount doctor`: the database file is damaged",
             8 => "let the user that headcount runs as write to the database file and its directory",
             13 => "make room on the disk of the database file",
             _ => return None,
@@ -293,9 +294,10 @@ fn sqlite(extended: i32) -> Class {
         19 => Class::Permanent,
         // TOOBIG, MISMATCH: what SQLSTATE class 22 is.
         18 | 20 => Class::Permanent,
-        // PERM, NOMEM, READONLY, INTERRUPT, IOERR, FULL, CANTOPEN, PROTOCOL, NOLFS, AUTH, NOTADB.
-        3 | 7 | 8 | 9 | 10 | 13 | 14 | 15 | 22 | 23 | 26 => Class::Outage,
-        // ERROR (a missing table or column, an application's trigger), CORRUPT (of one page or of all), and whatever is not known.
+        // PERM, NOMEM, READONLY, INTERRUPT, IOERR, CORRUPT (also of one page: no message's fault), FULL, CANTOPEN, PROTOCOL,
+        // NOLFS, AUTH, NOTADB.
+        3 | 7 | 8 | 9 | 10 | 11 | 13 | 14 | 15 | 22 | 23 | 26 => Class::Outage,
+        // ERROR (a missing table or column, an application's trigger), and whatever is not known.
         _ => Class::Unclear,
     }
 }
@@ -336,8 +338,8 @@ mod tests {
         for (class, codes) in [
             (Class::Transient, &[6, 517, 1555, 2067][..]),
             (Class::Permanent, &[275, 1299, 787, 18, 20]),
-            (Class::Outage, &[3, 5, 261, 7, 8, 10, 13, 14, 26, 778, 1032]),
-            (Class::Unclear, &[1, 11, 1811, 0, -1]),
+            (Class::Outage, &[3, 5, 261, 7, 8, 10, 11, 13, 14, 26, 778, 1032]),
+            (Class::Unclear, &[1, 1811, 0, -1]),
         ] {
             for code in codes {
                 assert_eq!(sqlite(*code), class, "{code}");

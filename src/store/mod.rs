@@ -10,7 +10,7 @@
 //! - Every call is answered within its limit, over connections that work again once those that have fallen silent are
 //!   given up; and goes on when its caller does not wait for it any more.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use self::watchdog::Watched;
 use crate::{
+    datafile::Examined,
     message::Millis,
     roster::{Event, Outcome, Policy},
 };
@@ -64,6 +65,15 @@ pub trait Store: letters::Letters + fmt::Debug {
     /// # Errors
     /// [`StoreError`] says why not.
     async fn ready(&self) -> Result<(), StoreError>;
+
+    /// Reads the database through, for so long, where it is a file of ours; `None` where it is a server's.
+    ///
+    /// # Errors
+    /// It is damaged.
+    async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
+        let _ = limit;
+        Ok(None)
+    }
 
     /// One page of users, newest first.
     ///

@@ -30,7 +30,7 @@ use super::{
         Rejected, Retention, Status,
     },
 };
-use crate::{message::Millis, roster::Outcome};
+use crate::{datafile::Examined, message::Millis, roster::Outcome};
 
 /// What the asking for readiness may take.
 const READY: Duration = Duration::from_secs(6);
@@ -205,6 +205,10 @@ impl<S: Backend + Store> Store for Watched<S> {
 
     async fn totals(&self) -> Result<Totals, StoreError> {
         self.people(|store| async move { store.totals().await }).await
+    }
+
+    async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
+        self.people(move |store| async move { store.examine(limit).await }).await
     }
 
     async fn close(&self) {

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use headcount::{
     message::now,
-    queue::{Action, Burial, DELIVERY_LIMIT, Delivery, Queue, QueueError, Reason, Source},
+    queue::{Action, Burial, DELIVERY_LIMIT, Delivery, Queue, QueueError, Reason, Receipt, Source},
 };
 
 use crate::support::*;
@@ -49,6 +49,23 @@ pub(crate) async fn no_more_than_prefetch_are_unsettled<H: Harness>(harness: Arc
     done(&*subscription, held).await;
     let rest = receive(&*subscription, 5).await;
     done(&*subscription, rest).await;
+    holds(&queue, "events", 0).await;
+}
+
+pub(crate) async fn a_delivery_is_held_as_long_as_it_can_be_settled<H: Harness>(harness: Arc<H>) {
+    let queue = harness.open().await;
+    publish(&queue, 2).await;
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
+    let held = receive(&*subscription, 2).await;
+    assert!(held.iter().all(|delivery| subscription.holds(delivery.receipt)));
+    let other_life = Receipt { generation: held[0].receipt.generation + 1, ..held[0].receipt };
+    assert!(!subscription.holds(other_life));
+    subscription.cancel().await;
+    assert!(
+        held.iter().all(|delivery| subscription.holds(delivery.receipt)),
+        "cancelling gives nothing back"
+    );
+    done(&*subscription, held).await;
     holds(&queue, "events", 0).await;
 }
 

@@ -73,7 +73,13 @@ async fn a_lease_that_runs_out_hands_its_messages_to_another() {
     assert_eq!(ids(&again), sorted(sent));
     assert!(again.iter().all(|delivery| delivery.earlier == 1));
 
-    // The first one wakes up and settles: that is not its business any more.
+    // The first one wakes up: it holds nothing any more, and once it has looked at the file it knows.
+    let [late_receipts, receipts] =
+        [&late, &again].map(|them| them.iter().map(|it| it.receipt).collect::<Vec<_>>());
+    frozen.ready().await.unwrap();
+    assert!(late_receipts.iter().all(|receipt| !first.holds(*receipt)));
+    assert!(receipts.iter().all(|receipt| second.holds(*receipt) && !first.holds(*receipt)));
+    // Should it settle all the same: that is not its business.
     settle(&*first, late.into_iter().map(|delivery| (delivery, Action::Done))).await;
     holds(&alive, "events", 3).await;
     done(&*second, again).await;
@@ -113,6 +119,29 @@ async fn a_heartbeat_keeps_leases_beyond_their_time() {
     assert!(waited.is_err(), "{waited:?} came although its consumer lives");
     done(&*first, held).await;
     holds(&two, "events", 0).await;
+}
+
+#[tokio::test]
+async fn processes_that_stood_still_together_take_nothing_from_each_other() {
+    let directory = Embedded::new();
+    let queues = [open(&directory.path(), QUICK).await, open(&directory.path(), QUICK).await];
+    publish(&queues[0], 2).await;
+    let mut consumers = Vec::new();
+    for queue in &queues {
+        let consumer = queue.subscribe(Source::Events, 1).await.unwrap();
+        consumers.push((next(&*consumer).await, consumer));
+    }
+    // The one thread of this test's runtime is that of both: nobody prolongs anything, as when the machine sleeps.
+    std::thread::sleep(2 * QUICK.lease);
+    for queue in &queues {
+        queue.ready().await.unwrap();
+    }
+    assert!(quiet(&*consumers[0].1).await && quiet(&*consumers[1].1).await, "something was taken over");
+    for (delivery, consumer) in consumers {
+        assert!(consumer.holds(delivery.receipt), "{} was lost", delivery.message.id);
+        done(&*consumer, vec![delivery]).await;
+    }
+    holds(&queues[0], "events", 0).await;
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 mod claims;
 mod file;
 mod ledger;
+mod pulse;
 mod samples;
 mod subscription;
 mod work;
@@ -14,7 +15,7 @@ mod writer;
 
 use std::{
     fmt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -35,8 +36,11 @@ use self::{
     work::{Publish, Request},
     writer::Writer,
 };
-use super::{Depth, Ladder, PUBLISH_LIMIT, Queue, QueueError, Source, Subscription, Trouble};
-use crate::message::{self, Message};
+use super::{Depth, Finding, Ladder, PUBLISH_LIMIT, Queue, QueueError, Source, Subscription, Trouble};
+use crate::{
+    datafile::{DataFile, EXAMINE_LIMIT, Guard, Trouble as FileTrouble},
+    message::{self, Message},
+};
 
 /// How much may wait to be published, in KiB; each message counts for at least one.
 const WAITING_KIB_MAX: usize = 64 * 1024;
@@ -68,7 +72,7 @@ impl Default for Timing {
 
 /// A queue in a file.
 pub struct EmbeddedQueue {
-    path: PathBuf,
+    file: Arc<DataFile>,
     ladder: Ladder,
     requests: mpsc::UnboundedSender<Request>,
     /// What bounds the requests: each publish that waits holds its share.
@@ -80,7 +84,7 @@ pub struct EmbeddedQueue {
 
 impl fmt::Debug for EmbeddedQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the embedded queue in {}", self.path.display())
+        write!(f, "the embedded queue in {}", self.file.real().display())
     }
 }
 
@@ -100,13 +104,21 @@ impl EmbeddedQueue {
     /// # Errors
     /// Those of [`open`](Self::open).
     pub async fn open_with(directory: &Path, ladder: Ladder, timing: Timing) -> Result<Self, QueueError> {
-        let path = file::prepare(directory).await?;
+        let (file, anchor) = file::prepare(directory).await?;
+        let guard = Guard::start(file.clone(), anchor);
         let (requests, asked) = mpsc::unbounded_channel();
-        let health = Arc::new(Health::new());
-        tokio::spawn(Writer::new(path.clone(), ladder.clone(), timing, health.clone(), asked).run());
+        let health = Arc::new(Health::new(file.clone()));
+        let writer = Writer::new(file.clone(), ladder.clone(), timing, health.clone(), asked);
+        tokio::spawn(async move {
+            let closing = writer.run().await;
+            guard.stop().await;
+            if let Some(closed) = closing {
+                let _ = closed.send(());
+            }
+        });
         let waiting = Arc::new(Semaphore::new(WAITING_KIB_MAX));
         let sampling = Arc::new(Semaphore::new(SAMPLES_KIB_MAX));
-        Ok(Self { path, ladder, requests, waiting, sampling, health })
+        Ok(Self { file, ladder, requests, waiting, sampling, health })
     }
 
     /// Waits for the writer's answer, or its end, or the limit. The request is not withdrawn by giving up.
@@ -158,10 +170,11 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn depths(&self) -> Result<Vec<Depth>, QueueError> {
-        let (path, ladder) = (self.path.clone(), self.ladder.clone());
+        self.file.check().map_err(|trouble| unusable(&trouble))?;
+        let (file, ladder) = (self.file.clone(), self.ladder.clone());
         // A task of its own: a caller who gives up must not leave a statement behind half done.
         let counting = tokio::spawn(async move {
-            let mut connection = file::open(&path, file::BUSY_PATIENCE).await?;
+            let mut connection = file::open(file.real(), file::BUSY_PATIENCE).await?;
             let depths = ledger::depths(&mut connection, &ladder, message::now()).await?;
             sqlx::Connection::close(connection).await?;
             Ok::<_, sqlx::Error>(depths)
@@ -179,6 +192,14 @@ impl Queue for EmbeddedQueue {
         let (answer, answered) = oneshot::channel();
         self.requests.send(Request::Probe(answer)).map_err(|_| closed())?;
         self.answer(answered, Instant::now() + PUBLISH_LIMIT).await
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        let examined = file::examine(self.file.real(), EXAMINE_LIMIT).await;
+        let damage = self.file.judge(examined).err();
+        let finding =
+            |trouble: FileTrouble| Finding { broken: true, message: trouble.message, hint: trouble.hint };
+        damage.map(finding).into_iter().collect()
     }
 
     fn troubles(&self) -> Vec<Trouble> {
@@ -203,6 +224,15 @@ fn kib(body: &Bytes) -> u32 {
     u32::try_from((body.len() / 1024 + 1).min(WAITING_KIB_MAX)).unwrap_or(u32::MAX)
 }
 
+/// In one line: there is room for no hint where it goes.
+fn describe(trouble: &FileTrouble) -> String {
+    format!("{trouble}; {}", trouble.hint)
+}
+
+fn unusable(trouble: &FileTrouble) -> QueueError {
+    QueueError::Misconfigured { message: trouble.message.clone(), hint: trouble.hint.clone() }
+}
+
 fn closed() -> QueueError {
     QueueError::Unavailable("the queue is closed".into())
 }
@@ -210,6 +240,7 @@ fn closed() -> QueueError {
 /// How the writer fares, as everybody else can see it.
 #[derive(Debug)]
 struct Health {
+    file: Arc<DataFile>,
     trouble: Mutex<Option<String>>,
     closed: AtomicBool,
     opened: Instant,
@@ -218,8 +249,9 @@ struct Health {
 }
 
 impl Health {
-    fn new() -> Self {
+    fn new(file: Arc<DataFile>) -> Self {
         Self {
+            file,
             trouble: Mutex::default(),
             closed: AtomicBool::new(false),
             opened: Instant::now(),
@@ -253,7 +285,8 @@ impl Health {
         if since > 0 && u128::from(self.elapsed().saturating_sub(since)) > PUBLISH_LIMIT.as_millis() {
             return Some("the disk under queue.db has not answered for 5 s".into());
         }
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let file = self.file.trouble().map(|trouble| describe(&trouble));
+        file.or_else(|| self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// Refuses at once what cannot succeed at present.

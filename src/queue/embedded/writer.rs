@@ -3,28 +3,30 @@
 //! settlements go on being tried until they are. Never holds a transaction open while it waits for anybody.
 
 use std::{
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use sqlx::{Connection, SqliteConnection};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     super::{Ladder, QueueError, Source},
-    Health, Timing, claims, file, ledger, samples,
+    Health, Timing, claims, describe, file, ledger,
+    pulse::Pulse,
+    samples,
     subscription::Consumer,
     work::{Request, Settle, Work, millis, settlements},
 };
-use crate::message::{self, Message, MessageId, Millis};
+use crate::{
+    datafile::DataFile,
+    message::{self, Message, MessageId, Millis},
+};
 
 /// The most rows that one commit claims for a consumer.
 const CLAIM_MAX: usize = 200;
 /// How long after a failure the writer tries again: doubled each time, from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// How long SQLite itself waits for a lock: not long, because [`file::begin`] waits better.
-const WRITER_BUSY: Duration = Duration::from_millis(20);
 /// How far the clock may be set back without a look at what it stamped, in ms.
 const CLOCK_TOLERANCE: Millis = 1000;
 /// How long a closing writer goes on trying.
@@ -51,7 +53,7 @@ struct Effects {
 /// The task's state.
 #[derive(Debug)]
 pub(super) struct Writer {
-    path: PathBuf,
+    file: Arc<DataFile>,
     ladder: Ladder,
     timing: Timing,
     health: Arc<Health>,
@@ -64,7 +66,7 @@ pub(super) struct Writer {
     failures: u32,
     wake_at: Instant,
     renew_at: Instant,
-    expire_at: Instant,
+    pulse: Pulse,
     /// The least that the wall clock shows if nobody set it back; at first that is not known.
     clock: Millis,
     /// Something is known to be claimable: no need to look first.
@@ -73,7 +75,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(
-        path: PathBuf,
+        file: Arc<DataFile>,
         ladder: Ladder,
         timing: Timing,
         health: Arc<Health>,
@@ -81,7 +83,7 @@ impl Writer {
     ) -> Self {
         let now = Instant::now();
         Self {
-            path,
+            file,
             ladder,
             timing,
             health,
@@ -93,14 +95,15 @@ impl Writer {
             failures: 0,
             wake_at: now,
             renew_at: now,
-            expire_at: now,
+            pulse: Pulse::new(now),
             clock: Millis::MAX,
             eager: false,
         }
     }
 
-    /// Works until the queue is closed, or nobody is left who could ask for anything.
-    pub(super) async fn run(mut self) {
+    /// Works until the queue is closed, or nobody is left who could ask for anything. Returns whom to tell once the file
+    /// is no longer in use.
+    pub(super) async fn run(mut self) -> Option<oneshot::Sender<()>> {
         while let Some(asked) = self.wait().await {
             if !asked && !self.worthwhile().await {
                 continue;
@@ -127,15 +130,14 @@ impl Writer {
         }
         for member in &self.members {
             member.consumer.end();
+            member.consumer.lose();
         }
         if let Some(connection) = self.connection.take()
             && let Err(error) = connection.close().await
         {
             tracing::warn!(%error, "queue.db did not close cleanly");
         }
-        if let Some((closed, _)) = self.work.closing.take() {
-            let _ = closed.send(());
-        }
+        self.work.closing.take().map(|(closed, _)| closed)
     }
 
     /// Waits for requests or the time, and takes in all requests that are there. `None` once nobody can ask any more,
@@ -197,8 +199,9 @@ impl Writer {
         if now >= self.renew_at {
             return true;
         }
-        let Ok(connection) = connect(&mut self.connection, &self.path).await else { return true };
+        let Ok(connection) = file::reach(&mut self.connection, &self.file).await else { return true };
         let at = message::now();
+        self.pulse.beat(now, at, self.timing.heartbeat);
         let roomy = self.members.iter().filter(|member| member.consumer.has_room());
         let sources: Vec<Source> = roomy.map(|member| member.consumer.source).collect();
         match (claims::next_due(connection, &sources).await, ledger::next_expiry(connection).await) {
@@ -211,10 +214,11 @@ impl Writer {
         }
     }
 
-    async fn transact(&mut self) -> Result<Effects, sqlx::Error> {
-        let connection = connect(&mut self.connection, &self.path).await?;
+    async fn transact(&mut self) -> Result<Effects, file::Failure> {
+        let connection = file::reach(&mut self.connection, &self.file).await?;
         file::begin(connection).await?;
         let at = message::now();
+        self.pulse.beat(Instant::now(), at, self.timing.heartbeat);
         let alive_until = at + millis(self.timing.lease);
         let mut effects = Effects::default();
         // The lock may have taken longer than some would wait.
@@ -253,7 +257,7 @@ impl Writer {
                 ledger::unregister(connection, ids[index]).await?;
             }
         }
-        if !self.members.is_empty() && Instant::now() >= self.expire_at {
+        if !self.members.is_empty() && self.pulse.may_expire(Instant::now()) {
             ledger::expire(connection, at).await?;
         }
         let messages: Vec<&Message> = self.work.publishes.iter().map(|publish| &publish.message).collect();
@@ -273,8 +277,14 @@ impl Writer {
         if !effects.claimed.is_empty() {
             effects.next_due = claims::next_due(connection, &[Source::Events]).await?;
         }
+        if let Err(trouble) = self.file.check() {
+            file::roll_back(connection).await?;
+            return Err(trouble.into());
+        }
         // Commit before answering: a publish is confirmed, a delivery handed out or settled, only once this is on disk.
         file::commit(connection).await?;
+        // Look before answering: what went into a file that was taken away meanwhile is lost with this process.
+        self.file.check()?;
         Ok(effects)
     }
 
@@ -292,9 +302,7 @@ impl Writer {
         if !self.members.is_empty() {
             self.clock = at - CLOCK_TOLERANCE;
         }
-        if now >= self.expire_at {
-            self.expire_at = now + self.timing.poll;
-        }
+        self.pulse.expired(now, self.timing.poll);
 
         let work = std::mem::take(&mut self.work);
         for publish in work.publishes {
@@ -327,6 +335,9 @@ impl Writer {
             self.eager |= !unwanted.is_empty() || (claim.more && consumer.has_room());
             self.work.returned.extend(unwanted);
         }
+        for consumer in &work.leaving {
+            consumer.lose();
+        }
         self.members
             .retain(|member| !work.leaving.iter().any(|consumer| Arc::ptr_eq(consumer, &member.consumer)));
         if self.eager {
@@ -335,13 +346,22 @@ impl Writer {
     }
 
     /// Answers those who cannot wait, and keeps the rest for the next try.
-    fn fail(&mut self, error: &sqlx::Error) {
-        let problem = format!("queue.db cannot be written: {}", file::say(error));
-        if self.failures == 0 {
-            tracing::warn!("{problem}; trying again");
-        }
-        // A fresh connection: the failed transaction ends with the old one, whatever state it was in.
-        self.connection = None;
+    fn fail(&mut self, failure: &file::Failure) {
+        let problem = match failure {
+            // Logged by the file itself. The connection stays: it holds what the file's name has lost.
+            file::Failure::File(trouble) => describe(trouble),
+            file::Failure::Sql(error) => {
+                let problem = format!("queue.db cannot be written: {}", file::say(error));
+                if file::is_damage(error) {
+                    self.file.damaged(file::say(error));
+                } else if self.failures == 0 {
+                    tracing::warn!("{problem}; trying again");
+                }
+                // A fresh connection: the failed transaction ends with the old one, whatever state it was in.
+                self.connection = None;
+                problem
+            }
+        };
         self.doubt = true;
         self.failures = self.failures.saturating_add(1);
         self.health.set_trouble(Some(problem.clone()));
@@ -361,16 +381,6 @@ impl Writer {
 
 fn warn_crash_loop(message_id: &MessageId) {
     tracing::warn!(%message_id, "buried {message_id}: crash_loop, delivered too often and never settled");
-}
-
-async fn connect<'a>(
-    connection: &'a mut Option<SqliteConnection>,
-    path: &Path,
-) -> Result<&'a mut SqliteConnection, sqlx::Error> {
-    Ok(match connection {
-        Some(open) => open,
-        None => connection.insert(file::open(path, WRITER_BUSY).await?),
-    })
 }
 
 /// The next look at the file: after the poll, or as soon as something is due.

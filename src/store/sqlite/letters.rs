@@ -12,7 +12,6 @@ use super::{
     SqliteStore, capture,
     load::{parse_time, uuid},
     prune, replay,
-    writing::Writing,
 };
 use crate::{
     message::Millis,
@@ -67,7 +66,7 @@ impl Letters for SqliteStore {
     async fn capture(&self, letters: &[Captured]) -> Result<(), StoreError> {
         let letters = Plain::all(letters);
         retry::again(|| async {
-            let mut writing = Writing::begin(&self.writer).await?;
+            let mut writing = self.begin().await?;
             let result = capture::letters(writing.connection()?, &letters, self.erases()).await;
             // The boundary: captured before the delivery is acked.
             writing.end(result).await
@@ -141,7 +140,7 @@ impl Letters for SqliteStore {
 
     async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
         retry::again(|| async {
-            let mut writing = Writing::begin(&self.writer).await?;
+            let mut writing = self.begin().await?;
             let result = replay::claim(writing.connection()?, filter, limit, by).await;
             writing.end(result).await
         })
@@ -150,7 +149,7 @@ impl Letters for SqliteStore {
 
     async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError> {
         retry::again(|| async {
-            let mut writing = Writing::begin(&self.writer).await?;
+            let mut writing = self.begin().await?;
             let result = replay::edit(writing.connection()?, id, &body, by).await;
             writing.end(result).await
         })
@@ -173,7 +172,7 @@ impl Letters for SqliteStore {
 
     async fn stamp(&self, published: &[(Uuid, u32)]) -> Result<(), StoreError> {
         retry::again(|| async {
-            let mut writing = Writing::begin(&self.writer).await?;
+            let mut writing = self.begin().await?;
             let result = replay::stamp(writing.connection()?, published).await;
             writing.end(result).await
         })
@@ -182,7 +181,7 @@ impl Letters for SqliteStore {
 
     async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
         retry::again(|| async {
-            let mut writing = Writing::begin(&self.writer).await?;
+            let mut writing = self.begin().await?;
             let result = replay::discard(writing.connection()?, filter, limit, by, self.erases()).await;
             writing.end(result).await
         })
@@ -191,7 +190,7 @@ impl Letters for SqliteStore {
 
     async fn restore(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
         retry::again(|| async {
-            let mut writing = Writing::begin(&self.writer).await?;
+            let mut writing = self.begin().await?;
             let result = replay::restore(writing.connection()?, filter, limit, by).await;
             writing.end(result).await
         })
@@ -199,7 +198,7 @@ impl Letters for SqliteStore {
     }
 
     async fn record_rejections(&self, samples: &[Rejected]) -> Result<(), StoreError> {
-        let mut writing = Writing::begin(&self.writer).await?;
+        let mut writing = self.begin().await?;
         let result = capture::rejections(writing.connection()?, samples).await;
         writing.end(result).await
     }
@@ -219,7 +218,7 @@ impl Letters for SqliteStore {
 
     async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
         retry::again(|| async {
-            let mut writing = Writing::begin(&self.writer).await?;
+            let mut writing = self.begin().await?;
             let result = prune::step(writing.connection()?, retention, limit).await;
             writing.end(result).await
         })

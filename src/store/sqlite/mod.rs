@@ -1,4 +1,4 @@
-//! Owns the SQLite store: its file, its connections, its schema, and one try at a batch.
+//! Owns the SQLite store: its connections, its schema, and one try at a batch.
 //! One connection writes; BEGIN IMMEDIATE makes batches follow one another, also those of other processes.
 //! Never touches the rules, which are `roster`'s, nor rows: `load` and `save` are the two ends of a batch, `read` is
 //! for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to them,
@@ -12,6 +12,7 @@ macro_rules! now {
 }
 
 mod capture;
+mod file;
 mod letters;
 mod load;
 mod probe;
@@ -26,30 +27,24 @@ use std::{
     collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use sqlx::{
-    ConnectOptions, SqliteConnection, SqlitePool,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
-};
+use sqlx::{SqliteConnection, SqlitePool};
 
 use self::writing::Writing;
 use super::{
     Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery,
     batch::{self, Fresh},
-    errors, migrations, retry,
+    migrations, retry,
     watchdog::Backend,
 };
-use crate::roster::{self, Loaded, OnDelete, Outcome, Policy};
-
-/// How long SQLite waits for another process's transaction.
-const BUSY: Duration = Duration::from_secs(5);
-
-/// How long a batch waits for those in front of it in this process.
-const TURN: Duration = Duration::from_secs(30);
+use crate::{
+    datafile::{DataFile, Examined, Guard},
+    roster::{self, Loaded, OnDelete, Outcome, Policy},
+};
 
 /// What foreign tables are answered with.
 const HINT: &str = "name another file in DATABASE_URL, or another directory in HEADCOUNT_DATA_DIR";
@@ -57,6 +52,8 @@ const HINT: &str = "name another file in DATABASE_URL, or another directory in H
 /// Users in a SQLite file.
 pub struct SqliteStore {
     path: PathBuf,
+    file: Arc<DataFile>,
+    guard: Mutex<Option<Guard>>,
     writer: SqlitePool,
     readers: SqlitePool,
     policy: Policy,
@@ -73,51 +70,28 @@ impl SqliteStore {
     /// Opens the file, and makes it and its directory where they are missing.
     ///
     /// # Errors
-    /// [`super::Class::Unusable`] where that cannot be, or the file is not a database.
+    /// [`super::Class::Unusable`] where that cannot be, the file is not a database, or processes that run use another
+    /// file of this name.
     pub async fn open(path: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
-        let hint = "check the path and its permissions, or name another directory in HEADCOUNT_DATA_DIR";
-        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            std::fs::create_dir_all(directory).map_err(|error| {
-                errors::unusable(format!("{} cannot be made: {error}", directory.display()), hint)
-            })?;
-        }
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .busy_timeout(BUSY)
-            .foreign_keys(true)
-            .disable_statement_logging();
-        let writing = options
-            .clone()
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // Each commit is on the disk before it is answered.
-            .synchronous(SqliteSynchronous::Full);
-        let pool = |connections| {
-            SqlitePoolOptions::new()
-                .max_connections(connections)
-                .acquire_timeout(TURN)
-                .idle_timeout(None)
-                .max_lifetime(None)
-                .test_before_acquire(false)
-        };
-        let store = Self {
+        let (file, anchor) = file::open(path).await?;
+        Ok(Self {
             path: path.to_owned(),
-            writer: pool(1).connect_lazy_with(writing),
-            readers: pool(4).connect_lazy_with(options.pragma("query_only", "ON")),
+            guard: Mutex::new(Some(Guard::start(Arc::clone(&file), anchor))),
+            writer: file::writer(&file),
+            readers: file::readers(&file),
+            file,
             policy: config.policy,
             default_credits: config.default_credits,
-        };
-        match store.writer.acquire().await.map_err(StoreError::from) {
-            // PERM, READONLY, CANTOPEN, NOTADB: no waiting mends these.
-            Err(error) if matches!(error.primary_code(), Some(3 | 8 | 14 | 26)) => {
-                Err(errors::unusable(format!("{} cannot be opened: {error}", store.place()), hint))
-            }
-            _ => Ok(store),
-        }
+        })
     }
 
     fn place(&self) -> String {
         format!("the file {}", self.path.display())
+    }
+
+    /// Begins a transaction of the one writer.
+    async fn begin(&self) -> Result<Writing, StoreError> {
+        Writing::begin(&self.file, &self.writer).await
     }
 }
 
@@ -126,7 +100,7 @@ struct Attempt<'s>(&'s SqliteStore);
 
 impl retry::Attempt for Attempt<'_> {
     async fn run(&mut self, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
-        let mut writing = Writing::begin(&self.0.writer).await?;
+        let mut writing = self.0.begin().await?;
         let result = self.0.within(writing.connection()?, batch).await;
         writing.end(result).await
     }
@@ -180,6 +154,10 @@ impl Backend for SqliteStore {
     async fn end(&self) {
         self.readers.close().await;
         self.writer.close().await;
+        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(guard) = guard {
+            guard.stop().await;
+        }
     }
 }
 
@@ -187,7 +165,7 @@ impl Backend for SqliteStore {
 impl Store for SqliteStore {
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
         // One process at a time, until the transaction ends.
-        let mut writing = Writing::begin(&self.writer).await?;
+        let mut writing = self.begin().await?;
         let result = self.migrate_within(writing.connection()?).await;
         writing.end(result).await
     }
@@ -204,7 +182,7 @@ impl Store for SqliteStore {
     }
 
     async fn ready(&self) -> Result<(), StoreError> {
-        let mut writing = Writing::begin(&self.writer).await?;
+        let mut writing = self.begin().await?;
         let written = probe::write(writing.connection()?, self.default_credits).await;
         writing.end(written).await
     }
@@ -223,6 +201,11 @@ impl Store for SqliteStore {
 
     async fn close(&self) {
         self.end().await;
+    }
+
+    async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
+        let examined = file::examine_at(self.file.real(), limit).await;
+        self.file.judge(examined).map(Some).map_err(file::unusable)
     }
 }
 

@@ -4,23 +4,35 @@
 //! SQLite ends some transactions by itself, when the disk is full for one; sqlx's own `Transaction` would go on
 //! believing in it and refuse to begin another on that connection.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
 
-use crate::store::{StoreError, errors};
+use super::file;
+use crate::{
+    datafile::DataFile,
+    store::{StoreError, errors},
+};
 
-/// How long other processes' transactions are waited for. SQLite gives up after each [`super::BUSY`]; a busy neighbour
+/// How long other processes' transactions are waited for. SQLite gives up after each `BUSY`; a busy neighbour
 /// leaves the lock free for less than a millisecond between two commits, so that one such wait may miss it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Dropped before its end, it closes the connection, which rolls back.
-pub(super) struct Writing(Option<PoolConnection<Sqlite>>);
+pub(super) struct Writing {
+    connection: Option<PoolConnection<Sqlite>>,
+    file: Arc<DataFile>,
+}
 
 impl Writing {
     /// Waits for its turn in this process, then among processes.
-    pub(super) async fn begin(writer: &SqlitePool) -> Result<Self, StoreError> {
-        let mut writing = Self(Some(writer.acquire().await?));
+    pub(super) async fn begin(file: &Arc<DataFile>, writer: &SqlitePool) -> Result<Self, StoreError> {
+        file.check().map_err(file::unusable)?;
+        let connection = Some(writer.acquire().await?);
+        let mut writing = Self { connection, file: Arc::clone(file) };
         let started = Instant::now();
         loop {
             let begun = sqlx::raw_sql("BEGIN IMMEDIATE").execute(writing.connection()?).await;
@@ -30,33 +42,45 @@ impl Writing {
                 Err(error) if error.primary_code() == Some(5) && started.elapsed() < PATIENCE => {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(writing.blame(error)),
             }
         }
     }
 
     pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
-        self.0.as_deref_mut().ok_or_else(|| errors::broken("the transaction has ended"))
+        self.connection.as_deref_mut().ok_or_else(|| errors::broken("the transaction has ended"))
     }
 
     /// Commits what went well and rolls the rest back.
     pub(super) async fn end<T>(mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        let result = result.map_err(|error| self.blame(error));
+        let result = result.and_then(|value| self.file.check().map_err(file::unusable).map(|()| value));
         let statement = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
         // The boundary: inbox and users become durable together.
         let ended = sqlx::raw_sql(statement).execute(self.connection()?).await;
         match ended {
             Ok(_) => {
-                drop(self.0.take());
-                result
+                drop(self.connection.take());
+                // Look before answering: what went into a file that was taken away meanwhile is lost with this process.
+                result.and_then(|value| self.file.check().map_err(file::unusable).map(|()| value))
             }
-            Err(error) => result.and_then(|_| Err(error.into())),
+            Err(error) => result.and_then(|_| Err(self.blame(error.into()))),
         }
+    }
+
+    /// Damage is the file's trouble, whatever the batch was.
+    fn blame(&self, error: StoreError) -> StoreError {
+        if !file::is_damage(&error) {
+            return error;
+        }
+        self.file.damaged(&error.message);
+        self.file.trouble().map_or(error, file::unusable)
     }
 }
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
+        if let Some(connection) = self.connection.take() {
             drop(connection.detach());
         }
     }

@@ -1,0 +1,222 @@
+//! Owns becoming one of the processes that use a file: all of them hold a shared lock on `<file>.lock`, which names the
+//! file that they use. Whoever finds another file at the path while one of them lives is refused.
+//!
+//! The lock is the system's own: it ends with its process, however that ends, and the file may stay.
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+    sync::{Mutex, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
+
+use super::{
+    DataFile, State,
+    identity::{Identity, Parts},
+    side,
+};
+
+/// How long a process that is opening the file is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one that is closing it: between its last connection's end, which removes the log, and the lock's.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Becomes one of the processes that use the file, which `open` opens and makes where it is missing: the connection has to
+/// have read from it, and has to stay open. The file's directory has to exist.
+///
+/// # Errors
+/// What `claimed` makes of a lock that cannot be had, or what `open` says.
+pub async fn take_up<C, E, F>(
+    path: &Path,
+    claimed: impl Fn(ClaimError) -> E,
+    open: impl Fn(PathBuf) -> F,
+) -> Result<(DataFile, C), E>
+where
+    F: Future<Output = Result<C, E>>,
+{
+    let started = Instant::now();
+    loop {
+        let claim = Claim::take(path).await.map_err(&claimed)?;
+        let connection = open(claim.real.clone()).await?;
+        match claim.opened().await {
+            Ok(file) => return Ok((file, connection)),
+            // Another process was just closing it, and its log went with its last connection.
+            Err(ClaimError::Other(_)) if started.elapsed() < CLOSING => {
+                drop(connection);
+                pause().await;
+            }
+            Err(error) => return Err(claimed(error)),
+        }
+    }
+}
+
+/// A right to open the file.
+#[derive(Debug)]
+struct Claim {
+    path: PathBuf,
+    real: PathBuf,
+    lock: Option<File>,
+    /// Nobody else uses it.
+    alone: bool,
+}
+
+/// Why a file must not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// The lock cannot be made.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Other processes use another file of this name.
+    #[error("{} is not the file that a running headcount uses: that one, or its write-ahead log, was removed, moved or replaced", .0.display())]
+    Other(PathBuf),
+}
+
+impl ClaimError {
+    /// What to do.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Io(_) => None,
+            Self::Other(path) => Some(format!(
+                "stop every headcount that uses {}, and see in its log what it held and where that is saved; then start again",
+                path.display()
+            )),
+        }
+    }
+}
+
+impl Claim {
+    /// Waits for processes that are just opening or closing the file.
+    async fn take(path: &Path) -> Result<Self, ClaimError> {
+        let real = real(path);
+        let started = Instant::now();
+        loop {
+            match Self::attempt(path, &real) {
+                Ok(Some(claim)) => return Ok(claim),
+                Err(error @ ClaimError::Io(_)) => return Err(error),
+                Err(error) if started.elapsed() >= CLOSING => return Err(error),
+                Ok(None) if started.elapsed() >= PATIENCE => {
+                    let busy = "another headcount is opening the file, and does not come to an end";
+                    return Err(io::Error::other(busy).into());
+                }
+                Ok(None) | Err(_) => pause().await,
+            }
+        }
+    }
+
+    fn attempt(path: &Path, real: &Path) -> Result<Option<Self>, ClaimError> {
+        let lock_path = side(real, ".lock");
+        let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
+        let alone = match lock.try_lock() {
+            Ok(()) => true,
+            Err(TryLockError::WouldBlock) => match lock.try_lock_shared() {
+                Ok(()) => false,
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error.into()),
+            },
+            // A file system without locks: whoever uses it is left without this one.
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                return Ok(Some(Self {
+                    path: path.to_owned(),
+                    real: real.to_owned(),
+                    lock: None,
+                    alone: true,
+                }));
+            }
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        };
+        // Locked is what we opened; it counts only if the next one to come opens the same.
+        if Identity::of(&lock_path).map(|(identity, _)| identity) != Identity::of_open(&lock) {
+            return Ok(None);
+        }
+        if !alone && named(&lock)?.is_some_and(|used| Parts::of(real) != Some(used)) {
+            return Err(ClaimError::Other(path.to_owned()));
+        }
+        Ok(Some(Self { path: path.to_owned(), real: real.to_owned(), lock: Some(lock), alone }))
+    }
+
+    /// The file was opened: with its log and its index it is the one that others use, or that is to be used.
+    async fn opened(self) -> Result<DataFile, ClaimError> {
+        let parts = Parts::of(&self.real);
+        let other = || ClaimError::Other(self.path.clone());
+        if cfg!(unix) && parts.is_none() {
+            return Err(other());
+        }
+        if let Some(lock) = &self.lock {
+            if self.alone {
+                // A full disk must not keep anybody from starting: unnamed, the file is not compared.
+                if let Err(error) = name(lock, parts) {
+                    tracing::debug!(%error, "the lock of {} cannot name it", self.path.display());
+                }
+                share(lock).await?;
+            }
+            if named(lock)?.is_some_and(|used| Some(used) != parts) {
+                return Err(other());
+            }
+        }
+        Ok(DataFile {
+            path: self.path,
+            real: self.real,
+            parts,
+            sizes: [AtomicU64::new(0), AtomicU64::new(0)],
+            lock: Mutex::new(self.lock),
+            state: Mutex::new(State::default()),
+        })
+    }
+}
+
+/// From alone to one of several. Not in one step for the system, so that another may be alone for a moment in between.
+async fn share(lock: &File) -> Result<(), ClaimError> {
+    let started = Instant::now();
+    loop {
+        match lock.try_lock_shared() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if started.elapsed() < PATIENCE => pause().await,
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+}
+
+fn name(mut lock: &File, parts: Option<Parts>) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    parts.map_or(Ok(()), |parts| lock.write_all(parts.to_string().as_bytes()))
+}
+
+/// What the lock names; `None` where it names nothing.
+fn named(lock: &File) -> io::Result<Option<Parts>> {
+    Ok(text(lock)?.parse().ok())
+}
+
+fn text(mut lock: &File) -> io::Result<String> {
+    let mut text = String::new();
+    lock.rewind()?;
+    lock.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Where another process has saved what the file held.
+pub(super) fn saved(lock: &File) -> Option<PathBuf> {
+    let text = text(lock).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("saved ")).map(PathBuf::from)
+}
+
+/// Tells the other processes that it is saved.
+pub(super) fn note_saved(mut lock: &File, path: &Path) -> io::Result<()> {
+    lock.seek(io::SeekFrom::End(0))?;
+    writeln!(lock, "saved {}", path.display())
+}
+
+/// The path without symbolic links, also where there is no file yet.
+fn real(path: &Path) -> PathBuf {
+    let within = || {
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        let directory = directory.unwrap_or(Path::new(".")).canonicalize().ok()?;
+        Some(directory.join(path.file_name()?))
+    };
+    path.canonicalize().ok().or_else(within).unwrap_or_else(|| path.to_owned())
+}
+
+async fn pause() {
+    tokio::time::sleep(Duration::from_millis(rand::random_range(2..10))).await;
+}

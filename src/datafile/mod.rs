@@ -1,0 +1,251 @@
+//! Owns what keeps an embedded database file one and the same for all processes that use it: its identity on the disk
+//! with those of its write-ahead log and index, the lock that its processes share, and what has been found wrong with it.
+//!
+//! Promises that trouble is told once, with what to do, and that damage stays known until the file was read through and
+//! found sound. Never touches SQL, and never opens a database file: closing it would drop SQLite's locks on it.
+
+mod claim;
+mod guard;
+mod identity;
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+pub use claim::{ClaimError, take_up};
+pub use guard::{Guard, Medium};
+use identity::{Identity, Parts};
+
+/// Below this a write-ahead log never becomes shorter while it is in use: what exceeds it may be cut off by SQLite.
+pub const LOG_LIMIT: u64 = 64 * 1024 * 1024;
+
+/// How long a file is read through when somebody asks for it: some 10 GiB.
+pub const EXAMINE_LIMIT: Duration = Duration::from_secs(30);
+
+/// A database file in use.
+#[derive(Debug)]
+pub struct DataFile {
+    /// As it was configured.
+    path: PathBuf,
+    /// Without symbolic links: where its log and its index lie.
+    real: PathBuf,
+    /// `None` where the system cannot tell files apart.
+    parts: Option<Parts>,
+    /// The least sizes that the file and its log must have, in bytes.
+    sizes: [AtomicU64; 2],
+    /// Held as long as the file is used.
+    lock: Mutex<Option<File>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What was found at the last look.
+    kind: Option<Kind>,
+    /// What reading it brought up.
+    damage: Option<String>,
+    /// Where its content was copied to.
+    saved: Option<PathBuf>,
+    /// Copying it was tried: once is enough.
+    tried: bool,
+}
+
+/// What is wrong with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// There is nothing at its path.
+    Gone,
+    /// There is something else at its path.
+    Replaced,
+    /// The same of its log or its index.
+    PartGone(&'static str),
+    /// It or its log is shorter than it was.
+    Cut,
+    /// Reading it fails.
+    Damaged,
+}
+
+/// Why a file cannot be used at present.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Trouble {
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+    kind: Kind,
+}
+
+/// What reading a file through has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Examined {
+    /// Every page is as it has to be.
+    Sound,
+    /// Not everything was read in the time given, or it could not be read now.
+    Unfinished,
+    /// In SQLite's words.
+    Damaged(String),
+}
+
+impl DataFile {
+    /// Where the file is, without symbolic links: where to open it.
+    pub fn real(&self) -> &Path {
+        &self.real
+    }
+
+    /// Whether the file is still the one that was opened, whole, and not known to be damaged. A few `stat` calls: cheap
+    /// enough for each transaction, before its commit and before its answer.
+    ///
+    /// # Errors
+    /// [`Trouble`], which is logged when it begins.
+    pub fn check(&self) -> Result<(), Trouble> {
+        self.found(self.look())
+    }
+
+    /// What the last look has shown.
+    pub fn trouble(&self) -> Option<Trouble> {
+        let state = self.state();
+        state.kind.map(|kind| self.describe(kind, &state))
+    }
+
+    /// Remembers that SQLite could not make sense of the file. Until it was read through and is sound, it is not used.
+    pub fn damaged(&self, problem: impl Into<String>) {
+        self.state().damage.get_or_insert(problem.into());
+        let _ = self.check();
+    }
+
+    /// What reading it through has shown, as trouble where that is damage.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn judge(&self, examined: Examined) -> Result<Examined, Trouble> {
+        match examined {
+            Examined::Damaged(problem) => {
+                let state = State { damage: Some(problem), ..State::default() };
+                Err(self.describe(Kind::Damaged, &state))
+            }
+            Examined::Sound | Examined::Unfinished => Ok(examined),
+        }
+    }
+
+    /// What to do about a damaged file.
+    pub fn hint_on_damage(path: &Path) -> String {
+        let path = path.display();
+        format!(
+            "stop every headcount that uses it and keep a copy of {path} and {path}-wal; then restore a backup, or rebuild it with the SQLite shell: sqlite3 {path} .recover | sqlite3 recovered.db"
+        )
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self) -> Option<Kind> {
+        if self.state().damage.is_some() {
+            return Some(Kind::Damaged);
+        }
+        let known = self.parts?;
+        // Before looking: another look that comes in between may see more.
+        let least = self.sizes.each_ref().map(|size| size.load(Ordering::Relaxed));
+        let Some((file, size)) = Identity::of(&self.real) else { return Some(Kind::Gone) };
+        // Through the configured path too: a symbolic link may lead somewhere else by now.
+        if file != known.file || Identity::of(&self.path).map(|(file, _)| file) != Some(known.file) {
+            return Some(Kind::Replaced);
+        }
+        let log = Identity::of(&side(&self.real, identity::LOG));
+        if log.map(|(log, _)| log) != Some(known.log) {
+            return Some(Kind::PartGone(identity::LOG));
+        }
+        if Identity::of(&side(&self.real, identity::INDEX)).map(|(index, _)| index) != Some(known.index) {
+            return Some(Kind::PartGone(identity::INDEX));
+        }
+        let seen = [size, log.map_or(0, |(_, size)| size).min(LOG_LIMIT)];
+        if seen.iter().zip(least).any(|(seen, least)| *seen < least) {
+            return Some(Kind::Cut);
+        }
+        for (size, seen) in self.sizes.iter().zip(seen) {
+            size.fetch_max(seen, Ordering::Relaxed);
+        }
+        None
+    }
+
+    /// Takes the present sizes for right.
+    fn accept_sizes(&self) {
+        for size in &self.sizes {
+            size.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn found(&self, kind: Option<Kind>) -> Result<(), Trouble> {
+        let mut state = self.state();
+        let before = std::mem::replace(&mut state.kind, kind);
+        let trouble = kind.map(|kind| self.describe(kind, &state));
+        drop(state);
+        match &trouble {
+            Some(trouble) if before != kind => tracing::error!("{trouble}; {}", trouble.hint),
+            None if before.is_some() => {
+                tracing::info!("{} is as it has to be again; going on", self.path.display());
+            }
+            Some(_) | None => {}
+        }
+        trouble.map_or(Ok(()), Err)
+    }
+
+    fn describe(&self, kind: Kind, state: &State) -> Trouble {
+        let path = self.path.display();
+        let message = match kind {
+            Kind::Gone => {
+                format!("{path} is gone: it was removed or moved away while headcount was using it")
+            }
+            Kind::Replaced => format!(
+                "{path} is not the file that headcount was using: that one was removed, moved or replaced"
+            ),
+            Kind::PartGone(part) => {
+                format!("{path}{part} was removed, moved or replaced while headcount was using it")
+            }
+            Kind::Cut => format!("{path} or its write-ahead log was cut off while headcount was using it"),
+            Kind::Damaged => format!("{path} is damaged: {}", state.damage.as_deref().unwrap_or_default()),
+        };
+        let hint = match (kind, &state.saved) {
+            (Kind::Damaged, _) => Self::hint_on_damage(&self.path),
+            (_, Some(saved)) => format!(
+                "stop every headcount that uses it, move {} to {path}, and start again: it holds what was committed",
+                saved.display()
+            ),
+            (Kind::Cut, None) => format!("reading it through; if this stays: {}", Self::hint_on_damage(&self.path)),
+            _ => "put the same file back, and headcount goes on; it still holds what was committed, so do not kill it; if the file is gone for good, restart every headcount that uses it".to_owned(),
+        };
+        Trouble { message, hint, kind }
+    }
+
+    /// Lets other processes use a file of this name. Only once every connection is closed.
+    fn release(&self) {
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+/// Makes a directory for database files, with those above it.
+///
+/// # Errors
+/// What the system says.
+pub fn make_directory(directory: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    // What the files hold is personal data: nobody else's business.
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(directory)
+}
+
+/// The name of what lies beside the file.
+fn side(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
