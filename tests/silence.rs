@@ -150,6 +150,20 @@ async fn a_store_whose_connections_fall_silent_answers_every_call_and_goes_on_ov
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_falls_silent_on_its_way_back_does_not_hold_up_the_end() {
+    let case = async |home: Arc<Home>| {
+        let proxy = Proxy::new(&stores::server());
+        let store = open(&home, proxy.url()).await;
+        store.migrate().await.unwrap();
+        // The driver tries each connection once more after its call, for as long as it takes.
+        store.totals().await.unwrap();
+        proxy.silence();
+        tokio::time::timeout(ANSWER, store.close()).await.expect("the end");
+    };
+    Home::postgres().await.run(|home| async move { case(home).await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_of_a_frozen_server_answers_every_call_and_works_again_when_it_is_thawed() {
     let server = Server::postgres();
     let backend = Backend::Postgres { url: Secret::new(server.url()), schema: "public".into() };

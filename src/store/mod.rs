@@ -94,7 +94,7 @@ pub trait Store: letters::Letters + fmt::Debug {
     /// What the database says.
     async fn totals(&self) -> Result<Totals, StoreError>;
 
-    /// Closes the connections.
+    /// Closes the connections, within a few seconds.
     async fn close(&self);
 }
 

@@ -41,6 +41,9 @@ const MIGRATE: Duration = Duration::from_secs(3_600);
 /// What calls that are on their way when a store is renewed are given to end.
 const CLOSE: Duration = Duration::from_secs(60);
 
+/// What the connections are given to be closed when all is over. One that fell silent on its way back to the pool never is.
+const END: Duration = Duration::from_secs(3);
+
 /// What a store has to let be done with its connections.
 pub(super) trait Backend: Send + Sync + Sized + 'static {
     /// What a batch, a capture or a check may take: more than all the waiting inside.
@@ -213,7 +216,8 @@ impl<S: Backend + Store> Store for Watched<S> {
 
     async fn close(&self) {
         self.0.closed.store(true, Relaxed);
-        self.0.current().store.end().await;
+        // In vain or not: what counts is committed.
+        let _ = timeout(END, self.0.current().store.end()).await;
     }
 }
 
