@@ -782,6 +782,18 @@ async fn what_came_back_is_tried_alone_and_in_random_order_and_so_is_what_failed
 }
 
 #[tokio::test]
+async fn what_has_come_back_too_often_is_buried_untried() {
+    let queue = FakeQueue::with(3);
+    queue.deliver("hangs", 41);
+    let store = store(all_created);
+    let running = Running::start(&queue, &store, settings());
+    queue.until_settled(4).await;
+    assert_buried(&queue, "hangs", Reason::CrashLoop);
+    assert!(!store.batches.lock().unwrap().concat().contains(&"hangs".to_owned()));
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_known_to_fail_makes_no_outage_of_a_start() {
     let queue = Arc::new(FakeQueue::default());
     queue.deliver_message(Message { attempt: 2, ..message("known", created("known")) }, 0);

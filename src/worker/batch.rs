@@ -21,7 +21,7 @@ use super::{
 use crate::{
     clerk,
     message::{Millis, now},
-    queue::{Delivery, Subscription},
+    queue::{DELIVERY_LIMIT, Delivery, Subscription},
     roster::{Event, Outcome},
     store::{Class, Incoming, Store, StoreError},
     telemetry::metrics::WorkerMetrics,
@@ -33,6 +33,10 @@ const SLOW: Duration = Duration::from_millis(500);
 const MANY: usize = 8;
 /// So many parts of one batch that fail while nothing succeeds, or for so long, are enough: the rest is tried alone.
 const HOPELESS: (u32, Duration) = (8, Duration::from_secs(2));
+
+/// A message that has come back so often is not tried again. The queue's own limit is lower, but RabbitMQ 4.3 does not
+/// count what a consumer timeout takes back.
+const RETURNS: u32 = 2 * DELIVERY_LIMIT;
 
 /// A delivery, and since when this worker has it.
 pub(super) struct Held {
@@ -275,6 +279,11 @@ impl Pipeline {
         let mut incoming = Vec::with_capacity(batch.len());
         for one in batch {
             let message = &one.delivery.message;
+            if one.delivery.earlier > RETURNS {
+                let verdict = Verdict::crash_loop(one.delivery.earlier);
+                unreadable.push((one, verdict));
+                continue;
+            }
             // For the test of crash loops; release builds have no such message.
             #[cfg(debug_assertions)]
             if message.id.as_str() == "msg_abort_the_worker" {

@@ -69,6 +69,13 @@ impl Verdict {
         Self::Bury(Burial { reason: Reason::InvalidPayload, detail })
     }
 
+    /// A message that has come back unsettled so often: it hangs its workers, or kills them.
+    pub fn crash_loop(earlier: u32) -> Self {
+        let detail =
+            format!("it was delivered {earlier} times and never settled: it hangs its workers or kills them");
+        Self::Bury(Burial { reason: Reason::CrashLoop, detail })
+    }
+
     /// A message that an outage gives back: to the first retry queue, with its attempt unchanged. It is back among the
     /// others soon, and nobody takes it from there before the database takes messages.
     pub fn given_back(message: &Message) -> Self {
