@@ -59,9 +59,8 @@ enum Probed {
 enum Tried {
     Changed,
     Unchanged,
-    Unreadable,
-    /// It is known to fail, which proves nothing.
-    Aside,
+    /// It is unreadable, or known to fail: that proves nothing.
+    Nothing,
     Failed(String),
 }
 
@@ -194,8 +193,7 @@ impl Worker {
                     unchanged += 1;
                     (unchanged >= UNCHANGED && failed == 0).then_some(Probed::Taken)
                 }
-                Tried::Unreadable if prefetch == 1 => Some(Probed::Wider(None)),
-                Tried::Unreadable | Tried::Aside => None,
+                Tried::Nothing => None,
                 Tried::Failed(why) => {
                     failed += 1;
                     last.clone_from(&why);
@@ -216,6 +214,10 @@ impl Worker {
                 Some(ended) => {
                     self.settling.settle(given_back(held.drain(..)));
                     return ended;
+                }
+                // An alarm of the broker's keeps what has to be published, and with it the one place that there is.
+                None if prefetch == 1 && tokio::time::timeout(GATHER, self.settling.all()).await.is_err() => {
+                    return Probed::Wider(None);
                 }
                 None => {}
             }
@@ -238,7 +240,7 @@ impl Worker {
         while let Some(finding) = found.recv().await {
             match finding {
                 Finding::Unreadable(verdicts) => {
-                    tried = Tried::Unreadable;
+                    tried = Tried::Nothing;
                     settled.extend(verdicts);
                 }
                 Finding::Committed { verdicts, changed, tried: span } => {
@@ -252,9 +254,9 @@ impl Worker {
                     let message = &failed.held.delivery.message;
                     let verdict;
                     (tried, verdict) = match self.blame.failed(&failed.suspect(), failed.tried) {
-                        Judgement::Guilty => (Tried::Aside, self.guilty(&failed)),
+                        Judgement::Guilty => (Tried::Nothing, self.guilty(&failed)),
                         Judgement::Unproved if failed.suspect().convicted => {
-                            (Tried::Aside, Verdict::set_aside(message, &self.settings.ladder))
+                            (Tried::Nothing, Verdict::set_aside(message, &self.settings.ladder))
                         }
                         Judgement::Unproved => {
                             (Tried::Failed(failed.error.to_string()), Verdict::given_back(message))
