@@ -20,6 +20,7 @@ macro_rules! holds_the_contract {
             a_confirmed_publish_outlives_a_handle_that_was_never_closed
             messages_come_in_about_the_order_of_arrival
             no_more_than_prefetch_are_unsettled
+            a_subscription_is_widened_with_what_it_holds
             a_delivery_is_held_as_long_as_it_can_be_settled
             what_is_done_is_gone
             what_a_dead_consumer_left_unsettled_comes_back

@@ -387,6 +387,8 @@ impl Subscription for Consumer {
             assert!(settled.is_some(), "{} was settled twice", delivery.message.id);
         }
     }
+    fn widen(&self, _: u16) {}
+
     fn holds(&self, _: Receipt) -> bool {
         true
     }

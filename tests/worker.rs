@@ -173,7 +173,7 @@ impl Queue for Shared {
             state.generation += 1;
             state.generation
         };
-        let prefetch = usize::from(prefetch);
+        let prefetch = AtomicUsize::new(prefetch.into());
         Ok(Box::new(Consumer {
             queue: Arc::clone(&self.0),
             prefetch,
@@ -196,7 +196,7 @@ impl Queue for Shared {
 
 struct Consumer {
     queue: Arc<FakeQueue>,
-    prefetch: usize,
+    prefetch: AtomicUsize,
     generation: u64,
     cancelled: AtomicBool,
 }
@@ -204,7 +204,7 @@ struct Consumer {
 impl Consumer {
     fn take(&self) -> Option<Delivery> {
         let mut state = self.queue.state();
-        if state.unsettled.len() >= self.prefetch {
+        if state.unsettled.len() >= self.prefetch.load(SeqCst) {
             return None;
         }
         let (message, earlier) = state.waiting.pop_front()?;
@@ -252,6 +252,12 @@ impl Subscription for Consumer {
                 assert!(twice.is_none(), "{id} was settled twice");
             }
         }
+        self.queue.changed.notify_waiters();
+    }
+
+    fn widen(&self, prefetch: u16) {
+        self.prefetch.store(prefetch.into(), SeqCst);
+        self.queue.state().subscribed.push(prefetch);
         self.queue.changed.notify_waiters();
     }
 

@@ -3,7 +3,8 @@
 //! The contract, which `tests/queue.rs` holds against both backends:
 //!
 //! - [`Queue::publish`] returns `Ok` only when the message is durable. An error means unknown: it may arrive all the same.
-//! - Deliveries come in about the order of arrival; at most `prefetch` of them are unsettled at a time.
+//! - Deliveries come in about the order of arrival; at most `prefetch` of them are unsettled at a time, which
+//!   [`Subscription::widen`] raises without giving anything back.
 //! - A delivery is settled once, by [`Subscription::settle`]. What a consumer leaves unsettled when it goes comes back,
 //!   with [`Delivery::earlier`] one higher.
 //! - A retry comes back after its delay and not before. A burial lands in the dead queue with its reason.
@@ -121,6 +122,9 @@ pub trait Subscription: Send + Sync {
     /// Settles deliveries of this subscription: returns when each is settled, or is no longer ours because the backend
     /// went away and will deliver it again.
     async fn settle(&self, settlements: Vec<Settlement>);
+
+    /// From now on at most so many deliveries are unsettled at a time, where that is more than before.
+    fn widen(&self, prefetch: u16);
 
     /// Whether the delivery is still ours to settle: `false` once its connection has ended or its lease was lost, and the
     /// backend delivers it again.

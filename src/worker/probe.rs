@@ -47,8 +47,6 @@ const GATHER: Duration = Duration::from_millis(200);
 enum Probed {
     /// The database takes messages.
     Taken,
-    /// The one message had better not be tried first, or proves nothing: others are taken beside it.
-    Wider(Option<Held>),
     /// Nothing could be applied.
     Failed(String),
     /// Asked to stop.
@@ -64,7 +62,7 @@ enum Tried {
     Failed(String),
 }
 
-/// What the probing ended with: a subscription that is in use already, and what it has delivered.
+/// What the probing ended with: the subscription, and what it has delivered.
 pub(super) type Begun = (Arc<dyn Subscription>, Vec<Held>);
 
 impl Worker {
@@ -74,7 +72,6 @@ impl Worker {
     /// The queue cannot be consumed as configured, and never could.
     pub(super) async fn probe(&mut self, stop: &watch::Receiver<bool>) -> Result<Option<Begun>, QueueError> {
         let mut pauses = Pauses::new(PAUSES.0, PAUSES.1);
-        let (mut prefetch, mut aside) = (1, None);
         let most = self.settling.count() + UNSETTLED;
         loop {
             // Neither answers at once where a server is frozen, and nothing is in their hands that would be lost.
@@ -87,23 +84,13 @@ impl Worker {
                 Ok(()) if self.settling.count() > most => {
                     "the broker does not take what has to be published".into()
                 }
-                Ok(()) => match self.queue.subscribe(Source::Events, prefetch).await {
+                Ok(()) => match self.queue.subscribe(Source::Events, 1).await {
                     Ok(subscription) => {
                         self.consumed = true;
                         let subscription: Arc<dyn Subscription> = subscription.into();
-                        let mut held = Vec::from_iter(aside.take());
-                        match self.try_some(&subscription, prefetch, &mut held, stop).await {
-                            Probed::Taken if prefetch > 1 => return Ok(Some((subscription, held))),
-                            Probed::Taken => {
-                                drop(subscription);
-                                return self.subscribe(stop).await;
-                            }
-                            Probed::Wider(held) => {
-                                // Kept, not dropped: it would come back as delivered once more.
-                                subscription.cancel().await;
-                                (prefetch, aside) = (self.settings.prefetch.max(2), held);
-                                continue;
-                            }
+                        let mut held = Vec::new();
+                        match self.try_some(&subscription, &mut held, stop).await {
+                            Probed::Taken => return Ok(Some((subscription, held))),
                             Probed::Stopped => return Ok(None),
                             Probed::Failed(why) => why,
                         }
@@ -116,27 +103,7 @@ impl Worker {
                     Err(error) => error.to_string(),
                 },
             };
-            self.settling.settle(given_back(aside.take()));
-            prefetch = 1;
             self.teller.paused(&why);
-            tokio::select! {
-                () = tokio::time::sleep(pauses.next_pause()) => {}
-                () = until(stop, |stop| *stop) => return Ok(None),
-            }
-        }
-    }
-
-    /// Subscribes in full, as soon as the queue lets us.
-    async fn subscribe(&self, stop: &watch::Receiver<bool>) -> Result<Option<Begun>, QueueError> {
-        let mut pauses = Pauses::new(PAUSES.0, PAUSES.1);
-        loop {
-            match self.queue.subscribe(Source::Events, self.settings.prefetch).await {
-                Ok(subscription) => {
-                    self.teller.works();
-                    return Ok(Some((subscription.into(), Vec::new())));
-                }
-                Err(error) => self.teller.paused(&error.to_string()),
-            }
             tokio::select! {
                 () = tokio::time::sleep(pauses.next_pause()) => {}
                 () = until(stop, |stop| *stop) => return Ok(None),
@@ -149,12 +116,12 @@ impl Worker {
     async fn try_some(
         &mut self,
         subscription: &Arc<dyn Subscription>,
-        prefetch: u16,
         held: &mut Vec<Held>,
         stop: &watch::Receiver<bool>,
     ) -> Probed {
         let (mut failed, mut unchanged, mut idle, mut last) = (0, 0, false, String::new());
-        let mut trying = None;
+        let (mut trying, mut wide) = (None, false);
+        let prefetch = self.settings.prefetch;
         loop {
             if held.is_empty() {
                 let delivery = tokio::select! {
@@ -173,7 +140,7 @@ impl Worker {
                 held.push(Held::new(delivery, subscription));
             }
             let started = *trying.get_or_insert_with(Instant::now);
-            if prefetch > 1 {
+            if wide {
                 let gathering = async {
                     while let Some(delivery) = subscription.next().await {
                         held.push(Held::new(delivery, subscription));
@@ -183,8 +150,12 @@ impl Worker {
             }
             held.sort_by_key(|held| std::cmp::Reverse(held.delivery.earlier));
             let Some(one) = held.pop() else { continue };
-            if prefetch == 1 && one.delivery.earlier >= KILLER {
-                return Probed::Wider(Some(one));
+            if !wide && one.delivery.earlier >= KILLER {
+                // Others are taken beside it, and tried first.
+                subscription.widen(prefetch);
+                wide = true;
+                held.push(one);
+                continue;
             }
             let (tried, verdicts) = self.try_one(one).await;
             let ended = match tried {
@@ -200,13 +171,14 @@ impl Worker {
                     (failed >= TRIES || started.elapsed() >= TRYING).then_some(Probed::Failed(why))
                 }
             };
-            if ended.is_some() && (prefetch == 1 || !matches!(ended, Some(Probed::Taken))) {
+            if let Some(Probed::Failed(_)) = ended {
                 // Before the one is settled: no other is delivered, which would come back as delivered once.
-                subscription.cancel().await;
+                held.extend(cancel(subscription).await);
             }
             self.settling.settle(verdicts);
             match ended {
                 Some(Probed::Taken) => {
+                    subscription.widen(prefetch);
                     self.blame.break_silence();
                     self.teller.works();
                     return Probed::Taken;
@@ -216,8 +188,9 @@ impl Worker {
                     return ended;
                 }
                 // An alarm of the broker's keeps what has to be published, and with it the one place that there is.
-                None if prefetch == 1 && tokio::time::timeout(GATHER, self.settling.all()).await.is_err() => {
-                    return Probed::Wider(None);
+                None if !wide && tokio::time::timeout(GATHER, self.settling.all()).await.is_err() => {
+                    subscription.widen(prefetch);
+                    wide = true;
                 }
                 None => {}
             }

@@ -52,6 +52,37 @@ pub(crate) async fn no_more_than_prefetch_are_unsettled<H: Harness>(harness: Arc
     holds(&queue, "events", 0).await;
 }
 
+pub(crate) async fn a_subscription_is_widened_with_what_it_holds<H: Harness>(harness: Arc<H>) {
+    let queue = harness.open().await;
+    let sent = publish(&queue, 12).await;
+    let subscription = queue.subscribe(Source::Events, 1).await.unwrap();
+    let mut held = receive(&*subscription, 1).await;
+    assert!(quiet(&*subscription).await, "a second came");
+    subscription.widen(5);
+    held.extend(receive(&*subscription, 4).await);
+    assert!(quiet(&*subscription).await, "a sixth came");
+    assert!(held.iter().all(|delivery| delivery.earlier == 0 && subscription.holds(delivery.receipt)));
+    // Narrower it does not become.
+    subscription.widen(2);
+    let mut received = ids(&held);
+    done(&*subscription, held).await;
+    for _ in 0..2 {
+        let some = receive(&*subscription, 3).await;
+        received.extend(ids(&some));
+        done(&*subscription, some).await;
+    }
+    let last = receive(&*subscription, 1).await;
+    received.extend(ids(&last));
+    assert_eq!(sorted(received), sorted(sent));
+    // All that is unsettled goes back, and counts once.
+    drop(subscription);
+    let subscription = queue.subscribe(Source::Events, 5).await.unwrap();
+    let again = receive(&*subscription, 1).await;
+    assert_eq!((ids(&again), again[0].earlier), (ids(&last), 1));
+    done(&*subscription, again).await;
+    holds(&queue, "events", 0).await;
+}
+
 pub(crate) async fn a_delivery_is_held_as_long_as_it_can_be_settled<H: Harness>(harness: Arc<H>) {
     let queue = harness.open().await;
     publish(&queue, 2).await;

@@ -3,7 +3,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use async_trait::async_trait;
@@ -22,7 +25,7 @@ const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Consumer {
     pub(super) source: Source,
-    prefetch: usize,
+    prefetch: AtomicUsize,
     book: Mutex<Book>,
     changed: Notify,
 }
@@ -41,7 +44,8 @@ struct Book {
 
 impl Consumer {
     pub(super) fn new(source: Source, prefetch: u16) -> Self {
-        Self { source, prefetch: prefetch.max(1).into(), book: Mutex::default(), changed: Notify::new() }
+        let prefetch = AtomicUsize::new(prefetch.max(1).into());
+        Self { source, prefetch, book: Mutex::default(), changed: Notify::new() }
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -67,7 +71,7 @@ impl Consumer {
         if bytes >= HELD_BYTES_MAX && count > 0 {
             return (0, 0);
         }
-        (self.prefetch.saturating_sub(count), HELD_BYTES_MAX.saturating_sub(bytes))
+        (self.prefetch.load(Relaxed).saturating_sub(count), HELD_BYTES_MAX.saturating_sub(bytes))
     }
 
     /// Puts claimed deliveries up for [`Subscription::next`]. Returns those that nobody wants any more.
@@ -172,6 +176,10 @@ impl Subscription for EmbeddedSubscription {
         if self.requests.send(Request::Settle(settle)).is_ok() {
             let _ = settled.await;
         }
+    }
+
+    fn widen(&self, prefetch: u16) {
+        self.consumer.prefetch.fetch_max(prefetch.into(), Relaxed);
     }
 
     fn holds(&self, receipt: Receipt) -> bool {

@@ -9,6 +9,7 @@ use std::{
 use futures_util::StreamExt;
 use lapin::{
     Channel, Consumer, Error,
+    message::Delivery as Delivered,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions},
     types::FieldTable,
 };
@@ -26,7 +27,7 @@ use super::{
 use crate::{
     message::{Millis, now},
     pause::Pauses,
-    queue::{QueueError, Reason},
+    queue::{Death, QueueError, Reason, Source},
 };
 
 /// How long the broker may take to confirm that it stops delivering.
@@ -41,6 +42,7 @@ pub(super) struct Consuming {
     link: Link,
     channel: Channel,
     consumer: Consumer,
+    prefetch: u16,
 }
 
 /// Connects and begins to consume. Bounded.
@@ -53,8 +55,8 @@ pub(super) async fn open(shared: &Shared) -> Result<Consuming, QueueError> {
             broker.declare(&link).await?;
             begun = begin(shared, &link).await?;
         }
-        let (channel, consumer) = begun.map_err(|error| broker.explain(&error))?;
-        Ok(Consuming { link, channel, consumer })
+        let (channel, consumer, prefetch) = begun.map_err(|error| broker.explain(&error))?;
+        Ok(Consuming { link, channel, consumer, prefetch })
     });
     let opened = opened.await;
     if opened.is_ok() {
@@ -64,14 +66,47 @@ pub(super) async fn open(shared: &Shared) -> Result<Consuming, QueueError> {
     opened
 }
 
-async fn begin(shared: &Shared, link: &Link) -> Result<lapin::Result<(Channel, Consumer)>, QueueError> {
+type Begun = (Channel, Consumer, u16);
+
+async fn begin(shared: &Shared, link: &Link) -> Result<lapin::Result<Begun>, QueueError> {
     let channel = shared.broker.channel(link).await?;
-    let qos = channel.basic_qos(shared.prefetch, BasicQosOptions::default()).await;
-    qos.map_err(|error| shared.broker.explain(&error))?;
+    let prefetch = *shared.prefetch.borrow();
+    let consumer = consume(shared, &channel, prefetch).await;
+    Ok(consumer.map(|consumer| (channel, consumer, prefetch)))
+}
+
+async fn consume(shared: &Shared, channel: &Channel, prefetch: u16) -> lapin::Result<Consumer> {
+    channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
     let queue = shared.queue.as_str().into();
     let options = BasicConsumeOptions::default();
-    let consumer = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await;
-    Ok(consumer.map(|consumer| (channel, consumer)))
+    channel.basic_consume(queue, "".into(), options, FieldTable::default()).await
+}
+
+/// Puts a consumer with a larger prefetch in the place of one, on the same channel: what is unsettled stays unsettled, and
+/// goes back with all the rest, should this process die.
+async fn widen(
+    shared: &Shared,
+    channel: &Channel,
+    consumer: &mut Consumer,
+    generation: u64,
+) -> lapin::Result<u16> {
+    let prefetch = *shared.prefetch.borrow();
+    let mut narrow = std::mem::replace(consumer, consume(shared, channel, prefetch).await?);
+    channel.basic_cancel(narrow.tag(), BasicCancelOptions::default()).await?;
+    while let Some(delivered) = narrow.next().await {
+        arrived(shared, delivered?, generation);
+    }
+    Ok(prefetch)
+}
+
+/// Hands a delivery over; one that had no route is evidence that a binding is missing now.
+fn arrived(shared: &Shared, delivered: Delivered, generation: u64) {
+    let delivery = wire::delivery(delivered, generation, shared.source == Source::Dead);
+    let unroutable = |death: &Death| death.reason == Reason::Unroutable.as_str();
+    if delivery.death.as_deref().is_some_and(unroutable) && now() - delivery.message.received_at < LATELY {
+        shared.keeper.suspect("a message had no route and is among the dead letters");
+    }
+    shared.hand_over(delivery);
 }
 
 /// Consumes until the subscription is cancelled or dropped, or the queue is closed.
@@ -139,23 +174,14 @@ impl From<String> for End {
 
 /// Hands deliveries over until the connection fails or the subscription is closed.
 async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option<Instant>) -> End {
-    let Consuming { link, channel, mut consumer } = live;
+    let Consuming { link, channel, mut consumer, mut prefetch } = live;
     let generation = shared.life_begins(channel.clone());
     let (mut cancelled, mut over) = (false, false);
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     let end = loop {
         tokio::select! {
             delivered = consumer.next(), if !over => match delivered {
-                Some(Ok(delivered)) => {
-                    let delivery = wire::delivery(delivered, generation, shared.source == crate::queue::Source::Dead);
-                    let unroutable = |death: &crate::queue::Death| death.reason == Reason::Unroutable.as_str();
-                    if delivery.death.as_deref().is_some_and(unroutable)
-                        && now() - delivery.message.received_at < LATELY
-                    {
-                        shared.keeper.suspect("a message had no route and is among the dead letters");
-                    }
-                    shared.hand_over(delivery);
-                }
+                Some(Ok(delivered)) => arrived(shared, delivered, generation),
                 Some(Err(error)) => break failed(&error),
                 // All that had been delivered is handed over. Settling goes on.
                 None if cancelled => {
@@ -172,6 +198,13 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => break failed(&error),
                     // Nothing that a frozen broker has pushed can be settled: a stop need not wait for it.
+                    Err(_) => break String::from("the broker does not answer").into(),
+                }
+            }
+            () = shared.wider(prefetch), if !cancelled => {
+                match timeout(CANCEL_LIMIT, widen(shared, &channel, &mut consumer, generation)).await {
+                    Ok(Ok(wide)) => prefetch = wide,
+                    Ok(Err(error)) => break failed(&error),
                     Err(_) => break String::from("the broker does not answer").into(),
                 }
             }

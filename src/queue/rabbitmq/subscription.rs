@@ -55,7 +55,7 @@ pub(super) enum Wish {
 pub(super) struct Shared {
     pub(super) source: Source,
     pub(super) queue: String,
-    pub(super) prefetch: u16,
+    pub(super) prefetch: watch::Sender<u16>,
     pub(super) broker: Broker,
     pub(super) keeper: Keeper,
     pub(super) troubles: Arc<Troubles>,
@@ -108,7 +108,7 @@ impl RabbitSubscription {
         let shared = Arc::new(Shared {
             source,
             queue: queue.broker.topology.named(source.queue()),
-            prefetch,
+            prefetch: watch::Sender::new(prefetch),
             broker: queue.broker.clone(),
             keeper: queue.keeper.clone(),
             troubles: Arc::clone(&queue.troubles),
@@ -193,6 +193,14 @@ impl Subscription for RabbitSubscription {
         }
     }
 
+    fn widen(&self, prefetch: u16) {
+        self.shared.prefetch.send_if_modified(|now| {
+            let wider = prefetch > *now;
+            *now = prefetch.max(*now);
+            wider
+        });
+    }
+
     fn holds(&self, receipt: Receipt) -> bool {
         receipt.generation == *self.shared.generation.borrow()
     }
@@ -263,6 +271,12 @@ impl Shared {
             () = until(&wish, |wish| *wish >= least) => {}
             () = until(&self.closing, |closing| *closing) => {}
         }
+    }
+
+    /// Returns once more may be unsettled than so many.
+    pub(super) async fn wider(&self, than: u16) {
+        let prefetch = self.prefetch.subscribe();
+        until(&prefetch, |prefetch| *prefetch > than).await;
     }
 
     /// Returns once the connection of this life has shown that it takes no acks.
