@@ -83,15 +83,16 @@ async fn consume(shared: &Shared, channel: &Channel, prefetch: u16) -> lapin::Re
 }
 
 /// Puts a consumer with a larger prefetch in the place of one, on the same channel: what is unsettled stays unsettled, and
-/// goes back with all the rest, should this process die.
+/// goes back with all the rest, should this process die. RabbitMQ does not count it towards the new one's prefetch.
 async fn widen(
     shared: &Shared,
     channel: &Channel,
     consumer: &mut Consumer,
-    generation: u64,
+    (before, generation): (u16, u64),
 ) -> lapin::Result<u16> {
     let prefetch = *shared.prefetch.borrow();
-    let mut narrow = std::mem::replace(consumer, consume(shared, channel, prefetch).await?);
+    let wide = consume(shared, channel, prefetch.saturating_sub(before).max(1)).await?;
+    let mut narrow = std::mem::replace(consumer, wide);
     channel.basic_cancel(narrow.tag(), BasicCancelOptions::default()).await?;
     while let Some(delivered) = narrow.next().await {
         arrived(shared, delivered?, generation);
@@ -202,7 +203,7 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
                 }
             }
             () = shared.wider(prefetch), if !cancelled => {
-                match timeout(CANCEL_LIMIT, widen(shared, &channel, &mut consumer, generation)).await {
+                match timeout(CANCEL_LIMIT, widen(shared, &channel, &mut consumer, (prefetch, generation))).await {
                     Ok(Ok(wide)) => prefetch = wide,
                     Ok(Err(error)) => break failed(&error),
                     Err(_) => break String::from("the broker does not answer").into(),
