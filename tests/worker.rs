@@ -501,6 +501,49 @@ async fn a_lone_account_that_fails_in_silence_is_to_blame_once_the_database_was_
 }
 
 #[tokio::test]
+async fn a_lone_message_that_fails_in_silence_is_set_aside_until_others_prove_something() {
+    let queue = FakeQueue::with(1);
+    let store = store(|batch| if has(batch, "lonely") { Err(Class::Unclear) } else { all_created(batch) });
+    let running = Running::start(&queue, &store, settings());
+    queue.until_settled(1).await;
+    queue.deliver("lonely", 0);
+    queue.until(|state| state.retries.len() >= 3).await;
+    assert_eq!((queue.settled().len(), queue.burned()), (1, vec![]));
+    assert_eq!(running.health.borrow().paused, None, "it stops nobody");
+    (1..9).for_each(|n| queue.deliver(&format!("m{n}"), 0));
+    queue.until_settled(10).await;
+    assert_buried(&queue, "lonely", Reason::Rejected);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn of_a_kind_that_is_refused_as_a_whole_nobody_is_to_blame_while_other_kinds_go_on() {
+    let queue = FakeQueue::with(1);
+    let broken = Arc::new(AtomicBool::new(true));
+    let trigger = broken.clone();
+    let store = store(move |batch| {
+        let updates = batch.iter().any(|incoming| incoming.event_type == "user.updated");
+        if updates && trigger.load(SeqCst) { Err(Class::Unclear) } else { all_created(batch) }
+    });
+    let mut running = Running::start(&queue, &store, settings());
+    queue.until_settled(1).await;
+    let updated = |n: usize| created(&format!("u{n}")).replace("user.created", "user.updated");
+    (0..20).for_each(|n| queue.deliver_body(&format!("u{n}"), updated(n)));
+    for n in 1..40 {
+        queue.deliver(&format!("m{n}"), 0);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    queue.until_settled(40).await;
+    assert_done(&queue, &[]);
+    assert_eq!(queue.burned(), Vec::<String>::new());
+    broken.store(false, SeqCst);
+    queue.until_settled(60).await;
+    assert_done(&queue, &[]);
+    running.until_paused(false).await;
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn before_the_database_was_seen_to_work_nobody_is_to_blame() {
     for class in [Class::Permanent, Class::Unclear] {
         let queue = FakeQueue::with(1);

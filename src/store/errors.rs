@@ -40,6 +40,11 @@ const NO_CONNECTION: &str = "08001";
 
 const UNREACHABLE: &str = "check that the database runs, that the network lets packets through to it, and that DATABASE_URL is right";
 
+/// The session takes no writes: it was made so, or its server is a standby.
+pub(super) fn is_read_only(error: &StoreError) -> bool {
+    error.code == "25006"
+}
+
 /// Whether a connection was waited for in vain.
 pub(super) fn is_without_connection(error: &StoreError) -> bool {
     error.code == NO_CONNECTION

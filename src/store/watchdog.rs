@@ -108,8 +108,14 @@ impl<S: Backend> Watched<S> {
             match answer {
                 Ok(Err(error)) => {
                     // With no more calls than connections, each could have had one.
-                    if errors::is_without_connection(&error) && calls <= generation.store.connections() {
-                        generations.renew(&generation);
+                    let without =
+                        errors::is_without_connection(&error) && calls <= generation.store.connections();
+                    if without {
+                        generations
+                            .renew(&generation, "the database does not answer on the connections there are");
+                    } else if errors::is_read_only(&error) {
+                        // A session stays so, though the server may take writes again, or another one be the primary.
+                        generations.renew(&generation, "the database's sessions are read-only");
                     }
                     Err(error)
                 }
@@ -119,7 +125,8 @@ impl<S: Backend> Watched<S> {
                 }
                 Err(_) => {
                     // Before the call is broken off: its connection goes back to a pool that nobody uses.
-                    generations.renew(&generation);
+                    generations
+                        .renew(&generation, "the database does not answer on the connections there are");
                     drop(work);
                     Err(errors::silent(limit))
                 }
@@ -151,7 +158,7 @@ impl<S: Backend> Generations<S> {
     }
 
     /// Puts a new store in the place of a silent one, unless another call has done so.
-    fn renew(&self, silent: &Arc<Generation<S>>) {
+    fn renew(&self, silent: &Arc<Generation<S>>, why: &str) {
         {
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
             if self.closed.load(Relaxed) || !Arc::ptr_eq(&current, silent) {
@@ -161,7 +168,7 @@ impl<S: Backend> Generations<S> {
             *current = Generation::of(store);
         }
         if silent.proven.load(Relaxed) {
-            warn!("the database does not answer on the connections there are; new ones are made");
+            warn!("{why}; new ones are made");
         }
         let old = Arc::clone(&silent.store);
         let mut closing = async move { old.end().await }.boxed();

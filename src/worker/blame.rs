@@ -5,8 +5,8 @@
 //! alone. A try that takes long proves both at once: others began in its second half and succeeded well before its end.
 //! Once it was to blame, each further failure is its own, as long as no other account fails without a success after it.
 //! Where nothing succeeds nothing is proved: several that fail are an outage, at once or after a while. A single account
-//! is to blame after that while, if this process has seen the database take others. Where a whole kind fails and other
-//! kinds succeed, nobody is to blame.
+//! that fails in silence proves nothing either way. Where a whole kind fails and other kinds succeed, nobody is to blame;
+//! only after a while is a message taken for the only one of its kind that fails.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -100,7 +100,7 @@ pub enum Judgement {
 pub enum Silence {
     /// There is none, or not for long enough.
     None,
-    /// One account fails, and nothing else was there to be tried: its own trouble.
+    /// One account fails, and nothing else was there to be tried.
     Lone,
     /// Nothing succeeds.
     Outage,
@@ -183,13 +183,18 @@ impl Blame {
 
     /// A message has failed alone.
     pub fn failed(&mut self, suspect: &Suspect<'_>, tried: Span) -> Judgement {
-        self.failing.entry(suspect.kind).or_default().add(suspect.account);
+        if !suspect.convicted {
+            self.failing.entry(suspect.kind).or_default().add(suspect.account);
+        }
         let before = self.failed_before(suspect);
         let proves = |success: Span| {
             tried.proves(success)
                 || before.is_some_and(|failed| success.begun >= failed && success.ended <= tried.begun)
         };
-        let again = suspect.convicted && self.silenced.is_lone(suspect.account) && !self.succeeded.is_empty();
+        let again = suspect.convicted
+            && self.silenced.is_lone(suspect.account)
+            && self.is_lone_of_its_kind(suspect)
+            && !self.succeeded.is_empty();
         if again || self.is_proved(suspect, proves) {
             self.cleared(suspect.message);
             return Judgement::Guilty;
@@ -210,18 +215,27 @@ impl Blame {
         [alone, suspect.failed_together].into_iter().flatten().min()
     }
 
-    /// Whether a success of its kind proves something, or of any kind where it is the only one of its own that fails.
+    /// Whether a success of its kind proves something.
     fn is_proved(&self, suspect: &Suspect<'_>, proves: impl Fn(Span) -> bool) -> bool {
-        let of = |kind| self.succeeded.get(&kind).is_some_and(|successes| successes.any(&proves));
-        let is_lone =
-            || self.failing.get(&suspect.kind).is_none_or(|failing| failing.is_lone(suspect.account));
-        of(suspect.kind) || (is_lone() && self.succeeded.values().any(|successes| successes.any(&proves)))
+        self.succeeded.get(&suspect.kind).is_some_and(|successes| successes.any(&proves))
     }
 
-    /// Whether another try of a message that failed can prove anything: others have succeeded since.
+    fn is_lone_of_its_kind(&self, suspect: &Suspect<'_>) -> bool {
+        self.failing.get(&suspect.kind).is_none_or(|failing| failing.is_lone(suspect.account))
+    }
+
+    /// Whether another try of a message that failed can prove anything: others of its kind have succeeded since.
     pub fn may_be_proved(&self, suspect: &Suspect<'_>) -> bool {
         let Some(failed) = self.failed_before(suspect) else { return true };
         self.is_proved(suspect, |success| success.begun >= failed)
+    }
+
+    /// Whether a message that has failed and waited is to blame although its kind is too rare for a proof: no other account
+    /// of its kind fails, and other kinds have succeeded since.
+    pub fn is_lone(&self, suspect: &Suspect<'_>) -> bool {
+        let since = self.failed_before(suspect).unwrap_or_default();
+        self.is_lone_of_its_kind(suspect)
+            && self.succeeded.values().any(|successes| successes.any(|success| success.begun >= since))
     }
 
     /// The message is no longer of interest: it has succeeded, or its trouble is known.
@@ -357,23 +371,25 @@ mod tests {
     fn a_kind_that_fails_as_a_whole_blames_nobody_but_a_lone_account_of_a_rare_kind_is_blamed() {
         let mut blame = Blame::default();
         let others = |blame: &mut Blame, from: u64| blame.succeeded(Kind::Created, span(from, from + 1));
-        blame.failed(&of(Kind::Deleted, "a"), span(0, 1));
+        let deletion = |account| of(Kind::Deleted, account);
+        blame.failed(&deletion("a"), span(0, 1));
+        assert!(!blame.is_lone(&deletion("a")), "nothing has succeeded since");
         others(&mut blame, 2);
-        assert!(blame.may_be_proved(&of(Kind::Deleted, "a")), "the only one so far");
-        blame.failed(&of(Kind::Deleted, "b"), span(4, 5));
+        assert_eq!(
+            blame.failed(&deletion("a"), span(4, 5)),
+            Judgement::Unproved,
+            "the first may not be the only one"
+        );
+        assert!(blame.is_lone(&deletion("a")));
+        blame.failed(&deletion("b"), span(4, 5));
         others(&mut blame, 6);
         for account in ["a", "b"] {
-            let deletion = of(Kind::Deleted, account);
-            assert!(!blame.may_be_proved(&deletion));
-            assert_eq!(blame.failed(&deletion, span(8, 9)), Judgement::Unproved);
+            assert!(!blame.may_be_proved(&deletion(account)) && !blame.is_lone(&deletion(account)));
+            let on_the_ladder = Suspect { convicted: true, ..deletion(account) };
+            assert_eq!(blame.failed(&on_the_ladder, span(8, 9)), Judgement::Unproved, "its kind fails");
         }
         blame.succeeded(Kind::Deleted, span(10, 11));
-        assert_eq!(blame.failed(&of(Kind::Deleted, "a"), span(12, 13)), Judgement::Guilty);
-
-        let mut blame = Blame::default();
-        blame.failed(&of(Kind::Deleted, "a"), span(0, 1));
-        others(&mut blame, 2);
-        assert_eq!(blame.failed(&of(Kind::Deleted, "a"), span(4, 5)), Judgement::Guilty);
+        assert_eq!(blame.failed(&deletion("a"), span(12, 13)), Judgement::Guilty);
     }
 
     #[test]

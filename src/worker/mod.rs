@@ -12,6 +12,7 @@ use std::{
 };
 
 use tokio::sync::watch;
+use tracing::info;
 
 use crate::{
     queue::{Queue, QueueError},
@@ -100,6 +101,8 @@ impl Worker {
     }
 
     fn guilty(&self, failed: &Failed) -> Verdict {
+        let id = failed.held.id();
+        info!(message_id = %id, "message {id} fails by itself: {}", failed.error);
         Verdict::guilty(&failed.error, &failed.held.delivery.message, &self.settings.ladder)
     }
 }

@@ -129,7 +129,10 @@ impl Worker {
                     () = until(stop, |stop| *stop) => return self.stopped(subscription).await,
                     delivery = subscription.next() => delivery,
                     () = tokio::time::sleep(IDLE), if failed == 0 && !idle => {
-                        self.teller.works();
+                        // Unless messages have failed: then one has to succeed.
+                        if self.blame.silent_since().is_none() {
+                            self.teller.works();
+                        }
                         idle = true;
                         continue;
                     }

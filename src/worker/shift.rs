@@ -26,6 +26,7 @@ use crate::{
     pause::Pauses,
     queue::{Delivery, Subscription},
     shutdown::until,
+    store::Class,
 };
 
 /// Batches of one worker in their transactions at a time.
@@ -216,7 +217,7 @@ impl<'w> Shift<'w> {
                 };
                 self.pause(&why);
             }
-            Silence::Lone if self.outage.is_none() && self.has_nothing_else() => self.blame_the_lone(),
+            Silence::Lone if self.outage.is_none() && self.has_nothing_else() => self.conclude_the_lone(),
             Silence::None | Silence::Lone | Silence::Outage => {}
         }
         if let Some(outage) = &self.outage {
@@ -226,7 +227,11 @@ impl<'w> Shift<'w> {
             let held = self.fresh.drain(..).chain(self.returned.drain(..)).chain(self.alone.drain(..));
             let held: Vec<Held> = held.chain(self.suspects.drain(..).map(|failed| failed.held)).collect();
             if !held.is_empty() {
-                info!("{} messages go back to the queue, and burn no attempt", held.len());
+                let count = held.len();
+                info!(
+                    "{count} message{} back to the queue, no attempt burned",
+                    if count == 1 { " goes" } else { "s go" }
+                );
                 self.worker.settling.settle(given_back(held));
             }
         }
@@ -250,20 +255,31 @@ impl<'w> Shift<'w> {
         };
         let aside: Vec<_> = self.suspects.extract_if(.., aside).collect();
         for failed in aside {
-            debug!("message {} is set aside: {}", failed.held.id(), failed.error);
-            let verdict = Verdict::set_aside(&failed.held.delivery.message, &self.worker.settings.ladder);
-            self.worker.settling.settle(vec![(failed.held, verdict)]);
+            let lone = !stopping && self.worker.blame.is_lone(&failed.suspect());
+            self.conclude(failed, lone);
         }
     }
 
-    /// One account's messages have failed, for long enough, and there was nothing else to be tried.
-    fn blame_the_lone(&mut self) {
+    /// A suspect has waited for long enough: it is to blame, or set aside.
+    fn conclude(&mut self, failed: Failed, guilty: bool) {
+        let verdict = if guilty {
+            self.worker.blame.cleared(failed.held.id());
+            self.worker.guilty(&failed)
+        } else {
+            info!(message_id = %failed.held.id(), "message {} is set aside: {}", failed.held.id(), failed.error);
+            Verdict::set_aside(&failed.held.delivery.message, &self.worker.settings.ladder)
+        };
+        self.worker.settling.settle(vec![(failed.held, verdict)]);
+    }
+
+    /// One account's messages have failed, for long enough, and there was nothing else to be tried: refused values are the
+    /// payload's fault, and all else waits for others to prove something.
+    fn conclude_the_lone(&mut self) {
         let lone = |failed: &mut Failed| !failed.suspect().convicted;
         let lone: Vec<_> = self.suspects.extract_if(.., lone).collect();
         for failed in lone {
-            let verdict = self.worker.guilty(&failed);
-            self.worker.blame.cleared(failed.held.id());
-            self.worker.settling.settle(vec![(failed.held, verdict)]);
+            let refused_values = failed.error.class == Class::Permanent;
+            self.conclude(failed, refused_values);
         }
         self.worker.blame.break_silence();
     }
