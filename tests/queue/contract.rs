@@ -588,8 +588,8 @@ pub(crate) async fn of_more_than_a_thousand_samples_the_newest_are_kept<H: Harne
     // Not all at once: they are lossy.
     for first in (0..1200).step_by(100) {
         give_samples(&queue, first..first + 100).await;
+        holds(&queue, "rejections", 1000.min(first as u64 + 100)).await;
     }
-    holds(&queue, "rejections", 1000).await;
     let rejections = queue.subscribe(Source::Rejections, 2000).await.unwrap();
     // The last of them may still be on their way, and each of those makes room for itself no more: it is received too.
     let mut kept = receive(&*rejections, 1000).await;
