@@ -38,8 +38,8 @@ where
     Ok(tracing_subscriber::registry().with(lines.with_filter(filter_fn(harmless))).with(filter))
 }
 
-/// lapin's own lines only where the filter asks for them: what they tell of a broker, hundreds of times, our lines tell
-/// once.
+/// lapin's own lines, and those of sqlx's pool, only where the filter asks for them: what they tell of a broker and of a
+/// database, hundreds of times, our lines tell once.
 fn parse(filter: &str) -> Result<EnvFilter, String> {
     for part in filter.split(',').map(str::trim) {
         // EnvFilter takes a mistyped level for a crate's name, and would log next to nothing.
@@ -54,11 +54,13 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
         }
     }
     let wrong = |error: &dyn std::fmt::Display| format!("RUST_LOG is {filter:?}: {error}");
-    let parsed = EnvFilter::builder().parse(filter).map_err(|error| wrong(&error))?;
-    match filter.contains("lapin") {
-        true => Ok(parsed),
-        false => Ok(parsed.add_directive("lapin=off".parse().map_err(|error| wrong(&error))?)),
+    let mut parsed = EnvFilter::builder().parse(filter).map_err(|error| wrong(&error))?;
+    for (library, off) in [("lapin", "lapin=off"), ("sqlx", "sqlx::pool=off")] {
+        if !filter.contains(library) {
+            parsed = parsed.add_directive(off.parse().map_err(|error| wrong(&error))?);
+        }
     }
+    Ok(parsed)
 }
 
 /// Whatever the filter asks for: lapin logs returned messages with their bodies, and frames at trace level; sqlx logs
