@@ -124,10 +124,10 @@ mod tests {
             trace!(target: "headcount::ingress", "kept 3");
             trace!(target: "otherwise", "kept 4");
         };
-        let text = logged("trace,lapin=warn", LogFormat::Text, lines);
+        let text = logged("trace,lapin=warn,sqlx=warn", LogFormat::Text, lines);
         assert_eq!(text.matches("kept").count(), 4, "{text}");
         let text = logged("trace", LogFormat::Text, lines);
-        assert_eq!(text.matches("kept").count(), 3, "{text}");
+        assert_eq!(text.matches("kept").count(), 2, "{text}");
     }
 
     #[test]
