@@ -2,7 +2,7 @@
 //! drain when asked.
 //!
 //! Promises: at most the prefetch is held, and in an outage nothing for longer than [`Settings::silence`]; an outage
-//! burns no attempt; what has come back unsettled is tried alone, one at a time and in random order, so that a message
+//! burns no attempt; what has come back unsettled is tried alone and in random order, so that a message
 //! that kills its worker takes no other along; what has to wait for the broker holds up nothing else.
 //! Never touches SQL or AMQP.
 

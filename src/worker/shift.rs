@@ -35,6 +35,8 @@ const BATCHES: usize = 4;
 const ALONE: usize = 4;
 /// Bodies in one batch, in bytes; a single message may exceed it. A batch is held several times over while it is saved.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Messages of one worker that came back unsettled and are tried alone at a time.
+const RETURNING: usize = 4;
 /// How long a message that has come back waits for its neighbours, for each time but the first that it came back, ...
 const GRACE: Duration = Duration::from_millis(100);
 /// ... and for how many of them.
@@ -76,6 +78,8 @@ pub(super) struct Shift<'w> {
     giving_back: bool,
     batches: JoinSet<()>,
     returning: JoinSet<()>,
+    /// One of those has come back again and again.
+    careful: bool,
     lone: JoinSet<()>,
     findings: Findings,
     found: mpsc::UnboundedReceiver<Finding>,
@@ -100,6 +104,7 @@ impl<'w> Shift<'w> {
             giving_back: false,
             batches: JoinSet::new(),
             returning: JoinSet::new(),
+            careful: false,
             lone: JoinSet::new(),
             findings,
             found,
@@ -295,9 +300,7 @@ impl<'w> Shift<'w> {
             }
             return;
         }
-        if self.returning.is_empty()
-            && let Some(held) = self.next_returned()
-        {
+        while let Some(held) = self.next_returned() {
             let (pipeline, findings) = (Arc::clone(&self.worker.pipeline), self.findings.clone());
             self.returning.spawn(async move { pipeline.alone(held, &findings).await });
         }
@@ -314,13 +317,27 @@ impl<'w> Shift<'w> {
         }
     }
 
-    /// Any of those that came back. One that has come back often may kill this worker too: its neighbours get some time
-    /// first, in each life of a worker.
+    /// Any of those that came back. A connection that is lost gives many back, so some are tried at a time. One that has
+    /// come back again may kill this worker too: it comes after the others, with none of them beside it, and its neighbours
+    /// get some time first, in each life of a worker.
     fn next_returned(&mut self) -> Option<Held> {
-        let any = (0..self.returned.len()).choose(&mut rand::rng())?;
-        let wait = GRACE * self.returned[any].delivery.earlier.saturating_sub(1).min(GRACES);
-        let alone = self.fresh.is_empty() && self.alone.is_empty() && self.batches.is_empty();
-        (alone || self.begun.elapsed() >= wait).then(|| self.returned.swap_remove(any))
+        self.careful &= !self.returning.is_empty();
+        if self.careful || self.returning.len() >= RETURNING {
+            return None;
+        }
+        let returns = |any: &usize| self.returned[*any].delivery.earlier;
+        let any = (0..self.returned.len()).filter(|any| returns(any) <= 1).choose(&mut rand::rng());
+        let any = any.or_else(|| (0..self.returned.len()).choose(&mut rand::rng()))?;
+        let again = returns(&any).saturating_sub(1);
+        if again > 0 {
+            let alone = self.fresh.is_empty() && self.alone.is_empty() && self.batches.is_empty();
+            let waited = alone || self.begun.elapsed() >= GRACE * again.min(GRACES);
+            if !waited || !self.returning.is_empty() {
+                return None;
+            }
+            self.careful = true;
+        }
+        Some(self.returned.swap_remove(any))
     }
 
     /// A lone message goes at once; under load, while others are in their transactions, batches fill.
