@@ -258,10 +258,7 @@ impl Pipeline {
         let store = Arc::clone(&self.store);
         let asked = tokio::spawn(async move { store.ready().await });
         match timeout(self.settings.watchdog, asked).await {
-            Ok(Ok(answer)) => answer.map_err(|error| match &error.hint {
-                Some(hint) => format!("{error}; {hint}"),
-                None => error.to_string(),
-            }),
+            Ok(Ok(answer)) => answer.map_err(|error| error.to_string()),
             Ok(Err(_)) => Err("the question to the database broke off".into()),
             Err(_) => Err("the database does not answer".into()),
         }
