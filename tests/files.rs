@@ -347,3 +347,200 @@ async fn a_write_ahead_log_that_a_shell_has_tidied_up_is_no_trouble_for_long() {
     users(&world, 26).await;
     up.stop();
 }
+
+/// What a command says, where it fails.
+fn failing(output: &Output) -> String {
+    let text = [output.stdout.clone(), output.stderr.clone()].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_becomes_a_link_to_itself_gets_no_second_log() {
+    let world = World::new(Backends::Embedded);
+    let up = world.start(&["up"]);
+    accepted(&up, 0, 10).await;
+    users(&world, 10).await;
+    for (file, command) in [("headcount.db", &["users", "list"][..]), ("queue.db", &["status"])] {
+        let (path, aside) = (data(&world).join(file), world.directory.path().join("real.db"));
+        fs::rename(&path, &aside).unwrap();
+        std::os::unix::fs::symlink("../real.db", &path).unwrap();
+        for command in [command, &["doctor"], &["up"]] {
+            let text = failing(&world.run(command));
+            assert!(text.contains("is a symbolic link, but") && text.contains("hint: stop"), "{text}");
+        }
+        for second in ["real.db-wal", "real.db-shm"] {
+            assert!(!world.directory.path().join(second).exists());
+        }
+        let words = format!("{file} was moved, and a symbolic link");
+        not_ready_because(&up, &words).await;
+        logged(&up, &words).await;
+        if file == "queue.db" {
+            turned_away(&up, 10).await;
+        }
+        fs::rename(&aside, &path).unwrap();
+        eventually("it is ready", async || ready(&up).await.0).await;
+    }
+    accepted(&up, 10, 5).await;
+    users(&world, 15).await;
+    assert!(!up.log().contains("is saved in"), "{}", up.log());
+    up.stop();
+
+    // A link that stands there at the opening leads to the file and its log.
+    let (path, aside) = (data(&world).join("headcount.db"), world.directory.path().join("real.db"));
+    fs::rename(&path, &aside).unwrap();
+    std::os::unix::fs::symlink("../real.db", &path).unwrap();
+    let up = world.start(&["up"]);
+    accepted(&up, 15, 5).await;
+    users(&world, 20).await;
+    assert!(world.directory.path().join("real.db-wal").exists());
+    up.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_two_names_is_used_under_neither() {
+    let mut world = World::new(Backends::Embedded);
+    let up = world.start(&["up"]);
+    accepted(&up, 0, 10).await;
+    users(&world, 10).await;
+    let other = world.directory.path().join("other");
+    fs::create_dir(&other).unwrap();
+    for (file, command) in [("headcount.db", &["users", "list"][..]), ("queue.db", &["status"])] {
+        fs::hard_link(data(&world).join(file), other.join(file)).unwrap();
+        not_ready_because(&up, "several names").await;
+        logged(&up, &format!("{file} has several names")).await;
+        if file == "queue.db" {
+            turned_away(&up, 10).await;
+        }
+        refused(&world.run(command), "several names");
+        world.set("HEADCOUNT_DATA_DIR", other.to_str().unwrap());
+        let url = format!("sqlite://{}", other.join("headcount.db").display());
+        world.set("DATABASE_URL", &url);
+        refused(&world.run(command), "several names");
+        assert!(!other.join(format!("{file}-wal")).exists());
+        world.set("HEADCOUNT_DATA_DIR", data(&world).to_str().unwrap());
+        world.unset("DATABASE_URL");
+        fs::remove_file(other.join(file)).unwrap();
+        eventually("it is ready", async || ready(&up).await.0).await;
+    }
+    accepted(&up, 10, 5).await;
+    users(&world, 15).await;
+    up.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_saved_is_never_passed_over_for_an_empty_file() {
+    for file in ["queue.db", "headcount.db"] {
+        let world = World::new(Backends::Embedded);
+        assert!(world.run(&["migrate"]).status.success());
+        // With nobody to take them, the webhooks stay in the queue.
+        let role = if file == "queue.db" { "ingress" } else { "worker" };
+        let (ingress, process) = (world.start(&["ingress"]), world.start(&[role]));
+        accepted(&ingress, 0, 10).await;
+        if role == "worker" {
+            users(&world, 10).await;
+        }
+        let path = data(&world).join(file);
+        let saved = data(&world).join(format!("{file}.saved"));
+        fs::remove_file(&path).unwrap();
+        logged(&process, &format!("{file} is gone")).await;
+        assert!(!process.log().contains("restart"), "{}", process.log());
+        let advice = format!("move {} to {} (this replaces a newer file", saved.display(), path.display());
+        eventually("it is saved", async || saved.exists()).await;
+        not_ready_because(&process, &advice).await;
+        process.stop();
+        ingress.stop();
+
+        for command in [&["up"][..], &["doctor"]] {
+            let text = failing(&world.run(command));
+            assert!(text.contains("is missing, and") && text.contains(&advice), "{text}");
+            assert!(!path.exists());
+        }
+        // Begun anew beside it, by hand.
+        let aside = data(&world).join("aside");
+        fs::rename(&saved, &aside).unwrap();
+        let up = world.start(&["up"]);
+        fs::rename(&aside, &saved).unwrap();
+        up.stop();
+        let up = world.start(&["up"]);
+        logged(&up, &advice).await;
+        let output = world.run(&["doctor", "--json"]);
+        let checks: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let told = checks.iter().any(|check| {
+            check["verdict"] == "warning" && check["hints"].to_string().contains("replaces a newer file")
+        });
+        assert!(told, "{checks:?}");
+        up.stop();
+        fs::rename(&saved, &path).unwrap();
+        let up = world.start(&["up"]);
+        users(&world, 10).await;
+        up.stop();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_of_a_file_that_is_gone_is_not_taken_for_that_of_what_was_saved() {
+    let world = World::new(Backends::Embedded);
+    let up = world.start(&["up"]);
+    accepted(&up, 0, 40).await;
+    users(&world, 40).await;
+    let path = data(&world).join("headcount.db");
+    let url = format!("sqlite://{}", path.display());
+    let mut shell = <sqlx::SqliteConnection as sqlx::Connection>::connect(&url).await.unwrap();
+    sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut shell).await.unwrap();
+    drop(shell);
+    accepted(&up, 40, 40).await;
+    users(&world, 80).await;
+    fs::remove_file(&path).unwrap();
+    logged(&up, "is saved in").await;
+    up.stop();
+    assert!(data(&world).join("headcount.db-wal").metadata().unwrap().len() > 0);
+    fs::rename(data(&world).join("headcount.db.saved"), &path).unwrap();
+    let up = world.start(&["up"]);
+    users(&world, 80).await;
+    accepted(&up, 80, 5).await;
+    users(&world, 85).await;
+    let output = world.run(&["doctor"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("is undamaged"), "{output:?}");
+    up.stop();
+}
+
+/// What was saved of the queue, by name.
+fn saved(world: &World) -> Vec<PathBuf> {
+    let entries = fs::read_dir(data(world)).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.to_str().unwrap().contains("queue.db.saved")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_back_and_goes_again_is_saved_again() {
+    let world = World::new(Backends::Embedded);
+    let (one, two) = (world.start(&["ingress"]), world.start(&["ingress"]));
+    let (path, aside) = (data(&world).join("queue.db"), world.directory.path().join("aside"));
+    accepted(&one, 0, 5).await;
+    fs::rename(&path, &aside).unwrap();
+    not_ready_because(&one, "queue.db.saved").await;
+    not_ready_because(&two, "queue.db.saved").await;
+    let first = saved(&world);
+    fs::rename(&aside, &path).unwrap();
+    for (process, from) in [(&one, 5), (&two, 10)] {
+        eventually("webhooks are taken again", async || post(process, from).await.is_success()).await;
+        accepted(process, from, 5).await;
+    }
+    fs::remove_file(&path).unwrap();
+    let told = async |process: &Process| {
+        let (_, answer) = ready(process).await;
+        let told = |path: &PathBuf| answer.contains(&format!("move {} to", path.display()));
+        saved(&world).into_iter().find(|path| !first.contains(path) && told(path))
+    };
+    for process in [&one, &two] {
+        eventually("it is saved anew", async || told(process).await.is_some()).await;
+    }
+    let last = told(&two).await.unwrap();
+    one.stop();
+    two.stop();
+    fs::rename(last, &path).unwrap();
+    let up = world.start(&["up"]);
+    users(&world, 15).await;
+    up.stop();
+}

@@ -15,12 +15,12 @@ use super::{
 use crate::{
     app,
     config::Config,
-    datafile::{EXAMINE_LIMIT, Examined},
+    datafile::{EXAMINE_LIMIT, Examined, Leftover},
     dead::rejections::{SAMPLES, explain},
     message::{MessageId, now},
     queue::QueueConfig,
     store::{
-        Store, StoreError,
+        Backend, Store, StoreError,
         letters::{Filter, Status},
     },
 };
@@ -127,9 +127,10 @@ async fn queue(config: &Config) -> Vec<Check> {
         }
     };
     let mut checks = vec![check];
+    let part = if matches!(config.queue(), QueueConfig::RabbitMq { .. }) { "broker" } else { "queue" };
     checks.extend(queue.examine().await.into_iter().map(|finding| match finding.broken {
         true => Check::failed("queue", Failure::new(finding.message).hint(finding.hint)),
-        false => Check::warning("broker", finding.message, finding.hint),
+        false => Check::warning(part, finding.message, finding.hint),
     }));
     queue.close().await;
     checks
@@ -151,7 +152,13 @@ async fn store(config: &Config) -> Vec<Check> {
     };
     let checks = look_into(&store).await;
     store.close().await;
-    checks.unwrap_or_else(|error| vec![Check::failed("database", app::store_failure(&error))])
+    let mut checks =
+        checks.unwrap_or_else(|error| vec![Check::failed("database", app::store_failure(&error))]);
+    if let Backend::Sqlite { path } = config.store().backend {
+        let leftover = Leftover::beside(&path);
+        checks.extend(leftover.map(|found| Check::warning("database", found.message, found.hint)));
+    }
+    checks
 }
 
 async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {

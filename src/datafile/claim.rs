@@ -13,10 +13,16 @@ use std::{
 
 use super::{
     DataFile, State,
-    identity::{Identity, Parts},
-    side,
+    identity::{INDEX, Identity, LOG, Parts, Seen},
+    saved, side,
 };
 
+/// What precedes the place of what was saved, in the lock.
+const SAVED: &str = "saved ";
+/// The line that follows there, once the file is back.
+const BACK: &str = "back";
+/// What precedes the identity of what was saved, in the lock.
+const COPY: &str = "copy ";
 /// How long a process that is opening the file is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long one that is closing it: between its last connection's end, which removes the log, and the lock's.
@@ -70,6 +76,25 @@ pub enum ClaimError {
     /// Other processes use another file of this name.
     #[error("{} is not the file that a running headcount uses: that one, or its write-ahead log, was removed, moved or replaced", .0.display())]
     Other(PathBuf),
+    /// A symbolic link has taken the place of a file whose log still lies there.
+    #[error("{} is a symbolic link, but the write-ahead log of a file that was there lies beside it: that file was moved while it was in use, or before its log was written into it", .0.display())]
+    Moved(PathBuf),
+    /// It is a file of several names: under each of them it would have another log.
+    #[error("{} has several names (hard links): used under two of them, it would be destroyed", .0.display())]
+    Shared(PathBuf),
+    /// The file is missing, but what an earlier one held was saved.
+    #[error("{} is missing, and {} is what was saved when it was taken away", .path.display(), .saved.display())]
+    Saved {
+        /// Where the file would be.
+        path: PathBuf,
+        /// What holds its content.
+        saved: PathBuf,
+    },
+}
+
+/// What to do about a file of several names.
+pub(super) fn one_name(path: &Path) -> String {
+    format!("leave it one name: remove the others, which find -samefile {} finds", path.display())
 }
 
 impl ClaimError {
@@ -81,6 +106,12 @@ impl ClaimError {
                 "stop every headcount that uses {}, and see in its log what it held and where that is saved; then start again",
                 path.display()
             )),
+            Self::Moved(path) => Some(format!(
+                "stop every headcount that uses {}, and move the file itself back to the place of the link; once they are stopped it may lie elsewhere",
+                path.display()
+            )),
+            Self::Shared(path) => Some(one_name(path)),
+            Self::Saved { path, saved } => Some(saved::advice(path, saved)),
         }
     }
 }
@@ -93,7 +124,7 @@ impl Claim {
         loop {
             match Self::attempt(path, &real) {
                 Ok(Some(claim)) => return Ok(claim),
-                Err(error @ ClaimError::Io(_)) => return Err(error),
+                Err(error @ (ClaimError::Io(_) | ClaimError::Saved { .. })) => return Err(error),
                 Err(error) if started.elapsed() >= CLOSING => return Err(error),
                 Ok(None) if started.elapsed() >= PATIENCE => {
                     let busy = "another headcount is opening the file, and does not come to an end";
@@ -105,6 +136,12 @@ impl Claim {
     }
 
     fn attempt(path: &Path, real: &Path) -> Result<Option<Self>, ClaimError> {
+        if entry(path).is_some_and(|entry| entry != real && Seen::at(&side(&entry, LOG)).is_some()) {
+            return Err(ClaimError::Moved(path.to_owned()));
+        }
+        if Seen::at(real).is_some_and(|seen| seen.names > 1) {
+            return Err(ClaimError::Shared(path.to_owned()));
+        }
         let lock_path = side(real, ".lock");
         let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
         let alone = match lock.try_lock() {
@@ -126,11 +163,17 @@ impl Claim {
             Err(TryLockError::Error(error)) => return Err(error.into()),
         };
         // Locked is what we opened; it counts only if the next one to come opens the same.
-        if Identity::of(&lock_path).map(|(identity, _)| identity) != Identity::of_open(&lock) {
+        if Seen::through(&lock_path).map(|seen| seen.identity) != Identity::of_open(&lock) {
             return Ok(None);
         }
         if !alone && named(&lock)?.is_some_and(|used| Parts::of(real) != Some(used)) {
             return Err(ClaimError::Other(path.to_owned()));
+        }
+        if let (false, Some(saved)) = (real.exists(), saved::newest(real)) {
+            return Err(ClaimError::Saved { path: path.to_owned(), saved });
+        }
+        if alone {
+            drop_stale_log(&lock, real)?;
         }
         Ok(Some(Self { path: path.to_owned(), real: real.to_owned(), lock: Some(lock), alone }))
     }
@@ -198,23 +241,54 @@ fn text(mut lock: &File) -> io::Result<String> {
 /// Where another process has saved what the file held.
 pub(super) fn saved(lock: &File) -> Option<PathBuf> {
     let text = text(lock).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("saved ")).map(PathBuf::from)
+    let last = text.lines().rfind(|line| *line == BACK || line.starts_with(SAVED))?;
+    last.strip_prefix(SAVED).map(PathBuf::from)
 }
 
-/// Tells the other processes that it is saved.
+/// The file is back, and may get more: what was saved of it is no longer all.
+pub(super) fn note_back(mut lock: &File) -> io::Result<()> {
+    if saved(lock).is_some() {
+        lock.seek(io::SeekFrom::End(0))?;
+        writeln!(lock, "{BACK}")?;
+    }
+    Ok(())
+}
+
+/// Tells the other processes that it is saved, and those to come which file holds it.
 pub(super) fn note_saved(mut lock: &File, path: &Path) -> io::Result<()> {
     lock.seek(io::SeekFrom::End(0))?;
-    writeln!(lock, "saved {}", path.display())
+    writeln!(lock, "{SAVED}{}", path.display())?;
+    Identity::of(path).map_or(Ok(()), |copy| writeln!(lock, "{COPY}{copy}"))
+}
+
+/// What was saved has been moved to the place of the file that it was saved of: the log of that one must not be read into
+/// it. Only where nobody uses the file.
+fn drop_stale_log(lock: &File, real: &Path) -> io::Result<()> {
+    let text = text(lock).unwrap_or_default();
+    let (Some(file), Ok(used)) = (Identity::of(real), text.parse::<Parts>()) else { return Ok(()) };
+    if !text.lines().any(|line| line == format!("{COPY}{file}")) {
+        return Ok(());
+    }
+    for (suffix, stale) in [(LOG, used.log), (INDEX, used.index)] {
+        let path = side(real, suffix);
+        if Identity::of(&path) == Some(stale) {
+            std::fs::remove_file(path)?;
+        }
+    }
+    // A new log may get the number of the old one.
+    lock.set_len(0)
 }
 
 /// The path without symbolic links, also where there is no file yet.
-fn real(path: &Path) -> PathBuf {
-    let within = || {
-        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-        let directory = directory.unwrap_or(Path::new(".")).canonicalize().ok()?;
-        Some(directory.join(path.file_name()?))
-    };
-    path.canonicalize().ok().or_else(within).unwrap_or_else(|| path.to_owned())
+pub(super) fn real(path: &Path) -> PathBuf {
+    path.canonicalize().ok().or_else(|| entry(path)).unwrap_or_else(|| path.to_owned())
+}
+
+/// The path in its directory without symbolic links; what stands there may be one.
+fn entry(path: &Path) -> Option<PathBuf> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new(".")).canonicalize().ok()?;
+    Some(directory.join(path.file_name()?))
 }
 
 async fn pause() {

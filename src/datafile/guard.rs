@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{DataFile, Examined, Kind, claim, make_directory, side};
+use super::{DataFile, Examined, Kind, Leftover, claim, make_directory, saved, side};
 
 /// How often the file is looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -97,10 +97,9 @@ async fn look_after(file: Arc<DataFile>, mut medium: impl Medium, mut stopping: 
                 }
                 examine_at = Instant::now() + EXAMINE;
             }
-            Err(Kind::Damaged) | Ok(()) => {}
+            Err(Kind::Damaged | Kind::Linked | Kind::Shared) | Ok(()) => {}
         }
         away = None;
-        file.is_back();
     }
     if file
         .check()
@@ -120,19 +119,13 @@ impl DataFile {
         let _ = self.check();
     }
 
-    /// What it holds is worth saving again, should it go once more.
-    fn is_back(&self) {
-        let mut state = self.state();
-        state.tried &= state.saved.is_some();
-    }
-
     /// Copies what it holds to a file beside it, once for all its processes.
     async fn save(&self, medium: &mut impl Medium) {
-        if std::mem::replace(&mut self.state().tried, true) {
-            return;
-        }
         if let Some(saved) = self.with_lock(claim::saved) {
             self.state().saved = Some(saved);
+            return;
+        }
+        if std::mem::replace(&mut self.state().tried, true) {
             return;
         }
         let path = self.path.display();
@@ -141,8 +134,9 @@ impl DataFile {
             Ok(Some(saved)) => {
                 self.with_lock(|lock| claim::note_saved(lock, &saved).ok());
                 tracing::error!(
-                    "what {path} held is saved in {}: stop every headcount that uses it, move that file to {path}, and start again",
-                    saved.display()
+                    "what {path} held is saved in {}: {}",
+                    saved.display(),
+                    saved::advice(&self.path, &saved)
                 );
                 self.state().saved = Some(saved);
             }
@@ -154,7 +148,7 @@ impl DataFile {
 
     async fn copy(&self, medium: &mut impl Medium) -> Result<Option<PathBuf>, String> {
         let text = |error: std::io::Error| error.to_string();
-        let target = self.target().ok_or("too many were saved before")?;
+        let target = saved::free(&self.real).ok_or("too many were saved before")?;
         let part = side(&self.real, &format!(".saving-{}", std::process::id()));
         if let Some(directory) = part.parent() {
             make_directory(directory).map_err(text)?;
@@ -173,24 +167,13 @@ impl DataFile {
         whole
     }
 
-    /// A name beside the file that is free.
-    fn target(&self) -> Option<PathBuf> {
-        let names = (1..100).map(|n| if n == 1 { ".saved".to_owned() } else { format!(".saved-{n}") });
-        names.map(|name| side(&self.real, &name)).find(|target| !target.exists())
-    }
-
     fn tell_of_saved(&self) {
-        let saved = side(&self.real, ".saved");
-        if saved.exists() {
-            tracing::warn!(
-                "{} is what an earlier process saved when {} was taken away from it: if it is not there yet, stop headcount and move it to that place; else remove it",
-                saved.display(),
-                self.path.display()
-            );
+        if let Some(Leftover { message, hint }) = self.leftover() {
+            tracing::warn!("{message}; {hint}");
         }
     }
 
-    fn with_lock<T>(&self, use_it: impl FnOnce(&std::fs::File) -> Option<T>) -> Option<T> {
+    pub(super) fn with_lock<T>(&self, use_it: impl FnOnce(&std::fs::File) -> Option<T>) -> Option<T> {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(use_it)
     }
 }

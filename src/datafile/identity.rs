@@ -16,33 +16,62 @@ pub(super) struct Identity {
     inode: u64,
 }
 
+/// What a path leads to; `None` where that is nothing, or the system cannot tell.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) identity: Identity,
+    /// In bytes.
+    pub(super) size: u64,
+    /// How many names the file has.
+    pub(super) names: u64,
+}
+
+impl Seen {
+    /// What stands at the path itself, which may be a symbolic link.
+    pub(super) fn at(path: &Path) -> Option<Self> {
+        Self::from(&std::fs::symlink_metadata(path).ok()?)
+    }
+
+    /// What the path leads to, through symbolic links.
+    pub(super) fn through(path: &Path) -> Option<Self> {
+        Self::from(&std::fs::metadata(path).ok()?)
+    }
+
+    #[cfg(unix)]
+    fn from(metadata: &std::fs::Metadata) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
+        Some(Self { identity, size: metadata.len(), names: metadata.nlink() })
+    }
+
+    #[cfg(not(unix))]
+    fn from(_: &std::fs::Metadata) -> Option<Self> {
+        None
+    }
+}
+
 impl Identity {
-    /// Of the file at a path, and its size; `None` where there is none, or the system cannot tell.
-    #[cfg(unix)]
-    pub(super) fn of(path: &Path) -> Option<(Self, u64)> {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((Self { device: metadata.dev(), inode: metadata.ino() }, metadata.len()))
+    /// Of what stands at a path.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        Seen::at(path).map(|seen| seen.identity)
     }
 
-    /// Of the file at a path, and its size; `None` where there is none, or the system cannot tell.
-    #[cfg(not(unix))]
-    pub(super) fn of(_: &Path) -> Option<(Self, u64)> {
-        None
+    /// From the line that begins with this name.
+    pub(super) fn named(text: &str, name: &str) -> Option<Self> {
+        let mut words = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace();
+        let mut number = || words.next()?.parse().ok();
+        Some(Self { device: number()?, inode: number()? })
     }
 
     /// Of an open file.
-    #[cfg(unix)]
     pub(super) fn of_open(file: &std::fs::File) -> Option<Self> {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = file.metadata().ok()?;
-        Some(Self { device: metadata.dev(), inode: metadata.ino() })
+        Seen::from(&file.metadata().ok()?).map(|seen| seen.identity)
     }
+}
 
-    /// Of an open file.
-    #[cfg(not(unix))]
-    pub(super) fn of_open(_: &std::fs::File) -> Option<Self> {
-        None
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.device, self.inode)
     }
 }
 
@@ -57,7 +86,7 @@ pub(super) struct Parts {
 impl Parts {
     /// Of what is there now; `None` where something is missing.
     pub(super) fn of(path: &Path) -> Option<Self> {
-        let of = |path: &Path| Identity::of(path).map(|(identity, _)| identity);
+        let of = Identity::of;
         Some(Self { file: of(path)?, log: of(&side(path, LOG))?, index: of(&side(path, INDEX))? })
     }
 }
@@ -65,7 +94,7 @@ impl Parts {
 impl fmt::Display for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, part) in [("file", self.file), ("log", self.log), ("index", self.index)] {
-            writeln!(f, "{name} {} {}", part.device, part.inode)?;
+            writeln!(f, "{name} {part}")?;
         }
         Ok(())
     }
@@ -75,11 +104,7 @@ impl FromStr for Parts {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let part = |name: &str| {
-            let mut words = text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace();
-            let mut number = || words.next()?.parse().ok();
-            Some(Identity { device: number()?, inode: number()? })
-        };
+        let part = |name| Identity::named(text, name);
         let parts = || Some(Self { file: part("file ")?, log: part("log ")?, index: part("index ")? });
         parts().ok_or(())
     }

@@ -7,6 +7,7 @@
 mod claim;
 mod guard;
 mod identity;
+mod saved;
 
 use std::{
     fs::File,
@@ -20,7 +21,8 @@ use std::{
 
 pub use claim::{ClaimError, take_up};
 pub use guard::{Guard, Medium};
-use identity::{Identity, Parts};
+use identity::{Identity, Parts, Seen};
+pub use saved::Leftover;
 
 /// Below this a write-ahead log never becomes shorter while it is in use: what exceeds it may be cut off by SQLite.
 pub const LOG_LIMIT: u64 = 64 * 1024 * 1024;
@@ -63,6 +65,10 @@ enum Kind {
     Gone,
     /// There is something else at its path.
     Replaced,
+    /// A symbolic link has taken its place and leads to it: others would name its log after another place.
+    Linked,
+    /// It has several names, so that others may use it with a log of their own.
+    Shared,
     /// The same of its log or its index.
     PartGone(&'static str),
     /// It or its log is shorter than it was.
@@ -134,6 +140,11 @@ impl DataFile {
         }
     }
 
+    /// What an earlier process saved of such a file, where that still lies beside this one.
+    pub fn leftover(&self) -> Option<Leftover> {
+        Leftover::beside(&self.path)
+    }
+
     /// What to do about a damaged file.
     pub fn hint_on_damage(path: &Path) -> String {
         let path = path.display();
@@ -153,19 +164,26 @@ impl DataFile {
         let known = self.parts?;
         // Before looking: another look that comes in between may see more.
         let least = self.sizes.each_ref().map(|size| size.load(Ordering::Relaxed));
-        let Some((file, size)) = Identity::of(&self.real) else { return Some(Kind::Gone) };
+        let Some(file) = Seen::at(&self.real) else { return Some(Kind::Gone) };
         // Through the configured path too: a symbolic link may lead somewhere else by now.
-        if file != known.file || Identity::of(&self.path).map(|(file, _)| file) != Some(known.file) {
+        if Seen::through(&self.path).is_none_or(|seen| seen.identity != known.file) {
             return Some(Kind::Replaced);
         }
-        let log = Identity::of(&side(&self.real, identity::LOG));
-        if log.map(|(log, _)| log) != Some(known.log) {
+        if file.identity != known.file {
+            let led = Seen::through(&self.real).is_some_and(|seen| seen.identity == known.file);
+            return Some(if led { Kind::Linked } else { Kind::Replaced });
+        }
+        if file.names > 1 {
+            return Some(Kind::Shared);
+        }
+        let log = Seen::at(&side(&self.real, identity::LOG));
+        if log.map(|log| log.identity) != Some(known.log) {
             return Some(Kind::PartGone(identity::LOG));
         }
-        if Identity::of(&side(&self.real, identity::INDEX)).map(|(index, _)| index) != Some(known.index) {
+        if Identity::of(&side(&self.real, identity::INDEX)) != Some(known.index) {
             return Some(Kind::PartGone(identity::INDEX));
         }
-        let seen = [size, log.map_or(0, |(_, size)| size).min(LOG_LIMIT)];
+        let seen = [file.size, log.map_or(0, |log| log.size).min(LOG_LIMIT)];
         if seen.iter().zip(least).any(|(seen, least)| *seen < least) {
             return Some(Kind::Cut);
         }
@@ -186,7 +204,15 @@ impl DataFile {
         let mut state = self.state();
         let before = std::mem::replace(&mut state.kind, kind);
         let trouble = kind.map(|kind| self.describe(kind, &state));
+        let back = kind.is_none() && before.is_some();
+        if back {
+            // Should it go once more, what it holds then is to be saved.
+            (state.saved, state.tried) = (None, false);
+        }
         drop(state);
+        if back {
+            self.with_lock(|lock| claim::note_back(lock).ok());
+        }
         match &trouble {
             Some(trouble) if before != kind => tracing::error!("{trouble}; {}", trouble.hint),
             None if before.is_some() => {
@@ -206,6 +232,10 @@ impl DataFile {
             Kind::Replaced => format!(
                 "{path} is not the file that headcount was using: that one was removed, moved or replaced"
             ),
+            Kind::Linked => format!(
+                "{path} was moved, and a symbolic link to it put in its place, while headcount was using it"
+            ),
+            Kind::Shared => claim::ClaimError::Shared(self.path.clone()).to_string(),
             Kind::PartGone(part) => {
                 format!("{path}{part} was removed, moved or replaced while headcount was using it")
             }
@@ -214,12 +244,11 @@ impl DataFile {
         };
         let hint = match (kind, &state.saved) {
             (Kind::Damaged, _) => Self::hint_on_damage(&self.path),
-            (_, Some(saved)) => format!(
-                "stop every headcount that uses it, move {} to {path}, and start again: it holds what was committed",
-                saved.display()
-            ),
+            (Kind::Linked, _) => "move the file itself back to the place of the link, and headcount goes on".to_owned(),
+            (Kind::Shared, _) => format!("{}, and headcount goes on", claim::one_name(&self.path)),
+            (_, Some(saved)) => format!("it holds what was committed: {}", saved::advice(&self.path, saved)),
             (Kind::Cut, None) => format!("reading it through; if this stays: {}", Self::hint_on_damage(&self.path)),
-            _ => "put the same file back, and headcount goes on; it still holds what was committed, so do not kill it; if the file is gone for good, restart every headcount that uses it".to_owned(),
+            _ => "put the same file back, and headcount goes on; it still holds what was committed, so do not kill it: within seconds, or when it is stopped, that is saved beside the file, and the log says where".to_owned(),
         };
         Trouble { message, hint, kind }
     }

@@ -58,7 +58,16 @@ impl Health {
 
     async fn store(&self) -> Option<Result<(), String>> {
         let store = Arc::clone(self.store.as_ref()?);
-        Some(self.store_check.ask(READY_LIMIT, || async move { store.ready().await.map_err(text) }).await)
+        Some(
+            self.store_check
+                .ask(READY_LIMIT, || async move {
+                    store.ready().await.map_err(|error| match &error.hint {
+                        Some(hint) => format!("{error}; {hint}"),
+                        None => text(error),
+                    })
+                })
+                .await,
+        )
     }
 
     fn worker(&self) -> Option<Result<(), String>> {

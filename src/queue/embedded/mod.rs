@@ -199,7 +199,10 @@ impl Queue for EmbeddedQueue {
         let damage = self.file.judge(examined).err();
         let finding =
             |trouble: FileTrouble| Finding { broken: true, message: trouble.message, hint: trouble.hint };
-        damage.map(finding).into_iter().collect()
+        let leftover = self.file.leftover();
+        let leftover =
+            leftover.map(|found| Finding { broken: false, message: found.message, hint: found.hint });
+        damage.map(finding).into_iter().chain(leftover).collect()
     }
 
     fn troubles(&self) -> Vec<Trouble> {
