@@ -41,7 +41,9 @@ impl Seen {
     fn from(metadata: &std::fs::Metadata) -> Option<Self> {
         use std::os::unix::fs::MetadataExt;
         let identity = Identity { device: metadata.dev(), inode: metadata.ino() };
-        Some(Self { identity, size: metadata.len(), names: metadata.nlink() })
+        // A directory counts those in it, and is no file of two names.
+        let names = if metadata.is_dir() { 1 } else { metadata.nlink() };
+        Some(Self { identity, size: metadata.len(), names })
     }
 
     #[cfg(not(unix))]
