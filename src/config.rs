@@ -370,7 +370,8 @@ impl Config {
             backend,
             policy: Policy { relink: self.relink, on_delete: self.on_delete },
             default_credits: self.default_credits,
-            connections: 10,
+            // Each transaction of a worker's has its own, and some are left for readiness, dead letters and people.
+            connections: crate::worker::TRANSACTIONS + 4,
         }
     }
 }

@@ -2,8 +2,8 @@
 //! drain when asked.
 //!
 //! Promises: at most the prefetch is held, and in an outage nothing for longer than [`Settings::silence`]; an outage
-//! burns no attempt; what has come back unsettled is tried alone and in random order, so that a message
-//! that kills its worker takes no other along; what has to wait for the broker holds up nothing else.
+//! burns no attempt; what has come back unsettled is tried alone and in random order, and what has come back again with
+//! none of its kind beside it, so that a message that kills its worker takes few along and none twice; what has to wait for the broker holds up nothing else.
 //! Never touches SQL or AMQP.
 
 use std::{
@@ -33,6 +33,7 @@ use blame::{Blame, Kind, Span};
 use settings::Teller;
 pub use settings::{Health, Settings};
 use settle::Settling;
+pub use shift::TRANSACTIONS;
 use shift::{Ended, Shift};
 use verdict::Verdict;
 

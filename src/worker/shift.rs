@@ -37,6 +37,8 @@ const ALONE: usize = 4;
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Messages of one worker that came back unsettled and are tried alone at a time.
 const RETURNING: usize = 4;
+/// Transactions of one worker at a time: each has a connection of its own, so that none waits for one that hangs.
+pub const TRANSACTIONS: u32 = (BATCHES + ALONE + RETURNING) as u32;
 /// How long a message that has come back waits for its neighbours, for each time but the first that it came back, ...
 const GRACE: Duration = Duration::from_millis(100);
 /// ... and for how many of them.
