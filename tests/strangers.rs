@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use headcount::message::now;
 use support::process::{Backends, Process, SECRET, World};
 use svix::webhooks::Webhook;
@@ -195,8 +196,12 @@ async fn hundred_are_served(what: &str, send: impl AsyncFn(usize) -> String) {
 
 /// Posts a signed webhook with a body of so many bytes over a fresh connection.
 async fn post(to: SocketAddr, number: usize, length: usize) -> String {
+    post_from(to, number, length, "").await
+}
+
+async fn post_from(to: SocketAddr, number: usize, length: usize, headers: &str) -> String {
     let body = vec![b'a'; length];
-    let head = head(&format!("msg_{number}"), &body, length, "");
+    let head = head(&format!("msg_{number}"), &body, length, headers);
     let Ok(mut stream) = connect(HERE, to).await else { return "no connection".into() };
     if let Err(error) = stream.write_all(&[head.as_bytes(), &body].concat()).await {
         return error.kind().to_string();
@@ -343,6 +348,29 @@ async fn behind_a_trusted_proxy_the_client_with_the_most_connections_pays_for_th
     let settings = [("HEADCOUNT_TRUSTED_PROXIES", "127.0.0.0/8")];
     let (client, others) = ("X-Forwarded-For: 198.51.100.7\r\n", "X-Forwarded-For: 1.1.1.1, 203.0.113.N\r\n");
     slow_senders_are_served(&settings, HERE, client, others).await;
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_strangers_of_many_addresses_keep_no_busy_sender_out() {
+    let house = House::start(&[("HEADCOUNT_TRUSTED_PROXIES", "127.0.0.0/8")]);
+    let crowd = strangers(CROWD, HERE, house.webhooks, BACK, |number, mut stream: TcpStream| async move {
+        let client = format!("X-Forwarded-For: 198.51.{}.{}\r\n", number / 256, number % 256);
+        let head = head("msg_stranger", b"something else", 3_000, &client);
+        let _ = stream.write_all(head.as_bytes()).await;
+        trickle(&mut stream, b"x", Duration::from_millis(500)).await;
+    })
+    .await;
+    // The sender has many webhooks under way at once.
+    hundred_are_served("ten webhooks", async |number| {
+        let posts = (0..10).map(|one| {
+            post_from(house.webhooks, number * 10 + one, 3_000, "X-Forwarded-For: 203.0.113.7\r\n")
+        });
+        let answers = join_all(posts).await;
+        answers.into_iter().find(|answer| answer != "202").unwrap_or_else(|| "202".into())
+    })
+    .await;
+    house.holds(1_000).await;
+    house.stop(crowd).await;
 }
 
 #[tokio::test]

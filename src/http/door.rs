@@ -2,8 +2,8 @@
 //! newcomer finds no place.
 //!
 //! Promises that a verified request is answered before its connection can be sent away, that a newcomer has its grace,
-//! and that of those who may go, one of the peer with the most goes first, and of equals the one that has brought
-//! nothing for the longest. Never touches a socket.
+//! that a crowd pays for itself, and that of those who may go, one of the peer with the most goes first, and of equals
+//! the one that has brought nothing for the longest. Never touches a socket.
 
 use std::{
     cmp::Reverse,
@@ -21,8 +21,12 @@ use tokio::{task::AbortHandle, time::Instant};
 
 use crate::telemetry::metrics::ListenerMetrics;
 
+/// A peer is a crowd if it holds one place of so many, or more, with connections that bring nothing.
+const CROWD: usize = 8;
+
 /// The connections of one listener.
 pub(super) struct Door {
+    places: usize,
     grace: Duration,
     metrics: ListenerMetrics,
     /// Somebody waits for a place, and nobody may be sent away.
@@ -42,8 +46,8 @@ pub(super) enum Shed {
 }
 
 impl Door {
-    pub(super) fn new(grace: Duration, metrics: ListenerMetrics) -> Arc<Self> {
-        Arc::new(Self { grace, metrics, crowded: AtomicBool::new(false), register: Mutex::default() })
+    pub(super) fn new(places: usize, grace: Duration, metrics: ListenerMetrics) -> Arc<Self> {
+        Arc::new(Self { places, grace, metrics, crowded: AtomicBool::new(false), register: Mutex::default() })
     }
 
     /// Counts a connection in, until the [`Stay`] is dropped.
@@ -63,7 +67,7 @@ impl Door {
     /// Sends one connection away, if one may go.
     pub(super) fn shed(&self, now: Instant) -> Shed {
         let mut register = self.register();
-        match register.choose(now, self.grace) {
+        match register.choose(now, self.grace, self.places.div_ceil(CROWD)) {
             Choice::Place(id) => {
                 if let Some(Place { task: Some(task), .. }) = register.leave(id) {
                     task.abort();
@@ -263,13 +267,17 @@ impl Register {
         }
     }
 
-    /// The one to go is chosen first and has its grace then: else those of a small peer, who are in no hurry, would go
-    /// while the many of a large one, who come back at once, are always within theirs.
-    fn choose(&self, now: Instant, grace: Duration) -> Choice {
-        let idlers = |place: &Place| self.idlers.get(&place.origin).copied().unwrap_or_default();
+    /// One of a peer with `crowd` or more goes first, and has its grace before it does: else those of a small peer, who are
+    /// in no hurry, would go while the many of a large one, who come back at once, are always within theirs. Where there
+    /// is no crowd, but strangers of as many addresses, those whose grace is over go before a busy sender's.
+    fn choose(&self, now: Instant, grace: Duration, crowd: usize) -> Choice {
         let candidates = self.places.iter().filter(|(_, place)| place.standing != Standing::Served);
-        let first =
-            candidates.min_by_key(|(id, place)| (place.standing, Reverse(idlers(place)), place.since, **id));
+        let first = candidates.min_by_key(|(id, place)| {
+            let idlers = self.idlers.get(&place.origin).copied().unwrap_or_default();
+            let of_crowd = if idlers >= crowd { idlers } else { 0 };
+            let in_grace = place.since + grace > now;
+            (place.standing, Reverse(of_crowd), in_grace, Reverse(idlers), place.since, **id)
+        });
         let Some((id, place)) = first else { return Choice::Nobody };
         match place.standing {
             Standing::Refused => Choice::Place(*id),
@@ -292,8 +300,13 @@ mod tests {
     }
 
     impl House {
+        /// Any two of one peer are a crowd.
         fn new() -> Self {
-            let door = Door::new(GRACE, ListenerMetrics::new("tests"));
+            Self::of(2 * CROWD)
+        }
+
+        fn of(places: usize) -> Self {
+            let door = Door::new(places, GRACE, ListenerMetrics::new("tests"));
             Self { door, start: Instant::now(), stays: Vec::new() }
         }
 
@@ -366,6 +379,21 @@ mod tests {
             house.leave_at(1000),
             [network[0], crowd[0], network[1], crowd[1], network[2], lone.id, crowd[2], network[3]]
         );
+    }
+
+    #[test]
+    fn a_busy_sender_that_is_no_crowd_pays_for_nobody() {
+        let mut house = House::of(4 * CROWD);
+        let strangers: Vec<u64> = (0..6).map(|host| house.enter(&format!("192.0.2.{host}"), 0).id).collect();
+        let busy: Vec<u64> = (0..3).map(|ms| house.enter("203.0.113.1", 300 + ms).id).collect();
+        assert_eq!(house.leave_at(600), strangers);
+        assert_eq!(house.door.shed(house.at(600)), Shed::At(house.at(800)));
+        assert_eq!(house.leave_at(802), busy);
+        // With one more it is a crowd, and goes first.
+        let mut house = House::of(4 * CROWD);
+        house.enter("192.0.2.1", 0);
+        (0..4).for_each(|ms| drop(house.enter("203.0.113.1", 300 + ms)));
+        assert_eq!(house.door.shed(house.at(600)), Shed::At(house.at(800)));
     }
 
     #[test]

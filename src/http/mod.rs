@@ -124,7 +124,7 @@ pub async fn serve(
         .max_buf_size(bounds.header_bytes.max(8192));
     let places = bounds.connections;
     let mut crowd = Crowd::new(metrics.listener, places);
-    let door = Door::new(bounds.grace, metrics);
+    let door = Door::new(places, bounds.grace, metrics);
     let host = Arc::new(Host { http, router, bounds, door: Arc::clone(&door) });
     let mut connections = JoinSet::new();
     let mut accepting = true;
