@@ -536,7 +536,7 @@ mod tests {
             ("HEADCOUNT_WEBHOOK_PATH", "hooks"),
             ("HEADCOUNT_QUEUE_PREFIX", "a b"),
             ("HEADCOUNT_RETRY_DELAYS", "1s,soon"),
-            ("HEADCOUNT_RETRY_DELAYS", "1s,1s"),
+            ("HEADCOUNT_RETRY_DELAYS", "1s,8d"),
             ("HEADCOUNT_SCHEMA", "Public"),
             ("HEADCOUNT_RELINK", "always"),
             ("HEADCOUNT_CONFLICT_PATIENCE", "-1"),

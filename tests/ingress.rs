@@ -643,6 +643,26 @@ async fn other_paths_and_methods_are_told_so() {
 }
 
 #[tokio::test]
+async fn a_webhook_at_a_wrong_path_shows_itself() {
+    let server = Server::start(|_| {}).await;
+    let ask = async |path: &str, request: Vec<u8>| {
+        let request = String::from_utf8(request).unwrap().replacen(PATH, path, 1);
+        server.client().await.ask(request).await
+    };
+    for path in ["/webhooks/clerk/", "/", "/api/webhooks"] {
+        let response = ask(path, signed("msg_1", BODY.as_bytes())).await;
+        assert_eq!((response.status, response.code().as_str()), (404, "wrong_path"), "{path}");
+    }
+    // Whoever looks around is no webhook.
+    assert_eq!(ask("/login", post("", b"{}")).await.code(), "not_found");
+    assert_eq!(server.counted("wrong_path"), 3);
+    let samples = server.queue.samples();
+    let reasons = samples.iter().map(|sample| serde_json::from_slice::<Rejected>(sample).unwrap().reason);
+    assert_eq!(reasons.collect::<Vec<_>>(), ["wrong_path"; 3]);
+    assert!(server.queue.published().is_empty());
+}
+
+#[tokio::test]
 async fn a_refusal_closes_the_connection_and_a_good_sender_keeps_it() {
     let server = Server::start(|_| {}).await;
     let good = signed("msg_1", BODY.as_bytes());

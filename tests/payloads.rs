@@ -17,8 +17,8 @@ use std::sync::Arc;
 use headcount::{
     clerk::{self, sample::Sample},
     message::MessageId,
-    roster::Event,
-    store::Incoming,
+    roster::{Event, Outcome},
+    store::{Incoming, Store},
 };
 use serde_json::{Value, json};
 use stores::Home;
@@ -72,6 +72,10 @@ fn nasty() -> Vec<String> {
         "99999999999999999999999999",
         "-9223372036854775809",
         "253402300800000",
+        "253402300799999",
+        "-62135596800000",
+        "-62135596800001",
+        "99999999999",
         r#""""#,
         r#"" ""#,
         r#""text""#,
@@ -129,7 +133,7 @@ async fn every_payload_ends_as_a_row_or_is_named(home: Arc<Home>) {
             let id = format!("user_{f}_{v}");
             let body = body(&id, field, &value);
             let message_id = MessageId::parse(&format!("msg_{f}_{v}")).unwrap();
-            match clerk::parse(body.as_bytes(), &message_id) {
+            match clerk::parse(body.as_bytes(), &message_id, 1) {
                 Ok(parsed) => {
                     rows += 1;
                     let event = Event {
@@ -167,6 +171,66 @@ async fn every_payload_ends_as_a_row_or_is_named(home: Arc<Home>) {
     }
     // And what people are shown can be read back.
     assert!(stores::rows(&store).await.len() > 150);
+}
+
+/// Parses and applies one message, and tells what became of it.
+async fn tell(store: &Arc<dyn Store>, id: &str, body: &str) -> Outcome {
+    let message_id = MessageId::parse(id).unwrap();
+    let received_at = 1_790_000_000_000;
+    let parsed = clerk::parse(body.as_bytes(), &message_id, received_at).unwrap();
+    let event = Event {
+        message_id: id.into(),
+        change: parsed.change,
+        fresh_row: uuid::Uuid::now_v7(),
+        patience_over: true,
+    };
+    let incoming = Incoming { event, event_type: parsed.event_type, received_at };
+    store.apply(Arc::new([incoming])).await.unwrap()[0]
+}
+
+async fn no_event_is_buried_for_want_of_a_time(home: Arc<Home>) {
+    let store = home.store().await;
+    let event =
+        |kind: &str, data: &str| format!(r#"{{"type":"user.{kind}","data":{{"id":"user_1"{data}}}}}"#);
+    let told = [
+        ("msg_1", event("created", r#","created_at":1700000000,"first_name":"Ada""#), Outcome::Created),
+        ("msg_2", event("updated", r#","created_at":1600000000000,"first_name":"Old""#), Outcome::Stale),
+        ("msg_3", event("updated", r#","first_name":"Grace""#), Outcome::Updated),
+        ("msg_4", event("deleted", ""), Outcome::Deleted),
+    ];
+    for (id, body, outcome) in told {
+        assert_eq!(tell(&store, id, &body).await, outcome, "{body}");
+    }
+    let [row] = &stores::rows(&store).await[..] else { panic!("one row") };
+    assert_eq!(row.first_name.as_deref(), Some("Grace"));
+    assert!(row.deleted_at.is_some());
+}
+
+async fn whom_an_import_brings_back_with_an_old_creation_time_is_relinked(home: Arc<Home>) {
+    let store = home.store().await;
+    let user = |id: &str, sent: i64, created_at: i64| {
+        let mut sample = Sample::of(id, created_at);
+        sample.email = Some("ada@example.com".into());
+        String::from_utf8(sample.event("user.created", sent)).unwrap()
+    };
+    let (first, gone, back) = (1_700_000_000_000, 1_710_000_000_000_i64, 1_720_000_000_000);
+    assert_eq!(tell(&store, "msg_1", &user("user_1", first, first)).await, Outcome::Created);
+    let deleted = format!(r#"{{"type":"user.deleted","timestamp":{gone},"data":{{"id":"user_1"}}}}"#);
+    assert_eq!(tell(&store, "msg_2", &deleted).await, Outcome::Deleted);
+    assert_eq!(tell(&store, "msg_3", &user("user_2", back, first)).await, Outcome::Relinked);
+    assert_eq!(stores::rows(&store).await.len(), 1);
+}
+
+#[tokio::test]
+async fn no_event_is_buried_for_want_of_a_time_on_either_store() {
+    Home::postgres().await.run(no_event_is_buried_for_want_of_a_time).await;
+    Home::sqlite().await.run(no_event_is_buried_for_want_of_a_time).await;
+}
+
+#[tokio::test]
+async fn whom_an_import_brings_back_is_relinked_on_either_store() {
+    Home::postgres().await.run(whom_an_import_brings_back_with_an_old_creation_time_is_relinked).await;
+    Home::sqlite().await.run(whom_an_import_brings_back_with_an_old_creation_time_is_relinked).await;
 }
 
 #[tokio::test]

@@ -12,8 +12,13 @@ use crate::message::Millis;
 /// The longest text field, in bytes.
 pub(super) const TEXT_MAX: usize = 64 * 1024;
 
-/// The latest time: the end of the year 9999.
+/// The earliest time: the beginning of the year 1, ...
+pub(super) const TIME_MIN: Millis = -62_135_596_800_000;
+/// ... and the latest: the end of the year 9999. Both databases hold what is between.
 pub(super) const TIME_MAX: Millis = 253_402_300_799_999;
+
+/// A time this close to the epoch is in seconds: Clerk's published samples have them, its deliveries have milliseconds.
+const SECONDS_BELOW: u64 = 100_000_000_000;
 
 /// A body that cannot be what its type says. The reason code is always `invalid_payload`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -122,15 +127,17 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Milliseconds since the epoch, from 0 to [`TIME_MAX`].
+    /// A time, written in milliseconds or seconds since the epoch.
     pub(super) fn time(&self) -> Result<Option<Millis>, PayloadError> {
         let Some(raw) = self.raw else { return Ok(None) };
         if kind(raw) != "a number" {
             return Err(self.unexpected("a time", raw));
         }
-        match whole(raw.get()) {
-            Some(time) if (0..=TIME_MAX).contains(&time) => Ok(Some(time)),
-            _ => Err(self.error(format_args!("expected a whole number from 0 to {TIME_MAX}"))),
+        let time =
+            whole(raw.get()).map(|time| if time.unsigned_abs() < SECONDS_BELOW { time * 1000 } else { time });
+        match time {
+            Some(time) if (TIME_MIN..=TIME_MAX).contains(&time) => Ok(Some(time)),
+            _ => Err(self.error("expected a whole number of milliseconds, in the years 1 to 9999")),
         }
     }
 
@@ -164,32 +171,28 @@ impl<'a> Field<'a> {
 
     /// A JSON object kept as text: its keys and numbers as they were written, with what databases refuse replaced.
     pub(super) fn document(&self) -> Result<Option<String>, PayloadError> {
-        let document = self.unchecked_document()?;
-        document
-            .map(|json| metadata::check(json).map(|()| repair(json).into_owned()))
-            .transpose()
-            .map_err(|problem| self.error(problem))
-    }
-
-    /// The same, but null where it is more than databases hold.
-    pub(super) fn document_or_null(&self) -> Result<Option<String>, PayloadError> {
-        let document = self.unchecked_document()?;
-        Ok(document.filter(|json| metadata::check(json).is_ok()).map(|json| repair(json).into_owned()))
-    }
-
-    fn unchecked_document(&self) -> Result<Option<&'a str>, PayloadError> {
-        match self.raw {
-            None => Ok(None),
-            Some(raw) if kind(raw) == "an object" => Ok(Some(raw.get())),
-            Some(raw) => Err(self.unexpected("an object", raw)),
+        let Some(raw) = self.raw else { return Ok(None) };
+        if kind(raw) != "an object" {
+            return Err(self.unexpected("an object", raw));
         }
+        metadata::check(raw.get()).map_err(|problem| self.error(problem))?;
+        Ok(Some(repair(raw.get()).into_owned()))
+    }
+
+    /// The same, but null where it is no object, or more than databases hold.
+    pub(super) fn document_or_null(&self) -> Option<String> {
+        self.document().unwrap_or_default()
     }
 }
+
+/// What some senders put in front of a text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// The whole body as fields, in one pass where it is an object.
 pub(super) fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, PayloadError> {
     let path = Path::of("body");
     let text = std::str::from_utf8(body).map_err(|_| path.error("not UTF-8"))?;
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let not_json = |error: serde_json::Error| path.error(problem(&error));
     if text.trim_start().starts_with('{') {
         return serde_json::from_str(text).map_err(not_json);

@@ -27,9 +27,6 @@ const ID_MAX: usize = 255;
 /// The longest e-mail address, in bytes: it stands in an index.
 const ADDRESS_MAX: usize = 512;
 
-/// Timestamps below this are seconds: Clerk's published samples have them, its deliveries have milliseconds.
-const SECONDS_BELOW: Millis = 100_000_000_000;
-
 /// What a webhook says.
 #[derive(Clone, Debug)]
 pub struct Parsed {
@@ -41,28 +38,30 @@ pub struct Parsed {
     pub sent: Option<Millis>,
 }
 
-/// Reads a webhook's body. The message id is the version's last tie-breaker.
+/// Reads a webhook's body. The message id is the version's last tie-breaker, and the time of receipt dates news that
+/// has no time of its own.
 ///
 /// # Errors
 /// The body is no Clerk event, or one about a user that lacks what a user needs: names the field.
-pub fn parse(body: &[u8], message_id: &MessageId) -> Result<Parsed, PayloadError> {
+pub fn parse(body: &[u8], message_id: &MessageId, received_at: Millis) -> Result<Parsed, PayloadError> {
     let envelope: Envelope<'_> = field::body(body)?;
     let kind = Field::at("type", envelope.kind);
     let event_type = kind.any_text()?.filter(|text| !text.is_empty()).ok_or_else(|| kind.error("missing"))?;
-    let timestamp = || Field::at("timestamp", envelope.timestamp).time().map(|time| time.map(milliseconds));
+    let timestamp = || Field::at("timestamp", envelope.timestamp).time();
+    let news = |sent| News { sent, message_id, received_at };
 
     let (change, sent) = match &*event_type {
         "user.created" => {
             let sent = timestamp()?;
-            (upsert(envelope.data, UpsertKind::Created, sent, message_id)?, sent)
+            (news(sent).upsert(envelope.data, UpsertKind::Created)?, sent)
         }
         "user.updated" => {
             let sent = timestamp()?;
-            (upsert(envelope.data, UpsertKind::Updated, sent, message_id)?, sent)
+            (news(sent).upsert(envelope.data, UpsertKind::Updated)?, sent)
         }
         "user.deleted" => {
             let sent = timestamp()?;
-            (delete(envelope.data, sent)?, sent)
+            (news(sent).delete(envelope.data)?, sent)
         }
         // Nothing is asked of what is not used.
         _ => (Change::Other, timestamp().unwrap_or_default()),
@@ -143,58 +142,73 @@ struct Verification<'a> {
     status: Raw<'a>,
 }
 
-/// `data` of `user.deleted`: `{object, id, deleted: true}`. `updated_at` is not there today.
+/// `data` of `user.deleted`: `{object, id, deleted: true}`. Its times are not there today.
 #[derive(Deserialize)]
 struct Deleted<'a> {
     #[serde(borrow)]
     id: Raw<'a>,
     #[serde(borrow)]
+    created_at: Raw<'a>,
+    #[serde(borrow)]
     updated_at: Raw<'a>,
 }
 
-fn upsert(
-    data: Raw<'_>,
-    kind: UpsertKind,
+/// What is known of an event beside its `data`.
+struct News<'a> {
     sent: Option<Millis>,
-    message_id: &MessageId,
-) -> Result<Change, PayloadError> {
-    let user: User<'_> = content(data)?;
-    let clerk_id = account(user.id)?;
-    let created_at = Field::at("data.created_at", user.created_at).time()?;
-    let updated_at = Field::at("data.updated_at", user.updated_at).time()?;
-    let version = Version {
-        at: happened(updated_at, sent)?,
-        sent: sent.unwrap_or_default(),
-        kind,
-        message_id: message_id.as_str().to_owned(),
-    };
-    let claim = primary_email(&user)?;
-    let profile = Profile {
-        phone: primary_phone(&user)?,
-        username: text("data.username", user.username)?,
-        first_name: text("data.first_name", user.first_name)?,
-        last_name: text("data.last_name", user.last_name)?,
-        image_url: text("data.image_url", user.image_url)?,
-        external_id: text("data.external_id", user.external_id)?,
-        public_metadata: Field::at("data.public_metadata", user.public_metadata).document()?,
-        private_metadata: Field::at("data.private_metadata", user.private_metadata).document()?,
-        // Written by the user's browser, so it must not be able to hold up news about the user, a ban for one.
-        unsafe_metadata: Field::at("data.unsafe_metadata", user.unsafe_metadata).document_or_null()?,
-        banned: Field::at("data.banned", user.banned).flag()?,
-        locked: Field::at("data.locked", user.locked).flag()?,
-        last_sign_in_at: Field::at("data.last_sign_in_at", user.last_sign_in_at).time()?,
-        created_at,
-        updated_at,
-    };
-    let born = created_at.unwrap_or(version.at);
-    Ok(Change::Upsert(Box::new(Upsert { clerk_id, version, born, claim, profile: Arc::new(profile) })))
+    message_id: &'a MessageId,
+    received_at: Millis,
 }
 
-fn delete(data: Raw<'_>, sent: Option<Millis>) -> Result<Change, PayloadError> {
-    let deleted: Deleted<'_> = content(data)?;
-    let clerk_id = account(deleted.id)?;
-    let updated_at = Field::at("data.updated_at", deleted.updated_at).time()?;
-    Ok(Change::Delete { clerk_id, at: happened(updated_at, sent)? })
+impl News<'_> {
+    fn upsert(&self, data: Raw<'_>, kind: UpsertKind) -> Result<Change, PayloadError> {
+        let user: User<'_> = content(data)?;
+        let clerk_id = account(user.id)?;
+        let created_at = Field::at("data.created_at", user.created_at).time()?;
+        let updated_at = Field::at("data.updated_at", user.updated_at).time()?;
+        let version = Version {
+            at: self.happened(updated_at, created_at),
+            sent: self.sent.unwrap_or_default(),
+            kind,
+            message_id: self.message_id.as_str().to_owned(),
+        };
+        let claim = primary_email(&user)?;
+        let profile = Profile {
+            phone: primary_phone(&user)?,
+            username: text("data.username", user.username)?,
+            first_name: text("data.first_name", user.first_name)?,
+            last_name: text("data.last_name", user.last_name)?,
+            image_url: text("data.image_url", user.image_url)?,
+            external_id: text("data.external_id", user.external_id)?,
+            public_metadata: Field::at("data.public_metadata", user.public_metadata).document()?,
+            private_metadata: Field::at("data.private_metadata", user.private_metadata).document()?,
+            // Written by the user's browser, so it must not be able to hold up news about the user, a ban for one.
+            unsafe_metadata: Field::at("data.unsafe_metadata", user.unsafe_metadata).document_or_null(),
+            banned: Field::at("data.banned", user.banned).flag()?,
+            locked: Field::at("data.locked", user.locked).flag()?,
+            last_sign_in_at: Field::at("data.last_sign_in_at", user.last_sign_in_at).time()?,
+            created_at,
+            updated_at,
+        };
+        // Whoever imports users can set `created_at` to any time.
+        let made = if kind == UpsertKind::Created { self.sent } else { None };
+        let born = made.or(created_at).unwrap_or(version.at);
+        Ok(Change::Upsert(Box::new(Upsert { clerk_id, version, born, claim, profile: Arc::new(profile) })))
+    }
+
+    fn delete(&self, data: Raw<'_>) -> Result<Change, PayloadError> {
+        let deleted: Deleted<'_> = content(data)?;
+        let clerk_id = account(deleted.id)?;
+        let created_at = Field::at("data.created_at", deleted.created_at).time()?;
+        let updated_at = Field::at("data.updated_at", deleted.updated_at).time()?;
+        Ok(Change::Delete { clerk_id, at: self.happened(updated_at, created_at) })
+    }
+
+    /// When the news is from: by the user's own clock where it has one, else by the envelope's. No event is buried for
+    /// want of a time.
+    fn happened(&self, updated_at: Option<Millis>, created_at: Option<Millis>) -> Millis {
+        updated_at.or(self.sent).or(created_at).unwrap_or(self.received_at)
+    }
 }
 
 /// The object that `data` has to be.
@@ -210,15 +224,6 @@ fn account(id: Raw<'_>) -> Result<String, PayloadError> {
         return Err(id.error("holds white space"));
     }
     Ok(name.into_owned())
-}
-
-/// When the news is from: by the user's own clock where it has one, else by the envelope's.
-fn happened(updated_at: Option<Millis>, sent: Option<Millis>) -> Result<Millis, PayloadError> {
-    updated_at.or(sent).ok_or_else(|| Path::of("data.updated_at").error("missing, and so is timestamp"))
-}
-
-fn milliseconds(time: Millis) -> Millis {
-    if time < SECONDS_BELOW { time * 1000 } else { time }
 }
 
 fn text(path: &'static str, raw: Raw<'_>) -> Result<Option<String>, PayloadError> {

@@ -379,7 +379,7 @@ mod tests {
     const AT: Millis = 1_760_000_000_123;
 
     fn parsed(body: &[u8]) -> clerk::Parsed {
-        clerk::parse(body, &MessageId::of_body(body)).unwrap()
+        clerk::parse(body, &MessageId::of_body(body), 0).unwrap()
     }
 
     #[test]

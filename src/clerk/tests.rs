@@ -7,6 +7,12 @@ use crate::roster::Upsert;
 
 const AT: i64 = 1_760_000_000_123;
 
+const RECEIVED: i64 = AT + 900;
+
+fn parse(body: &[u8], id: &MessageId) -> Result<Parsed, PayloadError> {
+    super::parse(body, id, RECEIVED)
+}
+
 fn id() -> MessageId {
     MessageId::parse("msg_1").unwrap()
 }
@@ -109,11 +115,48 @@ fn the_smallest_user_is_an_id_and_a_time() {
     assert_eq!(*upsert.profile, Profile::default());
 
     let upsert = upsert_of(r#"{"type":"user.created","data":{"id":"user_1","updated_at":7}}"#).unwrap();
-    assert_eq!((upsert.version.at, upsert.version.sent, upsert.born), (7, 0, 7));
+    assert_eq!((upsert.version.at, upsert.version.sent, upsert.born), (7000, 0, 7000));
 }
 
 #[test]
-fn a_deletion_is_dated_by_its_data_else_by_its_envelope() {
+fn an_event_is_dated_by_its_data_its_envelope_its_creation_or_its_receipt() {
+    let of = |kind: &str, envelope: &str, data: &str| {
+        let body = format!(r#"{{"type":"user.{kind}"{envelope},"data":{{"id":"user_1"{data}}}}}"#);
+        match parse(body.as_bytes(), &id()).unwrap().change {
+            Change::Upsert(upsert) => upsert.version.at,
+            Change::Delete { at, .. } => at,
+            Change::Other => panic!("{body}"),
+        }
+    };
+    let (sent, created, updated) = (
+        format!(r#","timestamp":{}"#, AT + 1),
+        format!(r#","created_at":{}"#, AT + 2),
+        format!(r#","updated_at":{}"#, AT + 3),
+    );
+    for kind in ["created", "updated", "deleted"] {
+        assert_eq!(of(kind, &sent, &format!("{created}{updated}")), AT + 3, "{kind}");
+        assert_eq!(of(kind, &sent, &created), AT + 1, "{kind}");
+        assert_eq!(of(kind, "", &created), AT + 2, "{kind}");
+        assert_eq!(of(kind, "", ""), RECEIVED, "{kind}");
+    }
+}
+
+#[test]
+fn a_user_is_born_when_the_creation_was_sent_whatever_an_import_says() {
+    let born = |kind: &str, envelope: &str, data: &str| {
+        let body = format!(r#"{{"type":"user.{kind}"{envelope},"data":{{"id":"user_1"{data}}}}}"#);
+        upsert_of(&body).unwrap().born
+    };
+    let sent = format!(r#","timestamp":{AT}"#);
+    let old = r#","created_at":1500000000000,"updated_at":1600000000000"#;
+    assert_eq!(born("created", &sent, old), AT);
+    assert_eq!(born("updated", &sent, old), 1_500_000_000_000);
+    assert_eq!(born("created", "", old), 1_500_000_000_000);
+    assert_eq!(born("updated", "", r#","updated_at":1600000000000"#), 1_600_000_000_000);
+}
+
+#[test]
+fn a_deletion_needs_an_id_and_nothing_else() {
     let deleted = |body: &str| parse(body.as_bytes(), &id()).map(|parsed| parsed.change);
     let at = |body: &str| match deleted(body).unwrap() {
         Change::Delete { clerk_id, at } => (clerk_id, at),
@@ -121,10 +164,7 @@ fn a_deletion_is_dated_by_its_data_else_by_its_envelope() {
     };
     let plain = r#"{"type":"user.deleted","timestamp":1760000000123,"data":{"deleted":true,"id":"user_1","object":"user"}}"#;
     assert_eq!(at(plain), ("user_1".into(), AT));
-    let dated = r#"{"type":"user.deleted","timestamp":1760000000123,"data":{"id":"user_1","updated_at":5}}"#;
-    assert_eq!(at(dated).1, 5);
-    let undated = r#"{"type":"user.deleted","data":{"id":"user_1"}}"#;
-    assert_eq!(deleted(undated).unwrap_err().detail, "data.updated_at: missing, and so is timestamp");
+    assert_eq!(at(r#"{"type":"user.deleted","data":{"id":"user_1"}}"#), ("user_1".into(), RECEIVED));
     let nameless = r#"{"type":"user.deleted","timestamp":1,"data":{"deleted":true}}"#;
     assert_eq!(deleted(nameless).unwrap_err().detail, "data.id: missing");
     let empty = r#"{"type":"user.deleted","timestamp":1,"data":null}"#;
@@ -137,7 +177,7 @@ fn other_types_ask_nothing_of_their_data() {
         r#"{"type":"session.created"}"#,
         r#"{"data":null,"type":"session.created","timestamp":"soon"}"#,
         r#"{"data":"x","type":"session.created"}"#,
-        r#"{"data":{"object":"user","id":5},"type":"session.created","timestamp":-1}"#,
+        r#"{"data":{"object":"user","id":5},"type":"session.created","timestamp":-1.5}"#,
     ] {
         let parsed = parse(body.as_bytes(), &id()).unwrap();
         assert!(matches!(parsed.change, Change::Other), "{body}");
@@ -252,7 +292,7 @@ const FIELDS: &[(&str, Kind)] = &[
     ("/data/external_id", Kind::Text),
     ("/data/public_metadata", Kind::Object),
     ("/data/private_metadata", Kind::Object),
-    ("/data/unsafe_metadata", Kind::Object),
+    ("/data/unsafe_metadata", Kind::Any),
     ("/data/banned", Kind::Flag),
     ("/data/locked", Kind::Flag),
     ("/data/last_sign_in_at", Kind::Time),
@@ -265,6 +305,7 @@ enum Kind {
     Type,
     Time,
     Object,
+    Any,
     Array,
     Name,
     Text,
@@ -279,6 +320,7 @@ impl Kind {
             Self::Array => "expected an array",
             Self::Type | Self::Name | Self::Text => "expected a string",
             Self::Flag => "expected true or false",
+            Self::Any => "nothing",
         }
     }
 }
@@ -303,7 +345,7 @@ fn a_wrong_type_is_an_error_that_names_the_field_and_no_value() {
     ];
     for (pointer, kind) in FIELDS {
         for (raw, found, fits) in &values {
-            if fits.contains(kind) {
+            if fits.contains(kind) || *kind == Kind::Any {
                 continue;
             }
             let detail = parse(with(pointer, Some(raw)).as_bytes(), &id()).expect_err(pointer).detail;
@@ -420,15 +462,16 @@ fn metadata_is_kept_to_the_letter() {
 
 #[test]
 fn numbers_beyond_i64_are_named_where_a_time_is_due() {
-    let range = "expected a whole number from 0 to 253402300799999";
+    let range = "expected a whole number of milliseconds, in the years 1 to 9999";
     let beyond = [
         "9223372036854775808",
         "99999999999999999999999999",
-        "-1",
         "1.5",
         "1e400",
         "1e-3",
         "253402300800000",
+        "-62135596800001",
+        "-99999999999",
         "-9223372036854775809.0",
     ];
     for (pointer, kind) in FIELDS {
@@ -439,9 +482,16 @@ fn numbers_beyond_i64_are_named_where_a_time_is_due() {
             let error = upsert_of(&with(pointer, Some(raw))).expect_err(raw);
             assert_eq!(error.detail, format!("{}: {range}", path(pointer)), "{raw}");
         }
-        for raw in
-            ["1716883200000.0", "1716883200000.000", "1716883200000", "1.7168832e12", "17168832E5", "0", "-0"]
-        {
+        for raw in [
+            "1716883200000.0",
+            "1716883200000.000",
+            "1716883200000",
+            "1.7168832e12",
+            "17168832E5",
+            "0",
+            "-0",
+            "-1",
+        ] {
             assert!(upsert_of(&with(pointer, Some(raw))).is_ok(), "{pointer} {raw}");
         }
     }
@@ -450,10 +500,19 @@ fn numbers_beyond_i64_are_named_where_a_time_is_due() {
     let upsert = upsert_of(&with("/data/updated_at", Some("1.7168832e12"))).unwrap();
     assert_eq!(upsert.version.at, 1_716_883_200_000);
     assert!(upsert_of(&with("/data/updated_at", Some("253402300799999"))).is_ok());
-    // A time of the data is milliseconds, however small; the envelope's may be seconds.
-    assert_eq!(upsert_of(&with("/data/updated_at", Some("99"))).unwrap().version.at, 99);
-    let sent = |raw| upsert_of(&with("/timestamp", Some(raw))).unwrap().version.sent;
-    assert_eq!((sent("99999999999"), sent("100000000000")), (99_999_999_999_000, 100_000_000_000));
+    // Close to the epoch a time is in seconds, in the envelope and in the data.
+    for (raw, ms) in [
+        ("99999999999", 99_999_999_999_000),
+        ("100000000000", 100_000_000_000),
+        ("0", 0),
+        ("-1", -1000),
+        ("-62135596800", -62_135_596_800_000),
+        ("-62135596800000", -62_135_596_800_000),
+    ] {
+        assert_eq!(upsert_of(&with("/timestamp", Some(raw))).unwrap().version.sent, ms, "{raw}");
+        let upsert = upsert_of(&with("/data/updated_at", Some(raw))).unwrap();
+        assert_eq!((upsert.version.at, upsert.profile.updated_at), (ms, Some(ms)), "{raw}");
+    }
 }
 
 #[test]
@@ -471,10 +530,19 @@ fn numbers_that_no_database_holds_are_named_and_unsafe_metadata_cannot_block_its
             let detail = upsert_of(&with(pointer, Some(raw))).unwrap_err().detail;
             assert!(detail.starts_with(&format!("{}: {problem}", path(pointer))), "{detail}");
         }
-        let upsert = upsert_of(&with("/data/unsafe_metadata", Some(raw))).unwrap();
-        assert_eq!(upsert.profile.unsafe_metadata, None);
-        assert_eq!(upsert.profile.banned, Some(false));
+        assert_eq!(unsafe_metadata(raw), None);
     }
+    for raw in ["[]", "\"hunter2\"", "7", "[{}]"] {
+        assert_eq!(unsafe_metadata(raw), None, "{raw}");
+        let detail = upsert_of(&with("/data/public_metadata", Some(raw))).unwrap_err().detail;
+        assert!(detail.starts_with("data.public_metadata: expected an object, found a"), "{detail}");
+    }
+}
+
+fn unsafe_metadata(raw: &str) -> Option<String> {
+    let upsert = upsert_of(&with("/data/unsafe_metadata", Some(raw))).unwrap();
+    assert_eq!(upsert.profile.banned, Some(false));
+    upsert.profile.unsafe_metadata.clone()
 }
 
 #[test]
@@ -503,7 +571,7 @@ fn deep_nesting_anywhere_never_overflows_the_stack() {
         for (found, raw) in nested(10_000) {
             for (pointer, kind) in FIELDS {
                 let result = upsert_of(&with(pointer, Some(&raw)));
-                if *kind != found {
+                if *kind != found && *kind != Kind::Any {
                     let start = format!("{}: {}", path(pointer), kind.expected());
                     assert!(result.unwrap_err().detail.starts_with(&start), "{pointer}");
                 }
@@ -533,6 +601,12 @@ fn a_body_that_is_no_event_says_why() {
     ] {
         assert_eq!(parse(body, &id()).unwrap_err().detail, detail);
     }
+}
+
+#[test]
+fn a_byte_order_mark_is_skipped() {
+    let body = format!("\u{feff}{}", user());
+    assert_eq!(upsert_of(&body).unwrap().clerk_id, "user_ada");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     clerk,
-    message::MessageId,
+    message::{MessageId, now},
     store::{
         StoreError,
         letters::{Actor, LetterDetail, Status},
@@ -70,7 +70,7 @@ pub fn check(letter: &LetterDetail, body: Bytes) -> Result<Mended, EditError> {
     if difference.is_empty() {
         return Err(EditError::Unchanged);
     }
-    let parsed = clerk::parse(&body, &id).map_err(|error| EditError::Refused(error.detail))?;
+    let parsed = clerk::parse(&body, &id, now()).map_err(|error| EditError::Refused(error.detail))?;
     Ok(Mended { body, event_type: parsed.event_type, difference })
 }
 

@@ -151,6 +151,10 @@ fn meaning(reason: &str) -> (&'static str, &'static str) {
             "requests without the headers of a signed webhook: scanners, or a proxy that drops headers",
             "if webhooks are missing, let the proxy pass svix-id, svix-timestamp and svix-signature",
         ),
+        "wrong_path" => (
+            "webhooks come to a path where none is taken",
+            "let the endpoint's address in the Clerk dashboard end in the value of HEADCOUNT_WEBHOOK_PATH, /webhooks/clerk unless set, without a slash after it; and let a proxy keep the path",
+        ),
         _ => ("requests that cannot be a webhook", "see: headcount rejections list"),
     }
 }

@@ -16,7 +16,7 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
-use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 use serde::Deserialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -28,10 +28,10 @@ use super::{
     Bounds,
     read::{Read, Reader, Unread},
     sample::{Sampler, rejected},
-    verify::{Rejection, SignedHeaders, Verified, Verifier},
+    verify::{Rejection, SignedHeaders, Verified, Verifier, is_signed},
 };
 use crate::{
-    http::{Visitor, json_response, problem},
+    http::{Visitor, json_response, not_found, problem},
     message::{self, EVENT_TYPE_MAX, Message},
     queue::Queue,
     telemetry::metrics::{Answer, IngressMetrics},
@@ -42,6 +42,9 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 
 /// What a message in flight to the queue takes beside its body, in bytes.
 const MESSAGE_OVERHEAD: usize = 1024;
+
+/// The code of a webhook that came to a path where none is taken.
+const WRONG_PATH: &str = "wrong_path";
 
 /// What the requests of one listener share.
 pub(super) struct Intake {
@@ -98,6 +101,23 @@ pub(super) async fn accept(State(intake): State<Arc<Intake>>, request: Request) 
     };
     intake.metrics.answered(answer);
     response
+}
+
+/// Answers a request to any other path: 404. A webhook that came to it shows itself, for its sender does not know that
+/// nobody takes it.
+pub(super) async fn elsewhere(State(intake): State<Arc<Intake>>, request: Request) -> Response {
+    let (head, _) = request.into_parts();
+    if head.method != Method::POST || !is_signed(&head.headers) {
+        return not_found().await;
+    }
+    intake.sample(WRONG_PATH, &head);
+    intake.metrics.answered(Answer::WrongPath);
+    debug!("a webhook came to another path than the configured one");
+    problem(
+        StatusCode::NOT_FOUND,
+        WRONG_PATH,
+        "webhooks are taken at another path: compare HEADCOUNT_WEBHOOK_PATH",
+    )
 }
 
 impl Intake {
@@ -207,6 +227,7 @@ fn event_type(body: &[u8]) -> String {
         #[serde(borrow, rename = "type")]
         kind: Cow<'a, str>,
     }
+    let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body); // A byte order mark.
     if !body.trim_ascii_start().starts_with(b"{") {
         return "unknown".into(); // Serde would take an array's first element for the type.
     }
@@ -288,6 +309,7 @@ mod tests {
             (r#"{"data":{"type":"no"},"object":"event","type":"user.created"}"#, "user.created"),
             (r#"{"type":"user.cr\u0065ated","data":[[[{"a":[1,2.5e3,null]}]]]}"#, "user.created"),
             (r#"{"type":"a\nb"}"#, "a\u{fffd}b"),
+            ("\u{feff}{\"type\":\"user.created\"}", "user.created"),
             (&format!(r#"{{"type":"{long}"}}"#), &"é".repeat(64)),
             (r#"{"type":7}"#, "unknown"),
             (r#"{"type":null}"#, "unknown"),

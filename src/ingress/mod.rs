@@ -88,7 +88,7 @@ pub async fn serve(listener: TcpListener, ingress: Ingress, stop: watch::Receive
     let router = Router::new()
         .route(&path, post(accept::accept))
         .method_not_allowed_fallback(http::method_not_allowed)
-        .fallback(http::not_found)
+        .fallback(accept::elsewhere)
         .with_state(intake);
     http::serve(listener, router, of_connections, connections, stop).await;
 }

@@ -26,7 +26,7 @@ const HEADERS_MAX: usize = 40;
 const HEADER_MAX: usize = 100;
 
 /// The codes that are sampled: those that the sender or the set-up is to blame for.
-const CODES: [&str; 9] = [
+const CODES: [&str; 10] = [
     "missing_signature_header",
     "malformed_signature_header",
     "malformed_timestamp",
@@ -36,6 +36,7 @@ const CODES: [&str; 9] = [
     "malformed_body",
     "body_too_large",
     "body_too_slow",
+    "wrong_path",
 ];
 
 /// A token bucket for each code.

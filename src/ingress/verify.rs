@@ -35,6 +35,11 @@ const FAMILIES: [[HeaderName; 3]; 2] = [
     ],
 ];
 
+/// Whether a request says that it is a signed webhook: a full set of the headers is there, whatever they hold.
+pub(super) fn is_signed(headers: &HeaderMap) -> bool {
+    FAMILIES.iter().any(|family| family.iter().all(|name| headers.contains_key(name)))
+}
+
 /// Why a request was turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rejection {

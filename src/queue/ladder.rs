@@ -12,7 +12,7 @@ impl Ladder {
     /// The most rungs.
     pub const MOST: usize = 20;
 
-    /// Takes 1 to [`MOST`](Self::MOST) delays of 1 ms to [`LONGEST`](Self::LONGEST), no two alike.
+    /// Takes 1 to [`MOST`](Self::MOST) delays of 1 ms to [`LONGEST`](Self::LONGEST).
     ///
     /// # Errors
     /// What is wrong with them.
@@ -20,12 +20,9 @@ impl Ladder {
         if delays.is_empty() || delays.len() > Self::MOST {
             return Err(format!("takes 1 to {} delays", Self::MOST));
         }
-        for (index, delay) in delays.iter().enumerate() {
+        for delay in &delays {
             if *delay < Duration::from_millis(1) || *delay > Self::LONGEST {
                 return Err(format!("a delay has to be between 1ms and 7d, not {}", name(*delay)));
-            }
-            if delays[..index].contains(delay) {
-                return Err(format!("{} is there twice", name(*delay)));
             }
         }
         Ok(Self(delays))
@@ -46,9 +43,10 @@ impl Ladder {
         name(self.delay(rung))
     }
 
-    /// The rungs from first to last.
-    pub fn iter(&self) -> impl Iterator<Item = (String, Duration)> + '_ {
-        self.0.iter().map(|delay| (name(*delay), *delay))
+    /// The delays, each once, with its name: a queue each.
+    pub fn delays(&self) -> impl Iterator<Item = (String, Duration)> + '_ {
+        let first = |(index, delay): &(usize, &Duration)| !self.0[..*index].contains(delay);
+        self.0.iter().enumerate().filter(first).map(|(_, delay)| (name(*delay), *delay))
     }
 }
 
@@ -75,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_default_ladder_is_the_documented_one() {
-        let names: Vec<String> = Ladder::default().iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = Ladder::default().delays().map(|(name, _)| name).collect();
         assert_eq!(names.join(","), "1s,5s,30s,2m,10m,1h");
     }
 
@@ -89,9 +87,16 @@ mod tests {
     }
 
     #[test]
-    fn a_ladder_without_rungs_with_doubles_or_with_endless_delays_is_refused() {
+    fn a_delay_may_stand_on_several_rungs() {
+        let ladder = Ladder::new([60, 1, 60, 1].map(Duration::from_secs).to_vec()).unwrap();
+        let delays: Vec<String> = ladder.delays().map(|(name, _)| name).collect();
+        assert_eq!(delays, ["1m", "1s"]);
+        assert_eq!((ladder.rungs(), ladder.name(2), ladder.name(3)), (4, "1m".into(), "1s".into()));
+    }
+
+    #[test]
+    fn a_ladder_without_rungs_or_with_endless_delays_is_refused() {
         assert!(Ladder::new(vec![]).is_err());
-        assert!(Ladder::new(vec![Duration::from_secs(1); 2]).is_err());
         assert!(Ladder::new(vec![Duration::ZERO]).is_err());
         assert!(Ladder::new(vec![Ladder::LONGEST + Duration::from_secs(1)]).is_err());
     }

@@ -116,7 +116,7 @@ impl Topology {
             bind("events", "events", EVENTS_KEY),
             Binding { optional: true, ..bind("rejections", "rejections", "") },
         ];
-        for (name, delay) in ladder.iter() {
+        for (name, delay) in ladder.delays() {
             let short = format!("retry.{name}");
             let ttl = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
             let arguments = [quorum(), ("x-message-ttl", Number(ttl))].into_iter().chain(safe()).chain([
@@ -170,6 +170,14 @@ mod tests {
             ]
         );
         assert_eq!(topology.bindings.len(), 4 + 6);
+    }
+
+    #[test]
+    fn rungs_of_the_same_delay_share_a_queue() {
+        let ladder = Ladder::new(vec![std::time::Duration::from_secs(1); 3]).unwrap();
+        let topology = Topology::new("p", &ladder);
+        assert_eq!(topology.queues.iter().filter(|queue| queue.name == "p.retry.1s").count(), 1);
+        assert_eq!(topology.bindings.iter().filter(|binding| binding.key == "1s").count(), 1);
     }
 
     #[test]

@@ -152,7 +152,7 @@ pub struct Upsert {
     pub clerk_id: String,
     /// Where this stands among the account's news.
     pub version: Version,
-    /// `data.created_at`; the version's time where missing.
+    /// When the id came to be: the envelope's time of its `user.created`, else `data.created_at`, else the version's time.
     pub born: Millis,
     /// The primary address, where there is one.
     pub claim: Option<Claim>,

@@ -49,7 +49,7 @@ pub const METRICS: &[Metric] = &[
         "headcount_webhooks_total",
         Kind::Counter,
         &["outcome"],
-        "Requests to the webhook path, by what they were answered",
+        "Webhooks and requests to their path, by what they were answered",
     ),
     metric("headcount_connections", Kind::Gauge, &["listener"], "Open connections"),
     metric(
@@ -94,13 +94,21 @@ pub enum Answer {
     Unauthorized,
     TooLarge,
     TooSlow,
+    WrongPath,
     Unavailable,
 }
 
 impl Answer {
     /// Every answer.
-    pub const ALL: [Self; 6] =
-        [Self::Queued, Self::Malformed, Self::Unauthorized, Self::TooLarge, Self::TooSlow, Self::Unavailable];
+    pub const ALL: [Self; 7] = [
+        Self::Queued,
+        Self::Malformed,
+        Self::Unauthorized,
+        Self::TooLarge,
+        Self::TooSlow,
+        Self::WrongPath,
+        Self::Unavailable,
+    ];
 
     /// The label.
     pub fn as_str(self) -> &'static str {
@@ -110,6 +118,7 @@ impl Answer {
             Self::Unauthorized => "unauthorized",
             Self::TooLarge => "too_large",
             Self::TooSlow => "too_slow",
+            Self::WrongPath => "wrong_path",
             Self::Unavailable => "unavailable",
         }
     }

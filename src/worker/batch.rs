@@ -289,7 +289,7 @@ impl Pipeline {
             if message.id.as_str() == "msg_abort_the_worker" {
                 std::process::abort();
             }
-            match clerk::parse(&message.body, &message.id) {
+            match clerk::parse(&message.body, &message.id, message.received_at) {
                 Ok(parsed) => {
                     let event = Event {
                         message_id: message.id.as_str().to_owned(),

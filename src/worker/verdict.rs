@@ -85,8 +85,8 @@ impl Verdict {
     /// A message that fails while nothing proves whose trouble it is, and others go on: out of their way for a while,
     /// with its attempt unchanged.
     pub fn set_aside(message: &Message, ladder: &Ladder) -> Self {
-        let long = ladder.iter().position(|(_, delay)| delay >= ASIDE);
-        let rung = long.unwrap_or(ladder.rungs() - 1);
+        let last = ladder.rungs() - 1;
+        let rung = (0..last).find(|rung| ladder.delay(*rung) >= ASIDE).unwrap_or(last);
         Self::Retry { rung, attempt: message.attempt, reason: RetryReason::Parked }
     }
 

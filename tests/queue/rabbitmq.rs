@@ -37,7 +37,7 @@ impl Harness for Rabbit {
     async fn clean_up(&self) {
         let connection = lapin::Connection::connect(&self.url, Default::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
-        let retries = ladder().iter().map(|(name, _)| format!("retry.{name}")).collect::<Vec<_>>();
+        let retries = ladder().delays().map(|(name, _)| format!("retry.{name}")).collect::<Vec<_>>();
         let queues = ["events", "dead", "rejections"].map(String::from).into_iter().chain(retries);
         for queue in queues {
             let name = format!("{}.{queue}", self.prefix);

@@ -322,7 +322,7 @@ mod tests {
 
     fn change(webhook: &Webhook) -> Option<Change> {
         let id = MessageId::parse(&webhook.id).unwrap();
-        clerk::parse(&webhook.body, &id).ok().map(|parsed| parsed.change)
+        clerk::parse(&webhook.body, &id, 0).ok().map(|parsed| parsed.change)
     }
 
     #[test]

@@ -47,7 +47,7 @@ async fn send(line: &str, url: &str) -> (Result<(), Failure>, String) {
 }
 
 fn change(body: &[u8]) -> Change {
-    clerk::parse(body, &MessageId::of_body(body)).unwrap().change
+    clerk::parse(body, &MessageId::of_body(body), 0).unwrap().change
 }
 
 #[tokio::test]

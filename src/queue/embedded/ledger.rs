@@ -81,7 +81,7 @@ pub(super) async fn mend_times(
         .bind(now)
         .execute(&mut *db)
         .await?;
-    let rungs = ladder.iter().map(|(name, delay)| (Some(name), super::work::millis(delay)));
+    let rungs = ladder.delays().map(|(name, delay)| (Some(name), super::work::millis(delay)));
     for (rung, delay) in rungs.chain([(None, 0)]) {
         sqlx::query(
             "UPDATE messages SET available_at = ?1
@@ -246,7 +246,7 @@ pub(super) async fn depths(db: &mut SqliteConnection, ladder: &Ladder, now: Mill
     .fetch_all(db)
     .await?;
     let count = |name: &str| counts.iter().find(|(known, _)| known == name).map_or(0, |(_, count)| *count);
-    let mut retries: Vec<String> = ladder.iter().map(|(name, _)| format!("retry.{name}")).collect();
+    let mut retries: Vec<String> = ladder.delays().map(|(name, _)| format!("retry.{name}")).collect();
     // Rungs of a ladder of before are not forgotten while they hold something.
     for (name, _) in counts.iter().filter(|(name, _)| name.starts_with("retry.")) {
         if !retries.contains(name) {
