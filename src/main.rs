@@ -54,6 +54,13 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
     logs::init(filter, config.log_format)
         .map_err(|problem| Failure::usage(problem).hint("write RUST_LOG=info, or info,headcount=debug"))?;
     match cli.command {
+        Command::Up(_) | Command::Worker => {
+            info!("queue: {}; users: {}", config.queue_choice(), config.store_choice());
+        }
+        Command::Ingress => info!("queue: {}", config.queue_choice()),
+        _ => {}
+    }
+    match cli.command {
         Command::Up(args) => up(&config, args.demo).await,
         Command::Ingress => {
             if config.signing_secrets.is_empty() {

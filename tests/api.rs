@@ -395,9 +395,13 @@ async fn what_is_not_meant_is_an_error_that_says_so() {
     let unknown = server.post(replay, replay, &json!({"filter": {"ids": ["msg_x"]}})).await;
     assert_eq!((unknown.status, &unknown.json()["code"]), (404, &json!("unknown_letter")));
     assert!(unknown.json()["hint"].as_str().is_some());
-    for (method, path, status) in
-        [("GET", "/nothing", 404), ("GET", "/dead/replay/x", 404), ("PUT", "/dead", 405)]
-    {
+    for (method, path, status) in [
+        ("GET", "/nothing", 404),
+        ("GET", "/dead/replay/x", 404),
+        ("PUT", "/dead", 405),
+        ("POST", "/dead", 405),
+        ("DELETE", "/dead/replay", 405),
+    ] {
         let request = format!("{method} /api/v1{path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let response = Client::connect(server.address).await.ask(request).await;
         assert_eq!(response.status, status, "{path}");
@@ -426,6 +430,30 @@ async fn a_foreign_web_page_cannot_act() {
     let own = format!("{json}Origin: http://{}\r\n", server.address);
     assert_eq!(server.ask("POST", path, path, &own, body).await.status, 202);
     eventually("both are published", async || server.published().await == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_no_words_needs_no_body() {
+    let (_home, store) = seeded(1).await;
+    let server = Server::start(store, None).await;
+    let note = json!({"note": "why"});
+    assert_eq!(server.post("/dead/msg_0/discard", "/dead/{id}/discard", &note).await.status, 200);
+    let restored = server.ask("POST", "/dead/msg_0/restore", "/dead/{id}/restore", "", "").await;
+    assert_eq!((restored.status, &restored.json()["status"]), (200, &json!("open")));
+    let foreign = "Origin: http://evil.example\r\n";
+    let refused = server.ask("POST", "/dead/msg_0/restore", "/dead/{id}/restore", foreign, "").await;
+    assert_eq!(refused.status, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_without_a_value_is_refused() {
+    let (_home, store) = seeded(1).await;
+    let server = Server::start(store, None).await;
+    for query in ["user=", "limit=", "until", "reason=x&text="] {
+        let response = server.get(&format!("/dead?{query}"), "/dead").await;
+        assert_eq!(response.status, 400, "{query}");
+        assert!(response.json()["detail"].as_str().unwrap().contains("is empty"), "{query}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -58,6 +58,19 @@ fn a_wrong_setting_is_2_and_named() {
 }
 
 #[test]
+fn the_first_line_says_which_queue_and_store_and_why() {
+    let mut world = World::new(Backends::Embedded);
+    world.set("AMPQ_URL", "amqp://localhost");
+    let up = world.start(&["up"]);
+    let log = up.log();
+    let first = log.lines().next().unwrap();
+    assert!(first.contains("queue: embedded, in "), "{log}");
+    assert!(first.contains("because AMQP_URL is not set; users: embedded, in "), "{log}");
+    assert!(log.contains("AMPQ_URL is not a setting; did you mean AMQP_URL?"), "{log}");
+    up.stop();
+}
+
+#[test]
 fn a_port_in_use_is_1_and_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut world = World::new(Backends::Embedded);

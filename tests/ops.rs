@@ -199,6 +199,18 @@ async fn the_index_lists_the_paths_and_others_are_told_so() {
 }
 
 #[tokio::test]
+async fn nothing_that_is_shown_is_kept_or_guessed_at() {
+    let server = Server::start(|ops| ops.token = Some(Secret::new("hunter2"))).await;
+    for path in ["/", "/livez", "/metrics", "/nothing", "/api/v1/dead"] {
+        for headers in ["", "Authorization: Bearer hunter2\r\n"] {
+            let response = server.ask(path, headers).await;
+            assert_eq!(response.header("x-content-type-options"), Some("nosniff"), "{path}");
+            assert_eq!(response.header("cache-control"), Some("no-store"), "{path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn with_a_token_only_livez_answers_without_it() {
     let server = Server::start(|ops| ops.token = Some(Secret::new("hunter2"))).await;
     for path in ["/", "/readyz", "/metrics", "/nothing"] {

@@ -13,7 +13,7 @@ use axum::{
     routing::get,
 };
 use hmac_sha256::Hash;
-use http::{HeaderMap, StatusCode, Uri, header, uri::Authority};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, uri::Authority};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, sync::watch};
 
@@ -79,7 +79,8 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>)
         .nest("/api/v1", api)
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
-        .layer(middleware::from_fn_with_state(guard, guarded));
+        .layer(middleware::from_fn_with_state(guard, guarded))
+        .layer(middleware::map_response(unshared));
     serve_http(listener, router, bounds, ListenerMetrics::new("operators"), stop).await;
 }
 
@@ -146,7 +147,7 @@ async fn guarded(State(guard): State<Arc<Guard>>, request: Request, next: Next) 
         Some(_) if !known && request.uri().path() != "/livez" => {
             let message = "send HEADCOUNT_OPS_TOKEN as  Authorization: Bearer <token>";
             let mut response = refusal(request.uri(), StatusCode::UNAUTHORIZED, "unauthorized", message);
-            let scheme = http::HeaderValue::from_static("Bearer realm=\"headcount\"");
+            let scheme = HeaderValue::from_static("Bearer realm=\"headcount\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
             response
         }
@@ -158,6 +159,14 @@ async fn guarded(State(guard): State<Arc<Guard>>, request: Request, next: Next) 
         ),
         _ => next.run(request).await,
     }
+}
+
+/// What operators see is for nobody's cache, and no browser takes it for what it is not.
+async fn unshared(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 /// As the errors of the path look that was asked for.

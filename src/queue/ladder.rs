@@ -22,7 +22,7 @@ impl Ladder {
         }
         for delay in &delays {
             if *delay < Duration::from_millis(1) || *delay > Self::LONGEST {
-                return Err(format!("a delay has to be between 1ms and 7d, not {}", name(*delay)));
+                return Err(format!("a delay has to be between 1ms and 7d, not {}", delay_name(*delay)));
             }
         }
         Ok(Self(delays))
@@ -40,13 +40,13 @@ impl Ladder {
 
     /// The name of a rung, as in the name of its queue: `1s`, `2m`, `1h`, `250ms`.
     pub fn name(&self, rung: usize) -> String {
-        name(self.delay(rung))
+        delay_name(self.delay(rung))
     }
 
     /// The delays, each once, with its name: a queue each.
     pub fn delays(&self) -> impl Iterator<Item = (String, Duration)> + '_ {
         let first = |(index, delay): &(usize, &Duration)| !self.0[..*index].contains(delay);
-        self.0.iter().enumerate().filter(first).map(|(_, delay)| (name(*delay), *delay))
+        self.0.iter().enumerate().filter(first).map(|(_, delay)| (delay_name(*delay), *delay))
     }
 }
 
@@ -57,7 +57,7 @@ impl Default for Ladder {
 }
 
 /// The shortest exact name: whole days, hours, minutes or seconds, else milliseconds.
-fn name(delay: Duration) -> String {
+pub fn delay_name(delay: Duration) -> String {
     let ms = delay.as_millis();
     for (unit, size) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)] {
         if ms >= size && ms.is_multiple_of(size) {

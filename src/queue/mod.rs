@@ -26,7 +26,7 @@ pub mod ladder;
 pub mod rabbitmq;
 pub mod topology;
 
-pub use ladder::Ladder;
+pub use ladder::{Ladder, delay_name};
 
 /// The queue as ingress, workers and operators see it.
 #[async_trait]

@@ -99,7 +99,7 @@ pub(super) async fn groups(
     State(api): State<Arc<Api>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref());
+    let mut query = Query::parse(query.as_deref())?;
     let selection = query.selection()?;
     query.end()?;
     let filter = select(&api, &selection, Some(Status::Open)).await?.filter;
@@ -111,7 +111,7 @@ pub(super) async fn list(
     State(api): State<Arc<Api>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref());
+    let mut query = Query::parse(query.as_deref())?;
     let (selection, after) = (query.selection()?, after(&mut query)?);
     let limit = query.number("limit", 50, 1000)? as u32;
     query.end()?;
@@ -126,7 +126,7 @@ pub(super) async fn count(
     State(api): State<Arc<Api>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref());
+    let mut query = Query::parse(query.as_deref())?;
     let selection = query.selection()?;
     query.end()?;
     let filter = select(&api, &selection, Some(Status::Open)).await?.filter;
@@ -143,7 +143,7 @@ pub(super) async fn export(
     State(api): State<Arc<Api>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref());
+    let mut query = Query::parse(query.as_deref())?;
     let (selection, after) = (query.selection()?, after(&mut query)?);
     let limit = query.number("limit", 10_000, EXPORT_MAX)?;
     query.end()?;

@@ -15,6 +15,7 @@ use axum::{
     routing::{MethodRouter, get, post},
 };
 use http::{HeaderMap, Method, StatusCode, header};
+use hyper::body::Body as _;
 use serde::Serialize;
 use tokio::{sync::Semaphore, time::timeout};
 
@@ -147,13 +148,13 @@ pub fn routes() -> Vec<(String, String)> {
 
 /// Serves below `/api/v1`.
 pub(super) fn router(api: Arc<Api>) -> Router {
-    table()
-        .into_iter()
-        .fold(Router::new(), |router, route| router.route(route.path, route.answer))
-        .fallback(unknown)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state(Arc::clone(&api), guarded))
-        .with_state(api)
+    let guard = middleware::from_fn_with_state(Arc::clone(&api), guarded);
+    let routes = table().into_iter().fold(Router::new(), |router, route| {
+        let acts = route.method == Method::POST;
+        let answer = if acts { route.answer.route_layer(guard.clone()) } else { route.answer };
+        router.route(route.path, answer)
+    });
+    routes.fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(api)
 }
 
 /// In a process without a database.
@@ -181,26 +182,24 @@ async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
-/// What changes something has to be JSON, which a foreign page's form cannot send, and without a token it has to come
-/// from no page but our own: a browser says which.
+/// What changes something has to come from no page but our own where there is no token: a browser says which. And what it
+/// sends has to be JSON, which a foreign page's form cannot send.
 async fn guarded(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    if request.method() == Method::POST {
-        if !api.has_token && !is_ours(request.headers()) {
-            return Problem::new(
-                StatusCode::FORBIDDEN,
-                "foreign_origin",
-                "without HEADCOUNT_OPS_TOKEN only pages of this listener may act",
-            )
-            .into_response();
-        }
-        if !is_json(request.headers()) {
-            return Problem::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "not_json",
-                "send JSON, with Content-Type: application/json",
-            )
-            .into_response();
-        }
+    if !api.has_token && !is_ours(request.headers()) {
+        return Problem::new(
+            StatusCode::FORBIDDEN,
+            "foreign_origin",
+            "without HEADCOUNT_OPS_TOKEN only pages of this listener may act",
+        )
+        .into_response();
+    }
+    if !request.body().is_end_stream() && !is_json(request.headers()) {
+        return Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "not_json",
+            "send JSON, with Content-Type: application/json",
+        )
+        .into_response();
     }
     next.run(request).await
 }

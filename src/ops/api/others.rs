@@ -46,7 +46,7 @@ pub(super) async fn users(
     State(api): State<Arc<Api>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref());
+    let mut query = Query::parse(query.as_deref())?;
     let limit = query.number("limit", 50, 1000)? as u32;
     let deleted = query.flag("deleted")?;
     let after = query.take("cursor").map(|cursor| {
@@ -75,7 +75,7 @@ pub(super) async fn rejections(
     State(api): State<Arc<Api>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref());
+    let mut query = Query::parse(query.as_deref())?;
     let limit = query.number("limit", 50, 1000)? as u32;
     query.end()?;
     let samples = api.ask(|store| async move { store.rejections(limit.max(SAMPLES)).await }).await?;

@@ -49,9 +49,16 @@ pub(super) struct Query {
 }
 
 impl Query {
-    pub(super) fn parse(query: Option<&str>) -> Self {
-        let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
-        Self { pairs: pairs.into_owned().filter(|(_, value)| !value.is_empty()).collect() }
+    /// Refuses a parameter without a value: an empty filter must not select everything.
+    pub(super) fn parse(query: Option<&str>) -> Result<Self, Problem> {
+        let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect();
+        let query = Self { pairs };
+        match query.pairs.iter().find(|(_, value)| value.is_empty()) {
+            Some((name, _)) => {
+                Err(Problem::bad_request(format!("{name:?} is empty: give it a value, or leave it out")))
+            }
+            None => Ok(query),
+        }
     }
 
     /// Takes a parameter that may be there once.

@@ -1,8 +1,9 @@
-//! Owns the configuration: environment, then `headcount.toml`, then defaults, all in one table of settings.
+//! Owns the configuration: environment, then `headcount.toml`, then defaults, all in one table of [`settings`].
 //! Every wrong value is named with a hint. Never prints a secret.
+//!
+//! `raw` reads what is written and where, `names` tells what a mistyped name means, `signing` checks signing secrets.
 
 use std::{
-    collections::{BTreeMap, HashMap},
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -15,6 +16,14 @@ use crate::{
     roster::{OnDelete, Policy, Relink},
     store::{Backend, StoreConfig},
 };
+
+mod names;
+mod raw;
+mod settings;
+mod signing;
+
+use raw::Raw;
+pub use settings::{SETTINGS, Setting};
 
 /// A value that is never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -78,47 +87,16 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What looks like a mistake and is none for sure.
     pub warnings: Vec<String>,
+    /// Where the backends were chosen.
+    chosen: Chosen,
 }
 
-/// One setting: its variable, its default, and what it means.
-#[derive(Debug)]
-pub struct Setting {
-    /// The environment variable.
-    pub variable: &'static str,
-    /// The key in `headcount.toml`.
-    pub key: &'static str,
-    /// As it would be written; empty for unset.
-    pub default: &'static str,
+/// What the settings that choose the backends are called where they are written.
+#[derive(Clone, Debug, Default)]
+struct Chosen {
+    queue: Option<String>,
+    store: Option<String>,
 }
-
-/// Every setting, in the order of the documentation.
-pub const SETTINGS: &[Setting] = &[
-    Setting { variable: "CLERK_WEBHOOK_SIGNING_SECRET", key: "clerk_webhook_signing_secret", default: "" },
-    Setting { variable: "AMQP_URL", key: "amqp_url", default: "" },
-    Setting { variable: "DATABASE_URL", key: "database_url", default: "" },
-    Setting { variable: "HEADCOUNT_DATA_DIR", key: "data_dir", default: ".headcount" },
-    Setting { variable: "HEADCOUNT_LISTEN", key: "listen", default: "127.0.0.1:8080" },
-    Setting { variable: "HEADCOUNT_TRUSTED_PROXIES", key: "trusted_proxies", default: "" },
-    Setting { variable: "HEADCOUNT_OPS_LISTEN", key: "ops_listen", default: "127.0.0.1:8081" },
-    Setting { variable: "HEADCOUNT_OPS_TOKEN", key: "ops_token", default: "" },
-    Setting { variable: "HEADCOUNT_WEBHOOK_PATH", key: "webhook_path", default: "/webhooks/clerk" },
-    Setting { variable: "HEADCOUNT_QUEUE_PREFIX", key: "queue_prefix", default: "headcount" },
-    Setting { variable: "HEADCOUNT_RETRY_DELAYS", key: "retry_delays", default: "1s,5s,30s,2m,10m,1h" },
-    Setting { variable: "HEADCOUNT_SCHEMA", key: "schema", default: "public" },
-    Setting { variable: "HEADCOUNT_RELINK", key: "relink", default: "deleted" },
-    Setting { variable: "HEADCOUNT_CONFLICT_PATIENCE", key: "conflict_patience", default: "3" },
-    Setting { variable: "HEADCOUNT_PREFETCH", key: "prefetch", default: "600" },
-    Setting { variable: "HEADCOUNT_BATCH_MAX", key: "batch_max", default: "200" },
-    Setting { variable: "HEADCOUNT_BATCH_WAIT", key: "batch_wait", default: "10ms" },
-    Setting { variable: "HEADCOUNT_ON_DELETE", key: "on_delete", default: "keep" },
-    Setting { variable: "HEADCOUNT_DEFAULT_CREDITS", key: "default_credits", default: "10000" },
-    Setting { variable: "HEADCOUNT_INBOX_RETENTION", key: "inbox_retention", default: "14d" },
-    Setting { variable: "HEADCOUNT_DEAD_RETENTION", key: "dead_retention", default: "90d" },
-    Setting { variable: "HEADCOUNT_REJECTION_RETENTION", key: "rejection_retention", default: "7d" },
-    Setting { variable: "HEADCOUNT_DRAIN_LIMIT", key: "drain_limit", default: "25s" },
-    Setting { variable: "RUST_LOG", key: "log", default: "info" },
-    Setting { variable: "HEADCOUNT_LOG_FORMAT", key: "log_format", default: "text" },
-];
 
 /// A setting that cannot be used, and what to do.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -132,67 +110,6 @@ pub struct ConfigError {
 
 fn wrong(message: impl Into<String>, hint: impl Into<String>) -> ConfigError {
     ConfigError { message: message.into(), hint: hint.into() }
-}
-
-/// The values as written, by variable, with where each came from.
-#[derive(Debug, Default)]
-struct Raw {
-    values: HashMap<&'static str, String>,
-}
-
-impl Raw {
-    /// The written value, else the default; `None` where both are empty.
-    fn get(&self, variable: &'static str) -> Option<String> {
-        let written =
-            self.values.get(variable).map(String::as_str).map(str::trim).filter(|text| !text.is_empty());
-        let default = SETTINGS
-            .iter()
-            .find(|setting| setting.variable == variable)
-            .map_or("", |setting| setting.default);
-        written.or(Some(default)).filter(|text| !text.is_empty()).map(str::to_owned)
-    }
-
-    fn parse<T>(
-        &self,
-        variable: &'static str,
-        hint: &str,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Result<T, ConfigError> {
-        let text = self.get(variable).unwrap_or_default();
-        parse(&text).map_err(|problem| wrong(format!("{variable} is {text:?}: {problem}"), hint))
-    }
-
-    fn duration(
-        &self,
-        variable: &'static str,
-        least: Duration,
-        most: Duration,
-    ) -> Result<Duration, ConfigError> {
-        self.parse(variable, "write a time such as 10ms, 25s, 5m, 1h or 14d", |text| {
-            let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-            if duration < least || duration > most {
-                let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
-                return Err(format!("has to be between {least} and {most}"));
-            }
-            Ok(duration)
-        })
-    }
-
-    fn number<T: TryFrom<i64>>(
-        &self,
-        variable: &'static str,
-        least: i64,
-        most: i64,
-    ) -> Result<T, ConfigError> {
-        let problem = format!("has to be a whole number between {least} and {most}");
-        self.parse(variable, "write a plain number", |text| {
-            let number: i64 = text.parse().map_err(|_| problem.clone())?;
-            if number < least || number > most {
-                return Err(problem.clone());
-            }
-            T::try_from(number).map_err(|_| problem.clone())
-        })
-    }
 }
 
 /// The name of the file that is read where it exists, in the working directory.
@@ -218,38 +135,30 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
         file: Option<&Path>,
     ) -> Result<Self, ConfigError> {
-        let mut raw = Raw { values: read_file(file)? };
-        let mut warnings = Vec::new();
-        for (name, value) in environment {
-            if let Some(setting) = SETTINGS.iter().find(|setting| setting.variable == name) {
-                raw.values.insert(setting.variable, value);
-            } else if name.starts_with("HEADCOUNT_")
-                && let Some(near) = nearest(&name)
-            {
-                // No error: Kubernetes, for one, sets HEADCOUNT_PORT and the like for a service called headcount.
-                warnings.push(format!("{name} is not a setting; did you mean {near}?"));
-            }
-        }
+        let (raw, warnings) = Raw::read(environment, file)?;
         Ok(Self { warnings, ..Self::build(&raw)? })
     }
 
     fn build(raw: &Raw) -> Result<Self, ConfigError> {
-        let secret = |variable| raw.get(variable).map(Secret::new);
-        let address = |variable| {
+        let secret = |variable: &'static str| raw.written(variable).map(Secret::new);
+        let address = |variable: &'static str| {
             raw.parse(variable, "write an address and a port, such as 127.0.0.1:8080", |text| {
                 text.parse::<SocketAddr>().map_err(|_| "is not an address with a port".into())
             })
         };
         let day = Duration::from_secs(24 * 3600);
         let config = Self {
-            signing_secrets: signing_secrets(raw.get("CLERK_WEBHOOK_SIGNING_SECRET").as_deref())?,
+            signing_secrets: signing::secrets(
+                &raw.name("CLERK_WEBHOOK_SIGNING_SECRET"),
+                raw.written("CLERK_WEBHOOK_SIGNING_SECRET").unwrap_or_default(),
+            )?,
             amqp_url: scheme(secret("AMQP_URL"), "AMQP_URL", &["amqp", "amqps"])?,
             database_url: scheme(
                 secret("DATABASE_URL"),
                 "DATABASE_URL",
                 &["postgres", "postgresql", "sqlite"],
             )?,
-            data_dir: PathBuf::from(raw.get("HEADCOUNT_DATA_DIR").unwrap_or_default()),
+            data_dir: raw.get("HEADCOUNT_DATA_DIR").unwrap_or_default().into(),
             listen: address("HEADCOUNT_LISTEN")?,
             trusted_proxies: raw.parse(
                 "HEADCOUNT_TRUSTED_PROXIES",
@@ -257,7 +166,7 @@ impl Config {
                 TrustedProxies::parse,
             )?,
             ops_listen: address("HEADCOUNT_OPS_LISTEN")?,
-            ops_token: secret("HEADCOUNT_OPS_TOKEN"),
+            ops_token: token(raw)?,
             webhook_path: raw.parse(
                 "HEADCOUNT_WEBHOOK_PATH",
                 "write a path such as /webhooks/clerk",
@@ -292,28 +201,25 @@ impl Config {
                 "HEADCOUNT_SCHEMA",
                 "use lower-case letters, digits and _, 1 to 63 of them",
                 |text| {
+                    if text == "information_schema" || text.starts_with("pg_") {
+                        return Err("is PostgreSQL's own".into());
+                    }
                     let plain = text.len() <= 63
                         && !text.starts_with(|c: char| c.is_ascii_digit())
-                        && !text.starts_with("pg_")
                         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
                     plain.then(|| text.to_owned()).ok_or_else(|| "is not a plain schema name".into())
                 },
             )?,
-            relink: raw.parse("HEADCOUNT_RELINK", "use deleted, match or never", |text| match text {
-                "deleted" => Ok(Relink::Deleted),
-                "match" => Ok(Relink::Match),
-                "never" => Ok(Relink::Never),
-                _ => Err("is none of the choices".into()),
-            })?,
+            relink: raw.choice(
+                "HEADCOUNT_RELINK",
+                &[("deleted", Relink::Deleted), ("match", Relink::Match), ("never", Relink::Never)],
+            )?,
             conflict_patience: raw.number("HEADCOUNT_CONFLICT_PATIENCE", 0, 1000)?,
             prefetch: raw.number("HEADCOUNT_PREFETCH", 1, 2000)?,
             batch_max: raw.number("HEADCOUNT_BATCH_MAX", 1, 2000)?,
             batch_wait: raw.duration("HEADCOUNT_BATCH_WAIT", Duration::ZERO, Duration::from_secs(10))?,
-            on_delete: raw.parse("HEADCOUNT_ON_DELETE", "use keep or erase", |text| match text {
-                "keep" => Ok(OnDelete::Keep),
-                "erase" => Ok(OnDelete::Erase),
-                _ => Err("is none of the choices".into()),
-            })?,
+            on_delete: raw
+                .choice("HEADCOUNT_ON_DELETE", &[("keep", OnDelete::Keep), ("erase", OnDelete::Erase)])?,
             default_credits: raw.number("HEADCOUNT_DEFAULT_CREDITS", i64::MIN, i64::MAX)?,
             inbox_retention: raw.duration("HEADCOUNT_INBOX_RETENTION", day, 3650 * day)?,
             dead_retention: raw.duration("HEADCOUNT_DEAD_RETENTION", day, 3650 * day)?,
@@ -323,13 +229,14 @@ impl Config {
                 Duration::from_secs(1),
                 Duration::from_secs(3600),
             )?,
-            log_filter: raw.get("RUST_LOG").unwrap_or_default(),
-            log_format: raw.parse("HEADCOUNT_LOG_FORMAT", "use text or json", |text| match text {
-                "text" => Ok(LogFormat::Text),
-                "json" => Ok(LogFormat::Json),
-                _ => Err("is none of the choices".into()),
-            })?,
+            log_filter: raw.get("RUST_LOG").unwrap_or_default().to_owned(),
+            log_format: raw
+                .choice("HEADCOUNT_LOG_FORMAT", &[("text", LogFormat::Text), ("json", LogFormat::Json)])?,
             warnings: Vec::new(),
+            chosen: Chosen {
+                queue: raw.written("AMQP_URL").map(|_| raw.name("AMQP_URL")),
+                store: raw.written("DATABASE_URL").map(|_| raw.name("DATABASE_URL")),
+            },
         };
         if !config.ops_listen.ip().is_loopback() && config.ops_token.is_none() {
             return Err(wrong(
@@ -341,6 +248,27 @@ impl Config {
             ));
         }
         Ok(config)
+    }
+
+    /// Which queue it is, and why, for people.
+    pub fn queue_choice(&self) -> String {
+        match &self.chosen.queue {
+            Some(setting) => format!("RabbitMQ, because {setting} is set"),
+            None => format!("embedded, in {}, because AMQP_URL is not set", self.data_dir.display()),
+        }
+    }
+
+    /// Which store it is, and why, for people.
+    pub fn store_choice(&self) -> String {
+        match (self.store().backend, &self.chosen.store) {
+            (Backend::Postgres { schema, .. }, Some(setting)) => {
+                format!("PostgreSQL, schema {schema}, because {setting} is set")
+            }
+            (Backend::Sqlite { path }, Some(setting)) => {
+                format!("embedded, in {}, because {setting} names it", path.display())
+            }
+            _ => format!("embedded, in {}, because DATABASE_URL is not set", self.data_dir.display()),
+        }
     }
 
     /// The queue that is configured.
@@ -405,95 +333,20 @@ fn scheme(url: Option<Secret>, variable: &str, schemes: &[&str]) -> Result<Optio
     Ok(Some(secret))
 }
 
-/// The signing secrets, checked; none where unset.
-fn signing_secrets(text: Option<&str>) -> Result<Vec<Secret>, ConfigError> {
-    let hint = "copy it from the endpoint's page in the Clerk dashboard; it starts with whsec_, several are separated by commas";
-    let mut secrets = Vec::new();
-    for (index, part) in
-        text.unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty()).enumerate()
-    {
-        if !part.starts_with("whsec_") || svix::webhooks::Webhook::new(part).is_err() {
-            return Err(wrong(
-                format!("CLERK_WEBHOOK_SIGNING_SECRET: value {} is not a signing secret", index + 1),
-                hint,
-            ));
-        }
-        secrets.push(Secret::new(part));
-    }
-    Ok(secrets)
-}
+/// A token has no fewer characters: what is short can be guessed.
+const TOKEN_LEAST: usize = 8;
 
-fn read_file(file: Option<&Path>) -> Result<HashMap<&'static str, String>, ConfigError> {
-    let path = file.unwrap_or(Path::new(FILE));
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => {
-            return Ok(HashMap::new());
-        }
-        Err(error) => {
-            return Err(wrong(
-                format!("{} cannot be read: {error}", path.display()),
-                "check the path and its permissions",
-            ));
-        }
-    };
-    let table: BTreeMap<String, toml::Value> = toml::from_str(&text).map_err(|error| {
-        // The message alone: the error's rendering would quote the line, which may hold a secret.
-        wrong(
-            format!("{} is not valid TOML: {}", path.display(), error.message()),
-            "write lines such as  listen = \"127.0.0.1:8080\"",
-        )
-    })?;
-    let mut values = HashMap::new();
-    for (key, value) in table {
-        let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
-            let hint = nearest(&key).map_or_else(
-                || "see the headcount.toml that headcount ships with".into(),
-                |near| format!("did you mean {near}?"),
-            );
-            return Err(wrong(format!("{}: {key} is not a setting", path.display()), hint));
-        };
-        let text = match value {
-            toml::Value::String(text) => text,
-            toml::Value::Integer(number) => number.to_string(),
-            toml::Value::Array(parts) if parts.iter().all(toml::Value::is_str) => {
-                parts.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(",")
-            }
-            other => {
-                let problem = format!("{}: {key} is a {}", path.display(), other.type_str());
-                return Err(wrong(problem, "write it as a string in quotes, or a number"));
-            }
-        };
-        values.insert(setting.variable, text);
+/// The operators' token.
+fn token(raw: &Raw) -> Result<Option<Secret>, ConfigError> {
+    let Some(token) = raw.written("HEADCOUNT_OPS_TOKEN") else { return Ok(None) };
+    if token.chars().count() < TOKEN_LEAST {
+        let name = raw.name("HEADCOUNT_OPS_TOKEN");
+        return Err(wrong(
+            format!("{name} is too short: it has fewer than {TOKEN_LEAST} characters"),
+            "use a long random value, such as that of: openssl rand -hex 32",
+        ));
     }
-    Ok(values)
-}
-
-/// The setting that a mistyped name probably means.
-fn nearest(name: &str) -> Option<&'static str> {
-    let wanted = name.to_lowercase();
-    SETTINGS
-        .iter()
-        .flat_map(|setting| [setting.variable, setting.key])
-        .map(|known| (distance(&wanted, &known.to_lowercase()), known))
-        .min()
-        .filter(|(distance, _)| *distance <= 3)
-        .map(|(_, known)| known)
-}
-
-/// Edit distance (Levenshtein) between two short names.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut corner = i;
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let replaced = corner + usize::from(x != y);
-            corner = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(corner + 1);
-        }
-    }
-    row[b.len()]
+    Ok(Some(Secret::new(token)))
 }
 
 #[cfg(test)]
@@ -538,6 +391,9 @@ mod tests {
             ("HEADCOUNT_RETRY_DELAYS", "1s,soon"),
             ("HEADCOUNT_RETRY_DELAYS", "1s,8d"),
             ("HEADCOUNT_SCHEMA", "Public"),
+            ("HEADCOUNT_SCHEMA", "information_schema"),
+            ("HEADCOUNT_SCHEMA", "pg_catalog"),
+            ("HEADCOUNT_OPS_TOKEN", "short"),
             ("HEADCOUNT_RELINK", "always"),
             ("HEADCOUNT_CONFLICT_PATIENCE", "-1"),
             ("HEADCOUNT_PREFETCH", "0"),
@@ -560,32 +416,103 @@ mod tests {
     fn an_error_never_shows_a_secret() {
         for (variable, value) in [
             ("CLERK_WEBHOOK_SIGNING_SECRET", "hunter2"),
+            ("HEADCOUNT_OPS_TOKEN", "hunter2"),
             ("AMQP_URL", "hunter2"),
             ("DATABASE_URL", "postgres://app:hunter2@host:port/db"),
         ] {
             let error = with(&[(variable, value)]).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
         }
-        let config = with(&[("HEADCOUNT_OPS_TOKEN", "hunter2")]).unwrap();
+        let config = with(&[("HEADCOUNT_OPS_TOKEN", "hunter2 hunter2 hunter2")]).unwrap();
         assert!(!format!("{config:?}").contains("hunter2"));
     }
 
     #[test]
     fn a_mistyped_name_points_to_the_right_one() {
-        let config =
-            with(&[("HEADCOUNT_PREFECH", "600"), ("HEADCOUNT_PORT_8080_TCP_ADDR", "10.0.0.1")]).unwrap();
-        assert_eq!(config.warnings, ["HEADCOUNT_PREFECH is not a setting; did you mean HEADCOUNT_PREFETCH?"]);
+        let config = with(&[
+            ("HEADCOUNT_PREFECH", "600"),
+            ("HEADCOUNT_PORT_8080_TCP_ADDR", "10.0.0.1"),
+            ("AMPQ_URL", "amqp://localhost"),
+            ("DATABASE_URI", "postgres://localhost/app"),
+            // Somebody else's: ours is set.
+            ("CLERK_WEBHOOK_SECRET", "hunter2"),
+            ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+        ]);
+        assert_eq!(
+            config.unwrap().warnings,
+            [
+                "AMPQ_URL is not a setting; did you mean AMQP_URL?",
+                "DATABASE_URI is not a setting; did you mean DATABASE_URL?",
+                "HEADCOUNT_PREFECH is not a setting; did you mean HEADCOUNT_PREFETCH?",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_choice_of_the_backends_is_told_with_its_reason() {
+        let config = with(&[("HEADCOUNT_DATA_DIR", "/data")]).unwrap();
+        assert_eq!(config.queue_choice(), "embedded, in /data, because AMQP_URL is not set");
+        assert_eq!(config.store_choice(), "embedded, in /data, because DATABASE_URL is not set");
+        let config = with(&[("AMQP_URL", "amqp://localhost"), ("DATABASE_URL", "sqlite:///a.db")]).unwrap();
+        assert_eq!(config.queue_choice(), "RabbitMQ, because AMQP_URL is set");
+        assert_eq!(config.store_choice(), "embedded, in /a.db, because DATABASE_URL names it");
+        let config = in_file("database_url = \"postgres://localhost/app\"", &[("HEADCOUNT_SCHEMA", "mine")]);
+        let choice = config.unwrap().store_choice();
+        assert!(choice.starts_with("PostgreSQL, schema mine, because "), "{choice}");
+        assert!(choice.ends_with("headcount.toml: database_url is set"), "{choice}");
+    }
+
+    fn in_file(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(FILE);
+        std::fs::write(&file, text).unwrap();
+        let pairs = environment.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        Config::from(pairs, Some(&file))
     }
 
     #[test]
     fn the_environment_goes_before_the_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join(FILE);
-        std::fs::write(&file, "listen = \"127.0.0.1:1\"\nprefetch = 7\n").unwrap();
-        let config = Config::from([("HEADCOUNT_LISTEN".into(), "127.0.0.1:2".into())], Some(&file)).unwrap();
+        let text = "listen = \"127.0.0.1:1\"\nprefetch = 7\n";
+        let config = in_file(text, &[("HEADCOUNT_LISTEN", "127.0.0.1:2")]).unwrap();
         assert_eq!((config.listen.port(), config.prefetch), (2, 7));
-        std::fs::write(&file, "lisen = \"127.0.0.1:1\"\n").unwrap();
-        assert_eq!(Config::from([], Some(&file)).unwrap_err().hint, "did you mean listen?");
+    }
+
+    #[test]
+    fn an_error_in_the_file_names_the_file_its_line_and_its_key() {
+        for (text, said, hint) in [
+            ("prefetch = 0", "headcount.toml: prefetch is \"0\": has to be", "plain number"),
+            ("prefetch = 1.5", "headcount.toml: prefetch is a number with a fraction", "string"),
+            ("listen = [1]", "headcount.toml: listen is a list of other things than strings", "string"),
+            ("[listen]\nport = 1", "headcount.toml: listen is a table", "string"),
+            ("schema = true", "headcount.toml: schema is true or false", "string"),
+            (
+                "\nlisten = 127.0.0.1:80",
+                "headcount.toml, line 2 (listen), is not valid TOML",
+                "lines such as",
+            ),
+            ("\n\nhunter2", "headcount.toml, line 3, is not valid TOML", "lines such as"),
+            ("log = \"a\"\nlog = \"b\"", "headcount.toml, line 2 (log), is not valid TOML", "lines such as"),
+            ("lisen = \"x\"", "headcount.toml: lisen is not a setting", "did you mean listen?"),
+            ("DATABASE_URL = \"x\"", "headcount.toml: DATABASE_URL is not a setting", "mean database_url?"),
+            ("inbox_retention = \"1h\"", "has to be between 1d and 3650d", "14d"),
+        ] {
+            let error = in_file(text, &[]).expect_err(text);
+            assert!(error.message.contains(said), "{text}: {}", error.message);
+            assert!(error.hint.contains(hint), "{text}: {}", error.hint);
+            assert!(!error.message.contains("hunter2"), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn quotes_around_a_value_are_named() {
+        for (variable, value) in [
+            ("HEADCOUNT_LISTEN", "\"127.0.0.1:8080\""),
+            ("AMQP_URL", "'amqp://app:hunter2@localhost'"),
+            ("CLERK_WEBHOOK_SIGNING_SECRET", "\"whsec_hunter2\""),
+        ] {
+            let error = with(&[(variable, value)]).unwrap_err();
+            assert_eq!(error.message, format!("{variable} has quotes around its value"));
+        }
     }
 
     #[test]
