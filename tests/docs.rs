@@ -79,7 +79,7 @@ fn headcount_toml_explains_every_setting_once() {
 
 #[test]
 fn deployments_set_only_what_is_a_setting() {
-    for file in ["docker-compose.yml", "Dockerfile", ".env.example"] {
+    for file in ["docker-compose.yml", "Dockerfile", ".env.example", "deploy/headcount.service"] {
         let text = read(file);
         let names = text
             .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
