@@ -49,6 +49,11 @@ macro_rules! migrations {
                 "retention clock",
                 include_str!(concat!("../../migrations/", $dialect, "/0004_retention_clock.sql")),
             ),
+            (
+                6,
+                "letters tell the outcome",
+                include_str!(concat!("../../migrations/", $dialect, "/0006_letters_tell_the_outcome.sql")),
+            ),
         ]
     };
 }
