@@ -187,7 +187,11 @@ async fn a_letter_that_dies_again_is_the_same_letter_and_an_edit_is_applied_once
         assert!(stderr(&refused).contains("would be buried again: data.id"), "{refused:?}");
         std::fs::write(&file, body("user_mended")).unwrap();
         let said = well(&world, &edit);
-        assert!(said.contains("+     \"id\": \"user_mended\"") && said.ends_with("as round 2\noutcome: 1 created\n"), "{said}");
+        assert!(
+            said.contains("+     \"id\": \"user_mended\"")
+                && said.ends_with("as round 2\noutcome: 1 created\n"),
+            "{said}"
+        );
         until(&world, Status::Applied, 1).await;
         let users = world.users().await;
         assert_eq!(users.iter().map(|user| user.clerk_id.as_str()).collect::<Vec<_>>(), ["user_mended"]);

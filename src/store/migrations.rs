@@ -127,7 +127,8 @@ mod tests {
                 "0001_users_and_inbox",
                 "0002_dead_letters_and_rejections",
                 "0003_search_letters",
-                "0004_retention_clock"
+                "0004_retention_clock",
+                "0006_letters_tell_the_outcome"
             ]
         );
         assert!(names(POSTGRES).is_sorted());
