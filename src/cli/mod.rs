@@ -2,7 +2,7 @@
 //! lines. Promises data on stdout, everything else on stderr, and the exit codes of [`Exit`]. A secret is never an
 //! argument: others can read those in the list of processes.
 
-use std::{io::Write, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
@@ -173,24 +173,10 @@ pub struct RejectionList {
 /// This process's arguments. Asking for help, or wrong arguments, end it here.
 pub fn parse() -> Cli {
     Cli::try_parse().unwrap_or_else(|error| {
-        let arguments: Vec<String> =
-            std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
-        if !arguments.iter().any(|argument| argument.contains(terminal::is_hidden)) {
-            error.exit();
-        }
-        let _ = std::io::stderr().write_all(quoting(&error.render().to_string(), &arguments).as_bytes());
-        std::process::exit(error.exit_code());
+        // Once more, with arguments that can be quoted: what is wrong with them stays the same.
+        let quotable = std::env::args_os().map(|word| terminal::safe(&word.to_string_lossy()).into_owned());
+        Cli::try_parse_from(quotable).err().unwrap_or(error).exit()
     })
-}
-
-/// A message of several lines that quotes arguments, which may hold line feeds of their own.
-fn quoting(message: &str, arguments: &[String]) -> String {
-    let values = arguments.iter().filter_map(|argument| argument.split_once('=')).map(|(_, value)| value);
-    let mut message = message.to_owned();
-    for quoted in arguments.iter().map(String::as_str).chain(values).filter(|text| text.contains('\n')) {
-        message = message.replace(quoted, &terminal::safe(quoted));
-    }
-    message.split('\n').map(terminal::safe).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

@@ -174,12 +174,13 @@ fn describe(detail: &LetterDetail, output: &mut Output) -> Result<(), Failure> {
     output.line("")?;
     output.line("headers")?;
     for (name, value) in &detail.headers {
-        output.line(format!("{name}: {value}"))?;
+        // Indented, so that no header and no line of a body reads like one of ours.
+        output.line(format!("  {name}: {value}"))?;
     }
     output.line("")?;
     output.line("body")?;
     for line in diff::readable(&detail.body) {
-        output.line(line)?;
+        output.line(format!("  {line}"))?;
     }
     Ok(())
 }
