@@ -154,7 +154,7 @@ async fn a_buried_letter_is_captured_listed_and_replayed_to_its_effect() {
 
         let again = world.run(&["dead", "replay", "msg_1"]);
         assert_eq!(again.status.code(), Some(1));
-        assert!(stderr(&again).contains("is applied, not open"), "{again:?}");
+        assert!(stderr(&again).contains("is applied (created), not open"), "{again:?}");
         let unknown = world.run(&["dead", "show", "msg_x"]);
         assert!(unknown.status.code() == Some(1) && stderr(&unknown).contains("hint: "), "{unknown:?}");
         assert_eq!(world.run(&["dead", "replay"]).status.code(), Some(2));

@@ -93,7 +93,7 @@ async fn unknown(reference: &str, letters: &dyn Letters) -> Failure {
             "{unknown}, but a dead letter is about it: {} died for {} and is {}",
             letter.event_type,
             letter.reason,
-            letter.status.as_str()
+            letter.standing()
         ))
         .hint(format!("see it: headcount dead show {}", letter.id))
         .hint(format!("see all about it: headcount dead list --status all --user {}", quoted(reference))),

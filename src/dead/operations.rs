@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::replay::{Ended, Order, Replayer, Report};
+use super::replay::{Ended, Order, Replayer, Report, Sent};
 use crate::{cli::output::time, message::now, shutdown::until};
 
 /// Replays that run at a time.
@@ -133,7 +133,7 @@ impl Operations {
         let replayer = self.replayer.clone();
         tokio::spawn(async move {
             let stop = kept.stop.subscribe();
-            let shown = |report: &Report, _: &[(Uuid, u32)]| {
+            let shown = |report: &Report, _: &[Sent]| {
                 kept.state.send_modify(|operation| operation.report = *report);
             };
             let (report, ended) = replayer.run(&order, shown, &stop).await;

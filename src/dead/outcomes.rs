@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
+use super::replay::Sent;
 use crate::{
     pause::Pauses,
     shutdown::until,
@@ -66,7 +67,7 @@ pub fn meaning(outcome: &str) -> Option<&'static str> {
 /// What the database says.
 pub async fn follow(
     letters: &dyn Letters,
-    sent: &[(Uuid, u32)],
+    sent: &[Sent],
     stop: &watch::Receiver<bool>,
 ) -> Result<Outcomes, StoreError> {
     let rounds: BTreeMap<Uuid, u32> = sent.iter().take(FOLLOWED_MAX).copied().collect();

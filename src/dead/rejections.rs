@@ -151,7 +151,10 @@ fn meaning(reason: &str) -> (&'static str, &'static str) {
             "requests without the headers of a signed webhook: scanners, or a proxy that drops headers",
             "if webhooks are missing, let the proxy pass svix-id, svix-timestamp and svix-signature",
         ),
-        _ => ("requests that cannot be a webhook", "see: headcount rejections list"),
+        _ => (
+            "requests that cannot be a webhook",
+            "look where they come from, and which headers they carry: headcount rejections list",
+        ),
     }
 }
 

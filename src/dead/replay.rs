@@ -55,6 +55,9 @@ pub struct Report {
     pub unstamped_left: u64,
 }
 
+/// A letter that is in the queue again, and the round that began with it.
+pub type Sent = (Uuid, u32);
+
 /// How a replay ended.
 #[derive(Debug)]
 pub enum Ended {
@@ -100,12 +103,11 @@ impl Replayer {
     }
 
     /// Replays what is selected and open by now, until none is left, the limit is reached, or `stop` turns true: then what is claimed is
-    /// still published and stamped. `progress` is called after each step, with the letters, and their rounds, that it has
-    /// published.
+    /// still published and stamped. `progress` is called after each step, with what it has published.
     pub async fn run(
         &self,
         order: &Order,
-        progress: impl Fn(&Report, &[(Uuid, u32)]) + Send + Sync,
+        progress: impl Fn(&Report, &[Sent]) + Send + Sync,
         stop: &watch::Receiver<bool>,
     ) -> (Report, Ended) {
         let mut run = Run {
@@ -149,7 +151,7 @@ impl Replayer {
 struct Run<'a> {
     replayer: &'a Replayer,
     order: &'a Order,
-    progress: &'a (dyn Fn(&Report, &[(Uuid, u32)]) + Send + Sync),
+    progress: &'a (dyn Fn(&Report, &[Sent]) + Send + Sync),
     stop: &'a watch::Receiver<bool>,
     pace: Pace,
     report: Report,

@@ -47,7 +47,7 @@ pub trait Letters: Send + Sync {
     /// What the database says.
     async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError>;
 
-    /// The keys of the groups that are meant by a key or by a group's id: one, or none where there is no such group.
+    /// The keys of the groups that have this key or this id: one, or none where there is no such group.
     ///
     /// # Errors
     /// What the database says.
@@ -298,6 +298,14 @@ pub struct Letter {
     pub outcome: Option<String>,
     /// What letters of one cause share.
     pub group: String,
+}
+
+impl Letter {
+    /// Its status, and where it is applied what became of it: `applied (ignored)`.
+    pub fn standing(&self) -> String {
+        let status = self.status.as_str();
+        self.outcome.as_ref().map_or_else(|| status.to_owned(), |outcome| format!("{status} ({outcome})"))
+    }
 }
 
 /// A letter, whole.

@@ -7,7 +7,6 @@ use std::{
 };
 
 use tokio::sync::watch;
-use uuid::Uuid;
 
 use super::{Action, Discard, Replay, Restore, actor, select_failure};
 use crate::{
@@ -19,7 +18,7 @@ use crate::{
     config::Config,
     dead::{
         outcomes::{self, FOLLOWED_MAX},
-        replay::{Ended, Order, Replayer, Report, nobody_works},
+        replay::{Ended, Order, Replayer, Report, Sent, nobody_works},
     },
     message::now,
     queue::Queue,
@@ -96,8 +95,8 @@ async fn send_back(
         rate: args.rate,
         by: actor(args.note.as_deref()),
     };
-    let sent: Mutex<Vec<(Uuid, u32)>> = Mutex::default();
-    let shown = |report: &Report, published: &[(Uuid, u32)]| {
+    let sent: Mutex<Vec<Sent>> = Mutex::default();
+    let shown = |report: &Report, published: &[Sent]| {
         bar.set_position(report.published);
         let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
         let room = FOLLOWED_MAX - sent.len();
@@ -142,7 +141,7 @@ pub(super) async fn warn_where_nobody_works(queue: &dyn Queue) -> bool {
 /// Prints what became of letters that were sent back.
 pub(super) async fn tell_outcomes(
     letters: &dyn Letters,
-    sent: &[(Uuid, u32)],
+    sent: &[Sent],
     of: u64,
     stop: &watch::Receiver<bool>,
     output: &mut Output,
@@ -293,17 +292,16 @@ async fn preview(action: &Action, from: Status, letters: &Arc<dyn Letters>) -> R
             .named
             .iter()
             .take(5)
-            .map(|letter| {
-                format!("letter {} is {}, not {}", letter.id, letter.status.as_str(), from.as_str())
-            })
+            .map(|letter| format!("letter {} is {}, not {}", letter.id, letter.standing(), from.as_str()))
             .collect();
         let nothing = Failure::new(match others.is_empty() {
             true => format!("no {} letter is selected", from.as_str()),
             false => others.join("; "),
         });
-        return Err(
-            nothing.hint("look what there is: headcount dead groups, headcount dead list --status all")
-        );
+        return Err(nothing.hint(match from {
+            Status::Discarded => "look what there is: headcount dead list --status discarded",
+            _ => "look what there is: headcount dead groups, headcount dead list --status all",
+        }));
     }
     let letters = action.limit.map_or(all, |limit| all.min(limit));
     Ok(Preview { filter, counts, letters, unfinished: unfinished as u64 })

@@ -88,7 +88,7 @@ pub(super) async fn list(
             vec![
                 letter.id.to_string(),
                 letter.died_at.clone(),
-                standing(letter),
+                letter.standing(),
                 letter.event_type.clone(),
                 letter.clerk_id.clone().unwrap_or_else(|| "-".into()),
                 letter.message_id.clone(),
@@ -116,14 +116,6 @@ pub(super) async fn show(
         return output.json(&Whole::from(detail));
     }
     describe(&detail, output)
-}
-
-/// Its status, and once it is applied what became of it.
-fn standing(letter: &Letter) -> String {
-    match &letter.outcome {
-        Some(outcome) => format!("{} ({outcome})", letter.status.as_str()),
-        None => letter.status.as_str().into(),
-    }
 }
 
 fn outcome(letter: &Letter) -> String {

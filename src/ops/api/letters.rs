@@ -235,7 +235,7 @@ async fn one(api: &Api, reference: String) -> Result<(Letter, Filter), Problem> 
 /// The letter as it is now, or why nothing was done.
 async fn settled(api: &Api, letter: Letter, touched: u64, from: Status) -> Result<Response, Problem> {
     if touched == 0 {
-        let (is, wanted) = (letter.status.as_str(), from.as_str());
+        let (is, wanted) = (letter.standing(), from.as_str());
         return Err(Problem::conflict(format!("the letter is {is}, not {wanted}, or is erased")));
     }
     Ok(json(StatusCode::OK, &Whole::from(find(api, letter.id.to_string()).await?)))
