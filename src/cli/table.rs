@@ -7,7 +7,7 @@
 use crate::terminal::{cut, safe, width};
 
 /// The narrowest that a column is cut to.
-const NARROWEST: usize = 7;
+const NARROWEST: usize = 12;
 /// The widest column where nothing is cut; longer cells reach beyond it.
 const WIDEST: usize = 60;
 /// Between columns.

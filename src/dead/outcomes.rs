@@ -42,7 +42,7 @@ impl std::fmt::Display for Outcomes {
                 None => format!("{letters} {outcome}"),
             })
             .collect();
-        for (letters, what) in [(self.died, "died again"), (self.under_way, "still on their way")] {
+        for (letters, what) in [(self.died, "died again"), (self.under_way, "still under way")] {
             if letters > 0 {
                 parts.push(format!("{letters} {what}"));
             }
