@@ -257,6 +257,8 @@ async fn a_table_fits_the_terminal_and_is_whole_in_a_pipe() {
             assert!(headcount::terminal::width(line) <= 120, "{line}");
         }
     }
+    let (_, shown) = world.on_terminal(&["dead", "show", "msg_1"], 80).end();
+    assert!(!shown.contains('…') && shown.contains("because end"), "what is shown is whole: {shown}");
     let piped = well(&world, &["users", "list"]);
     let column = |name: &str| {
         let line = piped.lines().find(|line| line.contains(name)).unwrap();
@@ -270,9 +272,12 @@ async fn a_table_fits_the_terminal_and_is_whole_in_a_pipe() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_no_says_that_nothing_was_done() {
     let world = world(Backends::Embedded, &[letter("msg_1"), letter("msg_2")]).await;
+    let body = sample("user_msg_1").event("user.updated", now());
+    std::fs::write(world.directory.path().join("body.json"), body).unwrap();
     for (arguments, words) in [
         (&["dead", "replay", "--all"][..], "nothing was replayed"),
         (&["dead", "discard", "--all", "--note", "why"], "nothing was discarded"),
+        (&["dead", "edit", "msg_1", "--file", "body.json"], "nothing was sent"),
     ] {
         let mut terminal = world.on_terminal(arguments, 100);
         terminal.until("[y/N]");

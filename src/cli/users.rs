@@ -167,7 +167,7 @@ fn describe(history: &UserHistory, output: &mut Output) -> Result<(), Failure> {
             ]
         })
         .collect();
-    output.table(&["processed", "event", "outcome", "clerk's time", "clerk id", "message"], &rows)
+    output.whole_table(&["processed", "event", "outcome", "clerk's time", "clerk id", "message"], &rows)
 }
 
 fn text(value: Option<&String>) -> String {

@@ -162,7 +162,7 @@ fn describe(detail: &LetterDetail, output: &mut Output) -> Result<(), Failure> {
             ]
         })
         .collect();
-    output.table(&["at", "round", "what", "who", "note"], &rows)?;
+    output.whole_table(&["at", "round", "what", "who", "note"], &rows)?;
     output.line("")?;
     output.line("headers")?;
     for (name, value) in &detail.headers {
