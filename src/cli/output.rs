@@ -226,17 +226,6 @@ mod tests {
     }
 
     impl Write for Reader {
-        /// A table of which nothing is cut, for what is shown whole.
-        ///
-        /// # Errors
-        /// As [`Output::line`].
-        pub fn whole_table(&mut self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
-            if rows.is_empty() {
-                return Ok(());
-            }
-            self.write(table(header, rows, None).as_bytes())
-        }
-
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let mut read = self.read.lock().unwrap();
             if self.most.is_some_and(|most| read.len() >= most) {
