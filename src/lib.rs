@@ -5,6 +5,9 @@
 //! it in batches, [`roster`] folds it into users, the [`store`] saves them in one transaction, and only then is it
 //! settled.
 
+// What commands print goes through `cli::output`, which makes it safe for a terminal.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod app;
 pub mod config;
 pub mod datafile;
@@ -24,3 +27,4 @@ pub mod ops;
 pub mod pause;
 pub mod shutdown;
 pub mod telemetry;
+pub mod terminal;

@@ -1,12 +1,12 @@
 //! Owns the process: parse, telemetry, dispatch, exit code.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use headcount::{
     app::{self, Addresses, Roles},
     cli::{
-        Cli, Command, Exit, dead, demo, doctor,
+        self, Cli, Command, Exit, dead, demo, doctor,
         output::{Failure, Output},
         rejections, secret, send, status, users,
     },
@@ -20,7 +20,7 @@ use tracing::{info, warn};
 const DEMO_RATE: f64 = 20.0;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = cli::parse();
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -235,7 +235,11 @@ async fn seeded(letters: i64) -> (Arc<Home>, Arc<dyn Store>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_answers_as_documented() {
     let (_home, store) = seeded(5).await;
-    let binary = Captured { message_id: "msg_binary".into(), ..captured(7, Bytes::from_static(b"\xff\x00")) };
+    let binary = Captured {
+        message_id: "msg_binary".into(),
+        clerk_id: Some("user_of_a_letter".into()),
+        ..captured(7, Bytes::from_static(b"\xff\x00"))
+    };
     store.capture(&[binary]).await.unwrap();
     stores::apply(&store, [created("user_1", 1_760_000_000_000).verified("ada@example.com").event()])
         .await
@@ -264,6 +268,8 @@ async fn every_route_answers_as_documented() {
         assert_eq!(user["events"].as_array().unwrap().len(), 1);
     }
     assert_eq!(server.get("/users/nobody", "/users/{ref}").await.status, 404);
+    let only_a_letter = server.get("/users/user_of_a_letter", "/users/{ref}").await;
+    assert!(only_a_letter.json()["hint"].as_str().unwrap().contains("GET /api/v1/dead/"));
     let rejections = server.get("/rejections?limit=5", "/rejections").await.json();
     assert_eq!(rejections["rejections"][0]["address"], "192.0.2.1:4711");
 
@@ -271,6 +277,11 @@ async fn every_route_answers_as_documented() {
     let sizes: Vec<&Value> =
         groups["groups"].as_array().unwrap().iter().map(|group| &group["letters"]).collect();
     assert_eq!(sizes, [3, 3]);
+    let id = groups["groups"][0]["id"].as_str().unwrap();
+    let of_the_group = server.get(&format!("/dead/count?group={id}"), "/dead/count").await.json();
+    assert_eq!(of_the_group["letters"], 6, "both have the same key");
+    assert_eq!(server.get("/dead?group=nonsense", "/dead").await.status, 404);
+    assert_eq!(server.get("/dead?reason=nonsense", "/dead").await.status, 400);
     let count = server.get("/dead/count?reason=rejected", "/dead/count").await.json();
     assert_eq!(count["letters"], 3);
     let (mut listed, mut cursor) = (Vec::new(), String::new());
@@ -322,6 +333,9 @@ async fn every_route_answers_as_documented() {
     let mut good = json!({"body": r#"{"type":"user.deleted","timestamp":1760000000000,"data":{"id":"user_1"}}"#, "dry_run": true});
     let looked = server.post("/dead/msg_1/edit", edit, &good).await.json();
     assert_eq!(looked["round"], json!(null));
+    let warnings = looked["warnings"].as_array().unwrap().iter();
+    let deletes = warnings.filter(|warning| warning.as_str().unwrap().contains("deletes the user"));
+    assert_eq!(deletes.count(), 1);
     assert_eq!(server.published().await, 0);
     good["dry_run"] = json!(false);
     assert_eq!(server.post("/dead/msg_1/edit", edit, &good).await.json()["round"], 1);

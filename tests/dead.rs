@@ -144,7 +144,7 @@ async fn a_buried_letter_is_captured_listed_and_replayed_to_its_effect() {
         until(&world, Status::Open, 3).await;
 
         let said = well(&world, &["dead", "replay", "--reason", "rejected", "--yes", "--note", "mended"]);
-        assert_eq!(said, "replayed 3 letters\n");
+        assert_eq!(said, "replayed 3 letters\noutcome: 3 created\n");
         until(&world, Status::Applied, 3).await;
         assert_eq!(world.users().await.len(), 3);
         let one = letter(&world, "msg_1").await;
@@ -154,7 +154,7 @@ async fn a_buried_letter_is_captured_listed_and_replayed_to_its_effect() {
 
         let again = world.run(&["dead", "replay", "msg_1"]);
         assert_eq!(again.status.code(), Some(1));
-        assert!(stderr(&again).contains("is applied, not open"), "{again:?}");
+        assert!(stderr(&again).contains("is applied (created), not open"), "{again:?}");
         let unknown = world.run(&["dead", "show", "msg_x"]);
         assert!(unknown.status.code() == Some(1) && stderr(&unknown).contains("hint: "), "{unknown:?}");
         assert_eq!(world.run(&["dead", "replay"]).status.code(), Some(2));
@@ -187,7 +187,11 @@ async fn a_letter_that_dies_again_is_the_same_letter_and_an_edit_is_applied_once
         assert!(stderr(&refused).contains("would be buried again: data.id"), "{refused:?}");
         std::fs::write(&file, body("user_mended")).unwrap();
         let said = well(&world, &edit);
-        assert!(said.contains("+     \"id\": \"user_mended\"") && said.ends_with("as round 2\n"), "{said}");
+        assert!(
+            said.contains("+     \"id\": \"user_mended\"")
+                && said.ends_with("as round 2\noutcome: 1 created\n"),
+            "{said}"
+        );
         until(&world, Status::Applied, 1).await;
         let users = world.users().await;
         assert_eq!(users.iter().map(|user| user.clerk_id.as_str()).collect::<Vec<_>>(), ["user_mended"]);

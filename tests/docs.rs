@@ -149,6 +149,24 @@ fn every_test_and_file_that_the_architecture_names_exists() {
 }
 
 #[test]
+fn the_architecture_lists_what_is_declared_on_a_broker() {
+    let document = read("ARCHITECTURE.md");
+    let topology =
+        headcount::queue::topology::Topology::new("headcount", &headcount::queue::Ladder::default());
+    let of_each = |line: &String| !line.contains(".retry.") || line.contains(".retry.1s");
+    let lines = topology.exchanges.iter().map(ToString::to_string);
+    let lines = lines.chain(topology.queues.iter().map(ToString::to_string));
+    let lines: Vec<String> =
+        lines.chain(topology.bindings.iter().map(ToString::to_string)).filter(of_each).collect();
+    for line in lines {
+        assert!(
+            document.lines().any(|listed| listed.trim() == line),
+            "ARCHITECTURE.md does not list: {line}"
+        );
+    }
+}
+
+#[test]
 fn each_of_the_ten_promises_names_a_test() {
     let document = read("ARCHITECTURE.md");
     let promises = document.split("## Promises").nth(1).unwrap().split("\n## ").next().unwrap();

@@ -66,6 +66,7 @@ contract! {
     a_lower_round_is_ignored
     what_has_taken_effect_is_captured_as_applied
     what_takes_effect_makes_its_letter_applied
+    a_letter_tells_the_outcome_of_its_message
     a_repeat_makes_its_letter_applied_too
     what_waits_or_fails_leaves_its_letter_as_it_is
     crash_buried_but_not_acked_and_then_applied
@@ -83,6 +84,7 @@ contract! {
     letters_are_discarded_and_restored
     every_filter_selects
     pages_follow_one_another
+    a_group_is_found_by_its_id_and_by_its_key
     groups_and_counts_agree_with_the_letters
     counts_stay_true_whatever_happens
     nothing_that_cannot_be_stored_is_found
@@ -188,6 +190,7 @@ async fn a_letter_is_kept_whole(home: Arc<Home>) {
         first_seen: "2026-01-02T03:04:05.678Z".into(),
         died_at: "2026-01-02T03:04:06.678Z".into(),
         status: Status::Open,
+        outcome: None,
         group: one.group,
     };
     assert_eq!(shown.letter, expected);
@@ -333,6 +336,41 @@ async fn what_takes_effect_makes_its_letter_applied(home: Arc<Home>) {
     assert_eq!(show(&store, "m3").await.letter.status, Status::Applied);
     assert_eq!(show(&store, "m4").await.letter.status, Status::Open);
     assert_eq!(show(&store, "m1").await.history[1].by, "headcount");
+}
+
+async fn a_letter_tells_the_outcome_of_its_message(home: Arc<Home>) {
+    let store = home.store().await;
+    let outcome = async |message_id: &str| show(&store, message_id).await.letter.outcome;
+    capture(&store, ["m1", "m2", "m3"].map(letter)).await;
+    assert_eq!(outcome("m1").await, None);
+    apply(&store, [news("m1"), other("m2")]).await.unwrap();
+    let stale = updated("user_m1", 5).message("m3").event();
+    assert_eq!(apply(&store, [stale]).await.unwrap(), [Stale]);
+    // This one took effect before it was captured.
+    apply(&store, [news("m4")]).await.unwrap();
+    capture(&store, [letter("m4")]).await;
+    let outcomes = [outcome("m1").await, outcome("m2").await, outcome("m3").await, outcome("m4").await];
+    assert_eq!(outcomes.map(Option::unwrap), ["created", "ignored", "stale", "created"]);
+    // The inbox forgets; the letter does not.
+    home.sql("DELETE FROM inbox").await;
+    let listed: Vec<_> = list(&store, &all()).await.into_iter().filter_map(|letter| letter.outcome).collect();
+    assert_eq!(listed.len(), 4);
+    capture(&store, [round("m1", 1)]).await;
+    assert_eq!(outcome("m1").await, None, "it died again");
+}
+
+async fn a_group_is_found_by_its_id_and_by_its_key(home: Arc<Home>) {
+    let store = home.store().await;
+    let other = Captured { group: "rejected: another cause".into(), ..letter("m2") };
+    capture(&store, [letter("m1"), other]).await;
+    for group in store.groups(&all()).await.unwrap() {
+        assert_eq!(group.id, headcount::store::letters::group_id(&group.group));
+        for reference in [&group.id, &group.group] {
+            assert_eq!(store.groups_named(reference).await.unwrap(), std::slice::from_ref(&group.group));
+        }
+    }
+    assert!(store.groups_named("rejected").await.unwrap().is_empty());
+    assert_eq!(headcount::store::letters::group_id("rejected: no such luck"), "152f0d47");
 }
 
 async fn a_repeat_makes_its_letter_applied_too(home: Arc<Home>) {

@@ -75,7 +75,7 @@ impl Desk {
     }
 
     async fn run(&self, order: &Order) -> (Report, Ended) {
-        self.replayer.run(order, |_| {}, &self.stop.subscribe()).await
+        self.replayer.run(order, |_, _| {}, &self.stop.subscribe()).await
     }
 
     /// How often each message was published, by id and round.
@@ -204,7 +204,7 @@ async fn a_replay_that_dies_anywhere_is_taken_up_again() {
     let stop = desk.stop.subscribe();
     {
         let order = order();
-        let dying = desk.replayer.run(&order, |_| {}, &stop);
+        let dying = desk.replayer.run(&order, |_, _| {}, &stop);
         tokio::pin!(dying);
         tokio::select! {
             _ = &mut dying => panic!("it cannot end"),
@@ -235,7 +235,7 @@ async fn a_rate_is_kept_and_little_is_claimed_ahead_of_it() {
     let desk = Desk::with(40).await;
     let started = tokio::time::Instant::now();
     let most = Mutex::new(0);
-    let progress = |report: &Report| {
+    let progress = |report: &Report, _: &[(uuid::Uuid, u32)]| {
         let mut most = most.lock().unwrap();
         *most = report.unstamped_left.max(*most);
     };

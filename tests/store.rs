@@ -86,7 +86,8 @@ async fn migrating_again_does_nothing(home: Arc<Home>) {
             "0001_users_and_inbox",
             "0002_dead_letters_and_rejections",
             "0003_search_letters",
-            "0004_retention_clock"
+            "0004_retention_clock",
+            "0006_letters_tell_the_outcome"
         ]
     );
     assert!(store.migrate().await.unwrap().is_empty());
@@ -105,7 +106,7 @@ async fn processes_that_migrate_at_once_do_it_once(home: Arc<Home>) {
     for task in tasks {
         applied += task.await.unwrap();
     }
-    assert_eq!(applied, 4);
+    assert_eq!(applied, 5);
 }
 
 async fn a_missing_schema_is_named(home: Arc<Home>) {
@@ -152,7 +153,12 @@ async fn tables_of_the_first_migration_are_brought_up_to_date(home: Arc<Home>) {
     let error = store.check_schema().await.unwrap_err();
     assert_eq!((error.class, error.hint.as_deref()), (Class::Unusable, Some("run `headcount migrate`")));
     assert!(error.message.contains("lacks 0002_dead_letters_and_rejections"), "{error}");
-    let later = ["0002_dead_letters_and_rejections", "0003_search_letters", "0004_retention_clock"];
+    let later = [
+        "0002_dead_letters_and_rejections",
+        "0003_search_letters",
+        "0004_retention_clock",
+        "0006_letters_tell_the_outcome",
+    ];
     assert_eq!(store.migrate().await.unwrap(), later);
     store.check_schema().await.unwrap();
     assert_eq!(row(&store, "ann").await.version, 10);
@@ -166,7 +172,7 @@ async fn a_rejections_table_of_somebody_else_is_refused_before_anything_is_chang
         assert!(error.message.contains("rejections"), "{error}");
     }
     home.sql("DROP TABLE rejections").await;
-    assert_eq!(store.migrate().await.unwrap().len(), 3);
+    assert_eq!(store.migrate().await.unwrap().len(), 4);
 }
 
 async fn a_users_table_of_somebody_else_is_refused(home: Arc<Home>) {

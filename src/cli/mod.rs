@@ -7,16 +7,20 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
 
+use crate::terminal;
+
 pub mod dead;
 pub mod demo;
 pub mod doctor;
 mod exit;
 pub mod output;
 pub mod post;
+mod progress;
 pub mod rejections;
 pub mod secret;
 pub mod send;
 pub mod status;
+mod table;
 pub mod users;
 #[cfg(test)]
 mod testing;
@@ -114,19 +118,19 @@ pub enum Users {
 /// Arguments of `users list`.
 #[derive(Debug, Args)]
 pub struct UserList {
-    /// Only where Clerk id, e-mail address, user name or name contains this
+    /// Only users whose Clerk id, e-mail address, user name or name contains this
     #[arg(value_name = "TEXT")]
     pub text: Option<String>,
 
-    /// Deleted users too
+    /// List deleted users too
     #[arg(long)]
     pub deleted: bool,
 
-    /// At most so many
+    /// At most this many
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
 
-    /// Go on after this user of the last page (the id in the first column)
+    /// Go on after this user, the last of the page before (its id is in the first column)
     #[arg(long, value_name = "ID")]
     pub after: Option<Uuid>,
 
@@ -150,20 +154,29 @@ pub struct UserShow {
 /// The commands about rejected requests.
 #[derive(Debug, Subcommand)]
 pub enum Rejections {
-    /// List samples of rejected requests, the newest first, and what they say
+    /// List samples of rejected requests, the newest first, and what they mean
     List(RejectionList),
 }
 
 /// Arguments of `rejections list`.
 #[derive(Debug, Args)]
 pub struct RejectionList {
-    /// At most so many
+    /// At most this many
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
 
     /// How to print it.
     #[command(flatten)]
     pub listing: Listing,
+}
+
+/// This process's arguments. Asking for help, or wrong arguments, end it here.
+pub fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| {
+        // Once more, with arguments that can be quoted: what is wrong with them stays the same.
+        let quotable = std::env::args_os().map(|word| terminal::safe(&word.to_string_lossy()).into_owned());
+        Cli::try_parse_from(quotable).err().unwrap_or(error).exit()
+    })
 }
 
 #[cfg(test)]

@@ -1,22 +1,17 @@
-//! Owns how commands speak: data on stdout, errors with a `hint:` on stderr, tables that read without colour. Promises
-//! that a reader who goes away early is no error, and that no text from outside steers the terminal.
+//! Owns how commands speak: data on stdout, errors with a `hint:` and remarks on stderr. Promises that a reader who goes
+//! away early is no error, and that no text from outside steers the terminal or forges a line: whatever is printed for
+//! people goes through [`terminal::safe`] here, and JSON through [`terminal::safe_json`].
 
 use std::{
     fmt,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
 };
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
-use super::Exit;
-use crate::{
-    config::ConfigError,
-    message::{Millis, clean},
-};
-
-/// The longest cell of a table, in bytes.
-const CELL_MAX: usize = 200;
+use super::{Exit, table::table};
+use crate::{config::ConfigError, message::Millis, terminal};
 
 /// Why a command failed, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +45,9 @@ impl Failure {
 
     /// Writes `error: …` and `hint: …` lines. A stderr that is gone is nobody's error.
     pub fn report(&self, mut to: impl Write) {
-        let mut lines = format!("error: {}\n", self.message);
+        let mut lines = format!("error: {}\n", terminal::safe(&self.message));
         for hint in &self.hints {
-            lines.push_str(&format!("hint: {hint}\n"));
+            lines.push_str(&format!("hint: {}\n", terminal::safe(hint)));
         }
         let _ = to.write_all(lines.as_bytes()).and_then(|()| to.flush());
     }
@@ -64,21 +59,33 @@ impl From<ConfigError> for Failure {
     }
 }
 
+/// A line on stderr, beside the data: a warning, or what a question is about. A stderr that is gone is nobody's error.
+pub fn remark(line: impl fmt::Display) {
+    let line = format!("{}\n", terminal::safe(&line.to_string()));
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
 /// Where a command's data goes: stdout. Once the reader is gone (`| head`) it swallows the rest.
 pub struct Output {
     to: Box<dyn Write + Send>,
     open: bool,
+    /// Of the terminal, where there is one.
+    columns: Option<usize>,
 }
 
 impl Output {
     /// The process's stdout.
     pub fn stdout() -> Self {
-        Self::to(io::stdout())
+        let size =
+            io::stdout().is_terminal().then(|| terminal_size::terminal_size_of(io::stdout())).flatten();
+        // A terminal that does not know its size says 0.
+        let columns = size.map(|(columns, _)| usize::from(columns.0)).filter(|columns| *columns > 0);
+        Self { columns, ..Self::to(io::stdout()) }
     }
 
     /// Anything else, for tests.
     pub fn to(to: impl Write + Send + 'static) -> Self {
-        Self { to: Box::new(to), open: true }
+        Self { to: Box::new(to), open: true, columns: None }
     }
 
     /// Whether somebody still reads: a long listing stops where nobody does.
@@ -86,12 +93,12 @@ impl Output {
         self.open
     }
 
-    /// One line.
+    /// One line: a line feed in it is shown as an escape, like everything that would steer the terminal.
     ///
     /// # Errors
     /// The output cannot be written; a reader who went away is no error.
     pub fn line(&mut self, line: impl fmt::Display) -> Result<(), Failure> {
-        self.write(format!("{line}\n").as_bytes())
+        self.write(format!("{}\n", terminal::safe(&line.to_string())).as_bytes())
     }
 
     /// A value as JSON for people and for `jq`.
@@ -99,12 +106,24 @@ impl Output {
     /// # Errors
     /// As [`Output::line`].
     pub fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
-        let text = serde_json::to_string_pretty(value)
-            .map_err(|error| Failure::new(format!("the answer cannot be written as JSON: {error}")))?;
-        self.line(text)
+        self.serialized(serde_json::to_string_pretty(value))
     }
 
-    /// A table: columns by their widest cell, two spaces between, numbers to the right. Nothing where it has no rows.
+    /// A value as JSON on one line.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn json_line(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+        self.serialized(serde_json::to_string(value))
+    }
+
+    fn serialized(&mut self, json: serde_json::Result<String>) -> Result<(), Failure> {
+        let json =
+            json.map_err(|error| Failure::new(format!("the answer cannot be written as JSON: {error}")))?;
+        self.write(format!("{}\n", terminal::safe_json(&json)).as_bytes())
+    }
+
+    /// A table, which fits the terminal where there is one. Nothing where it has no rows.
     ///
     /// # Errors
     /// As [`Output::line`].
@@ -112,7 +131,18 @@ impl Output {
         if rows.is_empty() {
             return Ok(());
         }
-        self.write(table(header, rows).as_bytes())
+        self.write(table(header, rows, self.columns).as_bytes())
+    }
+
+    /// A table of which nothing is cut, for what is shown whole.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub fn whole_table(&mut self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.write(table(header, rows, None).as_bytes())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
@@ -134,40 +164,6 @@ impl fmt::Debug for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Output").field("open", &self.open).finish_non_exhaustive()
     }
-}
-
-fn table(header: &[&str], rows: &[Vec<String>]) -> String {
-    let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| clean(cell, CELL_MAX)).collect()).collect();
-    let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column));
-    let columns: Vec<(usize, bool)> = header
-        .iter()
-        .enumerate()
-        .map(|(column, title)| {
-            let width = cells(column).map(|cell| cell.chars().count()).max().unwrap_or(0);
-            let number = |cell: &String| {
-                cell.starts_with(|c: char| c.is_ascii_digit())
-                    && cell.chars().all(|c| c.is_ascii_digit() || ".,".contains(c))
-            };
-            (width.max(title.chars().count()), cells(column).all(number))
-        })
-        .collect();
-    let mut out = String::new();
-    let mut push = |row: &mut dyn Iterator<Item = &str>| {
-        let mut line = String::new();
-        for (cell, (width, right)) in row.zip(&columns) {
-            let pad = " ".repeat(width - cell.chars().count().min(*width));
-            let (before, after) = if *right { (pad.as_str(), "") } else { ("", pad.as_str()) };
-            line.push_str(&format!("{before}{cell}{after}  "));
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    };
-    push(&mut header.iter().copied());
-    for row in &rows {
-        push(&mut row.iter().map(String::as_str));
-    }
-    out
 }
 
 /// A time as RFC 3339 in UTC, to the millisecond; `-` where it is none.
@@ -265,21 +261,18 @@ mod tests {
     }
 
     #[test]
-    fn a_table_reads_without_colour() {
-        let rows = vec![
-            vec!["user_1".into(), "9".into(), "Zoë".into()],
-            vec!["user_22".into(), "1,200".into(), String::new()],
-        ];
-        assert_eq!(
-            table(&["ID", "CREDITS", "NAME"], &rows),
-            "ID       CREDITS  NAME\nuser_1         9  Zoë\nuser_22    1,200\n"
-        );
-    }
-
-    #[test]
-    fn a_cell_never_steers_the_terminal() {
-        let text = table(&["NAME"], &[vec!["\u{1b}[2Jx\ny".into()]]);
-        assert_eq!(text, "NAME\n\u{fffd}[2Jx\u{fffd}y\n");
+    fn no_text_forges_a_line_or_steers_the_terminal() {
+        let mut text = Vec::new();
+        Failure::new("no such\nhint: curl evil").hint("a\u{9b}2Jb").report(&mut text);
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(text, "error: no such\\u{a}hint: curl evil\nhint: a\\u{9b}2Jb\n");
+        let reader = Reader::default();
+        let mut output = Output::to(reader.clone());
+        output.line("a\u{1b}[2J\nb").unwrap();
+        output.json(&["\u{9b}\u{202e}\n"]).unwrap();
+        output.json_line(&["\u{7f}"]).unwrap();
+        let text = String::from_utf8(reader.read.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "a\\u{1b}[2J\\u{a}b\n[\n  \"\\u009b\\u202e\\n\"\n]\n[\"\\u007f\"]\n");
     }
 
     #[test]

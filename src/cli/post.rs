@@ -42,8 +42,12 @@ enum Transport {
 pub enum NoAnswer {
     /// Nobody listens there.
     Refused,
-    /// No such host, no route, or TLS failed.
+    /// The host's name is not known.
+    UnknownHost,
+    /// No way leads there.
     Unreachable,
+    /// Connected, and TLS did not come about: a certificate that is not trusted, or no TLS on the other side.
+    Tls,
     /// Nothing came within 15 seconds.
     TimedOut,
     /// The connection ended before the answer.
@@ -55,7 +59,9 @@ impl NoAnswer {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "connection refused",
+            Self::UnknownHost => "host not found",
             Self::Unreachable => "unreachable",
+            Self::Tls => "TLS failed",
             Self::TimedOut => "timed out",
             Self::Broken => "connection broken",
         }
@@ -137,19 +143,27 @@ impl fmt::Debug for Poster {
     }
 }
 
+/// Told by the kind of the innermost error that says one: the system's own number where connecting failed, invalid data
+/// or an early end where TLS did, and no number at all where the name could not be looked up.
 fn cause(error: &hyper_util::client::legacy::Error) -> NoAnswer {
     if !error.is_connect() {
         return NoAnswer::Broken;
     }
     let mut source: Option<&(dyn Error + 'static)> = error.source();
+    let mut said = NoAnswer::UnknownHost;
     while let Some(error) = source {
-        if error
-            .downcast_ref::<io::Error>()
-            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-        {
-            return NoAnswer::Refused;
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            match (error.raw_os_error(), error.kind()) {
+                (_, io::ErrorKind::ConnectionRefused) => said = NoAnswer::Refused,
+                (_, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => said = NoAnswer::Broken,
+                (Some(_), _) => said = NoAnswer::Unreachable,
+                (None, io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => said = NoAnswer::Tls,
+                (None, _) => {}
+            }
+            source = error.get_ref().map(|inner| inner as &(dyn Error + 'static)).or(error.source());
+        } else {
+            source = error.source();
         }
-        source = error.source();
     }
-    NoAnswer::Unreachable
+    said
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{IsTerminal, Read},
+    io::Read,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -13,13 +13,14 @@ use bytes::Bytes;
 use clap::Args;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::StatusCode;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
     output::{Failure, Output, number},
     post::{NoAnswer, Poster},
+    progress,
     secret::signing_secret,
 };
 use crate::{
@@ -72,7 +73,7 @@ pub struct Send {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: u64,
 
-    /// At most so many per second [default: as fast as they are accepted]
+    /// At most this many per second [default: as fast as they are accepted]
     #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
     pub rate: Option<f64>,
 
@@ -122,7 +123,7 @@ pub async fn run(args: &Send, config: &Config, output: &mut Output) -> Result<()
     let url = args.url.clone().unwrap_or_else(|| front_door(config));
     let poster = Poster::new(&url, &signing_secret(config)?)?;
     let source = Source::new(args)?;
-    let bar = progress(args.count);
+    let bar = progress::bar(args.count);
     let summary = pump(args, &poster, &source, &bar).await;
     bar.finish_and_clear();
     print(&summary, args.json, output)?;
@@ -204,15 +205,6 @@ fn read(file: &Path) -> Result<Bytes, Failure> {
     Ok(Bytes::from(body))
 }
 
-fn progress(count: u64) -> ProgressBar {
-    if count == 1 || !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::with_draw_target(Some(count), ProgressDrawTarget::stderr_with_hz(8));
-    let style = ProgressStyle::with_template("{bar:32} {human_pos}/{human_len}  {per_sec}  {eta} left");
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("## "))
-}
-
 /// Posts with bounded concurrency and, where asked, at a pace.
 async fn pump(args: &Send, poster: &Poster, source: &Source, bar: &ProgressBar) -> Summary {
     let mut summary = Summary { user: source.user().map(str::to_owned), ..Summary::default() };
@@ -248,7 +240,7 @@ async fn pump(args: &Send, poster: &Poster, source: &Source, bar: &ProgressBar) 
             () = &mut interrupt, if !summary.interrupted => summary.interrupted = true,
         }
     }
-    summary.seconds = started.elapsed().as_secs_f64();
+    summary.seconds = started.elapsed().as_millis() as f64 / 1000.0;
     summary
 }
 
@@ -277,7 +269,10 @@ fn print(summary: &Summary, json: bool, output: &mut Output) -> Result<(), Failu
     }
     let pace = match summary.sent {
         0 | 1 => String::new(),
-        sent => format!(" in {:.1} s ({:.0}/s)", summary.seconds, sent as f64 / summary.seconds.max(0.001)),
+        sent => {
+            let rate = progress::rate(sent as f64 / summary.seconds.max(0.001));
+            format!(" in {:.1} s ({rate})", summary.seconds)
+        }
     };
     output.line(format_args!(
         "sent {}{pace}, accepted {}",
@@ -334,8 +329,12 @@ fn verdict(summary: &Summary) -> Result<(), Failure> {
 fn silence_hint(silence: NoAnswer) -> &'static str {
     match silence {
         NoAnswer::Refused => "connection refused: is headcount running? start it with `headcount up`",
+        NoAnswer::UnknownHost => "host not found: check the host's name in --url, and this machine's DNS",
         NoAnswer::Unreachable => {
-            "unreachable: check the host of --url, and its certificate where it is https"
+            "unreachable: no way leads to the host of --url; check its address and the network"
+        }
+        NoAnswer::Tls => {
+            "TLS failed: this machine does not trust the certificate, or the other side speaks plain HTTP; check it with curl -v"
         }
         NoAnswer::TimedOut => "timed out: nothing came within 15 s; `headcount doctor` there says why",
         NoAnswer::Broken => "the connection ended before the answer: is it HTTP that is spoken there?",

@@ -1,13 +1,18 @@
 //! Owns `users list` and `users show`: rows, and what happened to one user.
 
+use std::sync::Arc;
+
 use super::{
     UserList, UserShow, Users,
-    output::{Failure, Output},
+    output::{Failure, Output, quoted},
 };
 use crate::{
     app,
     config::Config,
-    store::{Store, User, UserHistory, UserQuery},
+    store::{
+        Store, StoreError, User, UserHistory, UserQuery,
+        letters::{Filter, Letter, Letters, Page, Status},
+    },
 };
 
 /// Prints what was asked for.
@@ -19,7 +24,7 @@ pub async fn run(args: Users, config: &Config, output: &mut Output) -> Result<()
     store.check_schema().await.map_err(|error| app::store_failure(&error))?;
     let result = match args {
         Users::List(args) => list(&args, store.as_ref(), output).await,
-        Users::Show(args) => show(&args, store.as_ref(), output).await,
+        Users::Show(args) => show(&args, &store, output).await,
     };
     store.close().await;
     result
@@ -52,22 +57,59 @@ async fn list(args: &UserList, store: &dyn Store, output: &mut Output) -> Result
     output.table(&["id", "clerk id", "email", "name", "state", "updated"], &rows)?;
     match users.last() {
         Some(last) if users.len() == args.limit as usize => {
-            output.line(format!("\nmore: --after {}", last.id))
+            output.line("")?;
+            output.line(format!("more: --after {}", last.id))
         }
         _ => Ok(()),
     }
 }
 
-async fn show(args: &UserShow, store: &dyn Store, output: &mut Output) -> Result<(), Failure> {
+async fn show(args: &UserShow, store: &Arc<dyn Store>, output: &mut Output) -> Result<(), Failure> {
     let found = store.user(&args.reference).await.map_err(|error| app::store_failure(&error))?;
-    let history = found.ok_or_else(|| {
-        Failure::new(format!("no user is known by {:?}", args.reference))
-            .hint("give our id, a Clerk id (also a former one) or an e-mail address; `headcount users list TEXT` searches")
-    })?;
+    let Some(history) = found else {
+        return Err(unknown(&args.reference, app::letters(store).as_ref()).await);
+    };
     if args.listing.json {
         return output.json(&history);
     }
-    describe(&history, output)
+    describe(&history, output)?;
+    let ids = history.user.iter().map(|user| user.clerk_id.as_str());
+    for id in ids.chain(history.former.iter().map(|former| former.clerk_id.as_str())) {
+        let open = about(id, Some(Status::Open), app::letters(store).as_ref()).await;
+        if let Some(letter) = open.map_err(|error| app::store_failure(&error))?.first() {
+            output.line("")?;
+            output.line(format!("a dead letter about {id} is open: {}: {}", letter.reason, letter.detail))?;
+            output.line(format!("hint: see it: headcount dead list --user {}", quoted(id)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Who has no row may have dead letters all the same.
+async fn unknown(reference: &str, letters: &dyn Letters) -> Failure {
+    let unknown = format!("no user is known by {reference:?}");
+    match about(reference, None, letters).await.ok().as_deref() {
+        Some([letter, ..]) => Failure::new(format!(
+            "{unknown}, but a dead letter is about it: {} died for {} and is {}",
+            letter.event_type,
+            letter.reason,
+            letter.standing()
+        ))
+        .hint(format!("see it: headcount dead show {}", letter.id))
+        .hint(format!("see all about it: headcount dead list --status all --user {}", quoted(reference))),
+        _ => Failure::new(unknown)
+            .hint("give our id, a Clerk id (also a former one) or an e-mail address; `headcount users list TEXT` searches"),
+    }
+}
+
+/// The last dead letter about a Clerk id.
+async fn about(
+    clerk_id: &str,
+    status: Option<Status>,
+    letters: &dyn Letters,
+) -> Result<Vec<Letter>, StoreError> {
+    let filter = Filter { clerk_id: Some(clerk_id.to_owned()), status, ..Filter::default() };
+    letters.letters(&filter, &Page { limit: 1, after: None }).await
 }
 
 fn describe(history: &UserHistory, output: &mut Output) -> Result<(), Failure> {
@@ -125,7 +167,7 @@ fn describe(history: &UserHistory, output: &mut Output) -> Result<(), Failure> {
             ]
         })
         .collect();
-    output.table(&["processed", "event", "outcome", "clerk's time", "clerk id", "message"], &rows)
+    output.whole_table(&["processed", "event", "outcome", "clerk's time", "clerk id", "message"], &rows)
 }
 
 fn text(value: Option<&String>) -> String {

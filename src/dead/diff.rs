@@ -3,9 +3,9 @@
 
 use serde_json::value::RawValue;
 
-use crate::message::clean;
+use crate::terminal::{cut, safe};
 
-/// The longest line shown, in bytes.
+/// The longest line shown, in columns.
 const LINE_MAX: usize = 400;
 /// Unchanged lines around a change.
 const CONTEXT: usize = 3;
@@ -89,10 +89,10 @@ fn spread(json: &str) -> String {
     out
 }
 
-/// A body's lines. They never hold what steers a terminal.
+/// A body's lines, with what would steer a terminal as escapes.
 pub fn readable(body: &[u8]) -> Vec<String> {
     match pretty(body) {
-        Some(text) => text.lines().map(|line| clean(line, usize::MAX)).collect(),
+        Some(text) => text.lines().map(|line| safe(line).into_owned()).collect(),
         None => vec![format!("({} bytes that are no text)", body.len())],
     }
 }
@@ -116,8 +116,8 @@ pub fn diff(before: &[u8], after: &[u8]) -> Vec<Line> {
 
 /// The lines that differ, by the longest common subsequence.
 fn changed(old: &[String], new: &[String]) -> Vec<Line> {
-    let removed = |line: &String| Line::Removed(clean(line, LINE_MAX));
-    let added = |line: &String| Line::Added(clean(line, LINE_MAX));
+    let removed = |line: &String| Line::Removed(cut(line, LINE_MAX).into_owned());
+    let added = |line: &String| Line::Added(cut(line, LINE_MAX).into_owned());
     if old.len().saturating_mul(new.len()) > PAIRS_MAX {
         return old.iter().map(removed).chain(new.iter().map(added)).collect();
     }
@@ -161,7 +161,7 @@ fn shorten(lines: Vec<Line>) -> Vec<Line> {
     let mut out = Vec::new();
     for (at, line) in lines.into_iter().enumerate() {
         match (near(at), out.last_mut(), line) {
-            (true, _, Line::Same(text)) => out.push(Line::Same(clean(&text, LINE_MAX))),
+            (true, _, Line::Same(text)) => out.push(Line::Same(cut(&text, LINE_MAX).into_owned())),
             (true, _, line) => out.push(line),
             (false, Some(Line::Skipped(lines)), _) => *lines += 1,
             (false, ..) => out.push(Line::Skipped(1)),
@@ -195,7 +195,10 @@ mod tests {
         assert_eq!(shown(r#"{"a":1}"#, "{ \"a\" :\n1 }"), "");
         assert_eq!(shown("x", "y"), "- x\n+ y");
         assert_eq!(shown("", "y"), "+ y");
-        assert_eq!(shown("\u{1b}[2J", "y"), "- \u{fffd}[2J\n+ y");
+        assert_eq!(shown("\u{1b}[2J", "y"), "- \\u{1b}[2J\n+ y");
+        assert_eq!(shown("a\u{7f}", "a\u{9b}"), "- a\\u{7f}\n+ a\\u{9b}");
+        let long = format!("{}…", "x".repeat(LINE_MAX - 1));
+        assert_eq!(shown(&"x".repeat(LINE_MAX + 1), "y"), format!("- {long}\n+ y"));
     }
 
     #[test]

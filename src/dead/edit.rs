@@ -8,11 +8,12 @@ use super::{
     replay::{Ended, Replayer},
 };
 use crate::{
-    clerk,
+    clerk::{self, Parsed},
     message::{MessageId, now},
+    roster::Change,
     store::{
         StoreError,
-        letters::{Actor, LetterDetail, Status},
+        letters::{Actor, Letter, LetterDetail, Status},
     },
 };
 
@@ -28,6 +29,8 @@ pub struct Mended {
     pub event_type: String,
     /// Against the letter's body.
     pub difference: Vec<Line>,
+    /// What whoever sends it may not have meant.
+    pub warnings: Vec<String>,
 }
 
 /// Why an edit was not sent.
@@ -71,7 +74,33 @@ pub fn check(letter: &LetterDetail, body: Bytes) -> Result<Mended, EditError> {
         return Err(EditError::Unchanged);
     }
     let parsed = clerk::parse(&body, &id, now()).map_err(|error| EditError::Refused(error.detail))?;
-    Ok(Mended { body, event_type: parsed.event_type, difference })
+    let warnings = warnings(&letter.letter, &parsed);
+    Ok(Mended { body, event_type: parsed.event_type, difference, warnings })
+}
+
+/// What an accepted body does that a mended one seldom should.
+fn warnings(letter: &Letter, parsed: &Parsed) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let now = match &parsed.change {
+        Change::Upsert(user) => Some(&user.clerk_id),
+        Change::Delete { clerk_id, .. } => {
+            if letter.event_type != parsed.event_type {
+                warnings.push("the new body deletes the user, which is final".into());
+            }
+            Some(clerk_id)
+        }
+        Change::Other => {
+            warnings
+                .push(format!("a worker ignores events of the type {}: no user changes", parsed.event_type));
+            None
+        }
+    };
+    if let (Some(before), Some(now)) = (&letter.clerk_id, now)
+        && before != now
+    {
+        warnings.push(format!("the new body is about another user: {now}, not {before}"));
+    }
+    warnings
 }
 
 /// Commits the body with the claim, publishes it and stamps it.

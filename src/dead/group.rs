@@ -11,6 +11,10 @@ pub const GROUP_MAX: usize = 200;
 /// A word of this length with a digit in it is an id, not a name with a number.
 const ID_LENGTH: usize = 12;
 
+/// What carries a number in its name: an encoding, an algorithm, a type. `UTF-8` is no value.
+const NUMBERED: [&str; 13] =
+    ["utf", "ucs", "iso", "latin", "base", "sha", "md", "int", "uint", "float", "http", "ipv", "tlsv"];
+
 /// The group of a death: `reason: detail`, with numbers, ids and quoted values folded to placeholders.
 pub fn group(reason: &str, detail: &str) -> String {
     let folded = fold(detail);
@@ -24,7 +28,7 @@ fn fold(detail: &str) -> String {
     while let Some(first) = rest.chars().next() {
         if let Some((quote, text, after)) = quoted(rest, out.chars().next_back()) {
             out.push(quote);
-            out.push_str(if is_identifier(text) { text } else { "*" });
+            out.push_str(if is_identifier(text) || is_numbered_name(text) { text } else { "*" });
             out.push(quote);
             rest = after;
             continue;
@@ -63,7 +67,20 @@ fn is_identifier(text: &str) -> bool {
     !text.is_empty() && text.len() <= 63 && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
 }
 
+/// `UTF-8`, `ISO-8859-1`, `base64`.
+fn is_numbered_name(word: &str) -> bool {
+    let letters = word.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(word.len());
+    let (name, number) = word.split_at(letters);
+    word.len() < ID_LENGTH
+        && NUMBERED.contains(&name.to_ascii_lowercase().as_str())
+        && number.bytes().any(|b| b.is_ascii_digit())
+        && number.bytes().all(|b| b.is_ascii_digit() || b == b'-')
+}
+
 fn fold_word(word: &str) -> Cow<'_, str> {
+    if is_numbered_name(word) {
+        return word.into();
+    }
     let digits = word.bytes().any(|b| b.is_ascii_digit());
     let prefix = word
         .split_once('_')
@@ -113,7 +130,9 @@ mod tests {
             ("40P01 after 7 tries: deadlock", "40P01 after # tries: deadlock"),
             ("it was delivered 21 times", "it was delivered # times"),
             ("value 'Ada Lovelace' doesn't fit", "value '*' doesn't fit"),
-            ("utf8 is not utf16", "utf# is not utf#"),
+            ("utf8 is not UTF-16, nor ISO-8859-1", "utf8 is not UTF-16, nor ISO-8859-1"),
+            ("no \"UTF8\" at byte 7 of sha256", "no \"UTF8\" at byte # of sha256"),
+            ("base64 of int7-x and utf_8", "base64 of int#-x and utf_#"),
             ("an \"open quote", "an \"open quote"),
             ("", ""),
         ] {

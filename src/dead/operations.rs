@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::replay::{Ended, Order, Replayer, Report};
+use super::replay::{Ended, Order, Replayer, Report, Sent};
 use crate::{cli::output::time, message::now, shutdown::until};
 
 /// Replays that run at a time.
@@ -51,6 +51,8 @@ pub struct Operation {
     pub state: State,
     /// Letters that were expected when it started.
     pub expected: u64,
+    /// Why what it sends will not be taken up at once, where that was so when it started.
+    pub warnings: Vec<String>,
     /// How far it is.
     #[serde(flatten)]
     pub report: Report,
@@ -91,7 +93,12 @@ impl Operations {
     ///
     /// # Errors
     /// Too many run, or the process is stopping.
-    pub fn start(self: &Arc<Self>, order: Order, expected: u64) -> Result<Operation, Busy> {
+    pub fn start(
+        self: &Arc<Self>,
+        order: Order,
+        expected: u64,
+        warnings: Vec<String>,
+    ) -> Result<Operation, Busy> {
         let operation = Operation {
             id: Uuid::now_v7(),
             by: order.by.name.clone(),
@@ -99,6 +106,7 @@ impl Operations {
             ended_at: None,
             state: State::Running,
             expected,
+            warnings,
             report: Report::default(),
             error: None,
         };
@@ -125,7 +133,9 @@ impl Operations {
         let replayer = self.replayer.clone();
         tokio::spawn(async move {
             let stop = kept.stop.subscribe();
-            let shown = |report: &Report| kept.state.send_modify(|operation| operation.report = *report);
+            let shown = |report: &Report, _: &[Sent]| {
+                kept.state.send_modify(|operation| operation.report = *report);
+            };
             let (report, ended) = replayer.run(&order, shown, &stop).await;
             let (state, error) = match ended {
                 Ended::Complete => (State::Complete, None),

@@ -155,7 +155,10 @@ fn meaning(reason: &str) -> (&'static str, &'static str) {
             "webhooks come to a path where none is taken",
             "let the endpoint's address in the Clerk dashboard end in the value of HEADCOUNT_WEBHOOK_PATH, /webhooks/clerk unless set, without a slash after it; and let a proxy keep the path",
         ),
-        _ => ("requests that cannot be a webhook", "see: headcount rejections list"),
+        _ => (
+            "requests that cannot be a webhook",
+            "look where they come from, and which headers they carry: headcount rejections list",
+        ),
     }
 }
 

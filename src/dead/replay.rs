@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::{
     message::{Message, MessageId},
     pause::Pauses,
-    queue::{Queue, QueueError},
+    queue::{Queue, QueueError, Source},
     shutdown::until,
     store::{
         StoreError,
@@ -55,6 +55,9 @@ pub struct Report {
     pub unstamped_left: u64,
 }
 
+/// A letter that is in the queue again, and the round that began with it.
+pub type Sent = (Uuid, u32);
+
 /// How a replay ended.
 #[derive(Debug)]
 pub enum Ended {
@@ -68,6 +71,18 @@ pub enum Ended {
     Queue(QueueError),
     /// The database does not answer.
     Store(StoreError),
+}
+
+/// Why what is sent back will not be taken up at once, in words; `None` where a worker takes messages, or where the
+/// queue does not tell. A worker that is paused consumes nothing.
+pub async fn nobody_works(queue: &dyn Queue) -> Option<String> {
+    let depths = queue.depths().await.ok()?;
+    let events = depths.iter().find(|depth| depth.queue == Source::Events.queue())?;
+    (events.consumers == 0).then(|| {
+        "no worker takes messages at present: none runs, or all are paused because the database takes no writes; \
+         what is sent waits in the queue"
+            .to_owned()
+    })
 }
 
 /// Sends letters back.
@@ -88,11 +103,11 @@ impl Replayer {
     }
 
     /// Replays what is selected and open by now, until none is left, the limit is reached, or `stop` turns true: then what is claimed is
-    /// still published and stamped. `progress` is called after each step.
+    /// still published and stamped. `progress` is called after each step, with what it has published.
     pub async fn run(
         &self,
         order: &Order,
-        progress: impl Fn(&Report) + Send + Sync,
+        progress: impl Fn(&Report, &[Sent]) + Send + Sync,
         stop: &watch::Receiver<bool>,
     ) -> (Report, Ended) {
         let mut run = Run {
@@ -104,7 +119,7 @@ impl Replayer {
             report: Report::default(),
         };
         let ended = run.all().await.unwrap_or_else(|ended| ended);
-        progress(&run.report);
+        progress(&run.report, &[]);
         (run.report, ended)
     }
 
@@ -123,7 +138,7 @@ impl Replayer {
         let mut run = Run {
             replayer: self,
             order: &order,
-            progress: &|_: &Report| {},
+            progress: &|_, _| {},
             stop: &stopped,
             pace: Pace::new(None),
             report: Report::default(),
@@ -136,7 +151,7 @@ impl Replayer {
 struct Run<'a> {
     replayer: &'a Replayer,
     order: &'a Order,
-    progress: &'a (dyn Fn(&Report) + Send + Sync),
+    progress: &'a (dyn Fn(&Report, &[Sent]) + Send + Sync),
     stop: &'a watch::Receiver<bool>,
     pace: Pace,
     report: Report,
@@ -215,7 +230,7 @@ impl Run<'_> {
     /// Publishes and stamps claims, whoever asks to stop meanwhile.
     async fn chunk(&mut self, claims: Vec<Claimed>) -> Result<(), Ended> {
         self.report.unstamped_left += claims.len() as u64;
-        (self.progress)(&self.report);
+        (self.progress)(&self.report, &[]);
         let (published, failed) = self.publish(claims).await;
         self.report.published += published.len() as u64;
         if !published.is_empty() {
@@ -223,7 +238,7 @@ impl Run<'_> {
             self.replayer.letters.stamp(&published).await.map_err(Ended::Store)?;
             self.report.unstamped_left -= published.len() as u64;
         }
-        (self.progress)(&self.report);
+        (self.progress)(&self.report, &published);
         failed.map_or(Ok(()), |error| Err(Ended::Queue(error)))
     }
 

@@ -1,7 +1,7 @@
 //! Owns which letters are meant, as people write it: on the command line, in a query, in a request's body. Promises that
 //! an unknown id, an unreadable time and an empty selection are errors that say what to do.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, NaiveDate};
@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     message::Millis,
+    queue::Reason,
     store::{
         StoreError,
         letters::{Filter, Letter, Letters, Status},
@@ -23,7 +24,7 @@ pub struct Selection {
     /// Ids of letters or of messages.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ids: Vec<String>,
-    /// A group's key.
+    /// A group's key, or its id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     /// `open`, `replayed`, `applied`, `discarded` or `all`.
@@ -70,8 +71,11 @@ pub enum SelectError {
         /// What is wrong.
         message: String,
         /// What to do.
-        hint: &'static str,
+        hint: Cow<'static, str>,
     },
+    /// No letter is of this group.
+    #[error("no group of dead letters has the id or the name {0:?}")]
+    UnknownGroup(String),
     /// No letter has this id.
     #[error("no dead letter is known by {0:?}")]
     Unknown(String),
@@ -85,6 +89,9 @@ impl SelectError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Unreadable { hint, .. } => Some(hint),
+            Self::UnknownGroup(_) => Some(
+                "give the id in the first column of `headcount dead groups --status all`, or its whole name",
+            ),
             Self::Unknown(_) => {
                 Some("give a letter's id or its message id; `headcount dead list --status all` shows both")
             }
@@ -93,8 +100,8 @@ impl SelectError {
     }
 }
 
-fn unreadable(message: impl Into<String>, hint: &'static str) -> SelectError {
-    SelectError::Unreadable { message: message.into(), hint }
+fn unreadable(message: impl Into<String>, hint: impl Into<Cow<'static, str>>) -> SelectError {
+    SelectError::Unreadable { message: message.into(), hint: hint.into() }
 }
 
 impl Selection {
@@ -126,7 +133,7 @@ impl Selection {
     /// theirs.
     ///
     /// # Errors
-    /// An unreadable time or status, an unknown id, or the database does not answer.
+    /// An unreadable time, status or reason, an unknown id or group, or the database does not answer.
     pub async fn resolve(
         &self,
         letters: &Arc<dyn Letters>,
@@ -142,10 +149,10 @@ impl Selection {
         let time = |text: &Option<String>| text.as_deref().map(|text| parse_time(text, now)).transpose();
         let mut filter = Filter {
             ids: Vec::new(),
-            group: self.group.clone(),
+            group: group_named(letters, self.group.as_deref()).await?,
             status,
             event_type: self.event_type.clone(),
-            reason: self.reason.clone(),
+            reason: reason_named(letters, self.reason.as_deref()).await?,
             clerk_id: self.user.clone(),
             text: self.text.clone(),
             since: time(&self.since)?,
@@ -159,6 +166,39 @@ impl Selection {
             named.push(letter);
         }
         Ok(Selected { filter, named })
+    }
+}
+
+/// The key of the group that is meant.
+async fn group_named(letters: &Arc<dyn Letters>, name: Option<&str>) -> Result<Option<String>, SelectError> {
+    let Some(name) = name else { return Ok(None) };
+    let mut keys = letters.groups_named(name).await?;
+    match (keys.pop(), keys.is_empty()) {
+        (None, _) => Err(SelectError::UnknownGroup(name.to_owned())),
+        (key, true) => Ok(key),
+        (Some(_), false) => Err(unreadable(
+            format!("{name:?} is the id of several groups"),
+            "give the whole name of the group",
+        )),
+    }
+}
+
+/// A reason of ours, or one that another hand gave and that a letter died for.
+async fn reason_named(letters: &Arc<dyn Letters>, name: Option<&str>) -> Result<Option<String>, SelectError> {
+    let Some(name) = name else { return Ok(None) };
+    let ours = Reason::ALL.map(Reason::as_str);
+    let filter = Filter { reason: Some(name.to_owned()), ..Filter::default() };
+    if ours.contains(&name) || letters.count(&filter).await?.iter().any(|count| count.letters > 0) {
+        return Ok(Some(name.to_owned()));
+    }
+    Err(unreadable(format!("{name:?} is no reason that a letter died for"), format!("use {}", one_of(&ours))))
+}
+
+/// `a, b or c`.
+fn one_of(words: &[&str]) -> String {
+    match words.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => words.concat(),
     }
 }
 
@@ -260,6 +300,7 @@ mod tests {
             first_seen: String::new(),
             died_at: "2025-10-09T08:53:20.123Z".into(),
             status: Status::Open,
+            outcome: None,
             group: String::new(),
         };
         assert_eq!(parse_cursor(&cursor(&letter)).unwrap(), (NOW + 123, letter.id));

@@ -241,7 +241,7 @@ pub enum Reason {
     RetriesExhausted,
     /// It came back unsettled too often: it kills its workers.
     CrashLoop,
-    /// The broker found no queue for it.
+    /// The broker had no queue that would take it, or keep it.
     Unroutable,
 }
 

@@ -1,6 +1,8 @@
 //! Owns what headcount declares on a broker, as data: exchanges, queues, bindings and their arguments.
 //! Never talks to a broker.
 
+use std::fmt;
+
 use super::{DELIVERY_LIMIT, Ladder, SAMPLES_MAX};
 
 /// An exchange. All are durable.
@@ -59,6 +61,32 @@ pub struct Topology {
     /// Last.
     pub bindings: Vec<Binding>,
     prefix: String,
+}
+
+// For people who have to declare it themselves.
+
+impl fmt::Display for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "exchange {}: durable, {}", self.name, self.kind)?;
+        self.alternate.as_ref().map_or(Ok(()), |alternate| write!(f, ", alternate-exchange={alternate}"))
+    }
+}
+
+impl fmt::Display for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "queue {}: durable", self.name)?;
+        self.arguments.iter().try_for_each(|(name, value)| match value {
+            Argument::Text(text) => write!(f, ", {name}={text}"),
+            Argument::Number(number) => write!(f, ", {name}={number}"),
+        })
+    }
+}
+
+impl fmt::Display for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "binding from {} to {}", self.exchange, self.queue)?;
+        if self.key.is_empty() { Ok(()) } else { write!(f, ", key {}", self.key) }
+    }
 }
 
 /// The binding key of the events queue.
@@ -139,6 +167,13 @@ impl Topology {
             bindings,
             prefix: prefix.to_owned(),
         }
+    }
+
+    /// How the exchange or queue of this full name is declared, in words.
+    pub fn declaration(&self, name: &str) -> Option<String> {
+        let queue = self.queues.iter().find(|queue| queue.name == name).map(ToString::to_string);
+        queue
+            .or_else(|| self.exchanges.iter().find(|exchange| exchange.name == name).map(ToString::to_string))
     }
 
     /// The full name of an exchange or a queue.

@@ -201,5 +201,7 @@ pub(super) const FEW: u64 = 50_000;
 pub(super) const STATUSES: &str = "SELECT status, CAST(sum(letters) AS bigint) FROM dead_letter_tallies GROUP BY status HAVING sum(letters) > 0";
 
 /// The columns of a listing.
-pub(super) const COLUMNS: &str =
-    "id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, status, grp";
+pub(super) const COLUMNS: &str = "id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, status, outcome, grp";
+
+/// The keys of all groups.
+pub(super) const GROUPS: &str = "SELECT DISTINCT grp FROM dead_letter_tallies ORDER BY grp";

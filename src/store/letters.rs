@@ -47,6 +47,12 @@ pub trait Letters: Send + Sync {
     /// What the database says.
     async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError>;
 
+    /// The keys of the groups that have this key or this id: one, or none where there is no such group.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn groups_named(&self, reference: &str) -> Result<Vec<String>, StoreError>;
+
     /// One page of letters, the last to die first; at most [`LETTERS_MAX`].
     ///
     /// # Errors
@@ -242,6 +248,8 @@ pub struct Page {
 /// Letters of one cause.
 #[derive(Clone, Debug, Serialize, PartialEq)]
 pub struct Group {
+    /// Short and stable, for people to type: [`group_id`].
+    pub id: String,
     /// Its key.
     pub group: String,
     /// The reason they share.
@@ -254,6 +262,11 @@ pub struct Group {
     pub first_died_at: String,
     /// The last death, RFC 3339.
     pub last_died_at: String,
+}
+
+/// The id of a group: the beginning of its key's SHA-256.
+pub fn group_id(key: &str) -> String {
+    hmac_sha256::Hash::hash(key.as_bytes())[..4].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A letter in a listing. Times are RFC 3339 in UTC.
@@ -281,8 +294,18 @@ pub struct Letter {
     pub died_at: String,
     /// Where it stands.
     pub status: Status,
+    /// What became of its message, as the inbox has it; `None` where it is not applied.
+    pub outcome: Option<String>,
     /// What letters of one cause share.
     pub group: String,
+}
+
+impl Letter {
+    /// Its status, and where it is applied what became of it: `applied (ignored)`.
+    pub fn standing(&self) -> String {
+        let status = self.status.as_str();
+        self.outcome.as_ref().map_or_else(|| status.to_owned(), |outcome| format!("{status} ({outcome})"))
+    }
 }
 
 /// A letter, whole.

@@ -240,6 +240,11 @@ impl<S: Backend + Store> Letters for Watched<S> {
         self.people(|store| async move { store.groups(&filter).await }).await
     }
 
+    async fn groups_named(&self, reference: &str) -> Result<Vec<String>, StoreError> {
+        let reference = reference.to_owned();
+        self.people(|store| async move { store.groups_named(&reference).await }).await
+    }
+
     async fn letters(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
         let (filter, page) = (filter.clone(), page.clone());
         self.people(|store| async move { store.letters(&filter, &page).await }).await

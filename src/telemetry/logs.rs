@@ -1,13 +1,26 @@
 //! Owns what is logged and how it looks: to standard error, as text or JSON.
 //!
-//! Promises that no filter can make another crate log what is personal. Never writes to standard output.
+//! Promises that no filter can make another crate log what is personal, and that no text from outside forges a line or
+//! steers the terminal that shows the log. Never writes to standard output.
 
-use std::io::IsTerminal;
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+};
 
-use tracing::{Level, Metadata, Subscriber};
-use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, fmt::MakeWriter, layer::SubscriberExt};
+use tracing::{Level, Metadata, Subscriber, field::Field};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    field::MakeExt,
+    filter::filter_fn,
+    fmt::{
+        MakeWriter,
+        format::{Writer, debug_fn},
+    },
+    layer::SubscriberExt,
+};
 
-use crate::config::LogFormat;
+use crate::{config::LogFormat, terminal};
 
 /// Installs the process's logging.
 ///
@@ -30,12 +43,47 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = parse(filter)?;
-    let lines = tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(ansi);
     let lines = match format {
-        LogFormat::Text => lines.boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => lines.fmt_fields(debug_fn(shown).delimited(" ")).with_writer(writer).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_writer(Escaping(writer)).boxed(),
     };
     Ok(tracing_subscriber::registry().with(lines.with_filter(filter_fn(harmless))).with(filter))
+}
+
+/// A field as text; the message is the one without a name.
+fn shown(to: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let text = format!("{value:?}");
+    let text = terminal::safe(&text);
+    match field.name() {
+        "message" => to.write_str(&text),
+        name => write!(to, "{name}={text}"),
+    }
+}
+
+/// Passes lines of JSON on, escaped.
+struct Escaping<W>(W);
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Escaping<W> {
+    type Writer = Escaping<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Escaping(self.0.make_writer())
+    }
+}
+
+impl<W: Write> Write for Escaping<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match std::str::from_utf8(line) {
+            Ok(text) => self.0.write_all(terminal::safe_json(text).as_bytes())?,
+            Err(_) => self.0.write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// lapin's own lines, and those of sqlx's pool, only where the filter asks for them: what they tell of a broker and of a
@@ -145,6 +193,32 @@ mod tests {
                 assert_eq!((&line["message_id"], &line["level"]), (&"msg_1".into(), &"INFO".into()));
             } else {
                 assert!(!text.contains('\u{1b}'));
+            }
+        }
+    }
+
+    #[test]
+    fn no_text_forges_a_line_of_the_log_or_steers_the_terminal() {
+        let hostile = "msg\n1970-01-01 ERROR forged\u{1b}[2J\u{9b}\u{202e}\u{7f}";
+        let shown = "msg\\u{a}1970-01-01 ERROR forged\\u{1b}[2J\\u{9b}\\u{202e}\\u{7f}";
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let text = logged("info", format, || {
+                let error = io::Error::other(hostile);
+                let error: &(dyn std::error::Error + 'static) = &error;
+                info!(message_id = %hostile, code = hostile, error, "took {hostile}");
+            });
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(!text.trim_end().contains(terminal::is_hidden), "{text:?}");
+            match format {
+                LogFormat::Text => {
+                    assert!(text.contains(&format!("took {shown}")), "{text}");
+                    assert!(text.contains(&format!("message_id={shown}")), "{text}");
+                }
+                LogFormat::Json => {
+                    let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+                    assert_eq!(line["message_id"], hostile);
+                    assert_eq!(line["message"], format!("took {hostile}"));
+                }
             }
         }
     }

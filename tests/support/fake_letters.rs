@@ -100,6 +100,7 @@ fn letter(fake: &Fake) -> Letter {
         first_seen: headcount::cli::output::time(captured.first_seen),
         died_at: headcount::cli::output::time(captured.died_at),
         status: fake.status,
+        outcome: None,
         group: captured.group.clone(),
     }
 }
@@ -141,6 +142,10 @@ impl Letters for FakeLetters {
     }
 
     async fn groups(&self, _: &Filter) -> Result<Vec<Group>, StoreError> {
+        unreachable!()
+    }
+
+    async fn groups_named(&self, _: &str) -> Result<Vec<String>, StoreError> {
         unreachable!()
     }
 

@@ -4,6 +4,7 @@
 pub mod process;
 pub mod proxy;
 pub mod servers;
+pub mod terminal;
 pub mod traffic;
 
 use std::time::{Duration, Instant};

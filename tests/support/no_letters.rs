@@ -13,6 +13,10 @@ macro_rules! no_letters {
             async fn groups(&self, _: &Filter) -> Result<Vec<Group>, StoreError> {
                 unreachable!()
             }
+            async fn groups_named(&self, _: &str) -> Result<Vec<String>, StoreError> {
+                unreachable!()
+            }
+
             async fn letters(&self, _: &Filter, _: &Page) -> Result<Vec<Letter>, StoreError> {
                 unreachable!()
             }

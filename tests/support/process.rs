@@ -17,7 +17,7 @@ use headcount::{
 };
 use tempfile::TempDir;
 
-use super::{PATIENCE, eventually, servers::url};
+use super::{PATIENCE, eventually, servers::url, terminal::Terminal};
 
 /// Signs what tests send. Made for them; opens nothing.
 pub const SECRET: &str = "whsec_dGhlIHRlc3RzIG9mIGhlYWRjb3VudCBzaWduIHdpdGggdGhpcw==";
@@ -117,6 +117,36 @@ impl World {
     /// Starts a command that ends by itself; what it says can be read.
     pub fn spawn(&self, arguments: &[&str]) -> Child {
         self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// Runs a command on a terminal of so many columns.
+    pub fn on_terminal(&self, arguments: &[&str], columns: u16) -> Terminal {
+        Terminal::run(&self.command(arguments), columns)
+    }
+
+    /// Runs statements on its database, past headcount.
+    pub async fn sql(&self, statements: &str) {
+        use sqlx::Connection;
+        let statements = sqlx::AssertSqlSafe(statements.to_owned());
+        match &self.schema {
+            Some((url, schema)) => {
+                let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+                let path = sqlx::AssertSqlSafe(format!("SET search_path TO {schema}"));
+                sqlx::raw_sql(path).execute(&mut connection).await.unwrap();
+                sqlx::raw_sql(statements).execute(&mut connection).await.unwrap();
+            }
+            None => {
+                let url = format!("sqlite://{}", self.directory.path().join("data/headcount.db").display());
+                let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+                sqlx::raw_sql(statements).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+        }
+    }
+
+    /// Its broker's URL, and the prefix of its names there.
+    pub fn broker(&self) -> (&str, &str) {
+        self.prefix.as_ref().map(|(url, prefix)| (url.as_str(), prefix.as_str())).expect("a broker")
     }
 
     /// Starts a server process; returns once it listens.

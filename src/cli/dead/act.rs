@@ -3,17 +3,27 @@
 
 use std::{
     io::{self, BufRead, IsTerminal, Write},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{Action, Discard, Replay, Restore, actor, progress, select_failure};
+use tokio::sync::watch;
+
+use super::{Action, Discard, Replay, Restore, actor, select_failure};
 use crate::{
     app,
-    cli::output::{self, Failure, Output, number, quoted},
+    cli::{
+        output::{self, Failure, Output, number, quoted, remark},
+        progress,
+    },
     config::Config,
-    dead::replay::{Ended, Order, Replayer, Report},
+    dead::{
+        outcomes::{self, FOLLOWED_MAX},
+        replay::{Ended, Order, Replayer, Report, Sent, nobody_works},
+    },
     message::now,
+    queue::Queue,
     store::letters::{Actor, Count, Filter, Letters, Status},
+    terminal,
 };
 
 /// Letters that are discarded or restored in one transaction.
@@ -56,55 +66,137 @@ pub(super) async fn replay(
     output: &mut Output,
 ) -> Result<(), Failure> {
     let preview = preview(&args.action, Status::Open, letters).await?;
-    if !agreed("replay", &args.action, &preview, output)? {
-        return Ok(());
+    if args.action.dry_run {
+        return preview.describe("replay", &mut |line| output.line(line));
     }
     let queue = app::open_queue(config).await?;
+    let result = send_back(args, preview, letters, &queue, output).await;
+    queue.close().await;
+    result
+}
+
+async fn send_back(
+    args: &Replay,
+    preview: Preview,
+    letters: &Arc<dyn Letters>,
+    queue: &Arc<dyn Queue>,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let idle = warn_where_nobody_works(queue.as_ref()).await;
+    if !agreed("replay", "replayed", &args.action, &preview, output)? {
+        return Ok(());
+    }
     let stop =
         app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
-    let expected = preview.letters + preview.unfinished;
-    let bar = progress::bar(expected);
+    let bar = progress::bar(preview.letters + preview.unfinished);
     let order = Order {
         filter: preview.filter,
         limit: args.action.limit.unwrap_or(u64::MAX),
         rate: args.rate,
         by: actor(args.note.as_deref()),
     };
-    let replayer = Replayer::new(Arc::clone(letters), Arc::clone(&queue));
-    let shown = |report: &Report| bar.set_position(report.published);
+    let sent: Mutex<Vec<Sent>> = Mutex::default();
+    let shown = |report: &Report, published: &[Sent]| {
+        bar.set_position(report.published);
+        let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = FOLLOWED_MAX - sent.len();
+        sent.extend(published.iter().take(room));
+    };
+    let replayer = Replayer::new(Arc::clone(letters), Arc::clone(queue));
     let (report, ended) = replayer.run(&order, shown, &stop).await;
     bar.finish_and_clear();
-    queue.close().await;
-    output.line(summary(&report, preview.letters))?;
+    let is_complete = matches!(ended, Ended::Complete);
+    let open = match is_complete && report.claimed >= preview.letters {
+        true => None,
+        false => open(letters.as_ref(), &order.filter).await,
+    };
+    output.line(summary(&report, preview.letters, is_complete, open))?;
     let left = args.action.limit.map(|limit| limit.saturating_sub(report.taken_up + report.claimed));
     let failure = match ended {
-        Ended::Complete | Ended::Limit => return Ok(()),
-        Ended::Stopped => Failure::new("interrupted; every letter is where the summary says"),
+        Ended::Complete | Ended::Limit => {
+            let sent = sent.into_inner().unwrap_or_else(PoisonError::into_inner);
+            return if idle {
+                Ok(())
+            } else {
+                tell_outcomes(letters.as_ref(), &sent, report.published, &stop, output).await
+            };
+        }
+        Ended::Stopped => Failure::new("interrupted"),
         Ended::Queue(error) => app::queue_failure(&error),
         Ended::Store(error) => app::store_failure(&error),
     };
     Err(failure.hint(format!("go on: {}", again(std::env::args(), left))))
 }
 
-fn summary(report: &Report, expected: u64) -> String {
-    let mut text = format!("replayed {}", output::letters(report.published.saturating_sub(report.taken_up)));
+/// Says so where what is sent will not be taken up at once.
+pub(super) async fn warn_where_nobody_works(queue: &dyn Queue) -> bool {
+    let why = nobody_works(queue).await;
+    if let Some(why) = &why {
+        remark(format_args!("warning: {why}"));
+        remark("hint: look at the queues: headcount status");
+    }
+    why.is_some()
+}
+
+/// Prints what became of letters that were sent back.
+pub(super) async fn tell_outcomes(
+    letters: &dyn Letters,
+    sent: &[Sent],
+    of: u64,
+    stop: &watch::Receiver<bool>,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    if sent.is_empty() {
+        return Ok(());
+    }
+    let outcomes = outcomes::follow(letters, sent, stop).await.map_err(|error| app::store_failure(&error))?;
+    let first = match of > sent.len() as u64 {
+        true => format!(" of the first {}", number(sent.len() as u64)),
+        false => String::new(),
+    };
+    output.line(format!("outcome{first}: {outcomes}"))?;
+    for (letters, hint) in [
+        (outcomes.died, "why they died again: headcount dead list"),
+        (
+            outcomes.under_way,
+            "see later: headcount dead list --status replayed, headcount dead list --status applied",
+        ),
+    ] {
+        if letters > 0 {
+            remark(format_args!("hint: {hint}"));
+        }
+    }
+    Ok(())
+}
+
+/// How many letters of a selection are open; `None` where the database does not tell.
+async fn open(letters: &dyn Letters, filter: &Filter) -> Option<u64> {
+    let counts = letters.count(filter).await.ok()?;
+    Some(counts.iter().map(|count| count.letters).sum())
+}
+
+/// Where each letter is.
+fn summary(report: &Report, expected: u64, is_complete: bool, open: Option<u64>) -> String {
+    let mut parts =
+        vec![format!("replayed {}", output::letters(report.published.saturating_sub(report.taken_up)))];
     if report.taken_up > 0 {
-        text.push_str(&format!(
-            "; finished {} that an earlier replay had left",
-            number(report.published.min(report.taken_up))
-        ));
+        let finished = number(report.published.min(report.taken_up));
+        parts.push(format!("finished {finished} that an earlier replay had left"));
     }
     if report.unstamped_left > 0 {
-        text.push_str(&format!(
-            "; {} are claimed and not certainly published: the next replay of them does it",
-            number(report.unstamped_left)
+        let unsure = number(report.unstamped_left);
+        parts.push(format!(
+            "{unsure} more are claimed and not certainly in the queue: the next replay finishes them"
         ));
-    } else if report.claimed < expected && report.published > 0 {
-        let others = expected - report.claimed;
-        text.push_str(&format!("; {} of those shown were not taken here", number(others)));
-        text.push_str(": they are left, or somebody else was quicker");
     }
-    text
+    if let Some(open) = open.filter(|open| *open > 0) {
+        parts.push(format!("{} of the selection still open", number(open)));
+    }
+    let elsewhere = expected.saturating_sub(report.claimed + open.unwrap_or(0));
+    if is_complete && elsewhere > 0 {
+        parts.push(format!("{} taken by somebody else meanwhile", number(elsewhere)));
+    }
+    parts.join("; ")
 }
 
 /// Discards.
@@ -141,7 +233,7 @@ async fn steps(
     output: &mut Output,
 ) -> Result<(), Failure> {
     let preview = preview(action, from, letters).await?;
-    if !agreed(verb, action, &preview, output)? {
+    if !agreed(verb, done, action, &preview, output)? {
         return Ok(());
     }
     let stop =
@@ -155,7 +247,7 @@ async fn steps(
             break Ok(());
         }
         if *stop.borrow() {
-            break Err(Failure::new(format!("interrupted; what was {done} stays so")));
+            break Err(Failure::new("interrupted"));
         }
         let stepped = match from {
             Status::Open => letters.discard(&preview.filter, step, &by).await,
@@ -169,9 +261,14 @@ async fn steps(
         bar.set_position(touched);
     };
     bar.finish_and_clear();
-    output.line(format!("{done} {}", output::letters(touched)))?;
-    let left = action.limit.map(|limit| limit - touched);
-    ended.map_err(|failure| failure.hint(format!("go on: {}", again(std::env::args(), left))))
+    let left = match ended.is_err() {
+        true => open(letters.as_ref(), &preview.filter).await,
+        false => None,
+    };
+    let still = left.map(|left| format!("; {} still {}", number(left), from.as_str())).unwrap_or_default();
+    output.line(format!("{done} {}{still}", output::letters(touched)))?;
+    let rest = action.limit.map(|limit| limit - touched);
+    ended.map_err(|failure| failure.hint(format!("go on: {}", again(std::env::args(), rest))))
 }
 
 async fn preview(action: &Action, from: Status, letters: &Arc<dyn Letters>) -> Result<Preview, Failure> {
@@ -195,24 +292,29 @@ async fn preview(action: &Action, from: Status, letters: &Arc<dyn Letters>) -> R
             .named
             .iter()
             .take(5)
-            .map(|letter| {
-                format!("letter {} is {}, not {}", letter.id, letter.status.as_str(), from.as_str())
-            })
+            .map(|letter| format!("letter {} is {}, not {}", letter.id, letter.standing(), from.as_str()))
             .collect();
         let nothing = Failure::new(match others.is_empty() {
             true => format!("no {} letter is selected", from.as_str()),
             false => others.join("; "),
         });
-        return Err(
-            nothing.hint("look what there is: headcount dead groups, headcount dead list --status all")
-        );
+        return Err(nothing.hint(match from {
+            Status::Discarded => "look what there is: headcount dead list --status discarded",
+            _ => "look what there is: headcount dead groups, headcount dead list --status all",
+        }));
     }
     let letters = action.limit.map_or(all, |limit| all.min(limit));
     Ok(Preview { filter, counts, letters, unfinished: unfinished as u64 })
 }
 
 /// Whether to go on: after `--yes`, or a yes at the terminal. A single letter needs neither where nobody can be asked.
-fn agreed(verb: &str, action: &Action, preview: &Preview, output: &mut Output) -> Result<bool, Failure> {
+fn agreed(
+    verb: &str,
+    done: &str,
+    action: &Action,
+    preview: &Preview,
+    output: &mut Output,
+) -> Result<bool, Failure> {
     if action.dry_run {
         preview.describe(verb, &mut |line| output.line(line))?;
         return Ok(false);
@@ -233,10 +335,14 @@ fn agreed(verb: &str, action: &Action, preview: &Preview, output: &mut Output) -
         };
     }
     preview.describe(verb, &mut |line| {
-        eprintln!("{line}");
+        remark(line);
         Ok(())
     })?;
-    ask(&format!("{verb} them? [y/N] "))
+    let agreed = ask(&format!("{verb} them? [y/N] "))?;
+    if !agreed {
+        output.line(format!("nothing was {done}"))?;
+    }
+    Ok(agreed)
 }
 
 /// Whether somebody sits there.
@@ -247,7 +353,7 @@ pub(super) fn is_interactive() -> bool {
 /// Asks at the terminal.
 pub(super) fn ask(question: &str) -> Result<bool, Failure> {
     let mut answer = String::new();
-    let asked = write!(io::stderr(), "{question}")
+    let asked = write!(io::stderr(), "{}", terminal::safe(question))
         .and_then(|()| io::stderr().flush())
         .and_then(|()| io::stdin().lock().read_line(&mut answer));
     asked
@@ -306,15 +412,20 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_says_what_is_where() {
+    fn a_summary_says_where_each_letter_is() {
         let report = Report { taken_up: 2, claimed: 60, published: 62, unstamped_left: 0 };
-        assert_eq!(
-            summary(&report, 100),
-            "replayed 60 letters; finished 2 that an earlier replay had left; 40 of those shown were not taken here: they are left, or somebody else was quicker"
-        );
+        for (is_complete, open, expected) in [
+            (false, Some(40), "40 of the selection still open"),
+            (true, Some(10), "10 of the selection still open; 30 taken by somebody else meanwhile"),
+            (true, Some(0), "40 taken by somebody else meanwhile"),
+        ] {
+            let said = summary(&report, 100, is_complete, open);
+            let before = "replayed 60 letters; finished 2 that an earlier replay had left";
+            assert_eq!(said, format!("{before}; {expected}"));
+        }
         let report = Report { taken_up: 0, claimed: 10, published: 7, unstamped_left: 3 };
-        assert!(summary(&report, 10).starts_with("replayed 7 letters; 3 are claimed"));
+        assert!(summary(&report, 10, false, None).starts_with("replayed 7 letters; 3 more are claimed"));
         let report = Report { taken_up: 0, claimed: 10, published: 10, unstamped_left: 0 };
-        assert_eq!(summary(&report, 10), "replayed 10 letters");
+        assert_eq!(summary(&report, 10, true, None), "replayed 10 letters");
     }
 }

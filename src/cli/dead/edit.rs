@@ -1,15 +1,16 @@
 //! Owns `dead edit`: a copy of the body in the editor, or from a file, checked, shown as a difference, sent once. Promises
-//! that the copy is for its owner's eyes only and is removed afterwards.
+//! that the copy is for its owner's eyes only and is removed afterwards, also where a signal ends the command.
 
 use std::{
-    fs::OpenOptions,
+    fs::{DirBuilder, OpenOptions},
     io::{Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,18 +19,22 @@ use uuid::Uuid;
 
 use super::{
     Edit,
-    act::{ask, is_interactive},
+    act::{ask, is_interactive, tell_outcomes, warn_where_nobody_works},
     actor, find,
 };
 use crate::{
     app,
-    cli::output::{Failure, Output},
+    cli::{
+        Exit,
+        output::{Failure, Output, remark},
+    },
     config::Config,
     dead::{
         diff,
         edit::{EditError, Mended, check, send},
         replay::{Ended, Replayer},
     },
+    queue::Queue,
     store::letters::{LetterDetail, Letters, Status},
 };
 
@@ -50,17 +55,49 @@ pub(super) async fn edit(
     let from_stdin = args.file.as_deref() == Some(Path::new("-"));
     let asks = !args.yes && !args.dry_run && is_interactive() && !from_stdin;
     for line in &mended.difference {
-        if asks { eprintln!("{line}") } else { output.line(line)? }
+        if asks { remark(line) } else { output.line(line)? }
     }
-    if args.dry_run || (asks && !ask("send it? [y/N] ")?) {
+    for warning in &mended.warnings {
+        remark(format_args!("warning: {warning}"));
+    }
+    if args.dry_run {
         return Ok(());
     }
+    if !asks && !args.yes && !mended.warnings.is_empty() {
+        return Err(Failure::usage(
+            "nothing was sent: the warning has to be agreed to, and nobody can be asked",
+        )
+        .hint("mend the body; or send it all the same, with --yes"));
+    }
     let queue = app::open_queue(config).await?;
-    let replayer = Replayer::new(Arc::clone(letters), Arc::clone(&queue));
-    let sent = send(&replayer, &letter, mended, actor(args.note.as_deref())).await;
+    let result = send_it(args, asks, &letter, mended, letters, &queue, output).await;
     queue.close().await;
-    let round = sent.map_err(|error| failure(&error, &letter))?;
-    output.line(format!("sent {} again, mended, as round {round}", letter.letter.message_id))
+    result
+}
+
+async fn send_it(
+    args: &Edit,
+    asks: bool,
+    letter: &LetterDetail,
+    mended: Mended,
+    letters: &Arc<dyn Letters>,
+    queue: &Arc<dyn Queue>,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let idle = warn_where_nobody_works(queue.as_ref()).await;
+    if asks && !ask("send it? [y/N] ")? {
+        return output.line("nothing was sent");
+    }
+    let replayer = Replayer::new(Arc::clone(letters), Arc::clone(queue));
+    let sent = send(&replayer, letter, mended, actor(args.note.as_deref())).await;
+    let round = sent.map_err(|error| failure(&error, letter))?;
+    output.line(format!("sent {} again, mended, as round {round}", letter.letter.message_id))?;
+    if idle {
+        return Ok(());
+    }
+    let stop =
+        app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
+    tell_outcomes(letters.as_ref(), &[(letter.letter.id, round)], 1, &stop, output).await
 }
 
 fn read(file: &Path) -> Result<Bytes, Failure> {
@@ -83,21 +120,27 @@ fn edited(letter: &LetterDetail) -> Result<Mended, Failure> {
         return Err(Failure::usage("there is no terminal for an editor")
             .hint("give the new body with --file FILE, or --file - for stdin"));
     }
-    let copy = Copy::make(text.as_bytes())?;
-    let editing = watch_signals(&copy)?;
+    let watch = watch_signals()?;
+    let copy = {
+        // A signal waits until the copy is whole, and then removes it.
+        let mut directory = watch.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        let copy = Copy::make(text.as_bytes())?;
+        *directory = Some(copy.directory.clone());
+        copy
+    };
     loop {
-        editing.store(true, SeqCst);
-        let opened = open_editor(&copy.0);
-        editing.store(false, SeqCst);
+        watch.editing.store(true, SeqCst);
+        let opened = open_editor(&copy.file);
+        watch.editing.store(false, SeqCst);
         opened?;
-        let body = std::fs::read(&copy.0)
+        let body = std::fs::read(&copy.file)
             .map_err(|error| Failure::new(format!("the edited copy cannot be read: {error}")))?;
         // Editors end a file with a newline of their own.
         let body = if body.trim_ascii_end() == text.as_bytes() { letter.body.clone() } else { body.into() };
         match check(letter, body) {
             Ok(mended) => return Ok(mended),
             Err(error @ EditError::Refused(_)) => {
-                eprintln!("{error}");
+                remark(&error);
                 if !ask("edit it again? [y/N] ")? {
                     return Err(failure(&error, letter));
                 }
@@ -107,52 +150,82 @@ fn edited(letter: &LetterDetail) -> Result<Mended, Failure> {
     }
 }
 
-/// A file that only its owner can read, gone when dropped.
-struct Copy(PathBuf);
+/// A file in a directory that only its owner can enter; both are gone when dropped, with whatever the editor left beside
+/// the file.
+struct Copy {
+    directory: PathBuf,
+    file: PathBuf,
+}
 
 impl Copy {
     fn make(body: &[u8]) -> Result<Self, Failure> {
-        let path = std::env::temp_dir().join(format!("headcount-edit-{}.json", Uuid::now_v7().simple()));
-        let written = OpenOptions::new()
+        let directory = std::env::temp_dir().join(format!("headcount-edit-{}", Uuid::now_v7().simple()));
+        let unwritten = |error: std::io::Error| {
+            Failure::new(format!("no copy can be written to {}: {error}", std::env::temp_dir().display()))
+                .hint("set TMPDIR to a directory that can be written")
+        };
+        // Fails where there is something of this name.
+        DirBuilder::new().mode(0o700).create(&directory).map_err(unwritten)?;
+        // From here on it goes, also half written.
+        let copy = Self { file: directory.join("body.json"), directory };
+        let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&path)
-            .and_then(|mut file| file.write_all(body));
-        // Made before the error is looked at, so that half a copy goes too.
-        let copy = Self(path);
-        written.map_err(|error| {
-            Failure::new(format!("no copy can be written to {}: {error}", copy.0.display()))
-                .hint("set TMPDIR")
-        })?;
+            .open(&copy.file)
+            .map_err(unwritten)?;
+        file.write_all(body).map_err(unwritten)?;
         Ok(copy)
     }
 }
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        remove(&self.directory);
     }
 }
 
-/// Ctrl-C is the editor's while it runs; else, and by a SIGTERM, this process ends, and the copy goes with it.
-fn watch_signals(copy: &Copy) -> Result<Arc<AtomicBool>, Failure> {
+/// An editor that is writing at this moment may make a file while the directory is emptied: it is tried again.
+fn remove(directory: &Path) {
+    for _ in 0..10 {
+        match std::fs::remove_dir_all(directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {}
+            _ => return,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ctrl-C is the editor's while it runs; else, and by a SIGTERM or a terminal that is closed, this process ends, and the
+/// copy goes with it. The copy is made afterwards, so that there is none that nobody would remove.
+fn watch_signals() -> Result<Watch, Failure> {
     let heard =
         |kind| signal(kind).map_err(|error| Failure::new(format!("signals cannot be heard: {error}")));
-    let (mut interrupt, mut terminate) = (heard(SignalKind::interrupt())?, heard(SignalKind::terminate())?);
-    let (path, editing) = (copy.0.clone(), Arc::new(AtomicBool::new(false)));
-    let at_work = Arc::clone(&editing);
+    let (mut interrupt, mut terminate, mut hangup) =
+        (heard(SignalKind::interrupt())?, heard(SignalKind::terminate())?, heard(SignalKind::hangup())?);
+    let watch = Watch::default();
+    let seen = watch.clone();
     tokio::spawn(async move {
         loop {
             tokio::select! {
-                _ = interrupt.recv() => if at_work.load(SeqCst) { continue },
+                _ = interrupt.recv() => if seen.editing.load(SeqCst) { continue },
                 _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
             }
-            let _ = std::fs::remove_file(&path);
-            std::process::exit(1);
+            if let Some(directory) = seen.directory.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+                remove(directory);
+            }
+            std::process::exit(i32::from(Exit::Failed.code()));
         }
     });
-    Ok(editing)
+    Ok(watch)
+}
+
+/// What a signal finds.
+#[derive(Clone, Default)]
+struct Watch {
+    editing: Arc<AtomicBool>,
+    directory: Arc<Mutex<Option<PathBuf>>>,
 }
 
 /// Runs $VISUAL or $EDITOR as a shell would, so that `code --wait` works, and waits for its end.
@@ -205,10 +278,12 @@ mod tests {
     #[test]
     fn a_copy_is_its_owners_only_and_goes() {
         let copy = Copy::make(b"{}").unwrap();
-        let path = copy.0.clone();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(std::fs::read(&path).unwrap(), b"{}");
+        let (directory, file) = (copy.directory.clone(), copy.file.clone());
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&directory), mode(&file)), (0o700, 0o600));
+        assert_eq!(std::fs::read(&file).unwrap(), b"{}");
+        std::fs::write(directory.join(".body.json.swp"), "what an editor leaves").unwrap();
         drop(copy);
-        assert!(!path.exists());
+        assert!(!directory.exists());
     }
 }

@@ -7,14 +7,15 @@ use serde::Serialize;
 use super::{Export, Groups, List, Show, find, select_failure};
 use crate::{
     app,
-    cli::output::{Failure, Output, number, quoted},
+    cli::output::{Failure, Output, number},
     dead::{
         diff,
         export::{self, Whole},
+        outcomes,
         select::{cursor, parse_cursor},
     },
-    message::{clean, now},
-    store::letters::{Letter, LetterDetail, Letters, Page, Status},
+    message::now,
+    store::letters::{Letter, LetterDetail, Letters, Page, Status, group_id},
 };
 
 /// A page, as JSON.
@@ -43,6 +44,7 @@ pub(super) async fn groups(
         .iter()
         .map(|group| {
             vec![
+                group.id.clone(),
                 number(group.letters),
                 group.first_died_at.clone(),
                 group.last_died_at.clone(),
@@ -50,10 +52,11 @@ pub(super) async fn groups(
             ]
         })
         .collect();
-    output.table(&["letters", "first", "last", "group"], &rows)?;
+    output.table(&["id", "letters", "first", "last", "group"], &rows)?;
     match groups.first() {
         Some(group) => {
-            output.line(format!("\nsee one: headcount dead list --group {}", quoted(&group.group)))
+            output.line("")?;
+            output.line(format!("see the letters of one: headcount dead list --group {}", group.id))
         }
         None => Ok(()),
     }
@@ -85,17 +88,20 @@ pub(super) async fn list(
             vec![
                 letter.id.to_string(),
                 letter.died_at.clone(),
-                letter.status.as_str().into(),
+                letter.standing(),
                 letter.event_type.clone(),
                 letter.clerk_id.clone().unwrap_or_else(|| "-".into()),
                 letter.message_id.clone(),
-                clean(&format!("{}: {}", letter.reason, letter.detail), 100),
+                format!("{}: {}", letter.reason, letter.detail),
             ]
         })
         .collect();
     output.table(&["id", "died", "status", "event", "clerk id", "message", "reason"], &rows)?;
     match next {
-        Some(next) => output.line(format!("\nmore: --after {next}")),
+        Some(next) => {
+            output.line("")?;
+            output.line(format!("more: --after {next}"))
+        }
         None => Ok(()),
     }
 }
@@ -112,25 +118,37 @@ pub(super) async fn show(
     describe(&detail, output)
 }
 
+fn outcome(letter: &Letter) -> String {
+    match &letter.outcome {
+        Some(outcome) => match outcomes::meaning(outcome) {
+            Some(meaning) => format!("{outcome}: {meaning}"),
+            None => outcome.clone(),
+        },
+        None => "-".into(),
+    }
+}
+
 fn describe(detail: &LetterDetail, output: &mut Output) -> Result<(), Failure> {
     let letter = &detail.letter;
     for (label, value) in [
         ("id", letter.id.to_string()),
         ("message", letter.message_id.clone()),
         ("status", letter.status.as_str().into()),
+        ("outcome", outcome(letter)),
         ("round", letter.round.to_string()),
         ("event", letter.event_type.clone()),
         ("clerk id", letter.clerk_id.clone().unwrap_or_else(|| "-".into())),
         ("reason", letter.reason.clone()),
         ("detail", letter.detail.clone()),
-        ("group", letter.group.clone()),
+        ("group", format!("{} {}", group_id(&letter.group), letter.group)),
         ("attempts", letter.attempts.to_string()),
         ("received", letter.first_seen.clone()),
         ("died", letter.died_at.clone()),
     ] {
-        output.line(format!("{label:<10} {}", clean(&value, usize::MAX)))?;
+        output.line(format!("{label:<10} {value}"))?;
     }
-    output.line("\nhistory")?;
+    output.line("")?;
+    output.line("history")?;
     let rows: Vec<Vec<String>> = detail
         .history
         .iter()
@@ -144,14 +162,17 @@ fn describe(detail: &LetterDetail, output: &mut Output) -> Result<(), Failure> {
             ]
         })
         .collect();
-    output.table(&["at", "round", "what", "who", "note"], &rows)?;
-    output.line("\nheaders")?;
+    output.whole_table(&["at", "round", "what", "who", "note"], &rows)?;
+    output.line("")?;
+    output.line("headers")?;
     for (name, value) in &detail.headers {
-        output.line(format!("{}: {}", clean(name, usize::MAX), clean(value, usize::MAX)))?;
+        // Indented, so that no header and no line of a body reads like one of ours.
+        output.line(format!("  {name}: {value}"))?;
     }
-    output.line("\nbody")?;
+    output.line("")?;
+    output.line("body")?;
     for line in diff::readable(&detail.body) {
-        output.line(line)?;
+        output.line(format!("  {line}"))?;
     }
     Ok(())
 }
@@ -174,9 +195,7 @@ pub(super) async fn export(
             break;
         }
         for whole in page {
-            let line = serde_json::to_string(&whole)
-                .map_err(|error| Failure::new(format!("a letter cannot be written as JSON: {error}")))?;
-            output.line(line)?;
+            output.json_line(&whole)?;
         }
     }
     Ok(())

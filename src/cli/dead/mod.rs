@@ -20,12 +20,11 @@ use crate::{
 mod act;
 mod edit;
 mod list;
-mod progress;
 
 /// The commands about dead letters.
 #[derive(Debug, Subcommand)]
 pub enum Dead {
-    /// Count letters by cause, the most frequent first
+    /// Count letters by cause (group), the most frequent first
     Groups(Groups),
     /// List letters, the last to die first
     List(List),
@@ -33,14 +32,16 @@ pub enum Dead {
     Show(Show),
     /// Send letters back to the workers
     ///
-    /// Only open letters are sent. Each replay begins by sending again what an earlier one of the same letters left
-    /// unfinished. Safe to interrupt: Ctrl-C finishes the few that are on their way.
+    /// Only open letters are sent. Each replay begins by sending again what an earlier replay of the same letters left
+    /// unfinished. Ctrl-C is safe: it finishes the few that are on their way, and says where the others are. Afterwards the
+    /// command waits up to 5 seconds to tell what became of the letters.
     Replay(Replay),
     /// Mend a letter's body and send it back, once
     ///
-    /// Opens $VISUAL or $EDITOR. What a worker would not accept is not sent.
+    /// Opens $VISUAL or $EDITOR. What a worker would not accept is not sent. A body of a type that workers ignore, or
+    /// about another user, is warned of, and sent only after a yes or with --yes.
     Edit(Edit),
-    /// Set open letters aside
+    /// Set open letters aside, with a note that says why
     Discard(Discard),
     /// Make discarded letters open again
     Restore(Restore),
@@ -51,35 +52,35 @@ pub enum Dead {
 /// Which letters: all conditions hold together.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Select {
-    /// These letters: their ids or message ids
+    /// Only these letters: their ids or message ids
     #[arg(value_name = "ID")]
     pub ids: Vec<String>,
 
-    /// Of this group, as `dead groups` prints it
+    /// Only of this group: its id, or its whole name, as `dead groups` prints them
     #[arg(long, value_name = "GROUP")]
     pub group: Option<String>,
 
-    /// That died for this reason: invalid_payload, rejected, retries_exhausted, crash_loop, unroutable
+    /// Only those that died for this reason: invalid_payload, rejected, retries_exhausted, crash_loop, unroutable
     #[arg(long, value_name = "REASON")]
     pub reason: Option<String>,
 
-    /// Of this event type, such as user.updated
+    /// Only of this event type, such as user.updated
     #[arg(long = "type", value_name = "TYPE")]
     pub event_type: Option<String>,
 
-    /// About this Clerk id
+    /// Only about this Clerk id
     #[arg(long, value_name = "CLERK_ID")]
     pub user: Option<String>,
 
-    /// Whose detail or message id contains this
+    /// Only those whose detail or message id contains this
     #[arg(long, value_name = "TEXT")]
     pub text: Option<String>,
 
-    /// That died at or after this time: 2026-01-31T12:00:00Z, 2026-01-31, or how long ago: 2h
+    /// Only those that died at or after this time: 2026-01-31T12:00:00Z, 2026-01-31, or how long ago: 2h
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
 
-    /// That died before this time, written likewise
+    /// Only those that died before this time, written likewise
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
 }
@@ -131,7 +132,7 @@ pub struct Groups {
     #[command(flatten)]
     pub select: Select,
 
-    /// With this status [default: open]
+    /// Only with this status [default: open; any for letters that are named]
     #[arg(long, value_name = "STATUS")]
     pub status: Option<StatusChoice>,
 
@@ -147,15 +148,15 @@ pub struct List {
     #[command(flatten)]
     pub select: Select,
 
-    /// With this status [default: open]
+    /// Only with this status [default: open; any for letters that are named]
     #[arg(long, value_name = "STATUS")]
     pub status: Option<StatusChoice>,
 
-    /// At most so many
+    /// At most this many
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
 
-    /// Go on after the last page, which printed this
+    /// Go on where the last page ended, with the cursor that it printed
     #[arg(long, value_name = "CURSOR")]
     pub after: Option<String>,
 
@@ -186,15 +187,15 @@ pub struct Action {
     #[command(flatten)]
     pub select: Select,
 
-    /// Every letter: what an action without any selection has to say
+    /// Every letter; needed where nothing else is selected
     #[arg(long, conflicts_with = "selected")]
     pub all: bool,
 
-    /// At most so many, the first to die first
+    /// At most this many, the first to die first
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
 
-    /// Only print how many it would be, by type and reason
+    /// Only print how many letters it would be, by event type and reason
     #[arg(long)]
     pub dry_run: bool,
 
@@ -210,7 +211,7 @@ pub struct Replay {
     #[command(flatten)]
     pub action: Action,
 
-    /// So many per second, such as 100/s [default: as fast as the queue takes them]
+    /// At this rate, such as 100/s or 30/m [default: as fast as the queue takes them]
     #[arg(long, value_name = "N/s", value_parser = rate)]
     pub rate: Option<f64>,
 
@@ -226,11 +227,11 @@ pub struct Edit {
     #[arg(value_name = "ID")]
     pub id: String,
 
-    /// Take the new body from this file (- is stdin) instead of an editor
+    /// Take the new body from this file (- is stdin) instead of the editor
     #[arg(long, value_name = "FILE")]
     pub file: Option<std::path::PathBuf>,
 
-    /// Only show the difference
+    /// Only show the difference and the warnings
     #[arg(long)]
     pub dry_run: bool,
 
@@ -274,15 +275,15 @@ pub struct Export {
     #[command(flatten)]
     pub select: Select,
 
-    /// With this status [default: open]
+    /// Only with this status [default: open; any for letters that are named]
     #[arg(long, value_name = "STATUS")]
     pub status: Option<StatusChoice>,
 
-    /// At most so many
+    /// At most this many
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
 
-    /// Go on after the line with this cursor
+    /// Go on after the line that has this cursor
     #[arg(long, value_name = "CURSOR")]
     pub after: Option<String>,
 }
@@ -322,7 +323,7 @@ fn select_failure(error: &SelectError) -> Failure {
     let failure = match error {
         SelectError::Store(error) => return app::store_failure(error),
         SelectError::Unreadable { .. } => Failure::usage(error.to_string()),
-        SelectError::Unknown(_) => Failure::new(error.to_string()),
+        SelectError::Unknown(_) | SelectError::UnknownGroup(_) => Failure::new(error.to_string()),
     };
     match error.hint() {
         Some(hint) => failure.hint(hint),

@@ -151,6 +151,17 @@ async fn nobody_there_is_said_once_and_soon() {
 }
 
 #[tokio::test]
+async fn a_wrong_name_and_a_failed_handshake_are_told_apart() {
+    let door = Door::open(SECRET, |_, _| StatusCode::ACCEPTED).await;
+    let hint = async |url: &str| send("user.created", url).await.0.unwrap_err().hints.remove(0);
+    // A label this long is no name, so that no server has to be asked.
+    let nobody = format!("http://{}.invalid/", "a".repeat(64));
+    assert!(hint(&nobody).await.starts_with("host not found"), "{}", hint(&nobody).await);
+    let https = door.url.replace("http://", "https://");
+    assert!(hint(&https).await.starts_with("TLS failed"), "{}", hint(&https).await);
+}
+
+#[tokio::test]
 async fn a_door_that_slams_is_a_broken_connection() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());

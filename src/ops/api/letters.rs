@@ -22,6 +22,7 @@ use crate::{
         diff,
         edit::{check, send},
         export::{Encoding, Export, Whole},
+        replay::nobody_works,
         select::{SelectError, Selected, Selection, cursor, parse_cursor},
     },
     message::{Millis, now},
@@ -67,6 +68,8 @@ struct Edited {
     /// The round that began; null where it was only looked at.
     round: Option<u32>,
     difference: Vec<String>,
+    /// What whoever sends it may not have meant, and why it will not be taken up at once.
+    warnings: Vec<String>,
 }
 
 /// Why something is done.
@@ -186,14 +189,16 @@ pub(super) async fn edit(
     let body = body.map_err(|error| Problem::bad_request(format!("the body is no base64: {error}")))?;
     let mended = check(&letter, body.into())?;
     let difference = mended.difference.iter().map(diff::Line::to_string).collect();
+    let mut warnings = mended.warnings.clone();
+    warnings.extend(nobody_works(api.queue.as_ref()).await);
     if request.dry_run {
-        return Ok(json(StatusCode::OK, &Edited { round: None, difference }));
+        return Ok(json(StatusCode::OK, &Edited { round: None, difference, warnings }));
     }
     let (operations, by) = (Arc::clone(&api.operations), api.actor(request.note.as_deref()));
     // A task of its own: whoever hangs up, what was committed is published.
     let sent = tokio::spawn(async move { send(operations.replayer(), &letter, mended, by).await });
     let sent = sent.await.map_err(|_| Problem::unavailable("the edit broke off; look at the letter"))?;
-    Ok(json(StatusCode::OK, &Edited { round: Some(sent?), difference }))
+    Ok(json(StatusCode::OK, &Edited { round: Some(sent?), difference, warnings }))
 }
 
 pub(super) async fn discard(
@@ -230,7 +235,7 @@ async fn one(api: &Api, reference: String) -> Result<(Letter, Filter), Problem> 
 /// The letter as it is now, or why nothing was done.
 async fn settled(api: &Api, letter: Letter, touched: u64, from: Status) -> Result<Response, Problem> {
     if touched == 0 {
-        let (is, wanted) = (letter.status.as_str(), from.as_str());
+        let (is, wanted) = (letter.standing(), from.as_str());
         return Err(Problem::conflict(format!("the letter is {is}, not {wanted}, or is erased")));
     }
     Ok(json(StatusCode::OK, &Whole::from(find(api, letter.id.to_string()).await?)))

@@ -15,7 +15,10 @@ use crate::{
     dead::rejections::{Explanation, SAMPLES, Sample, explain},
     message::now,
     ops::status::{self, StatusError},
-    store::{User, UserQuery},
+    store::{
+        User, UserQuery,
+        letters::{Filter, Page},
+    },
 };
 
 #[derive(Serialize)]
@@ -63,11 +66,19 @@ pub(super) async fn user(
     State(api): State<Arc<Api>>,
     Path(reference): Path<String>,
 ) -> Result<Response, Problem> {
-    let found = api.ask(|store| async move { store.user(&reference).await }).await?;
-    let user = found.ok_or_else(|| {
-        Problem::new(StatusCode::NOT_FOUND, "unknown_user", "no user is known by this id or address")
-            .hint("give our id, a Clerk id (also a former one) or an e-mail address")
-    })?;
+    let wanted = reference.clone();
+    let found = api.ask(|store| async move { store.user(&wanted).await }).await?;
+    let Some(user) = found else {
+        let about = Filter { clerk_id: Some(reference), ..Filter::default() };
+        let page = Page { limit: 1, after: None };
+        let letters = api.ask(|store| async move { store.letters(&about, &page).await }).await?;
+        let unknown =
+            Problem::new(StatusCode::NOT_FOUND, "unknown_user", "no user is known by this id or address");
+        return Err(unknown.hint(match letters.first() {
+            Some(letter) => format!("a dead letter is about it: GET /api/v1/dead/{}", letter.id),
+            None => "give our id, a Clerk id (also a former one) or an e-mail address".into(),
+        }));
+    };
     Ok(json(StatusCode::OK, &user))
 }
 

@@ -97,6 +97,10 @@ impl From<SelectError> for Problem {
         match error {
             SelectError::Store(error) => error.into(),
             SelectError::Unreadable { .. } => Self::bad_request(error.to_string()).hinted(error.hint()),
+            SelectError::UnknownGroup(_) => {
+                Self::new(StatusCode::NOT_FOUND, "unknown_group", error.to_string())
+                    .hint("give a group's id or its name; GET /api/v1/dead/groups?status=all lists both")
+            }
             SelectError::Unknown(_) => Self::new(StatusCode::NOT_FOUND, "unknown_letter", error.to_string())
                 .hint("give a letter's id or its message id; GET /api/v1/dead?status=all lists both"),
         }

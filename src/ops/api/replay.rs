@@ -17,7 +17,11 @@ use super::{
     request::Json,
 };
 use crate::{
-    dead::{operations::Operation, replay::Order, select::Selection},
+    dead::{
+        operations::Operation,
+        replay::{Order, nobody_works},
+        select::Selection,
+    },
     store::letters::Status,
 };
 
@@ -67,7 +71,8 @@ pub(super) async fn start(
     }
     let by = api.actor(request.note.as_deref());
     let order = Order { filter, limit: request.limit, rate: request.rate, by };
-    let operation = api.operations.start(order, letters.min(request.limit))?;
+    let warnings = nobody_works(api.queue.as_ref()).await.into_iter().collect();
+    let operation = api.operations.start(order, letters.min(request.limit), warnings)?;
     let place = format!("/api/v1/dead/operations/{}", operation.id);
     Ok(([(header::LOCATION, place)], json(StatusCode::ACCEPTED, &operation)).into_response())
 }

@@ -171,8 +171,10 @@ impl Broker {
         match code(error) {
             Some(404) => QueueError::Misconfigured {
                 message: format!("{name} does not exist on the broker and may not be declared by this user"),
-                hint: "declare it as ARCHITECTURE.md lists it, or give the user the configure permission"
-                    .into(),
+                hint: match self.topology.declaration(name) {
+                    Some(what) => format!("give the user the configure permission, or declare {what}"),
+                    None => "give the user the configure permission".into(),
+                },
             },
             _ => self.explain(error),
         }

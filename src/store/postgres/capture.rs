@@ -61,7 +61,7 @@ async fn insert(tx: &mut PgConnection, letters: &[Plain<'_>]) -> Result<(), Stor
          ON CONFLICT (message_id) DO UPDATE SET round = excluded.round, event_type = excluded.event_type, \
          clerk_id = excluded.clerk_id, reason = excluded.reason, detail = excluded.detail, \
          attempts = excluded.attempts, died_at = excluded.died_at, grp = excluded.grp, search = excluded.search, \
-         status = 'open', captured_round = excluded.round, settled_at = NULL, erased = false \
+         status = 'open', captured_round = excluded.round, settled_at = NULL, outcome = NULL, erased = false \
          WHERE excluded.round > l.captured_round \
          RETURNING id, message_id, died_at, round, reason, detail), \
          held AS (INSERT INTO dead_letter_contents (letter_id, headers, body) SELECT id, headers::jsonb, body \

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::store::{StoreError, plain::OURSELVES};
 
-/// Sets the letters of these messages to `applied`. Returns the Clerk ids that they are about.
+/// Sets the letters of these messages, which are in the inbox, to `applied`, with their outcome. Returns the Clerk ids that they are about.
 pub(super) async fn applied(
     tx: &mut PgConnection,
     messages: &[impl AsRef<str>],
@@ -58,7 +58,8 @@ const UNSETTLED: &str = "SELECT id, clerk_id FROM dead_letters WHERE message_id 
      ORDER BY message_id COLLATE \"C\" FOR UPDATE";
 
 const APPLIED: &str = "WITH changed AS (UPDATE dead_letters SET status = 'applied', \
-     settled_at = statement_timestamp() WHERE id = ANY($1) RETURNING id, round) \
+     settled_at = statement_timestamp(), outcome = (SELECT outcome FROM inbox AS i WHERE i.message_id = dead_letters.message_id) \
+     WHERE id = ANY($1) RETURNING id, round) \
      INSERT INTO dead_letter_history (letter_id, at, action, round, by) \
      SELECT id, statement_timestamp(), 'applied', round, $2 FROM changed";
 

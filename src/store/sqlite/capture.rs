@@ -17,7 +17,7 @@ const LETTER: &str = "INSERT INTO dead_letters (id, message_id, round, event_typ
      ON CONFLICT (message_id) DO UPDATE SET round = excluded.round, event_type = excluded.event_type, \
      clerk_id = excluded.clerk_id, reason = excluded.reason, detail = excluded.detail, \
      attempts = excluded.attempts, died_at = excluded.died_at, grp = excluded.grp, search = excluded.search, \
-     status = 'open', captured_round = excluded.round, settled_at = NULL, erased = 0 \
+     status = 'open', captured_round = excluded.round, settled_at = NULL, outcome = NULL, erased = 0 \
      WHERE excluded.round > dead_letters.captured_round RETURNING id";
 
 const CONTENTS: &str = "INSERT INTO dead_letter_contents (letter_id, headers, body) VALUES (?1, ?2, ?3) \

@@ -20,10 +20,10 @@ use crate::{
         StoreError,
         batch::rfc3339,
         errors,
-        filter::{COLUMNS, Condition, Conditions, Dialect, FEW, STATUSES},
+        filter::{COLUMNS, Condition, Conditions, Dialect, FEW, GROUPS, STATUSES},
         letters::{
             Actor, Captured, Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Letters,
-            Page, Pruned, Rejected, Retention, Status,
+            Page, Pruned, Rejected, Retention, Status, group_id,
         },
         plain::Plain,
         reference::EVENTS_MAX,
@@ -82,6 +82,12 @@ impl Letters for SqliteStore {
         Ok(rows.iter().map(group_of).collect::<Result<_, _>>()?)
     }
 
+    async fn groups_named(&self, reference: &str) -> Result<Vec<String>, StoreError> {
+        let mut keys: Vec<String> = sqlx::query_scalar(GROUPS).fetch_all(&self.readers).await?;
+        keys.retain(|key| key == reference || group_id(key) == reference);
+        Ok(keys)
+    }
+
     async fn letters(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
         let rows = conditions.page::<Sqlite>(page, COLUMNS).build().fetch_all(&self.readers).await?;
@@ -94,7 +100,7 @@ impl Letters for SqliteStore {
         }
         let row = sqlx::query(
             "SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, \
-             status, grp, headers, body FROM dead_letters JOIN dead_letter_contents ON letter_id = id \
+             status, outcome, grp, headers, body FROM dead_letters JOIN dead_letter_contents ON letter_id = id \
              WHERE id = ?1 OR message_id = ?2 \
              ORDER BY coalesce(id = ?1, false) DESC LIMIT 1",
         )
@@ -239,13 +245,16 @@ fn letter_of(row: &SqliteRow) -> Result<Letter, StoreError> {
         first_seen: row.try_get("first_seen")?,
         died_at: row.try_get("died_at")?,
         status: status(row.try_get("status")?)?,
+        outcome: row.try_get("outcome")?,
         group: row.try_get("grp")?,
     })
 }
 
 fn group_of(row: &SqliteRow) -> Result<Group, sqlx::Error> {
+    let group: String = row.try_get("grp")?;
     Ok(Group {
-        group: row.try_get("grp")?,
+        id: group_id(&group),
+        group,
         reason: row.try_get("reason")?,
         detail: row.try_get::<Option<String>, _>("detail")?.unwrap_or_default(),
         letters: row.try_get::<i64, _>("letters")?.unsigned_abs(),

@@ -5,7 +5,7 @@ use sqlx::{SqliteConnection, types::Json};
 
 use crate::store::{StoreError, plain::OURSELVES};
 
-/// Sets the letters of these messages to `applied`. Returns the Clerk ids that they are about.
+/// Sets the letters of these messages, which are in the inbox, to `applied`, with their outcome. Returns the Clerk ids that they are about.
 pub(super) async fn applied(
     tx: &mut SqliteConnection,
     messages: &[impl AsRef<str>],
@@ -33,7 +33,7 @@ async fn mark(tx: &mut SqliteConnection, ids: Vec<String>) -> Result<(), StoreEr
     sqlx::query(concat!(
         "UPDATE dead_letters SET status = 'applied', settled_at = ",
         now!(),
-        " WHERE id IN (SELECT value FROM json_each(?1))"
+        ", outcome = (SELECT outcome FROM inbox AS i WHERE i.message_id = dead_letters.message_id) WHERE id IN (SELECT value FROM json_each(?1))"
     ))
     .bind(&ids)
     .execute(&mut *tx)

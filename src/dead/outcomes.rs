@@ -1,0 +1,103 @@
+//! Owns what became of letters that were sent back: looks at them for a few seconds, until each has its outcome or died
+//! again. Changes nothing.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tokio::{sync::watch, time::Instant};
+use uuid::Uuid;
+
+use super::replay::Sent;
+use crate::{
+    pause::Pauses,
+    shutdown::until,
+    store::{
+        StoreError,
+        letters::{Filter, Letters, Page, Status},
+    },
+};
+
+/// How many letters are looked at.
+pub const FOLLOWED_MAX: usize = 1000;
+/// How long they are looked at.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What became of letters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcomes {
+    /// How many took effect, by outcome.
+    pub applied: BTreeMap<String, u64>,
+    /// How many died again.
+    pub died: u64,
+    /// How many are still on their way.
+    pub under_way: u64,
+}
+
+impl std::fmt::Display for Outcomes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut parts: Vec<String> = self
+            .applied
+            .iter()
+            .map(|(outcome, letters)| match meaning(outcome) {
+                Some(meaning) => format!("{letters} {outcome} ({meaning})"),
+                None => format!("{letters} {outcome}"),
+            })
+            .collect();
+        for (letters, what) in [(self.died, "died again"), (self.under_way, "still under way")] {
+            if letters > 0 {
+                parts.push(format!("{letters} {what}"));
+            }
+        }
+        f.write_str(&parts.join(", "))
+    }
+}
+
+/// What an outcome that is no change means; `None` for the others.
+pub fn meaning(outcome: &str) -> Option<&'static str> {
+    match outcome {
+        "ignored" => Some("events of this type change no user"),
+        "stale" => Some("newer news of the user was known"),
+        _ => None,
+    }
+}
+
+/// Looks at letters that were sent back, with the rounds that began, until each has its outcome, `stop` turns true, or
+/// five seconds are over. At most [`FOLLOWED_MAX`] of them.
+///
+/// # Errors
+/// What the database says.
+pub async fn follow(
+    letters: &dyn Letters,
+    sent: &[Sent],
+    stop: &watch::Receiver<bool>,
+) -> Result<Outcomes, StoreError> {
+    let rounds: BTreeMap<Uuid, u32> = sent.iter().take(FOLLOWED_MAX).copied().collect();
+    let filter = Filter { ids: rounds.keys().copied().collect(), ..Filter::default() };
+    let page = Page { limit: FOLLOWED_MAX as u32, after: None };
+    let mut pauses = Pauses::new(Duration::from_millis(50), Duration::from_millis(500));
+    let deadline = Instant::now() + PATIENCE;
+    if rounds.is_empty() {
+        return Ok(Outcomes::default());
+    }
+    loop {
+        let mut outcomes = Outcomes::default();
+        for letter in letters.letters(&filter, &page).await? {
+            match letter.status {
+                Status::Applied => {
+                    let outcome = letter.outcome.unwrap_or_else(|| letter.status.as_str().to_owned());
+                    *outcomes.applied.entry(outcome).or_default() += 1;
+                }
+                Status::Open if rounds.get(&letter.id).is_some_and(|round| letter.round >= *round) => {
+                    outcomes.died += 1;
+                }
+                Status::Open | Status::Replayed | Status::Discarded => outcomes.under_way += 1,
+            }
+        }
+        if outcomes.under_way == 0 || *stop.borrow() || Instant::now() >= deadline {
+            return Ok(outcomes);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pauses.next_pause()) => {}
+            () = until(stop, |stop| *stop) => {}
+        }
+    }
+}
