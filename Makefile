@@ -37,6 +37,7 @@ test-next: ## The same with RabbitMQ 4.3 and PostgreSQL 18, in a chroot of Debia
 soak: ## Run the tests with many more rounds and cases (SOAK=1; an hour or so)
 	$(suite) --no-run
 	SOAK=1 scripts/servers run -- $(suite) $(soak_options)
+	scripts/fuzz-api target/debug/headcount
 
 lint: ## Check format, lints and documentation; warnings are errors
 	cargo fmt --all --check

@@ -399,6 +399,8 @@ async fn what_is_not_meant_is_an_error_that_says_so() {
         json!({"filter": {}}),
         json!({"filter": {"all": true, "reason": "x"}}),
         json!({"filter": {"reson": "rejected"}}),
+        json!({"filter": {"reason": "rejected", "user": null}}),
+        json!({"filter": {"reason": "rejected", "user": ""}}),
         json!({"filter": {"all": true}, "limit": 0}),
         json!({"filter": {"all": true}, "rate": 0}),
         json!({"filter": {"all": true, "status": "applied"}}),

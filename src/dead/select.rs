@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, NaiveDate};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::{
@@ -25,32 +25,37 @@ pub struct Selection {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ids: Vec<String>,
     /// A group's key, or its id.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     /// `open`, `replayed`, `applied`, `discarded` or `all`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
     /// The envelope's type.
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "type", deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub event_type: Option<String>,
     /// A reason's code.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// A Clerk id.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Part of the detail or of the message id.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// Died at or after: RFC 3339, a date, or how long ago.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
     /// Died before: RFC 3339, a date, or how long ago.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
     /// Every letter: what an action without any condition has to say.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
+}
+
+/// A condition that is there: null would be a value that somebody did not have.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    String::deserialize(value).map(Some)
 }
 
 /// What was selected.
@@ -107,9 +112,19 @@ fn unreadable(message: impl Into<String>, hint: impl Into<Cow<'static, str>>) ->
 impl Selection {
     /// Whether it names no letter and no condition but a status.
     pub fn is_unconditional(&self) -> bool {
-        let texts =
-            [&self.group, &self.event_type, &self.reason, &self.user, &self.text, &self.since, &self.until];
-        self.ids.is_empty() && texts.iter().all(|text| text.is_none())
+        self.ids.is_empty() && self.conditions().iter().all(|(_, text)| text.is_none())
+    }
+
+    fn conditions(&self) -> [(&'static str, Option<&str>); 7] {
+        [
+            ("group", self.group.as_deref()),
+            ("type", self.event_type.as_deref()),
+            ("reason", self.reason.as_deref()),
+            ("user", self.user.as_deref()),
+            ("text", self.text.as_deref()),
+            ("since", self.since.as_deref()),
+            ("until", self.until.as_deref()),
+        ]
     }
 
     /// For an action: everything is only meant where `all` says so, and then there is no other condition.
@@ -140,6 +155,10 @@ impl Selection {
         status: Option<Status>,
         now: Millis,
     ) -> Result<Selected, SelectError> {
+        // A script's variable that was not set must not select everything.
+        if let Some((name, _)) = self.conditions().iter().find(|(_, text)| text.is_some_and(str::is_empty)) {
+            return Err(unreadable(format!("the {name} is empty"), "give it a value, or leave it out"));
+        }
         let status = match self.status.as_deref() {
             None if !self.ids.is_empty() => None,
             None => status,
@@ -283,7 +302,9 @@ mod tests {
         for bad in ["{}", r#"{"status":"open"}"#, r#"{"all":true,"reason":"rejected"}"#] {
             assert!(selection(bad).check_action().is_err(), "{bad}");
         }
-        assert!(serde_json::from_str::<Selection>(r#"{"typ":"user.created"}"#).is_err());
+        for bad in [r#"{"typ":"user.created"}"#, r#"{"reason":"rejected","user":null}"#] {
+            assert!(serde_json::from_str::<Selection>(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -282,7 +282,9 @@ mod tests {
             let result = match schema.rsplit('/').next().unwrap() {
                 "ReplayRequest" => serde_json::from_value::<replay::ReplayRequest>(example).map(drop),
                 "EditRequest" => serde_json::from_value::<letters::EditRequest>(example).map(drop),
-                "NoteRequest" => serde_json::from_value::<letters::NoteRequest>(example).map(drop),
+                "NoteRequest" | "DiscardRequest" => {
+                    serde_json::from_value::<letters::NoteRequest>(example).map(drop)
+                }
                 other => panic!("{path}: nobody reads {other}"),
             };
             result.unwrap_or_else(|error| panic!("{path}: {error}"));
