@@ -1,6 +1,6 @@
 //! headcount keeps an application's `users` table in step with Clerk.
 //!
-//! A message's life, in the order of the modules: the process reads its [`config`], Clerk posts a webhook, [`http`]
+//! A message's life, in the order of the modules: the process reads its [`config`] and each [`address`] in it, Clerk posts a webhook, [`http`]
 //! bounds the request, [`ingress`] verifies it and makes it a [`message`], the [`queue`] holds it durably, a worker takes
 //! it in batches, [`roster`] folds it into users, the [`store`] saves them in one transaction, and only then is it
 //! settled.
@@ -8,6 +8,7 @@
 // What commands print goes through `cli::output`, which makes it safe for a terminal.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod address;
 pub mod app;
 pub mod config;
 pub mod datafile;

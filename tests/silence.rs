@@ -166,7 +166,19 @@ async fn a_connection_that_falls_silent_on_its_way_back_does_not_hold_up_the_end
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_of_a_frozen_server_answers_every_call_and_works_again_when_it_is_thawed() {
     let server = Server::postgres();
-    let backend = Backend::Postgres { url: Secret::new(server.url()), schema: "public".into() };
+    works_again_when_thawed(&server, &server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_behind_a_frozen_pooler_answers_every_call_and_works_again_when_it_is_thawed() {
+    let server = Server::postgres();
+    let pooler = Server::pgbouncer(&server.url(), "pool_mode=transaction default_pool_size=10");
+    works_again_when_thawed(&server, &pooler).await;
+}
+
+/// `front` is what the store connects to, and what is frozen: the server, or a pooler in front of it.
+async fn works_again_when_thawed(server: &Server, front: &Server) {
+    let backend = Backend::Postgres { url: Secret::new(front.url()), schema: "public".into() };
     let config = StoreConfig { backend, policy: KEEP, default_credits: 0, connections: 10 };
     let store = store::open(&config).await.unwrap();
     store.migrate().await.unwrap();
@@ -185,7 +197,7 @@ async fn a_store_of_a_frozen_server_answers_every_call_and_works_again_when_it_i
     while waiting_for_locks(&mut holder).await < 3 {
         tokio::task::yield_now().await;
     }
-    server.freeze();
+    front.freeze();
     let frozen = Instant::now();
     // More calls than connections, twice: those that are given up must not hold places.
     for _ in 0..2 {
@@ -204,7 +216,7 @@ async fn a_store_of_a_frozen_server_answers_every_call_and_works_again_when_it_i
         assert_eq!(error.class, Class::Outage, "{error:?}");
     }
     assert!(frozen.elapsed() < 2 * ANSWER);
-    server.thaw();
+    front.thaw();
     drop(holder);
     let again = until_everything_works(&store).await;
     println!("everything works again {again:?} after the thaw");

@@ -62,9 +62,10 @@ impl Check {
 /// A check failed; warnings are none.
 pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let mut checks = vec![configuration(config)];
-    checks.extend(queue(config).await);
-    checks.extend(store(config).await);
-    checks.extend([secret(config), ingress(config).await]);
+    // All at once: servers that do not answer are waited for together.
+    let (queue, store, ingress) = tokio::join!(queue(config), store(config), ingress(config));
+    checks.extend(queue.into_iter().chain(store));
+    checks.extend([secret(config), ingress]);
     if args.json {
         output.json(&checks)?;
     } else {

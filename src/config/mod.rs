@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    address::{self, Database},
     http::TrustedProxies,
     queue::{Ladder, QueueConfig},
     roster::{OnDelete, Policy, Relink},
@@ -108,6 +109,11 @@ pub struct ConfigError {
     pub hint: String,
 }
 
+/// An address that cannot be used, of a variable.
+fn of(variable: &str, wrong: address::Wrong) -> ConfigError {
+    ConfigError { message: format!("{variable} {}", wrong.problem), hint: wrong.hint }
+}
+
 fn wrong(message: impl Into<String>, hint: impl Into<String>) -> ConfigError {
     ConfigError { message: message.into(), hint: hint.into() }
 }
@@ -135,8 +141,10 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
         file: Option<&Path>,
     ) -> Result<Self, ConfigError> {
-        let (raw, warnings) = Raw::read(environment, file)?;
-        Ok(Self { warnings, ..Self::build(&raw)? })
+        let (raw, mut warnings) = Raw::read(environment, file)?;
+        let config = Self::build(&raw)?;
+        warnings.extend(config.warnings.iter().cloned());
+        Ok(Self { warnings, ..config })
     }
 
     fn build(raw: &Raw) -> Result<Self, ConfigError> {
@@ -146,18 +154,30 @@ impl Config {
                 text.parse::<SocketAddr>().map_err(|_| "is not an address with a port".into())
             })
         };
+        let mut warnings = Vec::new();
+        let mut warn = |variable: &'static str, more: Vec<String>| {
+            warnings.extend(more.into_iter().map(|warning| format!("{} {warning}", raw.name(variable))));
+        };
+        let of = |variable: &'static str, wrong: address::Wrong| of(&raw.name(variable), wrong);
+        let amqp_url = secret("AMQP_URL");
+        if let Some(url) = &amqp_url {
+            warn("AMQP_URL", address::amqp(url.expose()).map_err(|wrong| of("AMQP_URL", wrong))?.warnings);
+        }
+        let database_url = secret("DATABASE_URL");
+        let database = database_url.as_ref().map(|url| address::database(url.expose())).transpose();
+        if let Some(Database::Postgres(address)) = database.map_err(|wrong| of("DATABASE_URL", wrong))? {
+            let schema = raw.get("HEADCOUNT_SCHEMA").unwrap_or_default();
+            address.agrees(schema).map_err(|wrong| of("DATABASE_URL", wrong))?;
+            warn("DATABASE_URL", address.warnings);
+        }
         let day = Duration::from_secs(24 * 3600);
         let config = Self {
             signing_secrets: signing::secrets(
                 &raw.name("CLERK_WEBHOOK_SIGNING_SECRET"),
                 raw.written("CLERK_WEBHOOK_SIGNING_SECRET").unwrap_or_default(),
             )?,
-            amqp_url: scheme(secret("AMQP_URL"), "AMQP_URL", &["amqp", "amqps"])?,
-            database_url: scheme(
-                secret("DATABASE_URL"),
-                "DATABASE_URL",
-                &["postgres", "postgresql", "sqlite"],
-            )?,
+            amqp_url,
+            database_url,
             data_dir: raw.get("HEADCOUNT_DATA_DIR").unwrap_or_default().into(),
             listen: address("HEADCOUNT_LISTEN")?,
             trusted_proxies: raw.parse(
@@ -232,7 +252,7 @@ impl Config {
             log_filter: raw.get("RUST_LOG").unwrap_or_default().to_owned(),
             log_format: raw
                 .choice("HEADCOUNT_LOG_FORMAT", &[("text", LogFormat::Text), ("json", LogFormat::Json)])?,
-            warnings: Vec::new(),
+            warnings,
             chosen: Chosen {
                 queue: raw.written("AMQP_URL").map(|_| raw.name("AMQP_URL")),
                 store: raw.written("DATABASE_URL").map(|_| raw.name("DATABASE_URL")),
@@ -288,7 +308,7 @@ impl Config {
     /// The store that is configured.
     pub fn store(&self) -> StoreConfig {
         let backend = match &self.database_url {
-            Some(url) => match sqlite_path(url.expose()) {
+            Some(url) => match address::sqlite(url.expose()) {
                 Some(path) => Backend::Sqlite { path },
                 None => Backend::Postgres { url: url.clone(), schema: self.schema.clone() },
             },
@@ -302,35 +322,6 @@ impl Config {
             connections: crate::worker::TRANSACTIONS + 4,
         }
     }
-}
-
-/// The path in a `sqlite:` URL, with or without slashes; `None` for other URLs.
-fn sqlite_path(url: &str) -> Option<PathBuf> {
-    let rest = url.strip_prefix("sqlite:")?;
-    let rest = rest.strip_prefix("//").unwrap_or(rest);
-    Some(PathBuf::from(rest.split('?').next().unwrap_or(rest)))
-}
-
-fn scheme(url: Option<Secret>, variable: &str, schemes: &[&str]) -> Result<Option<Secret>, ConfigError> {
-    let Some(secret) = url else { return Ok(None) };
-    let hint = format!("write a URL that starts with {}://", schemes.join(":// or "));
-    let scheme = secret.expose().split(':').next().unwrap_or_default();
-    if !schemes.contains(&scheme) {
-        return Err(wrong(format!("{variable} does not start with a scheme that headcount knows"), hint));
-    }
-    if scheme != "sqlite" && url::Url::parse(secret.expose()).is_err() {
-        return Err(wrong(
-            format!("{variable} is not a URL"),
-            format!("{hint}, and write special characters of a password as %XX"),
-        ));
-    }
-    if scheme == "sqlite"
-        && sqlite_path(secret.expose())
-            .is_none_or(|path| path.as_os_str().is_empty() || path.as_os_str() == ":memory:")
-    {
-        return Err(wrong(format!("{variable} names no file"), "write sqlite:///path/to/headcount.db"));
-    }
-    Ok(Some(secret))
 }
 
 /// A token has no fewer characters: what is short can be guessed.
@@ -513,14 +504,5 @@ mod tests {
             let error = with(&[(variable, value)]).unwrap_err();
             assert_eq!(error.message, format!("{variable} has quotes around its value"));
         }
-    }
-
-    #[test]
-    fn sqlite_urls_name_files() {
-        for url in ["sqlite:///tmp/a.db", "sqlite:/tmp/a.db", "sqlite:///tmp/a.db?mode=rwc"] {
-            assert_eq!(sqlite_path(url), Some(PathBuf::from("/tmp/a.db")), "{url}");
-        }
-        assert_eq!(sqlite_path("sqlite://a.db"), Some(PathBuf::from("a.db")));
-        assert_eq!(sqlite_path("postgres://a"), None);
     }
 }

@@ -3,9 +3,14 @@
 
 use std::time::Duration;
 
-use sqlx::{error::DatabaseError, migrate::MigrateError, postgres::PgDatabaseError, sqlite::SqliteError};
+use sqlx::{
+    error::DatabaseError,
+    migrate::MigrateError,
+    postgres::{PgDatabaseError, PgSeverity},
+    sqlite::SqliteError,
+};
 
-use super::{Class, StoreError};
+use super::{Class, StoreError, entry};
 
 /// What `apply` does not yet call the message's fault: two transactions can clash over a unique key without either
 /// message being wrong.
@@ -36,9 +41,9 @@ pub(super) fn broken(message: impl Into<String>) -> StoreError {
 }
 
 /// sqlclient_unable_to_establish_sqlconnection
-const NO_CONNECTION: &str = "08001";
+pub(super) const NO_CONNECTION: &str = "08001";
 
-const UNREACHABLE: &str = "check that the database runs, that the network lets packets through to it, and that DATABASE_URL is right";
+pub(super) const UNREACHABLE: &str = "check that the database runs, that the network lets packets through to it, and that DATABASE_URL is right";
 
 /// The session takes no writes: it was made so, or its server is a standby.
 pub(super) fn is_read_only(error: &StoreError) -> bool {
@@ -184,7 +189,13 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
     } else {
         format!("PostgreSQL: {} (SQLSTATE {code})", error.message())
     };
-    StoreError { class: sqlstate(code), code: code.into(), message, hint: hint(code), source: None }
+    let refused = (error.severity() == PgSeverity::Fatal).then(|| entry::refusal(error.message())).flatten();
+    let (class, hint) = match refused {
+        Some(Err(hint)) => (Class::Unusable, Some(hint.into())),
+        Some(Ok(hint)) => (Class::Outage, Some(hint.into())),
+        None => (sqlstate(code), hint(code)),
+    };
+    StoreError { class, code: code.into(), message, hint, source: None }
 }
 
 /// Whether the words are those of a function in a procedural language. Neither of the two signs is ever translated.

@@ -25,6 +25,7 @@ use crate::{
 
 mod batch;
 mod clock;
+mod entry;
 mod errors;
 mod filter;
 pub mod letters;

@@ -98,6 +98,11 @@ impl World {
         self.environment.retain(|(name, _)| name != variable);
     }
 
+    /// Of its tables in PostgreSQL.
+    pub fn schema(&self) -> &str {
+        &self.schema.as_ref().expect("PostgreSQL only").1
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command
@@ -199,9 +204,12 @@ impl World {
     /// Removes what it left on shared servers.
     pub async fn clean_up(self) {
         if let Some((url, schema)) = &self.schema {
-            let mut connection = <sqlx::PgConnection as sqlx::Connection>::connect(url).await.unwrap();
+            // As a pooler takes it, too.
+            let options = url.parse::<sqlx::postgres::PgConnectOptions>().unwrap().extra_float_digits(None);
+            let mut connection =
+                <sqlx::PgConnection as sqlx::Connection>::connect_with(&options).await.unwrap();
             let drop = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
-            sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&mut connection).await.unwrap();
+            sqlx::raw_sql(sqlx::AssertSqlSafe(drop)).execute(&mut connection).await.unwrap();
         }
         if let Some((url, prefix)) = &self.prefix {
             let connection =

@@ -49,12 +49,21 @@ struct Counts {
 impl Proxy {
     /// A proxy in front of the server that an AMQP or PostgreSQL URL names.
     pub fn new(server: &str) -> Self {
+        Self::on("127.0.0.1", server)
+    }
+
+    /// The same on this machine's IPv6 address.
+    pub fn on_ipv6(server: &str) -> Self {
+        Self::on("[::1]", server)
+    }
+
+    fn on(host: &str, server: &str) -> Self {
         let mut url = Url::parse(server).unwrap();
         let usual = if url.scheme().starts_with("amqp") { 5672 } else { 5432 };
         let target = format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(usual));
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let listener = std::net::TcpListener::bind(format!("{host}:0")).unwrap();
         listener.set_nonblocking(true).unwrap();
-        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_host(Some(host)).unwrap();
         url.set_port(Some(listener.local_addr().unwrap().port())).unwrap();
         let (air, listening) = watch::channel(Air::default());
         let (running, ended) = oneshot::channel::<()>();

@@ -10,19 +10,19 @@ use std::{
 
 use tempfile::TempDir;
 
-/// One RabbitMQ or PostgreSQL server with a directory and a port of its own.
+/// One RabbitMQ, PostgreSQL or PgBouncer server with a directory and a port of its own.
 pub struct Server {
     kind: &'static str,
     directory: TempDir,
     port: u16,
     child: Option<Child>,
-    options: String,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Server {
     /// Starts a RabbitMQ and waits until it answers.
     pub fn rabbitmq() -> Self {
-        Self::start_new("rabbitmq", "")
+        Self::start_new("rabbitmq", Vec::new())
     }
 
     /// Starts a PostgreSQL and waits until it answers.
@@ -32,14 +32,27 @@ impl Server {
 
     /// The same with settings: `-c NAME=VALUE`, separated by spaces.
     pub fn postgres_with(options: &str) -> Self {
-        Self::start_new("postgres", options)
+        Self::start_new("postgres", vec![("POSTGRES_OPTIONS", options.to_owned())])
     }
 
-    fn start_new(kind: &'static str, options: &str) -> Self {
+    /// Starts a PgBouncer in front of the PostgreSQL server that a URL names, with settings: `NAME=VALUE`, separated by
+    /// spaces.
+    pub fn pgbouncer(server: &str, options: &str) -> Self {
+        let url = url::Url::parse(server).unwrap();
+        let mut place = format!("host={} port={}", url.host_str().unwrap(), url.port().unwrap_or(5432));
+        for (name, value) in [("user", Some(url.username())), ("password", url.password())] {
+            place.extend(value.map(|value| format!(" {name}={value}")));
+        }
+        Self::start_new(
+            "pgbouncer",
+            vec![("PGBOUNCER_SERVER", place), ("PGBOUNCER_OPTIONS", options.to_owned())],
+        )
+    }
+
+    fn start_new(kind: &'static str, environment: Vec<(&'static str, String)>) -> Self {
         // In /tmp, where a chroot of other versions sees it too.
         let directory = tempfile::Builder::new().prefix("headcount-test-").tempdir_in("/tmp").unwrap();
-        let options = options.to_owned();
-        let mut server = Self { kind, directory, port: free_port(), child: None, options };
+        let mut server = Self { kind, directory, port: free_port(), child: None, environment };
         server.start();
         server
     }
@@ -49,7 +62,7 @@ impl Server {
         assert!(self.child.is_none(), "it runs already");
         let mut child = script()
             .args([self.kind, &self.path(), &self.port.to_string()])
-            .envs((!self.options.is_empty()).then_some(("POSTGRES_OPTIONS", &self.options)))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -124,6 +137,11 @@ impl Server {
             "rabbitmq" => format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port),
             _ => format!("postgres://postgres@127.0.0.1:{}/postgres", self.port),
         }
+    }
+
+    /// Where it listens, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     fn path(&self) -> String {

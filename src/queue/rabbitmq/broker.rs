@@ -13,7 +13,7 @@ use lapin::{
     Channel, Connection, ConnectionProperties, Error, ErrorKind, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
-    uri::AMQPUri,
+    uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
 
 use super::{
@@ -21,6 +21,7 @@ use super::{
     link::Link,
 };
 use crate::{
+    address::{self, Amqp},
     config::Secret,
     queue::{
         QueueError,
@@ -42,30 +43,34 @@ const FRAME_MAX: u32 = 32 * 1024;
 pub(super) struct Broker {
     uri: AMQPUri,
     pub(super) topology: Topology,
-    /// The last attempt got no answer: ask for one before the library does, whose threads wait for it without an end.
+    /// The last attempt got no answer, or there was none: ask for one before the library does, whose threads wait for it
+    /// without an end.
     silent: Arc<AtomicBool>,
 }
 
 impl Broker {
     pub(super) fn new(url: &Secret, topology: Topology) -> Result<Self, QueueError> {
-        let mut uri: AMQPUri = url.expose().parse().map_err(|_| QueueError::Refused {
-            message: "AMQP_URL is not an AMQP URL".into(),
-            hint: "write amqp://user:password@host:5672/%2f; %2f is the default virtual host".into(),
+        let address = address::amqp(url.expose()).map_err(|wrong| QueueError::Refused {
+            message: format!("AMQP_URL {}", wrong.problem),
+            hint: wrong.hint,
         })?;
-        uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        uri.query.frame_max.get_or_insert(FRAME_MAX);
-        uri.query.connection_timeout.get_or_insert(5_000);
-        Ok(Self { uri, topology, silent: Arc::default() })
+        Ok(Self { uri: uri(address), topology, silent: Arc::new(AtomicBool::new(true)) })
     }
 
     /// Host and port, for people.
     pub(super) fn place(&self) -> String {
-        format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
+        let AMQPAuthority { host, port, .. } = &self.uri.authority;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
+    /// Whether it has not answered yet, or not the last time.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.load(Relaxed)
     }
 
     /// What the broker says of itself, where it can be asked.
     pub(super) async fn greeting(&self) -> Option<Greeting> {
-        greeting::greet(&self.uri).await.ok().flatten()
+        greeting::greet(&self.uri, &self.place()).await.ok().flatten()
     }
 
     /// A connection of its own, with the topology declared. Bounded: a frozen broker is an error here.
@@ -99,17 +104,38 @@ impl Broker {
 
     /// A connection that declares nothing. Not bounded.
     pub(super) async fn dial(&self, role: &str) -> Result<Link, QueueError> {
-        if self.silent.load(Relaxed) {
-            let place = self.place();
-            greeting::greet(&self.uri)
-                .await
-                .map_err(|why| QueueError::Unavailable(format!("broker at {place}: {why}")))?;
+        if self.is_silent() {
+            greeting::greet(&self.uri, &self.place()).await?;
         }
         let name = format!("headcount {role} {}", std::process::id());
         let properties = ConnectionProperties::default().with_connection_name(name.as_str().into());
         let connected = Connection::connect_uri(self.uri.clone(), properties).await;
         self.silent.store(false, Relaxed);
-        connected.map(Link::from).map_err(|error| self.explain(&error))
+        match connected {
+            Ok(connection) => Ok(connection.into()),
+            Err(error) => Err(self.why(&error).await),
+        }
+    }
+
+    /// Why connecting failed: where the broker has not said it, the library's words do not tell.
+    async fn why(&self, error: &Error) -> QueueError {
+        let place = self.place();
+        if code(error).is_some() {
+            return self.explain(error);
+        }
+        if let Err(said) = greeting::greet(&self.uri, &place).await {
+            return said;
+        }
+        if self.uri.scheme == AMQPScheme::AMQP {
+            return self.explain(error);
+        }
+        if greeting::is_plain(&self.uri).await {
+            return QueueError::Refused {
+                message: format!("the broker at {place} speaks no TLS, and AMQP_URL begins with amqps://"),
+                hint: "write amqp:// there, or name the broker's port for TLS, 5671 as a rule".into(),
+            };
+        }
+        QueueError::Unavailable(format!("TLS with the broker at {place} failed: {}", text(error)))
     }
 
     /// Declares what is missing. Tells the queues whose bindings this user may not make: whether they are there cannot
@@ -184,19 +210,52 @@ impl Broker {
     pub(super) fn explain(&self, error: &Error) -> QueueError {
         let place = self.place();
         match code(error) {
+            Some(403) if text(error).contains("Login was refused") => QueueError::Refused {
+                message: format!("the broker at {place} refuses the user or its password ({})", text(error)),
+                hint:
+                    "check user and password in AMQP_URL; guest may enter from the broker's own machine only"
+                        .into(),
+            },
             Some(403) => QueueError::Refused {
-                message: format!(
-                    "the broker at {place} refuses the user or its permissions ({})",
-                    text(error)
-                ),
-                hint: "check user, password and virtual host in AMQP_URL".into(),
+                message: format!("the broker at {place} refuses the user its permissions ({})", text(error)),
+                hint: "give the user its permissions on the virtual host: rabbitmqctl set_permissions".into(),
             },
             Some(530) => QueueError::Refused {
                 message: format!("the broker at {place} does not allow this ({})", text(error)),
-                hint: "check the virtual host at the end of AMQP_URL; %2f is the default one".into(),
+                hint: not_allowed(&text(error)).into(),
             },
             _ => QueueError::Unavailable(format!("broker at {place}: {}", text(error))),
         }
+    }
+}
+
+/// What to do about a connection that RabbitMQ does not allow, by its words.
+fn not_allowed(words: &str) -> &'static str {
+    if words.contains("limit") {
+        "raise the limit of connections (rabbitmqctl set_vhost_limits, set_user_limits), or run fewer processes"
+    } else if words.contains("not found") {
+        "check the virtual host at the end of AMQP_URL, or create it: rabbitmqctl add_vhost; %2f is the default one"
+    } else {
+        "give the user its permissions on the virtual host at the end of AMQP_URL: rabbitmqctl set_permissions"
+    }
+}
+
+/// The address as the library takes it. Its own reading of a URL knows no IPv6 address and no empty virtual host.
+fn uri(address: Amqp) -> AMQPUri {
+    AMQPUri {
+        scheme: if address.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+        authority: AMQPAuthority {
+            userinfo: AMQPUserInfo { username: address.user, password: address.password },
+            host: address.host,
+            port: address.port,
+        },
+        vhost: address.vhost,
+        query: AMQPQueryString {
+            frame_max: address.frame_max.or(Some(FRAME_MAX)),
+            channel_max: address.channel_max,
+            heartbeat: address.heartbeat.or(Some(HEARTBEAT)),
+            ..AMQPQueryString::default()
+        },
     }
 }
 

@@ -1,5 +1,5 @@
-//! Owns a broker's first words: whether it answers at all, its product and its version, and which versions have faults
-//! that concern us. Asks over a socket of its own, which ends with the question.
+//! Owns a broker's first words: whether it answers at all, whether it is a broker and speaks as AMQP_URL says, its product
+//! and its version, and which versions have faults that concern us. Asks over a socket of its own, which ends with the question.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::message::clean;
+use crate::{address::unreached, message::clean, queue::QueueError};
 
 /// How long a broker may take to greet.
 const GREET_LIMIT: Duration = Duration::from_secs(5);
@@ -26,27 +26,71 @@ pub(super) struct Greeting {
     pub(super) version: String,
 }
 
-/// Asks the broker for its greeting. `Ok(None)`: over TLS only the connection is tried.
+/// The first byte of a TLS alert, and of a handshake.
+const TLS: [u8; 2] = [0x15, 0x16];
+
+/// Asks the broker at `place` for its greeting. `Ok(None)`: over TLS only the connection is tried.
 ///
 /// # Errors
-/// In words why it cannot be reached.
-pub(super) async fn greet(uri: &AMQPUri) -> Result<Option<Greeting>, String> {
+/// In words why it cannot be reached, or that it is no broker.
+pub(super) async fn greet(uri: &AMQPUri, place: &str) -> Result<Option<Greeting>, QueueError> {
     let asked = async {
-        let address = (uri.authority.host.as_str(), uri.authority.port);
-        let mut stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let mut stream = connect(uri).await.map_err(|error| away(place, &unreached(&error)))?;
         if uri.scheme == AMQPScheme::AMQPS {
             return Ok(None);
         }
-        stream.write_all(b"AMQP\0\0\x09\x01").await.map_err(|error| error.to_string())?;
-        // A frame: type, channel, size, payload, end.
-        let mut head = [0; 7];
-        stream.read_exact(&mut head).await.map_err(|error| error.to_string())?;
-        let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
-        let mut payload = vec![0; size.min(GREETING_MAX)];
-        stream.read_exact(&mut payload).await.map_err(|error| error.to_string())?;
-        Ok(read(&payload))
+        match ask(&mut stream).await {
+            Ok(Answer::Greeting(greeting)) => Ok(greeting),
+            Ok(Answer::Tls) => Err(QueueError::Refused {
+                message: format!("the server at {place} speaks TLS, and AMQP_URL begins with amqp://"),
+                hint: "write amqps:// there, or name the broker's port without TLS, 5672 as a rule".into(),
+            }),
+            Ok(Answer::Other) => Err(QueueError::Refused {
+                message: format!("the server at {place} does not speak AMQP 0-9-1"),
+                hint: "mend host and port in AMQP_URL: 5672 as a rule, 15672 is the management page's".into(),
+            }),
+            Err(error) => Err(away(place, &unreached(&error))),
+        }
     };
-    timeout(GREET_LIMIT, asked).await.unwrap_or_else(|_| Err("it does not answer".into()))
+    timeout(GREET_LIMIT, asked).await.unwrap_or_else(|_| Err(away(place, "does not answer")))
+}
+
+/// Whether what should be TLS is a broker without.
+pub(super) async fn is_plain(uri: &AMQPUri) -> bool {
+    let asked = async { ask(&mut connect(uri).await?).await };
+    matches!(timeout(GREET_LIMIT, asked).await, Ok(Ok(Answer::Greeting(_))))
+}
+
+fn away(place: &str, why: &str) -> QueueError {
+    QueueError::Unavailable(format!("the broker at {place} {why}"))
+}
+
+enum Answer {
+    Greeting(Option<Greeting>),
+    Tls,
+    Other,
+}
+
+async fn connect(uri: &AMQPUri) -> std::io::Result<TcpStream> {
+    TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await
+}
+
+async fn ask(stream: &mut TcpStream) -> std::io::Result<Answer> {
+    stream.write_all(b"AMQP\0\0\x09\x01").await?;
+    // A frame: type, channel, size, payload, end. Of a method the type is 1.
+    let kind = stream.read_u8().await?;
+    if TLS.contains(&kind) {
+        return Ok(Answer::Tls);
+    }
+    if kind != 1 {
+        return Ok(Answer::Other);
+    }
+    let mut head = [0; 6];
+    stream.read_exact(&mut head).await?;
+    let size = u32::from_be_bytes([head[2], head[3], head[4], head[5]]) as usize;
+    let mut payload = vec![0; size.min(GREETING_MAX)];
+    stream.read_exact(&mut payload).await?;
+    Ok(Answer::Greeting(read(&payload)))
 }
 
 /// Reads `connection.start` (AMQP 0-9-1, 4.2.5.5 and 1.4.2.1), as far as the two properties.

@@ -7,9 +7,7 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use sqlx::PgConnection;
-
-use super::{PostgresStore, load, save, settle};
+use super::{PostgresStore, connections::Tx, load, save, settle};
 use crate::{
     roster::{self, Loaded, OnDelete, Outcome},
     store::{
@@ -21,14 +19,14 @@ use crate::{
 
 // Every statement below looks rows up by an index. A table that has grown faster than its statistics would be read
 // whole, for each batch, if the planner were free to.
-/// Begins what is about one message, or waits for nobody in front of it.
-pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off; \
-                                SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '5s'";
+/// Of what is about one message, or waits for nobody in front of it.
+pub(super) const ALONE: &str = "SET LOCAL enable_seqscan = off; SET LOCAL lock_timeout = '3s'; \
+                                SET LOCAL statement_timeout = '5s'";
 
 // One message that waits or hangs is met again at every size of its batch until it is found, and its neighbours wait
 // with it.
-const BEGIN_TOGETHER: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL enable_seqscan = off; \
-                              SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '2s'";
+const TOGETHER: &str = "SET LOCAL enable_seqscan = off; SET LOCAL lock_timeout = '1s'; \
+                        SET LOCAL statement_timeout = '2s'";
 
 /// Until when a batch's statements may begin: so that, with the longest of them, the store answers within ten seconds,
 /// however many there are.
@@ -61,8 +59,8 @@ impl<'s> Attempt<'s> {
 
 impl retry::Attempt for Attempt<'_> {
     async fn run(&mut self, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
-        let begin = if batch.len() > 1 { BEGIN_TOGETHER } else { BEGIN };
-        let mut tx = self.store.pool.begin_with(begin).await?;
+        let settings = if batch.len() > 1 { TOGETHER } else { ALONE };
+        let mut tx = self.store.connections.begin(settings).await?;
         let done = self.within(&mut tx, batch).await;
         match done.and_then(|outcomes| self.deadline.holds().map(|()| outcomes)) {
             Ok(outcomes) => {
@@ -72,8 +70,7 @@ impl retry::Attempt for Attempt<'_> {
                 Ok(outcomes)
             }
             Err(error) => {
-                // Where this fails too, the connection is gone, and the transaction with it.
-                let _ = tx.rollback().await;
+                tx.roll_back().await;
                 Err(error)
             }
         }
@@ -81,11 +78,7 @@ impl retry::Attempt for Attempt<'_> {
 }
 
 impl Attempt<'_> {
-    async fn within(
-        &mut self,
-        tx: &mut PgConnection,
-        batch: &[Incoming],
-    ) -> Result<Vec<Outcome>, StoreError> {
+    async fn within(&mut self, tx: &mut Tx, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
         let ids = batch::clerk_ids(batch);
         let keys = self.lock(tx, batch, &ids).await?;
         self.deadline.holds()?;
@@ -118,7 +111,7 @@ impl Attempt<'_> {
     /// Waits for this batch's turn. Returns the keys whose claimants cannot change any more.
     async fn lock(
         &self,
-        tx: &mut PgConnection,
+        tx: &mut Tx,
         batch: &[Incoming],
         ids: &[&str],
     ) -> Result<BTreeSet<String>, StoreError> {
@@ -134,7 +127,7 @@ impl Attempt<'_> {
             rowless.remove(id.as_str());
             keys.extend(key.clone());
         }
-        let schema = &self.store.schema;
+        let schema = self.store.connections.schema();
         let locks: Vec<i64> = keys
             .iter()
             .map(|key| lock_id(schema, "address", key))

@@ -1,9 +1,8 @@
 //! Owns taking letters in. One transaction, a constant number of statements, whatever comes, however often.
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{PostgresStore, apply::BEGIN, settle};
+use super::{PostgresStore, apply::ALONE, connections::Tx, settle};
 use crate::{
     roster::OnDelete,
     store::{
@@ -14,7 +13,7 @@ use crate::{
 
 /// Captures. The letters are one per message id, in the order of message ids.
 pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<(), StoreError> {
-    let mut tx = store.pool.begin_with(BEGIN).await?;
+    let mut tx = store.connections.begin(ALONE).await?;
     let messages: Vec<&str> = letters.iter().map(|letter| letter.message_id.as_str()).collect();
     let applied = hold(&mut tx, &messages).await?;
     insert(&mut tx, letters).await?;
@@ -22,7 +21,7 @@ pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Res
     // The places that were held; the inbox's own rows stay.
     sqlx::query("DELETE FROM inbox WHERE message_id = ANY($1) AND outcome = 'capturing'")
         .bind(&messages)
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
     // The boundary: captured before the delivery is acked.
     tx.commit().await?;
@@ -35,7 +34,7 @@ pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Res
 /// Holds the messages' places in the inbox until the transaction ends, and returns the messages whose places are taken:
 /// they took effect. A batch that is just committing one of them is waited for; one that comes later waits, and then
 /// sees the letter. So no message ends with both an effect and an open letter.
-async fn hold(tx: &mut PgConnection, messages: &[&str]) -> Result<Vec<String>, StoreError> {
+async fn hold(tx: &mut Tx, messages: &[&str]) -> Result<Vec<String>, StoreError> {
     let taken = sqlx::query_scalar(
         "WITH held AS (INSERT INTO inbox (message_id, event_type, outcome, received_at, processed_at) \
          SELECT m, '', 'capturing', now(), now() FROM unnest($1::text[]) WITH ORDINALITY AS i (m, n) ORDER BY n \
@@ -45,7 +44,7 @@ async fn hold(tx: &mut PgConnection, messages: &[&str]) -> Result<Vec<String>, S
     Ok(taken.bind(messages).fetch_all(tx).await?)
 }
 
-async fn insert(tx: &mut PgConnection, letters: &[Plain<'_>]) -> Result<(), StoreError> {
+async fn insert(tx: &mut Tx, letters: &[Plain<'_>]) -> Result<(), StoreError> {
     fn column<'l, T>(letters: &'l [Plain<'l>], value: fn(&'l Plain<'l>) -> T) -> Vec<T> {
         letters.iter().map(value).collect()
     }
@@ -95,11 +94,11 @@ async fn insert(tx: &mut PgConnection, letters: &[Plain<'_>]) -> Result<(), Stor
 /// here: their users' rows are locked first, in the weakest way that waits for one. A crash before this leaves the delivery unacked, and it comes again.
 async fn forget(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<(), StoreError> {
     let users: Vec<&str> = letters.iter().filter_map(|letter| letter.clerk_id.as_deref()).collect();
-    let mut tx = store.pool.begin_with(BEGIN).await?;
+    let mut tx = store.connections.begin(ALONE).await?;
     let _: Vec<Uuid> =
         sqlx::query_scalar("SELECT id FROM users WHERE clerk_id = ANY($1) ORDER BY id FOR SHARE")
             .bind(&users)
-            .fetch_all(&mut *tx)
+            .fetch_all(&mut tx)
             .await?;
     settle::erase(&mut tx, &users).await?;
     tx.commit().await?;

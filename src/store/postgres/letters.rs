@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Postgres, QueryBuilder, Row as _, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
-use super::{PostgresStore, capture, prune, replay, settle};
+use super::{PostgresStore, capture, connections::PEOPLE, prune, replay, settle};
 use crate::{
     message::Millis,
     roster::OnDelete,
@@ -74,24 +74,26 @@ impl Letters for PostgresStore {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
         let few = conditions.may_be_few()
             && self.count(filter).await?.iter().map(|count| count.letters).sum::<u64>() <= FEW;
-        let rows = conditions.groups::<Postgres>(few).build().persistent(false).fetch_all(&self.pool).await?;
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let rows = conditions.groups::<Postgres>(few).build().persistent(false).fetch_all(&mut tx).await?;
+        tx.commit().await?;
         Ok(rows.iter().map(group_of).collect::<Result<_, _>>()?)
     }
 
     async fn groups_named(&self, reference: &str) -> Result<Vec<String>, StoreError> {
-        let mut keys: Vec<String> = sqlx::query_scalar(GROUPS).fetch_all(&self.pool).await?;
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let mut keys: Vec<String> = sqlx::query_scalar(GROUPS).fetch_all(&mut tx).await?;
+        tx.commit().await?;
         keys.retain(|key| key == reference || group_id(key) == reference);
         Ok(keys)
     }
 
     async fn letters(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions
-            .page::<Postgres>(page, COLUMNS)
-            .build()
-            .persistent(false)
-            .fetch_all(&self.pool)
-            .await?;
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let mut asked = conditions.page::<Postgres>(page, COLUMNS);
+        let rows = asked.build().persistent(false).fetch_all(&mut tx).await?;
+        tx.commit().await?;
         rows.iter().map(letter_of).collect()
     }
 
@@ -99,6 +101,7 @@ impl Letters for PostgresStore {
         if reference.contains('\0') {
             return Ok(None);
         }
+        let mut tx = self.connections.begin(PEOPLE).await?;
         let row = sqlx::query(
             "SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, \
              status, outcome, grp, headers, body FROM dead_letters JOIN dead_letter_contents ON letter_id = id \
@@ -107,7 +110,7 @@ impl Letters for PostgresStore {
         )
         .bind(Uuid::parse_str(reference).ok())
         .bind(reference)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut tx)
         .await?;
         let Some(row) = row else { return Ok(None) };
         let letter = letter_of(&row)?;
@@ -117,8 +120,9 @@ impl Letters for PostgresStore {
         )
         .bind(letter.id)
         .bind(i64::from(EVENTS_MAX))
-        .fetch_all(&self.pool)
+        .fetch_all(&mut tx)
         .await?;
+        tx.commit().await?;
         Ok(Some(LetterDetail {
             headers: row.try_get::<Json<_>, _>("headers")?.0,
             body: row.try_get::<Vec<u8>, _>("body")?.into(),
@@ -129,7 +133,9 @@ impl Letters for PostgresStore {
 
     async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError> {
         let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.count::<Postgres>().build().persistent(false).fetch_all(&self.pool).await?;
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let rows = conditions.count::<Postgres>().build().persistent(false).fetch_all(&mut tx).await?;
+        tx.commit().await?;
         let count = |row: &PgRow| {
             Ok::<_, sqlx::Error>(Count {
                 event_type: row.try_get("event_type")?,
@@ -141,7 +147,9 @@ impl Letters for PostgresStore {
     }
 
     async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
-        let rows: Vec<(String, i64)> = sqlx::query_as(STATUSES).fetch_all(&self.pool).await?;
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let rows: Vec<(String, i64)> = sqlx::query_as(STATUSES).fetch_all(&mut tx).await?;
+        tx.commit().await?;
         rows.into_iter().map(|(name, letters)| Ok((status(&name)?, letters.unsigned_abs()))).collect()
     }
 
@@ -154,7 +162,9 @@ impl Letters for PostgresStore {
     }
 
     async fn clock(&self) -> Result<Millis, StoreError> {
-        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&self.pool).await?;
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut tx).await?;
+        tx.commit().await?;
         Ok(now.timestamp_millis() + 1)
     }
 
@@ -173,7 +183,7 @@ impl Letters for PostgresStore {
 
     async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
         retry::again(|| async {
-            let mut tx = self.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+            let mut tx = self.connections.begin(PEOPLE).await?;
             let users = replay::discard(&mut tx, filter, limit, by).await?;
             let discarded = users.len() as u64;
             if self.policy.on_delete == OnDelete::Erase {
@@ -190,15 +200,15 @@ impl Letters for PostgresStore {
     }
 
     async fn record_rejections(&self, samples: &[Rejected]) -> Result<(), StoreError> {
-        prune::record(&self.pool, samples).await
+        prune::record(&self.connections, samples).await
     }
 
     async fn rejections(&self, limit: u32) -> Result<Vec<Rejected>, StoreError> {
-        prune::rejections(&self.pool, limit).await
+        prune::rejections(&self.connections, limit).await
     }
 
     async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
-        retry::again(|| prune::step(&self.pool, retention, limit)).await
+        retry::again(|| prune::step(&self.connections, retention, limit)).await
     }
 }
 

@@ -7,8 +7,9 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgRow};
+use sqlx::{AssertSqlSafe, Row as _, postgres::PgRow};
 
+use super::connections::Tx;
 use crate::{
     roster::{Claim, Profile, Row, Version},
     store::{StoreError, batch::kind_of_number},
@@ -37,7 +38,7 @@ const LOAD: &str = concat!("SELECT ", state!(), loading!());
 const LOAD_WITH_PROFILES: &str = concat!("SELECT ", state!(), ", ", profile!(), loading!());
 
 pub(super) async fn rows(
-    tx: &mut PgConnection,
+    tx: &mut Tx,
     ids: &[&str],
     keys: &BTreeSet<String>,
     profiles: bool,
@@ -49,7 +50,7 @@ pub(super) async fn rows(
 }
 
 /// Asks for the plans of the questions, which need the same tables, columns, rights and locks as the answers.
-pub(super) async fn rehearse(tx: &mut PgConnection) -> Result<(), StoreError> {
+pub(super) async fn rehearse(tx: &mut Tx) -> Result<(), StoreError> {
     let none: Vec<&str> = Vec::new();
     for question in [LOAD_WITH_PROFILES, REMEMBERED] {
         let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN {question}")));
@@ -106,7 +107,7 @@ const REMEMBERED: &str = "SELECT true, message_id FROM inbox WHERE message_id = 
 
 /// Which messages the inbox has, and which ids are former ids.
 pub(super) async fn remembered(
-    tx: &mut PgConnection,
+    tx: &mut Tx,
     messages: &[&str],
     ids: &[&str],
 ) -> Result<(HashSet<String>, HashSet<String>), StoreError> {

@@ -1,10 +1,11 @@
 //! Owns the PostgreSQL store: its connections, its schema, and trying a batch again after a race.
-//! Never touches the rules, which are `roster`'s, nor rows: `apply` tries a batch, `load` and `save` are its two ends,
+//! Never touches the rules, which are `roster`'s, nor rows: `connections` begins transactions, `apply` tries a batch, `load` and `save` are its two ends,
 //! `read` is for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to
 //! them, `settle` what their messages' effect does, `prune` what time does.
 
 mod apply;
 mod capture;
+mod connections;
 mod letters;
 mod load;
 mod probe;
@@ -17,39 +18,32 @@ mod settle;
 use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use sqlx::{
-    AssertSqlSafe, ConnectOptions, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use connections::{Connections, PEOPLE, Tx, quoted};
+use sqlx::{AssertSqlSafe, Executor as _, migrate::MigrateError, postgres::PgConnectOptions};
 
 use super::{
     Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery, errors, migrations,
     watchdog::Backend,
 };
 use crate::{
+    address,
     config::Secret,
     roster::{Outcome, Policy},
 };
-
-/// How long a caller waits for a connection.
-const ACQUIRE: Duration = Duration::from_secs(4);
 
 /// What foreign tables are answered with.
 const HINT: &str = "set HEADCOUNT_SCHEMA to a schema of its own, such as headcount";
 
 /// Users in a PostgreSQL database.
 pub struct PostgresStore {
-    pool: PgPool,
-    schema: String,
+    connections: Connections,
     policy: Policy,
     default_credits: i64,
 }
 
 impl fmt::Debug for PostgresStore {
-    // The pool's own would show the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let options = self.pool.connect_options();
-        write!(f, "PostgreSQL at {}:{}, schema {}", options.get_host(), options.get_port(), self.schema)
+        self.connections.fmt(f)
     }
 }
 
@@ -59,38 +53,21 @@ impl PostgresStore {
     /// # Errors
     /// [`super::Class::Unusable`] where `url` is none.
     pub fn open(url: &Secret, schema: &str, config: &StoreConfig) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(url.expose()).map_err(|error| {
-            errors::unusable(
-                format!("DATABASE_URL cannot be used: {error}"),
-                "write postgres://user:password@host:5432/database, with special characters as %XX",
-            )
+        let address = address::postgres(url.expose())
+            .and_then(|address| address.agrees(schema).map(|()| address))
+            .map_err(|wrong| errors::unusable(format!("DATABASE_URL {}", wrong.problem), wrong.hint))?;
+        let options = PgConnectOptions::from_str(&address.spelled_out()).map_err(|_| {
+            errors::unusable("DATABASE_URL cannot be used", "see README.md, addresses, for what it may hold")
         })?;
-        let options = options
-            .application_name("headcount")
-            .options([
-                // Nothing but our schema: a table of the same name elsewhere is never ours.
-                ("search_path", quoted(schema).as_str()),
-                ("statement_timeout", "30s"),
-                // Well within the worker's watchdog: a row that an application keeps locked is no frozen database.
-                ("lock_timeout", "3s"),
-                // A transaction whose client fell silent keeps its locks for so long; one of ours is never idle.
-                ("idle_in_transaction_session_timeout", "10s"),
-                // And its session goes after a minute.
-                ("tcp_keepalives_idle", "30"),
-                ("tcp_keepalives_interval", "10"),
-                ("tcp_keepalives_count", "3"),
-            ])
-            .disable_statement_logging();
         Ok(Self {
-            pool: pool(options, config.connections.max(2)),
-            schema: schema.to_owned(),
+            connections: Connections::new(options, schema, config.connections.max(2)),
             policy: config.policy,
             default_credits: config.default_credits,
         })
     }
 
     fn place(&self) -> String {
-        format!("schema {} of the database", self.schema)
+        format!("schema {} of the database", self.connections.schema())
     }
 }
 
@@ -98,63 +75,56 @@ impl Backend for PostgresStore {
     const ANSWER: Duration = Duration::from_secs(10);
 
     fn renewed(&self) -> Option<Self> {
-        Some(Self {
-            pool: pool(
-                self.pool.connect_options().as_ref().clone(),
-                self.pool.options().get_max_connections(),
-            ),
-            schema: self.schema.clone(),
-            policy: self.policy,
-            default_credits: self.default_credits,
-        })
+        let connections = self.connections.renewed();
+        Some(Self { connections, policy: self.policy, default_credits: self.default_credits })
     }
 
     fn connections(&self) -> usize {
-        self.pool.options().get_max_connections() as usize
+        self.connections.most() as usize
     }
 
     fn end(&self) -> impl Future<Output = ()> + Send {
-        self.pool.close()
+        self.connections.close()
     }
 }
 
 #[async_trait]
 impl Store for PostgresStore {
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        let mut tx = self.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
-        sqlx::query(
-            "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '60s', true)",
-        )
-        .execute(&mut *tx)
-        .await?;
+        self.connections.want_two(apply::lock_id("", "second session", "")).await?;
+        let mut tx =
+            self.connections.begin("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0").await?;
+        let schema = self.connections.schema();
         // One process at a time per schema, until the transaction ends.
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
-            .bind(apply::lock_id(&self.schema, "migrate", ""))
-            .execute(&mut *tx)
+            .bind(apply::lock_id(schema, "migrate", ""))
+            .execute(&mut tx)
             .await?;
         // Asked first, because CREATE SCHEMA IF NOT EXISTS wants a right on the database even where it exists.
         let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)")
-            .bind(&self.schema)
-            .fetch_one(&mut *tx)
+            .bind(schema)
+            .fetch_one(&mut tx)
             .await?;
         if !exists {
-            let statement = format!("CREATE SCHEMA {}", quoted(&self.schema));
-            sqlx::query(AssertSqlSafe(statement)).execute(&mut *tx).await?;
+            let statement = format!("CREATE SCHEMA {}", quoted(schema));
+            tx.execute(AssertSqlSafe(statement)).await?;
         }
-        let found = Found::look(&mut tx).await?;
+        let found = Found::look(&mut tx, schema).await?;
         let applied = found.applied.unwrap_or_default();
         migrations::refuse_foreign(found.foreign.as_deref(), &self.place(), HINT)?;
         let pending = migrations::pending(migrations::POSTGRES, &applied);
         if !pending.is_empty() {
-            migrations::migrator(migrations::POSTGRES).run_direct(None, &mut *tx, false).await?;
+            migrate(&mut tx).await?;
         }
         tx.commit().await?;
         Ok(pending)
     }
 
     async fn check_schema(&self) -> Result<(), StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        let found = Found::look(&mut connection).await?;
+        self.connections.want_two(apply::lock_id("", "second session", "")).await?;
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let found = Found::look(&mut tx, self.connections.schema()).await?;
+        tx.commit().await?;
         let (applied, foreign) = (found.applied.as_ref(), found.foreign.as_deref());
         migrations::check(migrations::POSTGRES, applied, foreign, &self.place(), HINT)
     }
@@ -168,19 +138,28 @@ impl Store for PostgresStore {
     }
 
     async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
-        read::users(&self.pool, query).await
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let users = read::users(&mut tx, query).await?;
+        tx.commit().await?;
+        Ok(users)
     }
 
     async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
-        read::user(&self.pool, reference).await
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let user = read::user(&mut tx, reference).await?;
+        tx.commit().await?;
+        Ok(user)
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {
-        read::totals(&self.pool).await
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let totals = read::totals(&mut tx).await?;
+        tx.commit().await?;
+        Ok(totals)
     }
 
     async fn close(&self) {
-        self.pool.close().await;
+        self.connections.close().await;
     }
 }
 
@@ -193,22 +172,24 @@ struct Found {
 }
 
 impl Found {
-    async fn look(connection: &mut PgConnection) -> Result<Self, StoreError> {
+    async fn look(tx: &mut Tx, schema: &str) -> Result<Self, StoreError> {
         // Before the record, so that tables of a migration that commits in between are not taken for somebody else's.
-        // The search path holds our schema alone, so an unqualified name is a name in it.
         let tables: Vec<String> = sqlx::query_scalar(
-            "SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NOT NULL",
+            "SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(format('%I.%I', $2::text, name)) IS NOT NULL",
         )
         .bind(migrations::to_come(None))
-        .fetch_all(&mut *connection)
+        .bind(schema)
+        .fetch_all(&mut *tx)
         .await?;
-        let recorded: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
-            .bind(migrations::TABLE)
-            .fetch_one(&mut *connection)
-            .await?;
+        let recorded: bool =
+            sqlx::query_scalar("SELECT to_regclass(format('%I.%I', $1::text, $2::text)) IS NOT NULL")
+                .bind(schema)
+                .bind(migrations::TABLE)
+                .fetch_one(&mut *tx)
+                .await?;
         let applied = if recorded {
             let versions = sqlx::query_scalar("SELECT version FROM headcount_migrations WHERE success");
-            Some(versions.fetch_all(connection).await?.into_iter().collect())
+            Some(versions.fetch_all(tx).await?.into_iter().collect())
         } else {
             None
         };
@@ -218,10 +199,39 @@ impl Found {
     }
 }
 
-fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
-    PgPoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE).connect_lazy_with(options)
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
+/// Applies what is missing, and keeps the record as the driver's own migrator does, which would leave prepared statements
+/// behind in a pooler's sessions.
+async fn migrate(tx: &mut Tx) -> Result<(), StoreError> {
+    tx.execute(
+        "CREATE TABLE IF NOT EXISTS headcount_migrations (version bigint PRIMARY KEY, description text NOT NULL, \
+         installed_on timestamptz NOT NULL DEFAULT now(), success boolean NOT NULL, checksum bytea NOT NULL, \
+         execution_time bigint NOT NULL)",
+    )
+    .await?;
+    let known: Vec<(i64, bool, Vec<u8>)> =
+        sqlx::query_as("SELECT version, success, checksum FROM headcount_migrations ORDER BY version")
+            .fetch_all(&mut *tx)
+            .await?;
+    if let Some((version, ..)) = known.iter().find(|(_, success, _)| !success) {
+        return Err(MigrateError::Dirty(*version).into());
+    }
+    for migration in migrations::migrator(migrations::POSTGRES).iter() {
+        match known.iter().find(|(version, ..)| *version == migration.version) {
+            Some((_, _, checksum)) if *checksum == *migration.checksum => {}
+            Some(_) => return Err(MigrateError::VersionMismatch(migration.version).into()),
+            None => {
+                tx.execute(migration.sql.clone()).await?;
+                sqlx::query(
+                    "INSERT INTO headcount_migrations (version, description, success, checksum, execution_time) \
+                     VALUES ($1, $2, true, $3, -1)",
+                )
+                .bind(migration.version)
+                .bind(&*migration.description)
+                .bind(&*migration.checksum)
+                .execute(&mut *tx)
+                .await?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -12,11 +12,10 @@ use crate::{
     store::{StoreError, errors},
 };
 
-const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '1s'; \
-                     SET LOCAL statement_timeout = '3s'";
+const SETTINGS: &str = "SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '3s'";
 
 pub(super) async fn write(store: &PostgresStore) -> Result<(), StoreError> {
-    let mut tx = store.pool.begin_with(BEGIN).await?;
+    let mut tx = store.connections.begin(SETTINGS).await?;
     // Of its own, so that two that ask at once never meet.
     let message = format!("headcount asks {}", Uuid::now_v7());
     // First, because it says best that the server is a standby or read-only.
@@ -25,10 +24,10 @@ pub(super) async fn write(store: &PostgresStore) -> Result<(), StoreError> {
          VALUES ($1, '', 'asking', now(), now())",
     )
     .bind(&message)
-    .execute(&mut *tx)
+    .execute(&mut tx)
     .await?;
     let removed =
-        sqlx::query("DELETE FROM inbox WHERE message_id = $1").bind(message).execute(&mut *tx).await?;
+        sqlx::query("DELETE FROM inbox WHERE message_id = $1").bind(message).execute(&mut tx).await?;
     // A policy or a rule of the application's that hides rows.
     if (written.rows_affected(), removed.rows_affected()) != (1, 1) {
         return Err(errors::hidden());

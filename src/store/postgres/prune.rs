@@ -2,9 +2,9 @@
 //! statement in the order of an index, passes over what is locked, and holds nothing longer than that.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
 use uuid::Uuid;
 
+use super::connections::{Connections, PEOPLE};
 use crate::store::{
     StoreError,
     clock::{self, Belief, Now},
@@ -12,8 +12,9 @@ use crate::store::{
     plain::{self, PlainRejection},
 };
 
-pub(super) async fn record(pool: &PgPool, samples: &[Rejected]) -> Result<(), StoreError> {
+pub(super) async fn record(connections: &Connections, samples: &[Rejected]) -> Result<(), StoreError> {
     let samples: Vec<PlainRejection> = samples.iter().map(PlainRejection::of).collect();
+    let mut tx = connections.begin(PEOPLE).await?;
     sqlx::query(
         "INSERT INTO rejections (id, at, address, reason, headers) SELECT id, at, address, reason, headers::jsonb \
          FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[]) \
@@ -24,9 +25,9 @@ pub(super) async fn record(pool: &PgPool, samples: &[Rejected]) -> Result<(), St
     .bind(samples.iter().map(|sample| sample.address.as_str()).collect::<Vec<_>>())
     .bind(samples.iter().map(|sample| sample.reason.as_str()).collect::<Vec<_>>())
     .bind(samples.iter().map(|sample| sample.headers.as_str()).collect::<Vec<_>>())
-    .execute(pool)
+    .execute(&mut tx)
     .await?;
-    Ok(())
+    tx.commit().await
 }
 
 const INBOX: &str = "DELETE FROM inbox WHERE message_id = ANY(ARRAY(SELECT message_id FROM inbox \
@@ -52,9 +53,13 @@ const TALLIES: &str = "WITH gone AS (DELETE FROM dead_letter_tallies WHERE ctid 
      INSERT INTO dead_letter_tallies SELECT grp, reason, event_type, status, sum(letters) FROM gone \
      GROUP BY grp, reason, event_type, status HAVING sum(letters) <> 0";
 
-pub(super) async fn step(pool: &PgPool, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
+pub(super) async fn step(
+    connections: &Connections,
+    retention: &Retention,
+    limit: u32,
+) -> Result<Pruned, StoreError> {
     let limit = i64::from(limit);
-    let now = time(pool).await?;
+    let now = time(connections).await?;
     let mut gone = 0;
     for (statement, age) in [
         (INBOX, retention.inbox),
@@ -63,28 +68,35 @@ pub(super) async fn step(pool: &PgPool, retention: &Retention, limit: u32) -> Re
         (REJECTIONS, retention.rejections),
     ] {
         let before = plain::earlier(now.time, age);
-        gone += sqlx::query(statement).bind(before).bind(limit).execute(pool).await?.rows_affected();
+        let mut tx = connections.begin(PEOPLE).await?;
+        gone += sqlx::query(statement).bind(before).bind(limit).execute(&mut tx).await?.rows_affected();
+        tx.commit().await?;
     }
+    let mut tx = connections.begin(PEOPLE).await?;
     let surplus = sqlx::query(SURPLUS).bind(i64::from(REJECTIONS_MAX)).bind(limit);
-    gone += surplus.execute(pool).await?.rows_affected();
+    gone += surplus.execute(&mut tx).await?.rows_affected();
+    tx.commit().await?;
+    let mut tx = connections.begin(PEOPLE).await?;
     let long: bool = sqlx::query_scalar(
         "SELECT count(*) > 100 + 2 * count(DISTINCT (grp, reason, event_type, status)) FROM dead_letter_tallies",
     )
-    .fetch_one(pool)
+    .fetch_one(&mut tx)
     .await?;
     if long {
-        sqlx::query(TALLIES).execute(pool).await?;
+        sqlx::query(TALLIES).execute(&mut tx).await?;
     }
+    tx.commit().await?;
     Ok(Pruned { rows: gone, clock_ahead: now.clock_ahead() })
 }
 
 /// The time that retention goes by, which is written down for the next time.
-async fn time(pool: &PgPool) -> Result<Now, StoreError> {
+async fn time(connections: &Connections) -> Result<Now, StoreError> {
+    let mut tx = connections.begin(PEOPLE).await?;
     type Read = (DateTime<Utc>, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
     let (clock, time, written_at): Read = sqlx::query_as(
         "SELECT clock_timestamp(), time, written_at FROM (SELECT) AS one LEFT JOIN retention_clock ON true LIMIT 1",
     )
-    .fetch_one(pool)
+    .fetch_one(&mut tx)
     .await?;
     let last = time.zip(written_at).map(|(time, written_at)| Belief {
         time: time.timestamp_millis(),
@@ -99,20 +111,23 @@ async fn time(pool: &PgPool) -> Result<Now, StoreError> {
         )
         .bind(plain::time_in_range(news.time))
         .bind(plain::time_in_range(news.written_at))
-        .execute(pool)
+        .execute(&mut tx)
         .await?;
     }
+    tx.commit().await?;
     Ok(now)
 }
 
-pub(super) async fn rejections(pool: &PgPool, limit: u32) -> Result<Vec<Rejected>, StoreError> {
+pub(super) async fn rejections(connections: &Connections, limit: u32) -> Result<Vec<Rejected>, StoreError> {
     type Row = (Uuid, DateTime<Utc>, String, String, sqlx::types::Json<Vec<String>>);
+    let mut tx = connections.begin(PEOPLE).await?;
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, at, address, reason, headers FROM rejections ORDER BY at DESC, id DESC LIMIT $1",
     )
     .bind(i64::from(limit))
-    .fetch_all(pool)
+    .fetch_all(&mut tx)
     .await?;
+    tx.commit().await?;
     let sample = |(_, at, address, reason, headers): Row| Rejected {
         at: at.timestamp_millis(),
         address,

@@ -1,9 +1,10 @@
 //! Owns reading users for people. Never takes a lock, never writes.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgPool, Row as _, postgres::PgRow};
+use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
 
+use super::connections::Tx;
 use crate::store::{
     Former, PastEvent, StoreError, Totals, User, UserHistory, UserQuery,
     batch::rfc3339,
@@ -24,7 +25,7 @@ const PAGE: &str = users!(
      OR strpos(lower(concat_ws(' ', first_name, last_name)), $3) > 0) ORDER BY id DESC LIMIT $4"
 );
 
-pub(super) async fn users(pool: &PgPool, query: &UserQuery) -> Result<Vec<User>, StoreError> {
+pub(super) async fn users(tx: &mut Tx, query: &UserQuery) -> Result<Vec<User>, StoreError> {
     // No stored text holds a NUL, and PostgreSQL takes none.
     if query.text.as_ref().is_some_and(|text| text.contains('\0')) {
         return Ok(Vec::new());
@@ -34,12 +35,12 @@ pub(super) async fn users(pool: &PgPool, query: &UserQuery) -> Result<Vec<User>,
         .bind(query.after)
         .bind(query.text.as_ref().map(|text| text.to_lowercase()))
         .bind(i64::from(query.limit.min(PAGE_MAX)))
-        .fetch_all(pool)
+        .fetch_all(&mut *tx)
         .await?;
     Ok(rows.iter().map(user_of).collect::<Result<_, _>>()?)
 }
 
-pub(super) async fn user(pool: &PgPool, reference: &str) -> Result<Option<UserHistory>, StoreError> {
+pub(super) async fn user(tx: &mut Tx, reference: &str) -> Result<Option<UserHistory>, StoreError> {
     let Some(reference) = Reference::parse(reference) else { return Ok(None) };
     // An id before a Clerk id before a former id before an address; of the claimants of an address who shows it, then
     // who is alive, then the newest.
@@ -53,7 +54,7 @@ pub(super) async fn user(pool: &PgPool, reference: &str) -> Result<Option<UserHi
     .bind(reference.id)
     .bind(&reference.text)
     .bind(&reference.key)
-    .fetch_optional(pool)
+    .fetch_optional(&mut *tx)
     .await?;
     let user = row.as_ref().map(user_of).transpose()?;
     let former = sqlx::query(
@@ -62,7 +63,7 @@ pub(super) async fn user(pool: &PgPool, reference: &str) -> Result<Option<UserHi
     )
     .bind(user.as_ref().map(|user| user.id))
     .bind(user.is_none().then_some(&reference.text))
-    .fetch_all(pool)
+    .fetch_all(&mut *tx)
     .await?;
     let former = former.iter().map(former_of).collect::<Result<Vec<_>, _>>()?;
     if user.is_none() && former.is_empty() {
@@ -82,7 +83,7 @@ pub(super) async fn user(pool: &PgPool, reference: &str) -> Result<Option<UserHi
     )
     .bind(ids)
     .bind(i64::from(EVENTS_MAX))
-    .fetch_all(pool)
+    .fetch_all(&mut *tx)
     .await?;
     let events = events.iter().map(event_of).collect::<Result<_, _>>()?;
     Ok(Some(UserHistory { user, former, events }))
@@ -91,16 +92,16 @@ pub(super) async fn user(pool: &PgPool, reference: &str) -> Result<Option<UserHi
 /// The largest table of users, in bytes, that is counted row by row: that takes well under a second.
 const COUNTED: i64 = 128 * 1024 * 1024;
 
-pub(super) async fn totals(pool: &PgPool) -> Result<Totals, StoreError> {
+pub(super) async fn totals(tx: &mut Tx) -> Result<Totals, StoreError> {
     let (estimate, last): (Option<(i64, i64)>, Option<DateTime<Utc>>) = (
-        estimated(pool).await?,
-        sqlx::query_scalar("SELECT max(processed_at) FROM inbox").fetch_one(pool).await?,
+        estimated(tx).await?,
+        sqlx::query_scalar("SELECT max(processed_at) FROM inbox").fetch_one(&mut *tx).await?,
     );
     let (live, deleted) = match estimate {
         Some(estimate) => estimate,
         None => {
             sqlx::query_as("SELECT count(*) - count(deleted_at), count(deleted_at) FROM users")
-                .fetch_one(pool)
+                .fetch_one(&mut *tx)
                 .await?
         }
     };
@@ -114,7 +115,7 @@ pub(super) async fn totals(pool: &PgPool) -> Result<Totals, StoreError> {
 
 /// About how many users are live and deleted, by the server's statistics, where the table is too large to be read for
 /// that: a count would take seconds, and the disk from those who work.
-async fn estimated(pool: &PgPool) -> Result<Option<(i64, i64)>, StoreError> {
+async fn estimated(tx: &mut Tx) -> Result<Option<(i64, i64)>, StoreError> {
     let estimate: Option<(f64, f64)> = sqlx::query_as(
         "SELECT rows * live, rows * (1 - live) FROM (\
          SELECT reltuples::float8 / relpages * (pg_relation_size(c.oid) / current_setting('block_size')::float8) AS rows, \
@@ -124,7 +125,7 @@ async fn estimated(pool: &PgPool) -> Result<Option<(i64, i64)>, StoreError> {
          WHERE c.oid = 'users'::regclass AND reltuples > 0 AND relpages > 0 AND pg_relation_size(c.oid) > $1) AS s",
     )
     .bind(COUNTED)
-    .fetch_optional(pool)
+    .fetch_optional(&mut *tx)
     .await?;
     Ok(estimate.map(|(live, deleted)| (live.round() as i64, deleted.round() as i64)))
 }

@@ -2,10 +2,13 @@
 //! Each is one statement, so a letter moves and its history says so together, or neither.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
+use sqlx::{Postgres, QueryBuilder, Row as _, postgres::PgRow};
 use uuid::Uuid;
 
-use super::PostgresStore;
+use super::{
+    PostgresStore,
+    connections::{PEOPLE, Tx},
+};
 use crate::{
     message::Millis,
     store::{
@@ -63,7 +66,9 @@ pub(super) async fn claim(
     let Some(mut query) = step(filter, (Status::Open, ""), what, limit, by, CLAIMED) else {
         return Ok(Vec::new());
     };
-    let rows = query.build().persistent(false).fetch_all(&store.pool).await?;
+    let mut tx = store.connections.begin(PEOPLE).await?;
+    let rows = query.build().persistent(false).fetch_all(&mut tx).await?;
+    tx.commit().await?;
     Ok(rows.iter().map(claimed).collect::<Result<_, _>>()?)
 }
 
@@ -74,6 +79,7 @@ pub(super) async fn edit(
     by: &Actor,
 ) -> Result<Option<Claimed>, StoreError> {
     let (name, note) = plain::actor(by);
+    let mut tx = store.connections.begin(PEOPLE).await?;
     let row = sqlx::query(
         "WITH changed AS (UPDATE dead_letters SET status = 'replayed', round = round + 1, \
          claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL \
@@ -87,13 +93,14 @@ pub(super) async fn edit(
     .bind(body)
     .bind(name)
     .bind(note)
-    .fetch_optional(&store.pool)
+    .fetch_optional(&mut tx)
     .await?;
+    tx.commit().await?;
     Ok(row.as_ref().map(claimed).transpose()?)
 }
 
 pub(super) async fn discard(
-    tx: &mut PgConnection,
+    tx: &mut Tx,
     filter: &Filter,
     limit: u32,
     by: &Actor,
@@ -115,7 +122,10 @@ pub(super) async fn restore(
     let Some(mut query) = step(filter, from, ("restored", RESTORED), limit, by, "id FROM changed") else {
         return Ok(0);
     };
-    Ok(query.build().persistent(false).fetch_all(&store.pool).await?.len() as u64)
+    let mut tx = store.connections.begin(PEOPLE).await?;
+    let restored = query.build().persistent(false).fetch_all(&mut tx).await?.len() as u64;
+    tx.commit().await?;
+    Ok(restored)
 }
 
 pub(super) async fn unstamped(
@@ -133,13 +143,16 @@ pub(super) async fn unstamped(
     query.push(" AND status = 'replayed' AND published_at IS NULL AND claimed_at < ");
     query.push_bind(plain::time_in_range(before));
     query.push(format!(" ORDER BY claimed_at, id LIMIT {limit}) SELECT {CLAIMED} ORDER BY claimed_at, id"));
-    let rows = query.build().persistent(false).fetch_all(&store.pool).await?;
+    let mut tx = store.connections.begin(PEOPLE).await?;
+    let rows = query.build().persistent(false).fetch_all(&mut tx).await?;
+    tx.commit().await?;
     Ok(rows.iter().map(claimed).collect::<Result<_, _>>()?)
 }
 
 pub(super) async fn stamp(store: &PostgresStore, published: &[(Uuid, u32)]) -> Result<(), StoreError> {
     let (ids, rounds): (Vec<Uuid>, Vec<i64>) =
         published.iter().map(|&(id, round)| (id, i64::from(round))).unzip();
+    let mut tx = store.connections.begin(PEOPLE).await?;
     sqlx::query(
         "WITH picked AS MATERIALIZED (SELECT l.id FROM dead_letters AS l \
          JOIN (SELECT DISTINCT * FROM unnest($1::uuid[], $2::bigint[])) AS p (id, round) \
@@ -153,9 +166,9 @@ pub(super) async fn stamp(store: &PostgresStore, published: &[(Uuid, u32)]) -> R
     .bind(ids)
     .bind(rounds)
     .bind(OURSELVES)
-    .execute(&store.pool)
+    .execute(&mut tx)
     .await?;
-    Ok(())
+    tx.commit().await
 }
 
 fn claimed(row: &PgRow) -> Result<Claimed, sqlx::Error> {

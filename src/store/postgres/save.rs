@@ -2,10 +2,10 @@
 //! which no unique index is ever in the way. Never decides anything.
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, PgConnection, Postgres, postgres::PgArguments, query::Query};
+use sqlx::{AssertSqlSafe, Postgres, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
-use super::apply::Deadline;
+use super::{apply::Deadline, connections::Tx};
 use crate::{
     message::Millis,
     roster::{Folded, FormerId, Outcome, Profile, Row},
@@ -18,7 +18,7 @@ use crate::{
 
 /// Writes users, former ids and the inbox.
 pub(super) async fn all(
-    tx: &mut PgConnection,
+    tx: &mut Tx,
     deadline: &Deadline,
     default_credits: i64,
     fresh: &Fresh<'_>,
@@ -62,7 +62,7 @@ pub(super) async fn all(
 
 /// Asks for the plan of every statement above, which needs the same tables, columns, types, rights and locks as running
 /// it, and touches no row.
-pub(super) async fn rehearse(tx: &mut PgConnection, default_credits: i64) -> Result<(), StoreError> {
+pub(super) async fn rehearse(tx: &mut Tx, default_credits: i64) -> Result<(), StoreError> {
     let plan = |statement: &'static str| sqlx::query(AssertSqlSafe(format!("EXPLAIN {statement}")));
     let none: Vec<&str> = Vec::new();
     plan(YIELD).bind(Vec::<Uuid>::new()).execute(&mut *tx).await?;
@@ -282,7 +282,7 @@ impl<'a> Profiles<'a> {
     }
 }
 
-async fn insert_former(tx: &mut PgConnection, former: &[FormerId]) -> Result<(), StoreError> {
+async fn insert_former(tx: &mut Tx, former: &[FormerId]) -> Result<(), StoreError> {
     let mut former: Vec<_> = former.iter().collect();
     former.sort_by(|a, b| a.clerk_id.cmp(&b.clerk_id));
     let ids: Vec<&str> = former.iter().map(|former| former.clerk_id.as_str()).collect();
@@ -302,7 +302,7 @@ const INSERT_INBOX: &str = "INSERT INTO inbox \
      FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[]) \
      WITH ORDINALITY AS i (m, t, c, o, e, r, n) ORDER BY n ON CONFLICT DO NOTHING";
 
-async fn insert_inbox(tx: &mut PgConnection, rows: &[(&Incoming, Outcome)]) -> Result<(), StoreError> {
+async fn insert_inbox(tx: &mut Tx, rows: &[(&Incoming, Outcome)]) -> Result<(), StoreError> {
     if rows.is_empty() {
         return Ok(());
     }

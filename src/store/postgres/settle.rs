@@ -1,16 +1,14 @@
 //! Owns what taking effect does to a letter: it is applied, and of a deleted user it keeps nothing personal where
 //! deletion erases. Locks letters in the order of their message ids. Part of transactions that are others'.
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
+use super::connections::Tx;
 use crate::store::{StoreError, plain::OURSELVES};
 
 /// Sets the letters of these messages, which are in the inbox, to `applied`, with their outcome. Returns the Clerk ids that they are about.
-pub(super) async fn applied(
-    tx: &mut PgConnection,
-    messages: &[impl AsRef<str>],
-) -> Result<Vec<String>, StoreError> {
+pub(super) async fn applied(tx: &mut Tx, messages: &[impl AsRef<str>]) -> Result<Vec<String>, StoreError> {
     let messages: Vec<&str> = messages.iter().map(AsRef::as_ref).collect();
     // A question of its own, because nearly always it is all that there is to do.
     let letters: Vec<(Uuid, Option<String>)> =
@@ -25,7 +23,7 @@ pub(super) async fn applied(
 
 /// Takes what is personal from the settled letters of those of these Clerk ids that are deleted. Only where
 /// deletion erases.
-pub(super) async fn erase(tx: &mut PgConnection, clerk_ids: &[impl AsRef<str>]) -> Result<(), StoreError> {
+pub(super) async fn erase(tx: &mut Tx, clerk_ids: &[impl AsRef<str>]) -> Result<(), StoreError> {
     if clerk_ids.is_empty() {
         return Ok(());
     }
@@ -41,7 +39,7 @@ pub(super) async fn erase(tx: &mut PgConnection, clerk_ids: &[impl AsRef<str>]) 
 
 /// Asks for the plans of the statements above, which need the same tables, columns, rights and locks as running them.
 /// What the triggers on letters write counts too.
-pub(super) async fn rehearse(tx: &mut PgConnection, erases: bool) -> Result<(), StoreError> {
+pub(super) async fn rehearse(tx: &mut Tx, erases: bool) -> Result<(), StoreError> {
     let plan = |statement: &'static str| sqlx::query(AssertSqlSafe(format!("EXPLAIN {statement}")));
     let (none, ids) = (Vec::<&str>::new(), Vec::<Uuid>::new());
     plan(UNSETTLED).bind(&none).execute(&mut *tx).await?;
