@@ -13,6 +13,7 @@ pub mod doctor;
 mod exit;
 pub mod output;
 pub mod post;
+mod process;
 pub mod rejections;
 pub mod secret;
 pub mod send;

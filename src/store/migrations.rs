@@ -49,6 +49,11 @@ macro_rules! migrations {
                 "retention clock",
                 include_str!(concat!("../../migrations/", $dialect, "/0004_retention_clock.sql")),
             ),
+            (
+                7,
+                "users to erase",
+                include_str!(concat!("../../migrations/", $dialect, "/0007_users_to_erase.sql")),
+            ),
         ]
     };
 }
@@ -122,7 +127,8 @@ mod tests {
                 "0001_users_and_inbox",
                 "0002_dead_letters_and_rejections",
                 "0003_search_letters",
-                "0004_retention_clock"
+                "0004_retention_clock",
+                "0007_users_to_erase"
             ]
         );
         assert!(names(POSTGRES).is_sorted());

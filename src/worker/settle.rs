@@ -1,4 +1,4 @@
-//! Owns what is said and counted of a verdict, and hands it to the queue. Never waits for the queue itself: what has to
+//! Owns what is said and counted of a verdict (of many alike the first at once, the others as counts), and hands it to the queue. Never waits for the queue itself: what has to
 //! be published may have to wait for the broker, and must hold up nothing else.
 
 use std::sync::Arc;
@@ -13,18 +13,25 @@ use super::{
 use crate::{
     queue::{Settlement, Subscription},
     roster::Outcome,
-    telemetry::metrics::RetryReason,
+    telemetry::{metrics::RetryReason, tally::Tally},
 };
 
 /// Settlements that are under way.
 pub(super) struct Settling {
     pipeline: Arc<Pipeline>,
     tasks: JoinSet<()>,
+    buried: Tally,
+    retried: Tally,
 }
 
 impl Settling {
     pub(super) fn new(pipeline: &Arc<Pipeline>) -> Self {
-        Self { pipeline: Arc::clone(pipeline), tasks: JoinSet::new() }
+        Self {
+            pipeline: Arc::clone(pipeline),
+            tasks: JoinSet::new(),
+            buried: Tally::new(|counts| warn!("buried since the last such line: {counts}")),
+            retried: Tally::new(|counts| info!("came back since the last such line: {counts}")),
+        }
     }
 
     /// Waits for a settlement to end; for ever where there is none.
@@ -83,13 +90,19 @@ impl Settling {
             Verdict::Retry { rung, reason, .. } => {
                 metrics.retried(*reason);
                 let (reason, delay) = (reason.as_str(), settings.ladder.name(*rung));
-                info!(message_id = %id, "message {id} comes back in {delay}: {reason}");
+                match self.retried.is_first(reason) {
+                    true => info!(message_id = %id, "message {id} comes back in {delay}: {reason}"),
+                    false => debug!(message_id = %id, "message {id} comes back in {delay}: {reason}"),
+                }
             }
             Verdict::Bury(burial) => {
                 metrics.settled(&message.event_type, Outcome::Buried);
                 metrics.buried(burial.reason);
                 let (reason, detail) = (burial.reason.as_str(), &burial.detail);
-                warn!(message_id = %id, reason, "message {id} is buried: {reason}: {detail}");
+                match self.buried.is_first(reason) {
+                    true => warn!(message_id = %id, reason, "message {id} is buried: {reason}: {detail}"),
+                    false => debug!(message_id = %id, reason, "message {id} is buried: {reason}: {detail}"),
+                }
             }
         }
         let action = verdict.action(message);

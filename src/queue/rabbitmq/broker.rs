@@ -33,6 +33,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// Seconds; a dead peer shows after twice this.
 const HEARTBEAT: u16 = 10;
 
+/// What a user of the broker needs.
+pub(super) const PERMISSIONS: &str = "give the user of AMQP_URL configure, write and read on names that begin with HEADCOUNT_QUEUE_PREFIX: rabbitmqctl set_permissions";
+
 /// Bytes. A connection of lapin's has buffers of 64 such frames, which fill in time: 2 MiB instead of the broker's 8.
 /// A usual webhook is one frame.
 const FRAME_MAX: u32 = 32 * 1024;
@@ -109,7 +112,7 @@ impl Broker {
         let properties = ConnectionProperties::default().with_connection_name(name.as_str().into());
         let connected = Connection::connect_uri(self.uri.clone(), properties).await;
         self.silent.store(false, Relaxed);
-        connected.map(Link::from).map_err(|error| self.explain(&error))
+        connected.map(Link::from).map_err(|error| self.explain_login(&error))
     }
 
     /// Declares what is missing. Tells the queues whose bindings this user may not make: whether they are there cannot
@@ -171,8 +174,18 @@ impl Broker {
         match code(error) {
             Some(404) => QueueError::Misconfigured {
                 message: format!("{name} does not exist on the broker and may not be declared by this user"),
-                hint: "declare it as ARCHITECTURE.md lists it, or give the user the configure permission"
-                    .into(),
+                hint: format!("declare it as ARCHITECTURE.md lists it; or {PERMISSIONS}"),
+            },
+            _ => self.explain(error),
+        }
+    }
+
+    /// What an error of lapin's while connecting means for people.
+    fn explain_login(&self, error: &Error) -> QueueError {
+        match code(error) {
+            Some(403) => QueueError::Refused {
+                message: format!("the broker at {} refuses the user ({})", self.place(), text(error)),
+                hint: "check user, password and virtual host in AMQP_URL".into(),
             },
             _ => self.explain(error),
         }
@@ -183,11 +196,8 @@ impl Broker {
         let place = self.place();
         match code(error) {
             Some(403) => QueueError::Refused {
-                message: format!(
-                    "the broker at {place} refuses the user or its permissions ({})",
-                    text(error)
-                ),
-                hint: "check user, password and virtual host in AMQP_URL".into(),
+                message: format!("the broker at {place} refuses the user a permission ({})", text(error)),
+                hint: PERMISSIONS.into(),
             },
             Some(530) => QueueError::Refused {
                 message: format!("the broker at {place} does not allow this ({})", text(error)),

@@ -80,6 +80,20 @@ impl retry::Attempt for Attempt<'_> {
     }
 }
 
+/// Tries a batch, with what is checked at a commit only, and takes all of it back.
+pub(super) async fn rehearse(store: &PostgresStore, batch: &[Incoming]) -> Result<(), StoreError> {
+    let mut tx = store.pool.begin_with(BEGIN).await?;
+    let tried = Attempt::new(store).within(&mut tx, batch).await;
+    let tried = match tried {
+        Ok(_) => {
+            sqlx::query("SET CONSTRAINTS ALL IMMEDIATE").execute(&mut *tx).await.map(drop).map_err(Into::into)
+        }
+        Err(error) => Err(error),
+    };
+    let _ = tx.rollback().await;
+    tried
+}
+
 impl Attempt<'_> {
     async fn within(
         &mut self,

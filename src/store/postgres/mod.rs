@@ -1,10 +1,11 @@
 //! Owns the PostgreSQL store: its connections, its schema, and trying a batch again after a race.
 //! Never touches the rules, which are `roster`'s, nor rows: `apply` tries a batch, `load` and `save` are its two ends,
 //! `read` is for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to
-//! them, `settle` what their messages' effect does, `prune` what time does.
+//! them, `settle` what their messages' effect does, `prune` what time does, `erase` what a changed policy does.
 
 mod apply;
 mod capture;
+mod erase;
 mod letters;
 mod load;
 mod probe;
@@ -13,6 +14,7 @@ mod read;
 mod replay;
 mod save;
 mod settle;
+mod strangers;
 
 use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -23,8 +25,8 @@ use sqlx::{
 };
 
 use super::{
-    Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery, errors, migrations,
-    watchdog::Backend,
+    Incoming, Store, StoreConfig, StoreError, Stranger, Totals, User, UserHistory, UserQuery, errors,
+    migrations, watchdog::Backend,
 };
 use crate::{
     config::Secret,
@@ -165,6 +167,14 @@ impl Store for PostgresStore {
 
     async fn ready(&self) -> Result<(), StoreError> {
         probe::write(self).await
+    }
+
+    async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
+        apply::rehearse(self, &batch).await
+    }
+
+    async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {
+        strangers::ask(self).await
     }
 
     async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {

@@ -68,7 +68,9 @@ pub(super) async fn step(pool: &PgPool, retention: &Retention, limit: u32) -> Re
     let surplus = sqlx::query(SURPLUS).bind(i64::from(REJECTIONS_MAX)).bind(limit);
     gone += surplus.execute(pool).await?.rows_affected();
     let long: bool = sqlx::query_scalar(
-        "SELECT count(*) > 100 + 2 * count(DISTINCT (grp, reason, event_type, status)) FROM dead_letter_tallies",
+        "SELECT coalesce(sum(entries) > 100 + 2 * count(*) OR bool_or(letters = 0), false) FROM \
+         (SELECT count(*) AS entries, sum(letters) AS letters FROM dead_letter_tallies \
+         GROUP BY grp, reason, event_type, status) AS kinds",
     )
     .fetch_one(pool)
     .await?;

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::PostgresStore;
 use crate::{
+    clerk,
     message::Millis,
     store::{
         StoreError,
@@ -76,7 +77,7 @@ pub(super) async fn edit(
     let (name, note) = plain::actor(by);
     let row = sqlx::query(
         "WITH changed AS (UPDATE dead_letters SET status = 'replayed', round = round + 1, \
-         claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL \
+         claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL, clerk_id = $5 \
          WHERE id = $1 AND status = 'open' RETURNING *), \
          noted AS (INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
          SELECT id, statement_timestamp(), 'edited', round, $3, $4 FROM changed) \
@@ -87,6 +88,7 @@ pub(super) async fn edit(
     .bind(body)
     .bind(name)
     .bind(note)
+    .bind(clerk::whose(body))
     .fetch_optional(&store.pool)
     .await?;
     Ok(row.as_ref().map(claimed).transpose()?)
