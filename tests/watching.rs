@@ -164,6 +164,17 @@ async fn a_trigger_that_refuses_all_is_told_by_the_doctor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_is_told_once() {
+    let mut world = World::new(Backends::Embedded);
+    assert!(world.run(&["migrate"]).status.success());
+    world.set("AMQP_URL", &format!("amqp://127.0.0.1:{}/%2f", support::servers::free_port()));
+    let output = world.run(&["doctor"]);
+    let told = stdout(&output);
+    assert_eq!(told.lines().filter(|line| line.starts_with("FAILED   queue")).count(), 1, "{told}");
+    assert!(output.stderr.starts_with(b"error: "), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_brokers_alarm_and_missing_permissions_are_told_by_their_names() {
     let broker = Server::rabbitmq();
     let mut world = World::on(Some(broker.url()), None);

@@ -133,6 +133,8 @@ async fn queue(config: &Config) -> Vec<Check> {
         })
         .collect();
     match depths {
+        // Said once, however often it was met.
+        Err(error) if checks.iter().any(|check| check.message == error.to_string()) => {}
         Err(error) => checks.insert(0, Check::failed("queue", app::queue_failure(&error))),
         // What does not work is said, and nothing above it is well.
         Ok(_) if broken => {}
@@ -153,7 +155,8 @@ fn waiting(queue: &str, depths: &[Depth], shared: bool) -> Check {
         }
     }
     let consumers = status::consumers(depths);
-    let message = format!("{queue} answers: {waiting} waiting, {dead} dead, {consumers} workers consuming");
+    let workers = if consumers == 1 { "worker" } else { "workers" };
+    let message = format!("{queue} answers: {waiting} waiting, {dead} dead, {consumers} {workers} consuming");
     match consumers {
         0 if shared || waiting > 0 => Check::warning(
             "queue",
