@@ -276,6 +276,41 @@ async fn a_worker_erases_at_its_start_what_was_deleted_before_it_was_told_to() {
     up.stop();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn one_user_that_the_database_keeps_from_being_erased_holds_up_no_other() {
+    let mut world = World::new(Backends::Embedded);
+    let up = world.start(&["up"]);
+    for n in 0..8 {
+        for event in ["user.created", "user.deleted"] {
+            let body = body(&marked(&format!("user_{n}")), event, now());
+            let status = up.poster().post(&format!("msg_{n}_{event}"), body.into()).await.unwrap();
+            assert!(status.is_success());
+        }
+    }
+    eventually("all are deleted", async || {
+        let users = world.users().await;
+        users.len() == 8 && users.iter().all(|user| user.deleted_at.is_some())
+    })
+    .await;
+    up.stop();
+    let path = world.directory.path().join("data/headcount.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let guard = "CREATE TRIGGER guard BEFORE UPDATE ON users WHEN OLD.clerk_id = 'user_0' \
+                 BEGIN SELECT RAISE(ABORT, 'no'); END";
+    sqlx::raw_sql(guard).execute(&pool).await.unwrap();
+    pool.close().await;
+    world.set("HEADCOUNT_ON_DELETE", "erase");
+    let up = world.start(&["up"]);
+    let left = async || {
+        let users = world.users().await.into_iter().filter(|user| user.first_name.is_some());
+        users.map(|user| user.clerk_id).collect::<Vec<_>>()
+    };
+    eventually("the others are erased", async || left().await == ["user_0"]).await;
+    assert_eq!(up.log().matches("are not erased yet").count(), 1, "{}", up.log());
+    up.stop();
+}
+
 #[test]
 fn every_place_of_personal_data_is_listed() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");

@@ -74,9 +74,9 @@ pub async fn run(letters: Arc<dyn Letters>, retention: Retention, stop: watch::R
 /// from now on are erased as `HEADCOUNT_ON_DELETE` says. `true`: asked to stop.
 async fn erase_kept(letters: &Arc<dyn Letters>, stop: &watch::Receiver<bool>) -> bool {
     let mut pauses = Pauses::new(BREATH, EVERY);
-    let (mut erased, mut failing) = (0, false);
+    let (mut erased, mut failing, mut step) = (0, false, STEP);
     loop {
-        let pause = match letters.erase_kept(STEP).await {
+        let pause = match letters.erase_kept(step).await {
             Ok(0) if erased == 0 => return false,
             Ok(0) => {
                 info!("erased {erased} users that had been deleted before HEADCOUNT_ON_DELETE was erase");
@@ -84,6 +84,7 @@ async fn erase_kept(letters: &Arc<dyn Letters>, stop: &watch::Receiver<bool>) ->
             }
             Ok(users) => {
                 erased += users;
+                step = (step * 2).min(STEP);
                 pauses.reset();
                 BREATH
             }
@@ -91,6 +92,7 @@ async fn erase_kept(letters: &Arc<dyn Letters>, stop: &watch::Receiver<bool>) ->
                 if !std::mem::replace(&mut failing, true) {
                     warn!("users that were deleted before are not erased yet: {error}");
                 }
+                step = 1;
                 pauses.next_pause()
             }
         };

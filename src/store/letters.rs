@@ -151,7 +151,7 @@ pub trait Letters: Send + Sync {
 
     /// Where `HEADCOUNT_ON_DELETE` is `erase`: one small step of taking what is personal from users that were deleted
     /// while it was not, at most `limit` of them, and from their settled letters. Returns how many users it found: none
-    /// when there are no more.
+    /// when there are no more. With a limit of one it takes any of them, so that one that is refused holds up no other.
     ///
     /// # Errors
     /// What the database says.

@@ -14,9 +14,11 @@ const LETTERS: &str = "SELECT DISTINCT clerk_id FROM (SELECT clerk_id FROM dead_
 
 pub(super) async fn step(store: &PostgresStore, limit: u32) -> Result<u64, StoreError> {
     let mut tx = store.pool.begin_with(BEGIN).await?;
+    // Of those that are tried one at a time one that is refused must not be the first each time.
+    let order = if limit == 1 { "random()" } else { "id" };
     let users = format!(
         "WITH picked AS MATERIALIZED (SELECT id FROM users WHERE deleted_at IS NOT NULL AND NOT erased \
-         ORDER BY id LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED) \
+         ORDER BY {order} LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED) \
          UPDATE users AS u SET {ERASED_USER}, updated_at = now() FROM picked WHERE u.id = picked.id RETURNING u.clerk_id"
     );
     let mut ids: Vec<String> =

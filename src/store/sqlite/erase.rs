@@ -13,9 +13,11 @@ const LETTERS: &str = "SELECT DISTINCT clerk_id FROM (SELECT clerk_id FROM dead_
      OR EXISTS (SELECT 1 FROM former_clerk_ids AS f WHERE f.clerk_id = l.clerk_id)) LIMIT ?1)";
 
 pub(super) async fn step(tx: &mut SqliteConnection, limit: u32) -> Result<u64, StoreError> {
+    // Of those that are tried one at a time one that is refused must not be the first each time.
+    let order = if limit == 1 { "random()" } else { "id" };
     let users = format!(
         "UPDATE users SET {ERASED_USER}, updated_at = {} WHERE id IN (SELECT id FROM users \
-         WHERE deleted_at IS NOT NULL AND NOT erased ORDER BY id LIMIT ?1) RETURNING clerk_id",
+         WHERE deleted_at IS NOT NULL AND NOT erased ORDER BY {order} LIMIT ?1) RETURNING clerk_id",
         now!()
     );
     let mut ids: Vec<String> =
