@@ -96,7 +96,8 @@ async fn a_paused_worker_is_told_by_status_and_doctor() {
     eventually("it is applied", async || metric(&up, "headcount_sync_lag_seconds_count").await == 1.0).await;
     eventually("a consumer is told", async || stdout(&world.run(&["status"])).contains("1 consuming")).await;
     let told = stdout(&world.run(&["status"]));
-    assert!(told.contains("at most 600 by each worker"), "{told}");
+    assert!(told.contains("held            0 by the worker on this machine"), "{told}");
+    assert!(told.contains("RabbitMQ does not tell what others hold, at most 600 each"), "{told}");
 
     database.stop();
     post(&up, "msg_2", user("user_2")).await;
@@ -235,6 +236,7 @@ async fn a_stop_ends_within_its_limit_also_where_the_queue_cannot_be_written() {
     let mut world = World::new(Backends::Embedded);
     world.set("HEADCOUNT_DRAIN_LIMIT", "4s");
     let mut up = world.start(&["up"]);
+    ask(&mut world, &up);
     post(&up, "msg_0", user("user_0")).await;
     world.until_drained().await;
     let batches = metric(&up, "headcount_batch_messages_count").await;
@@ -244,6 +246,10 @@ async fn a_stop_ends_within_its_limit_also_where_the_queue_cannot_be_written() {
     let mut holder = sqlx::ConnectOptions::connect(&options).await.unwrap();
     sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut holder).await.unwrap();
     post(&up, "msg_1", user("user_1")).await;
+    eventually("it is told as held", async || {
+        stdout(&world.run(&["status"])).contains("held            1 by the worker on this machine")
+    })
+    .await;
     eventually("it is under way", async || metric(&up, "headcount_batch_messages_count").await > batches)
         .await;
     std::fs::remove_file(world.directory.path().join("data/queue.db-shm")).unwrap();

@@ -1,4 +1,4 @@
-//! Owns asking the process that runs on this machine how it is: `/readyz` on its operators' listener. Promises an answer
+//! Owns asking the process that runs on this machine how it is: `/readyz` and `/metrics` on its operators' listener. Promises an answer
 //! within a few seconds, and that nobody there is no error.
 
 use std::{
@@ -18,7 +18,7 @@ use crate::config::Config;
 /// Longer than `/readyz` takes.
 const TIMEOUT: Duration = Duration::from_secs(4);
 /// An answer is read this far.
-const ANSWER_MAX: usize = 64 * 1024;
+const ANSWER_MAX: usize = 1024 * 1024;
 
 /// What the process says.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub(super) struct Process {
     pub(super) at: SocketAddr,
     /// `ok` or why not, by part: `queue`, `store`, `worker`.
     checks: BTreeMap<String, String>,
+    /// Messages that its worker has taken and not settled yet, where it has one.
+    pub(super) held: Option<u64>,
 }
 
 impl Process {
@@ -68,24 +70,33 @@ pub(super) async fn ask(config: &Config) -> Asked {
     if at.port() == 0 {
         return Asked::Nobody;
     }
-    let mut request = Request::get(format!("http://{at}/readyz"));
-    if let Some(token) = &config.ops_token {
-        request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose()));
-    }
-    let Ok(request) = request.body(Full::<Bytes>::default()) else { return Asked::Nobody };
-    let answer = async {
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        let answer = client.request(request).await.ok()?;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let get = async |path: &str| {
+        let mut request = Request::get(format!("http://{at}{path}"));
+        if let Some(token) = &config.ops_token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose()));
+        }
+        let answer = client.request(request.body(Full::<Bytes>::default()).ok()?).await.ok()?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await.ok()?;
         Some((status, body.to_bytes()))
     };
+    let answer = async {
+        let (status, body) = get("/readyz").await?;
+        let (_, metrics) = get("/metrics").await?;
+        Some((status, body, held(&metrics)))
+    };
     match tokio::time::timeout(TIMEOUT, answer).await {
-        Ok(Some((StatusCode::UNAUTHORIZED, _))) => Asked::Refused,
-        Ok(Some((_, body))) => match serde_json::from_slice::<Ready>(&body) {
-            Ok(Ready { checks }) => Asked::Is(Process { at, checks }),
+        Ok(Some((StatusCode::UNAUTHORIZED, ..))) => Asked::Refused,
+        Ok(Some((_, body, held))) => match serde_json::from_slice::<Ready>(&body) {
+            Ok(Ready { checks }) => Asked::Is(Process { at, checks, held }),
             Err(_) => Asked::Nobody,
         },
         Ok(None) | Err(_) => Asked::Nobody,
     }
+}
+
+fn held(metrics: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(metrics).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("headcount_held_messages "))?.trim().parse().ok()
 }

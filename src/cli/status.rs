@@ -20,7 +20,10 @@ use crate::{
 pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let queue = app::look_at_queue(config).await?;
     let store = app::look_at_store(config).await?;
-    let paused = paused(config).await;
+    let (paused, held) = match process::ask(config).await {
+        Asked::Is(process) => (process.trouble("worker").map(str::to_owned), process.held),
+        Asked::Nobody | Asked::Refused => (None, None),
+    };
     let schema = store.check_schema().await;
     let read = match schema {
         Ok(()) => status::read(queue.as_ref(), &store, paused.clone()).await,
@@ -32,26 +35,23 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
     store.close().await;
     let failure = match read {
         Ok(status) if args.json => return output.json(&status),
-        Ok(status) => return at_a_glance(&status, config, output),
+        Ok(status) => return at_a_glance(&status, held, config, output),
         Err(StatusError::Queue(error)) => app::queue_failure(&error),
         Err(StatusError::Store(error)) => app::store_failure(&error),
     };
     if let Some(depths) = depths.filter(|_| !args.json) {
-        queues(&depths, paused.as_deref(), config, output)?;
+        queues(&depths, paused.as_deref(), held, config, output)?;
     }
     Err(failure)
 }
 
-/// Since when and why the worker of the process on this machine takes no messages.
-async fn paused(config: &Config) -> Option<String> {
-    match process::ask(config).await {
-        Asked::Is(process) => process.trouble("worker").map(str::to_owned),
-        Asked::Nobody | Asked::Refused => None,
-    }
-}
-
-fn at_a_glance(status: &Status, config: &Config, output: &mut Output) -> Result<(), Failure> {
-    queues(&status.queues, status.paused.as_deref(), config, output)?;
+fn at_a_glance(
+    status: &Status,
+    held: Option<u64>,
+    config: &Config,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    queues(&status.queues, status.paused.as_deref(), held, config, output)?;
     output.line(format!(
         "users           {}{} live, {} deleted",
         if status.users.estimated { "about " } else { "" },
@@ -84,6 +84,7 @@ fn at_a_glance(status: &Status, config: &Config, output: &mut Output) -> Result<
 fn queues(
     depths: &[Depth],
     paused: Option<&str>,
+    held: Option<u64>,
     config: &Config,
     output: &mut Output,
 ) -> Result<(), Failure> {
@@ -100,11 +101,14 @@ fn queues(
         (None, consumers) => format!("{consumers} consuming"),
     };
     output.line(format!("workers         {workers}"))?;
-    if matches!(config.queue(), QueueConfig::RabbitMq { .. }) && consumers > 0 {
-        output.line(format!(
-            "held            RabbitMQ does not tell: at most {} by each worker, beside what is counted above",
-            config.prefetch
-        ))?;
+    let shared = matches!(config.queue(), QueueConfig::RabbitMq { .. });
+    let here = held.map(|held| format!("{} by the worker on this machine", number(held)));
+    // The embedded queue counts them above.
+    let elsewhere = (shared && consumers > 0)
+        .then(|| format!("RabbitMQ does not tell what others hold, at most {} each", config.prefetch));
+    let held: Vec<String> = here.into_iter().chain(elsewhere).collect();
+    if !held.is_empty() {
+        output.line(format!("held            {}", held.join("; ")))?;
     }
     Ok(())
 }

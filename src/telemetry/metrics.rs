@@ -82,6 +82,12 @@ pub const METRICS: &[Metric] = &[
         &[],
         "When the last webhook was accepted; absent until this process has accepted one",
     ),
+    metric(
+        "headcount_held_messages",
+        Kind::Gauge,
+        &[],
+        "Messages that the worker has taken and not settled yet",
+    ),
     metric("headcount_paused", Kind::Gauge, &[], "1 while the worker waits for its database"),
     metric("headcount_build_info", Kind::Gauge, &["version"], "1"),
 ];
@@ -269,6 +275,24 @@ impl WorkerMetrics {
 impl Default for WorkerMetrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// One message in the worker's hands: counted in `headcount_held_messages` until it is dropped.
+pub struct Holding(Gauge);
+
+impl Holding {
+    /// Counts it.
+    pub fn begin() -> Self {
+        let held = gauge!("headcount_held_messages");
+        held.increment(1.0);
+        Self(held)
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
     }
 }
 

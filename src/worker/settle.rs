@@ -11,9 +11,12 @@ use super::{
     verdict::Verdict,
 };
 use crate::{
-    queue::{Settlement, Subscription},
+    queue::{Action, Settlement, Subscription},
     roster::Outcome,
-    telemetry::{metrics::RetryReason, tally::Tally},
+    telemetry::{
+        metrics::{Holding, RetryReason},
+        tally::Tally,
+    },
 };
 
 /// Settlements that are under way.
@@ -55,22 +58,31 @@ impl Settling {
     /// Begins to settle; the subscriptions live until it is done.
     pub(super) fn settle(&mut self, verdicts: Vec<(Held, Verdict)>) {
         while self.tasks.try_join_next().is_some() {}
-        let mut settlements: Vec<(Arc<dyn Subscription>, Vec<Settlement>)> = Vec::new();
+        type Parts = (Vec<Settlement>, Vec<Holding>);
+        let mut settlements: Vec<(Arc<dyn Subscription>, Parts)> = Vec::new();
         for (held, verdict) in verdicts {
-            let subscription = Arc::clone(&held.subscription);
-            let settlement = self.settlement(held, &verdict);
+            let action = self.told(&held, &verdict);
+            let Held { delivery, subscription, holding, .. } = held;
+            let settlement = Settlement { delivery, action };
             match settlements.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &subscription)) {
-                Some((_, settlements)) => settlements.push(settlement),
-                None => settlements.push((subscription, vec![settlement])),
+                Some((_, (settlements, held))) => {
+                    settlements.push(settlement);
+                    held.push(holding);
+                }
+                None => settlements.push((subscription, (vec![settlement], vec![holding]))),
             }
         }
-        for (subscription, settlements) in settlements {
+        for (subscription, (settlements, held)) in settlements {
             // Commit before ack: a crash here redelivers, and the inbox absorbs it.
-            self.tasks.spawn(async move { subscription.settle(settlements).await });
+            self.tasks.spawn(async move {
+                subscription.settle(settlements).await;
+                drop(held);
+            });
         }
     }
 
-    fn settlement(&self, held: Held, verdict: &Verdict) -> Settlement {
+    /// Says and counts it. Returns what the queue has to do.
+    fn told(&self, held: &Held, verdict: &Verdict) -> Action {
         let (settings, metrics) = (&self.pipeline.settings, &self.pipeline.metrics);
         let message = &held.delivery.message;
         let id = &message.id;
@@ -105,7 +117,6 @@ impl Settling {
                 }
             }
         }
-        let action = verdict.action(message);
-        Settlement { delivery: held.delivery, action }
+        verdict.action(message)
     }
 }
