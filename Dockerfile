@@ -8,7 +8,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     cargo build --release --locked --bin headcount \
  && install -D target/release/headcount /out/headcount \
  && strip --strip-debug /out/headcount \
- && mkdir /out/data
+ && mkdir -m 0700 /out/data
 
 # The C library, certificates, and a user that is not root; no shell.
 FROM gcr.io/distroless/cc-debian12:nonroot

@@ -8,22 +8,24 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tracing::{info, warn};
 
 use crate::{
-    cli::output::Failure,
+    cli::output::{Failure, time},
     config::{Config, Secret},
     dead::{self, operations::Operations, replay::Replayer},
     http,
     ingress::{self, Ingress, Verifier},
+    message::now,
     ops::{self, Ops},
     pause::Pauses,
     queue::{self, Queue, QueueConfig, QueueError},
     shutdown::until,
-    store::{
-        self, Backend, Class, Store, StoreError,
-        letters::{Letters, Status},
-    },
+    store::{self, Backend, Class, Store, StoreError, letters::Letters},
     telemetry::metrics,
     worker,
 };
+
+mod look;
+
+pub use look::{exposed, look_at_queue, look_at_store};
 
 /// What of it this process does.
 #[derive(Clone, Debug)]
@@ -48,8 +50,8 @@ pub struct Addresses {
 /// How often depths are looked at and recorders are tidied.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// How often letters are counted.
-const COUNT_LETTERS: Duration = Duration::from_secs(15);
+/// What closing the connections may take, within the drain limit.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Runs until `stop` turns true, then stops in order. `started` learns where it listens.
 ///
@@ -77,6 +79,9 @@ pub async fn run(
         false => None,
     };
     warn_of_split_tables(config, &roles);
+    if let Some(exposed) = exposed(config) {
+        warn!("{}; {}", exposed.message, exposed.hint);
+    }
 
     let operations = store
         .as_ref()
@@ -100,7 +105,7 @@ pub async fn run(
     beside.spawn(ops::serve(ops_listener, ops, ops_stop));
     beside.spawn(upkeep(Arc::clone(&queue), prometheus));
     if let Some(store) = &store {
-        beside.spawn(count_letters(letters(store)));
+        beside.spawn(dead::count::run(letters(store)));
     }
 
     let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
@@ -128,24 +133,25 @@ pub async fn run(
         });
     }
     started(addresses);
-    let result = finish(config, tasks, &stop).await;
+    let closing = CLOSING.min(config.drain_limit / 5);
+    let result = finish(config.drain_limit - closing, tasks, &stop).await;
 
     stop_ops.send_replace(true);
-    close(queue, store).await;
+    close(closing, queue, store).await;
     beside.shutdown().await;
     result
 }
 
-/// Waits for the end: every task's after a stop, within the drain limit, or the first that fails.
+/// Waits for the end: every task's after a stop, within the limit, or the first that fails.
 async fn finish(
-    config: &Config,
+    limit: Duration,
     mut tasks: JoinSet<Result<(), Failure>>,
     stop: &watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let deadline = async {
         until(stop, |stop| *stop).await;
         info!("stopping: no more intake, finishing what is in flight");
-        tokio::time::sleep(config.drain_limit).await;
+        tokio::time::sleep(limit).await;
     };
     tokio::pin!(deadline);
     loop {
@@ -157,7 +163,7 @@ async fn finish(
                 None => return Ok(()),
             },
             () = &mut deadline => {
-                let limit = humantime::format_duration(config.drain_limit);
+                let limit = humantime::format_duration(limit);
                 warn!("not everything was finished within {limit}; what is left comes back from the queue");
                 return Ok(());
             }
@@ -199,6 +205,7 @@ async fn prepare(
     stop: &watch::Receiver<bool>,
 ) -> Result<bool, Failure> {
     let mut pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(5));
+    let since = time(now());
     loop {
         let prepared = if migrate {
             store.migrate().await.map(|names| log_migrations(&names))
@@ -208,12 +215,14 @@ async fn prepare(
         let error = match prepared {
             Ok(()) => {
                 health.send_replace(worker::Health::default());
+                metrics::paused(false);
                 return Ok(true);
             }
             Err(error) if is_hopeless(&error) => return Err(store_failure(&error)),
             Err(error) => error,
         };
-        let paused = Some(error.to_string());
+        metrics::paused(true);
+        let paused = Some(format!("since {since}: {error}"));
         if health.send_if_modified(|health| std::mem::replace(&mut health.paused, paused).is_none()) {
             warn!("waiting for the database: {error}");
         }
@@ -321,30 +330,16 @@ async fn upkeep(queue: Arc<dyn Queue>, prometheus: PrometheusHandle) {
     }
 }
 
-/// Keeps `headcount_dead_letters`. A frozen database holds up nothing else.
-async fn count_letters(letters: Arc<dyn Letters>) {
-    let mut tick = tokio::time::interval(COUNT_LETTERS);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        // While the database is away the gauge keeps what was last known; the worker says that it is away.
-        if let Ok(statuses) = letters.statuses().await {
-            for status in Status::ALL {
-                metrics::dead_letters(status, statuses.get(&status).copied().unwrap_or_default());
-            }
-        }
-    }
-}
-
-async fn close(queue: Arc<dyn Queue>, store: Option<Arc<dyn Store>>) {
-    let closing = async {
-        queue.close().await;
+async fn close(limit: Duration, queue: Arc<dyn Queue>, store: Option<Arc<dyn Store>>) {
+    let store = async {
         if let Some(store) = store {
             store.close().await;
         }
     };
-    // A broker or a database that does not answer must not keep the process: everything that counts is durable.
-    if tokio::time::timeout(Duration::from_secs(5), closing).await.is_err() {
+    // Side by side, so that neither waits for one that does not answer. Such a one must not keep the process either:
+    // everything that counts is durable.
+    let closing = async { tokio::join!(queue.close(), store) };
+    if tokio::time::timeout(limit, closing).await.is_err() {
         warn!("the connections did not close in time");
     }
     info!("stopped");

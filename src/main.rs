@@ -48,8 +48,9 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Up(_) | Command::Ingress | Command::Worker => &config.log_filter,
         // What the database warns of.
         Command::Migrate => "warn",
-        // A command's own errors are enough; its log would only repeat them.
-        _ => "error",
+        // A command's own errors are enough: its log, and a library's, would only repeat them.
+        Command::Doctor(_) | Command::Status(_) => "off",
+        _ => "headcount=error",
     };
     logs::init(filter, config.log_format)
         .map_err(|problem| Failure::usage(problem).hint("write RUST_LOG=info, or info,headcount=debug"))?;

@@ -15,6 +15,10 @@ pub const MESSAGE_ID_MAX: usize = 255;
 /// The longest event type that travels in a header or is stored, in bytes. Longer ones are cut.
 pub const EVENT_TYPE_MAX: usize = 128;
 
+/// The type of the webhook that `doctor` asks an ingress with: signed as any other, it is answered as one would be now, and
+/// is not published, counted or remembered, because people are alerted by those that are.
+pub const PROBE: &str = "headcount.doctor";
+
 /// The id that the sender gave the webhook (`svix-id`): the same over the sender's retries and replays.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageId(String);

@@ -234,6 +234,7 @@ fn the_metrics_are_the_documented_ones() {
             "headcount_dead_letters_total Counter reason",
             "headcount_event_age_seconds Histogram",
             "headcount_events_total Counter type,outcome",
+            "headcount_held_messages Gauge",
             "headcount_last_webhook_timestamp_seconds Gauge",
             "headcount_paused Gauge",
             "headcount_publish_seconds Histogram",

@@ -19,7 +19,7 @@ use headcount::{
     http,
     ingress::{self, Bounds, Ingress, Verifier},
     message::Rejected,
-    telemetry::metrics::{IngressMetrics, ListenerMetrics},
+    telemetry::metrics::ListenerMetrics,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use svix::webhooks::Webhook;
@@ -46,6 +46,8 @@ struct Server {
     metrics: PrometheusHandle,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
+    /// What is counted on this thread goes to the recorder of this server.
+    _recording: metrics::LocalRecorderGuard<'static>,
 }
 
 impl Server {
@@ -53,14 +55,14 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let queue = Arc::new(FakeQueue::new());
-        let recorder = PrometheusBuilder::new().build_recorder();
+        let recorder: &'static _ = Box::leak(Box::new(PrometheusBuilder::new().build_recorder()));
+        let _recording = metrics::set_default_local_recorder(recorder);
         let verifier = Verifier::new(&[Secret::new(secret())]).unwrap();
         let mut ingress = Ingress::new(queue.clone(), verifier, PATH);
-        ingress.metrics = metrics::with_local_recorder(&recorder, IngressMetrics::new);
         change(&mut ingress.bounds);
         let (stop, stopped) = watch::channel(false);
         let serving = tokio::spawn(ingress::serve(listener, ingress, stopped));
-        Self { address, queue, metrics: recorder.handle(), stop, serving }
+        Self { address, queue, metrics: recorder.handle(), stop, serving, _recording }
     }
 
     async fn client(&self) -> Client {
@@ -135,6 +137,31 @@ async fn a_signed_webhook_is_queued_as_it_came() {
     assert!((before..=headcount::message::now()).contains(&message.received_at));
     assert_eq!(server.counted("queued"), 1);
     assert!(server.metrics.render().contains("headcount_last_webhook_timestamp_seconds"));
+}
+
+#[tokio::test]
+async fn the_doctors_webhook_leaves_no_trace() {
+    let server = Server::start(|_| {}).await;
+    let probe = r#"{"data":{},"object":"event","timestamp":1717935000000,"type":"headcount.doctor"}"#;
+    let before = server.metrics.render();
+    assert!(
+        !before.contains("headcount_last_webhook_timestamp_seconds"),
+        "nothing was accepted yet: {before}"
+    );
+    let response = server.client().await.ask(signed("doctor_1", probe.as_bytes())).await;
+    assert_eq!((response.status, response.body.as_str()), (202, r#"{"status":"checked"}"#));
+    server.queue.set(Mode::Fail);
+    assert_eq!(server.client().await.ask(signed("doctor_2", probe.as_bytes())).await.status, 503);
+    assert_eq!(server.queue.published().len(), 0);
+    let counts = |text: &str| {
+        let lines = text.lines().filter(|line| line.contains("webhook") || line.contains("publish"));
+        lines.map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(counts(&server.metrics.render()), counts(&before));
+    // Whoever is not verified is turned away as ever.
+    let forged = post(&signature("doctor_3", seconds(), "v1,aaaa"), probe.as_bytes());
+    assert_eq!(server.client().await.ask(forged).await.status, 401);
+    assert_eq!(server.counted("unauthorized"), 1);
 }
 
 #[tokio::test]
@@ -811,7 +838,13 @@ async fn ten_thousand_garbage_requests_are_cheap_and_counted_and_not_logged() {
     println!("10,000 garbage requests took {:?}", started.elapsed());
     assert_eq!((server.counted("malformed"), server.counted("unauthorized")), (5000, 5000));
     assert_eq!((server.counted("queued"), server.queue.published().len()), (0, 0));
-    assert_eq!(String::from_utf8_lossy(&log.0.lock().unwrap()), "");
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let firsts = text.lines().filter(|line| line.contains("turned a request away")).count();
+    let minutes = started.elapsed().as_secs() as usize / 60;
+    assert!(
+        firsts == 4 && text.lines().count() <= 4 + minutes,
+        "one line for each code, and one a minute: {text}"
+    );
     // Four codes, each with a burst of 3 and then one a second.
     let (samples, most) = (server.queue.samples().len(), 4 * (3 + started.elapsed().as_secs() as usize));
     assert!((4 * 3..=most).contains(&samples), "{samples} samples, not 12 to {most}");

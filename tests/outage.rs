@@ -33,16 +33,22 @@ fn outage() -> Duration {
     if soak() { Duration::from_secs(180) } else { Duration::from_secs(6) }
 }
 
+/// How long one is frozen: longer than the worker waits for an answer, so that it notices by that.
+fn frozen() -> Duration {
+    outage().max(Duration::from_secs(14))
+}
+
 /// Webhooks per second during an outage.
 const RATE: u64 = 300;
 
 async fn steady(poster: Poster, prefix: &str, count: u64) {
-    traffic::steady(poster, prefix, count, RATE, outage() + Duration::from_secs(120)).await;
+    traffic::steady(poster, prefix, count, RATE, frozen() + Duration::from_secs(120)).await;
 }
 
 /// A stream runs while `away` happens to a server and is mended; then all must be applied, with nothing burned.
 async fn holds_through(
     name: &str,
+    outage: Duration,
     world: World,
     away: impl FnOnce() + Send + 'static,
     mend: impl FnOnce() + Send + 'static,
@@ -51,11 +57,11 @@ async fn holds_through(
     let ingress = world.start(&["ingress"]);
     let worker = world.start(&["worker"]);
     steady(ingress.poster(), "before", 100).await;
-    let count = RATE * (outage().as_secs() + 2);
+    let count = RATE * (outage.as_secs() + 2);
     let failing = async {
         tokio::task::spawn_blocking(away).await.unwrap();
         let begun = Instant::now();
-        tokio::time::sleep(outage()).await;
+        tokio::time::sleep(outage).await;
         tokio::task::spawn_blocking(mend).await.unwrap();
         (begun.elapsed(), Instant::now())
     };
@@ -94,6 +100,7 @@ async fn a_stopped_database_burns_and_buries_nothing() {
     let world = with_database(&database);
     holds_through(
         "database stopped",
+        outage(),
         world,
         move || away.lock().unwrap().stop(),
         move || mend.lock().unwrap().start(),
@@ -108,6 +115,7 @@ async fn a_frozen_database_burns_and_buries_nothing() {
     let world = with_database(&database);
     holds_through(
         "database frozen",
+        frozen(),
         world,
         move || away.lock().unwrap().freeze(),
         move || mend.lock().unwrap().thaw(),
@@ -123,6 +131,7 @@ async fn a_killed_broker_is_answered_503_and_the_senders_repeats_carry_everythin
     let world = World::on(Some(url), Some(support::servers::url("TEST_DATABASE_URL")));
     holds_through(
         "broker killed",
+        outage(),
         world,
         move || away.lock().unwrap().kill(),
         move || mend.lock().unwrap().start(),
@@ -271,7 +280,8 @@ async fn poison_among_many_is_dead_after_its_ladder_and_harms_nobody() {
     let count = if soak() { 10_000 } else { 1_000 };
     steady(ingress.poster(), "during", count).await;
     eventually("it is dead", async || metric(&worker, "headcount_dead_letters_total").await == 1.0).await;
-    assert!(worker.log().contains("msg_during_777 is buried: retries_exhausted"), "{}", worker.log());
+    eventually("it says so", async || worker.log().contains("msg_during_777 is buried: retries_exhausted"))
+        .await;
     // One per rung of its ladder; a neighbour may have lost a race of its own beside it.
     assert!(burned(&worker).await >= 3.0, "one per rung of the ladder");
     let applied = async || metric(&worker, "headcount_sync_lag_seconds_count").await as u64;

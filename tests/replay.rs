@@ -319,8 +319,13 @@ impl Dead {
             traceparent: None,
             body: Bytes::copy_from_slice(body.as_bytes()),
         };
-        let death =
-            Death { reason: "rejected".into(), detail: "why".into(), died_at: 0, headers: BTreeMap::new() };
+        let death = Death {
+            reason: "rejected".into(),
+            detail: "why".into(),
+            died_at: 0,
+            headers: BTreeMap::new(),
+            counted: true,
+        };
         self.waiting.lock().unwrap().push((message, Some(death)));
         self.changed.notify_waiters();
     }

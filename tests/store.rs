@@ -78,18 +78,19 @@ contract! {
     workers_that_contend_converge
 }
 
+/// The names of all migrations, in their order.
+fn migrations() -> Vec<String> {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/postgres");
+    let files = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name());
+    let mut names: Vec<String> =
+        files.map(|name| name.to_str().unwrap().trim_end_matches(".sql").to_owned()).collect();
+    names.sort();
+    names
+}
+
 async fn migrating_again_does_nothing(home: Arc<Home>) {
     let store = home.open().await;
-    assert_eq!(
-        store.migrate().await.unwrap(),
-        [
-            "0001_users_and_inbox",
-            "0002_dead_letters_and_rejections",
-            "0003_search_letters",
-            "0004_retention_clock",
-            "0006_letters_tell_the_outcome"
-        ]
-    );
+    assert_eq!(store.migrate().await.unwrap(), migrations());
     assert!(store.migrate().await.unwrap().is_empty());
     assert!(home.open().await.migrate().await.unwrap().is_empty());
     store.check_schema().await.unwrap();
@@ -106,7 +107,7 @@ async fn processes_that_migrate_at_once_do_it_once(home: Arc<Home>) {
     for task in tasks {
         applied += task.await.unwrap();
     }
-    assert_eq!(applied, 5);
+    assert_eq!(applied, migrations().len());
 }
 
 async fn a_missing_schema_is_named(home: Arc<Home>) {
@@ -141,7 +142,7 @@ async fn at_the_first_migration(home: &Home) -> Arc<dyn Store> {
     ] {
         home.sql(&format!("DROP TABLE {table}")).await;
     }
-    home.sql("DROP INDEX inbox_ignored; DELETE FROM headcount_migrations WHERE version > 1").await;
+    home.sql("DROP INDEX inbox_ignored; DROP INDEX users_to_erase; DELETE FROM headcount_migrations WHERE version > 1").await;
     if home.is_postgres() {
         home.sql("DROP FUNCTION dead_letters_tally").await;
     }
@@ -153,13 +154,7 @@ async fn tables_of_the_first_migration_are_brought_up_to_date(home: Arc<Home>) {
     let error = store.check_schema().await.unwrap_err();
     assert_eq!((error.class, error.hint.as_deref()), (Class::Unusable, Some("run `headcount migrate`")));
     assert!(error.message.contains("lacks 0002_dead_letters_and_rejections"), "{error}");
-    let later = [
-        "0002_dead_letters_and_rejections",
-        "0003_search_letters",
-        "0004_retention_clock",
-        "0006_letters_tell_the_outcome",
-    ];
-    assert_eq!(store.migrate().await.unwrap(), later);
+    assert_eq!(store.migrate().await.unwrap(), migrations()[1..]);
     store.check_schema().await.unwrap();
     assert_eq!(row(&store, "ann").await.version, 10);
 }
@@ -172,7 +167,7 @@ async fn a_rejections_table_of_somebody_else_is_refused_before_anything_is_chang
         assert!(error.message.contains("rejections"), "{error}");
     }
     home.sql("DROP TABLE rejections").await;
-    assert_eq!(store.migrate().await.unwrap().len(), 4);
+    assert_eq!(store.migrate().await.unwrap(), migrations()[1..]);
 }
 
 async fn a_users_table_of_somebody_else_is_refused(home: Arc<Home>) {

@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt};
 use serde::Deserialize;
 use serde_json::{error::Category, value::RawValue};
 
-use super::{metadata, text::repair};
+use super::{metadata, text::repair, without_mark};
 use crate::message::Millis;
 
 /// The longest text field, in bytes.
@@ -185,14 +185,10 @@ impl<'a> Field<'a> {
     }
 }
 
-/// What some senders put in front of a text.
-const BYTE_ORDER_MARK: char = '\u{feff}';
-
 /// The whole body as fields, in one pass where it is an object.
 pub(super) fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, PayloadError> {
     let path = Path::of("body");
-    let text = std::str::from_utf8(body).map_err(|_| path.error("not UTF-8"))?;
-    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    let text = std::str::from_utf8(without_mark(body)).map_err(|_| path.error("not UTF-8"))?;
     let not_json = |error: serde_json::Error| path.error(problem(&error));
     if text.trim_start().starts_with('{') {
         return serde_json::from_str(text).map_err(not_json);

@@ -69,6 +69,31 @@ pub fn parse(body: &[u8], message_id: &MessageId, received_at: Millis) -> Result
     Ok(Parsed { change, event_type: clean(&event_type, EVENT_TYPE_MAX), sent })
 }
 
+/// A body without the byte order mark that some senders put in front of it.
+pub fn without_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
+}
+
+/// The account that a body is about, as far as it tells: its own id in events about users, and `user_id` in those about
+/// their sessions, addresses and the like. Never fails.
+pub fn whose(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        #[serde(rename = "type")]
+        kind: String,
+        data: serde_json::Value,
+    }
+    let body = without_mark(body);
+    // An array would be taken for the fields in order.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return None;
+    }
+    let envelope: Envelope = serde_json::from_slice(body).ok()?;
+    let place = if envelope.kind.starts_with("user.") { "id" } else { "user_id" };
+    let id = envelope.data.get(place)?.as_str()?;
+    (!id.is_empty()).then(|| clean(id, ID_MAX))
+}
+
 /// What surrounds every event (Clerk: "Webhooks overview, payload structure"). It holds no id of the event: that is
 /// the header `svix-id`.
 #[derive(Deserialize)]

@@ -1,7 +1,11 @@
-//! Owns `doctor`: checks configuration, queue, database, secret and clock, and says how to mend what is wrong.
-//! The ingress is asked with a signed webhook of the type `headcount.doctor`, which ends in the inbox as ignored.
+//! Owns `doctor`: checks configuration, files, queue, database, the process on this machine, secret and clock, and says how
+//! to mend what is wrong.
+//!
+//! Promises to leave no trace in anything that people are alerted by: the ingress is asked with a signed webhook of a type
+//! that it answers and neither publishes nor counts ([`crate::message::PROBE`]); the database with one made-up user, who
+//! is saved in a transaction that is taken back.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use serde::Serialize;
 
@@ -9,18 +13,22 @@ use super::{
     Listing,
     output::{Failure, Output, number},
     post::Poster,
+    process::{self, Asked},
     secret,
     send::front_door,
 };
 use crate::{
     app,
+    clerk::{self, sample::Sample},
     config::Config,
     datafile::{EXAMINE_LIMIT, Examined, Leftover},
     dead::rejections::{SAMPLES, explain},
-    message::{MessageId, now},
-    queue::QueueConfig,
+    message::{MessageId, PROBE, now},
+    ops::status,
+    queue::{Depth, QueueConfig},
+    roster::Event,
     store::{
-        Backend, Store, StoreError,
+        Backend, Class, Incoming, Store, StoreError, Stranger,
         letters::{Filter, Status},
     },
 };
@@ -62,9 +70,11 @@ impl Check {
 /// A check failed; warnings are none.
 pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let mut checks = vec![configuration(config)];
+    checks.extend(files(config));
     // All at once: servers that do not answer are waited for together.
-    let (queue, store, ingress) = tokio::join!(queue(config), store(config), ingress(config));
-    checks.extend(queue.into_iter().chain(store));
+    let (queue, store, process, ingress) =
+        tokio::join!(queue(config), store(config), process(config), ingress(config));
+    checks.extend(queue.into_iter().chain(store).chain(process));
     checks.extend([secret(config), ingress]);
     if args.json {
         output.json(&checks)?;
@@ -98,42 +108,93 @@ fn configuration(config: &Config) -> Check {
     }
 }
 
+fn files(config: &Config) -> Option<Check> {
+    let (queue, store) = (config.queue().file(), config.store().backend);
+    let exists = queue.as_deref().into_iter().chain(store.file()).any(Path::exists);
+    match app::exposed(config) {
+        Some(exposed) => Some(Check::warning("files", exposed.message, exposed.hint)),
+        None => exists.then(|| Check::ok("files", "only their owner reads them")),
+    }
+}
+
 async fn queue(config: &Config) -> Vec<Check> {
-    let opened = app::open_queue(config).await;
-    let queue = match opened {
+    let queue = match app::look_at_queue(config).await {
         Ok(queue) => queue,
         Err(failure) => return vec![Check::failed("queue", failure)],
     };
     let depths = queue.depths().await;
-    let check = match depths {
-        Err(error) => Check::failed("queue", app::queue_failure(&error)),
-        Ok(depths) => {
-            let (mut waiting, mut dead) = (0, 0);
-            for depth in &depths {
-                match depth.queue.as_str() {
-                    "dead" => dead += depth.messages,
-                    "rejections" => {}
-                    _ => waiting += depth.messages,
-                }
-            }
-            let consumers: u32 =
-                depths.iter().filter(|depth| depth.queue == "events").map(|depth| depth.consumers).sum();
-            let message = format!("{queue:?} answers: {waiting} waiting, {dead} dead, {consumers} workers");
-            let shared = matches!(config.queue(), QueueConfig::RabbitMq { .. });
-            if shared && consumers == 0 && waiting > 0 {
-                Check::warning("queue", message, "start a worker: headcount worker")
-            } else {
-                Check::ok("queue", message)
-            }
-        }
-    };
-    let mut checks = vec![check];
     let part = if matches!(config.queue(), QueueConfig::RabbitMq { .. }) { "broker" } else { "queue" };
-    checks.extend(queue.examine().await.into_iter().map(|finding| match finding.broken {
-        true => Check::failed("queue", Failure::new(finding.message).hint(finding.hint)),
-        false => Check::warning(part, finding.message, finding.hint),
-    }));
+    let findings = queue.examine().await;
+    let broken = findings.iter().any(|finding| finding.broken);
+    let mut checks: Vec<Check> = findings
+        .into_iter()
+        .map(|finding| match finding.broken {
+            true => Check::failed("queue", Failure::new(finding.message).hint(finding.hint)),
+            false => Check::warning(part, finding.message, finding.hint),
+        })
+        .collect();
+    match depths {
+        // Said once, however often it was met.
+        Err(error) if checks.iter().any(|check| check.message == error.to_string()) => {}
+        Err(error) => checks.insert(0, Check::failed("queue", app::queue_failure(&error))),
+        // What does not work is said, and nothing above it is well.
+        Ok(_) if broken => {}
+        Ok(depths) => checks.insert(0, waiting(&format!("{queue:?}"), &depths, part == "broker")),
+    }
     queue.close().await;
+    checks
+}
+
+/// Where workers are on other machines, their absence is all that can be seen of a pause.
+fn waiting(queue: &str, depths: &[Depth], shared: bool) -> Check {
+    let (mut waiting, mut dead) = (0, 0);
+    for depth in depths {
+        match depth.queue.as_str() {
+            "dead" => dead += depth.messages,
+            "rejections" => {}
+            _ => waiting += depth.messages,
+        }
+    }
+    let consumers = status::consumers(depths);
+    let workers = if consumers == 1 { "worker" } else { "workers" };
+    let message = format!("{queue} answers: {waiting} waiting, {dead} dead, {consumers} {workers} consuming");
+    match consumers {
+        0 if shared || waiting > 0 => Check::warning(
+            "queue",
+            format!("{message}: every worker is paused, or none is running"),
+            "see why in the log of a worker, or at /readyz of its operators' listener; or start one: headcount worker",
+        ),
+        _ => Check::ok("queue", message),
+    }
+}
+
+/// How the process on this machine says that it is; nothing where none answers.
+async fn process(config: &Config) -> Vec<Check> {
+    let process = match process::ask(config).await {
+        Asked::Nobody => return Vec::new(),
+        Asked::Refused => {
+            let message = format!("{} does not tell how it is without its token", config.ops_listen);
+            let hint = "set HEADCOUNT_OPS_TOKEN to what it is set to there";
+            return vec![Check::warning("process", message, hint)];
+        }
+        Asked::Is(process) => process,
+    };
+    let at = process.at;
+    let mut checks = Vec::new();
+    for (part, does, hint) in [
+        ("queue", "cannot use its queue", "see its log; it goes on by itself once that is mended"),
+        ("store", "cannot use its database", "see its log; it goes on by itself once that is mended"),
+        ("worker", "takes no messages", "its worker goes on by itself once that is mended"),
+    ] {
+        if let Some(why) = process.trouble(part) {
+            let failure = Failure::new(format!("the process at {at} {does}: {why}"));
+            checks
+                .push(Check::failed(if part == "worker" { "worker" } else { "process" }, failure.hint(hint)));
+        }
+    }
+    if process.has("worker") && process.trouble("worker").is_none() {
+        checks.push(Check::ok("worker", format!("the worker of the process at {at} takes messages")));
+    }
     checks
 }
 
@@ -147,7 +208,7 @@ fn read_through(examined: Option<Examined>) -> &'static str {
 }
 
 async fn store(config: &Config) -> Vec<Check> {
-    let store = match app::open_store(config).await {
+    let store = match app::look_at_store(config).await {
         Ok(store) => store,
         Err(failure) => return vec![Check::failed("database", failure)],
     };
@@ -166,8 +227,26 @@ async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
     let read = read_through(store.examine(EXAMINE_LIMIT).await?);
     store.check_schema().await?;
     store.ready().await?;
-    let mut checks =
-        vec![Check::ok("database", format!("{store:?} answers{read}, takes writes, and has our schema"))];
+    let mut checks = vec![match store.rehearse(Arc::new([made_up_user()?])).await {
+        Ok(()) => Check::ok("database", format!("{store:?} answers{read}, takes users, and has our schema")),
+        Err(error) => Check::warning(
+            "database",
+            format!("{store:?} answers{read} and has our schema, but does not take a made-up user: {error}"),
+            error.hint.unwrap_or_else(|| {
+                "see whether a trigger, a policy or a constraint of the application's refuses every user"
+                    .into()
+            }),
+        ),
+    }];
+    checks.extend(store.strangers().await?.into_iter().map(|stranger| {
+        let Stranger { role, tables } = stranger;
+        let message = format!("the role {role} may read {}", tables.join(", "));
+        Check::warning(
+            "database",
+            format!("{message}: where the schema is served as an API, so may anybody"),
+            format!("set HEADCOUNT_SCHEMA to a schema that is not served; or REVOKE SELECT ON {} FROM {role}; or enable row level security on them", tables.join(", ")),
+        )
+    }));
     let open = store.statuses().await?.get(&Status::Open).copied().unwrap_or_default();
     checks.push(match (open, store.groups(&open_letters()).await?.first()) {
         (1.., Some(most)) => Check::warning(
@@ -181,7 +260,7 @@ async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
     if rejections.is_empty() {
         checks.push(Check::ok("rejections", "no request was turned away in the last hour"));
     }
-    checks.extend(rejections.into_iter().take(3).map(|most| {
+    checks.extend(rejections.into_iter().map(|most| {
         let message = format!(
             "{} of the newest samples are {}, the last at {}: {}",
             most.samples, most.reason, most.newest, most.meaning
@@ -189,6 +268,24 @@ async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
         Check::warning("rejections", message, most.hint)
     }));
     Ok(checks)
+}
+
+/// Nobody: saved and taken back.
+fn made_up_user() -> Result<Incoming, StoreError> {
+    let fresh_row = uuid::Uuid::now_v7();
+    let sample = Sample::of(format!("user_doctor{}", fresh_row.simple()), now());
+    let id = MessageId::of_body(fresh_row.as_bytes());
+    let parsed =
+        clerk::parse(&sample.event("user.created", now()), &id, now()).map_err(|error| StoreError {
+            class: Class::Permanent,
+            code: String::new(),
+            message: error.detail,
+            hint: None,
+            source: None,
+        })?;
+    let message_id = id.as_str().to_owned();
+    let event = Event { message_id, change: parsed.change, fresh_row, patience_over: true };
+    Ok(Incoming { event, event_type: parsed.event_type, received_at: now() })
 }
 
 fn open_letters() -> Filter {
@@ -230,10 +327,7 @@ async fn ingress(config: &Config) -> Check {
     };
     let id = format!("doctor_{}", uuid::Uuid::now_v7().simple());
     debug_assert!(MessageId::parse(&id).is_some());
-    let body = format!(
-        r#"{{"data":{{}},"object":"event","timestamp":{},"type":"headcount.doctor"}}"#,
-        crate::message::now()
-    );
+    let body = format!(r#"{{"data":{{}},"object":"event","timestamp":{},"type":"{PROBE}"}}"#, now());
     match tokio::time::timeout(Duration::from_secs(10), poster.post(&id, body.into())).await {
         Ok(Ok(status)) if status.is_success() => {
             Check::ok("ingress", format!("{url} takes a signed webhook"))
@@ -241,7 +335,9 @@ async fn ingress(config: &Config) -> Check {
         Ok(Ok(status)) => {
             let hint = match status.as_u16() {
                 401 => "its secret or its clock differs from this machine's",
-                503 => "its queue is away: see its log",
+                503 => {
+                    "it cannot queue a webhook now: its log and /readyz on its operators' listener say why"
+                }
                 _ => "is it headcount that listens there?",
             };
             Check::failed("ingress", Failure::new(format!("{url} answered {status}")).hint(hint))

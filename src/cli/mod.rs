@@ -15,6 +15,7 @@ pub mod doctor;
 mod exit;
 pub mod output;
 pub mod post;
+mod process;
 mod progress;
 pub mod rejections;
 pub mod secret;

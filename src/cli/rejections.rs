@@ -12,7 +12,7 @@ use crate::{app, config::Config, dead::rejections::explain, message::now};
 /// The store does not answer.
 pub async fn run(args: Rejections, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let Rejections::List(args) = args;
-    let store = app::open_store(config).await?;
+    let store = app::look_at_store(config).await?;
     store.check_schema().await.map_err(|error| app::store_failure(&error))?;
     let samples = app::letters(&store).rejections(args.limit).await;
     store.close().await;

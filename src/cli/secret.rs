@@ -10,7 +10,10 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 
 use super::output::Failure;
-use crate::config::{Config, Secret};
+use crate::{
+    config::{Config, Secret},
+    datafile,
+};
 
 /// The file's name in the data directory.
 pub const FILE: &str = "development-secret";
@@ -63,7 +66,7 @@ fn read(path: &Path) -> Result<Option<Secret>, Failure> {
 
 /// Writes a new secret aside and links it into place: it is there whole or not at all, and the first of two stays.
 fn make(data_dir: &Path, path: &Path) -> io::Result<()> {
-    fs::create_dir_all(data_dir)?;
+    datafile::make_directory(data_dir)?;
     let aside: PathBuf = data_dir.join(format!("{FILE}.{:016x}", rand::random::<u64>()));
     let written = write_private(&aside, &format!("whsec_{}\n", STANDARD.encode(rand::random::<[u8; 32]>())));
     let linked = written.and_then(|()| match fs::hard_link(&aside, path) {
@@ -75,11 +78,7 @@ fn make(data_dir: &Path, path: &Path) -> io::Result<()> {
 }
 
 fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path)?;
+    let mut file = datafile::options().create_new(true).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }

@@ -1,13 +1,16 @@
-//! Owns `status`: queue depths, lag, the last webhook and dead letters at a glance.
+//! Owns `status`: queue depths, workers, lag, the last webhook and dead letters at a glance. Promises to tell what is
+//! known where the database does not answer.
 
 use super::{
     Listing,
     output::{Failure, Output, number},
+    process::{self, Asked},
 };
 use crate::{
     app,
     config::Config,
-    ops::status::{self, StatusError},
+    ops::status::{self, Status, StatusError},
+    queue::{Depth, QueueConfig},
 };
 
 /// Prints it.
@@ -15,46 +18,97 @@ use crate::{
 /// # Errors
 /// Queue or store do not answer.
 pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<(), Failure> {
-    let queue = app::open_queue(config).await?;
-    let store = app::open_store(config).await?;
-    store.check_schema().await.map_err(|error| app::store_failure(&error))?;
-    let status = status::read(queue.as_ref(), &store).await;
+    let queue = app::look_at_queue(config).await?;
+    let store = app::look_at_store(config).await?;
+    let (paused, held) = match process::ask(config).await {
+        Asked::Is(process) => (process.trouble("worker").map(str::to_owned), process.held),
+        Asked::Nobody | Asked::Refused => (None, None),
+    };
+    let schema = store.check_schema().await;
+    let read = match schema {
+        Ok(()) => status::read(queue.as_ref(), &store, paused.clone()).await,
+        Err(error) => Err(error.into()),
+    };
+    // What a database that is away says nothing about.
+    let depths = if read.is_err() { queue.depths().await.ok() } else { None };
     queue.close().await;
     store.close().await;
-    let status = status.map_err(|error| match error {
-        StatusError::Queue(error) => app::queue_failure(&error),
-        StatusError::Store(error) => app::store_failure(&error),
-    })?;
-    if args.json {
-        return output.json(&status);
+    let failure = match read {
+        Ok(status) if args.json => return output.json(&status),
+        Ok(status) => return at_a_glance(&status, held, config, output),
+        Err(StatusError::Queue(error)) => app::queue_failure(&error),
+        Err(StatusError::Store(error)) => app::store_failure(&error),
+    };
+    if let Some(depths) = depths.filter(|_| !args.json) {
+        queues(&depths, paused.as_deref(), held, config, output)?;
     }
-    let rows: Vec<Vec<String>> = status
-        .queues
-        .iter()
-        .map(|depth| vec![depth.queue.clone(), number(depth.messages), depth.consumers.to_string()])
-        .collect();
-    output.table(&["queue", "messages", "consumers"], &rows)?;
-    output.line("")?;
+    Err(failure)
+}
+
+fn at_a_glance(
+    status: &Status,
+    held: Option<u64>,
+    config: &Config,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    queues(&status.queues, status.paused.as_deref(), held, config, output)?;
     output.line(format!(
         "users           {}{} live, {} deleted",
         if status.users.estimated { "about " } else { "" },
         number(status.users.live_users),
         number(status.users.deleted_users)
     ))?;
-    output.line(format!(
-        "last processed  {}",
-        status.users.last_processed_at.as_deref().unwrap_or("nothing yet")
-    ))?;
+    let or_nothing = |time: &Option<String>| time.clone().unwrap_or_else(|| "nothing yet".into());
+    output.line(format!("last webhook    {}", or_nothing(&status.users.last_received_at)))?;
+    let lag = status.users.lag().map(|lag| format!(", {} s after it came in", lag.as_secs_f64()));
+    let processed = or_nothing(&status.users.last_processed_at);
+    output.line(format!("last processed  {processed}{}", lag.unwrap_or_default()))?;
     let letters: Vec<String> = status
         .dead_letters
         .iter()
         .map(|(status, letters)| format!("{} {}", number(*letters), status.as_str()))
         .collect();
     output.line(format!("dead letters    {}", letters.join(", ")))?;
-    match status.rejections.first() {
-        Some(most) => {
-            output.line(format!("rejected        {} (newest {}): {}", most.reason, most.newest, most.meaning))
-        }
-        None => output.line("rejected        nothing in the last hour"),
+    if status.rejections.is_empty() {
+        return output.line("rejected        nothing in the last hour");
     }
+    for said in &status.rejections {
+        output.line(format!(
+            "rejected        {} of the newest samples: {} (newest {}): {}",
+            said.samples, said.reason, said.newest, said.meaning
+        ))?;
+    }
+    Ok(())
+}
+
+fn queues(
+    depths: &[Depth],
+    paused: Option<&str>,
+    held: Option<u64>,
+    config: &Config,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let rows: Vec<Vec<String>> = depths
+        .iter()
+        .map(|depth| vec![depth.queue.clone(), number(depth.messages), depth.consumers.to_string()])
+        .collect();
+    output.table(&["queue", "messages", "consumers"], &rows)?;
+    output.line("")?;
+    let consumers = status::consumers(depths);
+    let workers = match (paused, consumers) {
+        (Some(why), _) => format!("the one on this machine takes no messages: {why}"),
+        (None, 0) => "none is consuming: paused, or not running".into(),
+        (None, consumers) => format!("{consumers} consuming"),
+    };
+    output.line(format!("workers         {workers}"))?;
+    let shared = matches!(config.queue(), QueueConfig::RabbitMq { .. });
+    let here = held.map(|held| format!("{} by the worker on this machine", number(held)));
+    // The embedded queue counts them above.
+    let elsewhere = (shared && consumers > 0)
+        .then(|| format!("RabbitMQ does not tell what others hold, at most {} each", config.prefetch));
+    let held: Vec<String> = here.into_iter().chain(elsewhere).collect();
+    if !held.is_empty() {
+        output.line(format!("held            {}", held.join("; ")))?;
+    }
+    Ok(())
 }

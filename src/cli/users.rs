@@ -20,7 +20,7 @@ use crate::{
 /// # Errors
 /// The store does not answer, or there is no such user.
 pub async fn run(args: Users, config: &Config, output: &mut Output) -> Result<(), Failure> {
-    let store = app::open_store(config).await?;
+    let store = app::look_at_store(config).await?;
     store.check_schema().await.map_err(|error| app::store_failure(&error))?;
     let result = match args {
         Users::List(args) => list(&args, store.as_ref(), output).await,

@@ -4,7 +4,7 @@
 //! The lock is the system's own: it ends with its process, however that ends, and the file may stay.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, TryLockError},
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
     sync::{Mutex, atomic::AtomicU64},
@@ -14,7 +14,7 @@ use std::{
 use super::{
     DataFile, State,
     identity::{INDEX, Identity, LOG, Parts, Seen},
-    saved, side,
+    private, saved, side,
 };
 
 /// What precedes the place of what was saved, in the lock.
@@ -54,6 +54,19 @@ where
             }
             Err(error) => return Err(claimed(error)),
         }
+    }
+}
+
+/// Whether nobody has used such a file yet: there is none, none was saved, and no process uses one of this name. Makes
+/// nothing.
+pub fn is_unused(path: &Path) -> bool {
+    let real = real(path);
+    if real.exists() || saved::newest(&real).is_some() {
+        return false;
+    }
+    match File::open(side(&real, ".lock")) {
+        Ok(lock) => !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)),
+        Err(_) => true,
     }
 }
 
@@ -143,7 +156,7 @@ impl Claim {
             return Err(ClaimError::Shared(path.to_owned()));
         }
         let lock_path = side(real, ".lock");
-        let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
+        let lock = private::options().read(true).create(true).truncate(false).open(&lock_path)?;
         let alone = match lock.try_lock() {
             Ok(()) => true,
             Err(TryLockError::WouldBlock) => match lock.try_lock_shared() {
@@ -153,6 +166,7 @@ impl Claim {
             },
             // A file system without locks: whoever uses it is left without this one.
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                private::make_file(real)?;
                 return Ok(Some(Self {
                     path: path.to_owned(),
                     real: real.to_owned(),
@@ -175,6 +189,7 @@ impl Claim {
         if alone {
             drop_stale_log(&lock, real)?;
         }
+        private::make_file(real)?;
         Ok(Some(Self { path: path.to_owned(), real: real.to_owned(), lock: Some(lock), alone }))
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{DataFile, Examined, Kind, Leftover, claim, make_directory, saved, side};
+use super::{DataFile, Examined, Kind, Leftover, claim, private, saved, side};
 
 /// How often the file is looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -151,8 +151,9 @@ impl DataFile {
         let target = saved::free(&self.real).ok_or("too many were saved before")?;
         let part = side(&self.real, &format!(".saving-{}", std::process::id()));
         if let Some(directory) = part.parent() {
-            make_directory(directory).map_err(text)?;
+            private::make_directory(directory).map_err(text)?;
         }
+        private::make_file(&part).map_err(text)?;
         let copied = medium.copy(&part).await;
         let whole = copied.and_then(|anything| match anything {
             true => {

@@ -2,11 +2,13 @@
 //! with those of its write-ahead log and index, the lock that its processes share, and what has been found wrong with it.
 //!
 //! Promises that trouble is told once, with what to do, and that damage stays known until the file was read through and
-//! found sound. Never touches SQL, and never opens a database file: closing it would drop SQLite's locks on it.
+//! found sound; and that only their owner reads the files. Never touches SQL, and never opens a database file that is
+//! there: closing it would drop SQLite's locks on it.
 
 mod claim;
 mod guard;
 mod identity;
+mod private;
 mod saved;
 
 use std::{
@@ -19,9 +21,10 @@ use std::{
     time::Duration,
 };
 
-pub use claim::{ClaimError, take_up};
+pub use claim::{ClaimError, is_unused, take_up};
 pub use guard::{Guard, Medium};
 use identity::{Identity, Parts, Seen};
+pub use private::{Exposed, exposed, make_directory, options};
 pub use saved::Leftover;
 
 /// Below this a write-ahead log never becomes shorter while it is in use: what exceeds it may be cut off by SQLite.
@@ -257,19 +260,6 @@ impl DataFile {
     fn release(&self) {
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
-}
-
-/// Makes a directory for database files, with those above it.
-///
-/// # Errors
-/// What the system says.
-pub fn make_directory(directory: &Path) -> std::io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    // What the files hold is personal data: nobody else's business.
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(directory)
 }
 
 /// The name of what lies beside the file.

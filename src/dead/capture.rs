@@ -4,7 +4,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
-use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::{
@@ -12,18 +11,18 @@ use super::{
     group,
 };
 use crate::{
+    clerk,
     message::{EVENT_TYPE_MAX, Millis, clean, now},
     queue::{DETAIL_MAX, Delivery, Queue, Reason, Source},
     store::{
         StoreError,
         letters::{Captured, Letters},
     },
+    telemetry::metrics,
 };
 
 /// The longest reason, in bytes.
 const REASON_MAX: usize = 64;
-/// The longest Clerk id that is kept.
-const CLERK_ID_MAX: usize = 255;
 /// Headers kept at most, ...
 const HEADERS_MAX: usize = 64;
 /// ... and the longest name and value of one, in bytes.
@@ -42,21 +41,37 @@ struct Capture(Arc<dyn Letters>);
 
 #[async_trait]
 impl Sink for Capture {
-    type Item = Captured;
+    type Item = Dead;
     const WHAT: &'static str = "dead letters";
     const SOURCE: Source = Source::Dead;
 
-    fn read(&self, delivery: &Delivery) -> Option<Captured> {
-        Some(captured(delivery))
+    fn read(&self, delivery: &Delivery) -> Option<Dead> {
+        let counted = delivery.death.as_deref().is_some_and(|death| death.counted);
+        Some(Dead { letter: captured(delivery), counted })
     }
 
-    fn bare(&self, letter: Captured) -> Captured {
-        Captured { clerk_id: None, detail: String::new(), headers: BTreeMap::new(), ..letter }
+    fn bare(&self, dead: Dead) -> Dead {
+        let letter = Captured { detail: String::new(), headers: BTreeMap::new(), ..dead.letter };
+        Dead { letter, ..dead }
     }
 
-    async fn take(&self, letters: &[Captured]) -> Result<(), StoreError> {
-        self.0.capture(letters).await
+    async fn take(&self, dead: &[Dead]) -> Result<(), StoreError> {
+        let letters: Vec<Captured> = dead.iter().map(|dead| dead.letter.clone()).collect();
+        let new = self.0.capture(&letters).await?;
+        // After the commit, and only what is new: a letter that comes again was counted before.
+        for dead in dead.iter().filter(|dead| !dead.counted && new.contains(&dead.letter.message_id)) {
+            let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == dead.letter.reason);
+            metrics::given_up(reason.unwrap_or(Reason::Unroutable));
+        }
+        Ok(())
     }
+}
+
+/// A letter to be captured, and whether its death was counted where it happened.
+#[derive(Clone)]
+struct Dead {
+    letter: Captured,
+    counted: bool,
 }
 
 /// What a dead message is in the table.
@@ -78,7 +93,7 @@ pub fn captured(delivery: &Delivery) -> Captured {
         message_id: message.id.as_str().to_owned(),
         round: message.round.min(COUNT_MAX),
         event_type: clean(&message.event_type, EVENT_TYPE_MAX),
-        clerk_id: clerk_id(&message.body),
+        clerk_id: clerk::whose(&message.body),
         group: group(&reason, &detail),
         reason,
         detail,
@@ -93,23 +108,6 @@ pub fn captured(delivery: &Delivery) -> Captured {
 /// A time that every database takes.
 fn plausible(time: Millis) -> Millis {
     if (0..=TIME_MAX).contains(&time) { time } else { now() }
-}
-
-/// The account that an event about a user is about, as far as the body tells.
-fn clerk_id(body: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Envelope {
-        #[serde(rename = "type")]
-        kind: String,
-        data: serde_json::Value,
-    }
-    // An array would be taken for the fields in order.
-    if !body.trim_ascii_start().starts_with(b"{") {
-        return None;
-    }
-    let envelope: Envelope = serde_json::from_slice(body).ok()?;
-    let id = envelope.data.get("id")?.as_str()?;
-    (envelope.kind.starts_with("user.") && !id.is_empty()).then(|| clean(id, CLERK_ID_MAX))
 }
 
 #[cfg(test)]
@@ -144,7 +142,13 @@ mod tests {
 
     fn death(reason: &str, detail: &str) -> Death {
         let headers = BTreeMap::from([("x-attempt".to_owned(), "7".to_owned())]);
-        Death { reason: reason.into(), detail: detail.into(), died_at: 1_760_000_100_000, headers }
+        Death {
+            reason: reason.into(),
+            detail: detail.into(),
+            died_at: 1_760_000_100_000,
+            headers,
+            counted: true,
+        }
     }
 
     #[test]
@@ -174,6 +178,12 @@ mod tests {
             (Bytes::from_static(br#"{"type":"user.created","data":{"id":7}}"#), None),
             (Bytes::from_static(br#"{"type":"user.created","data":{"id":""}}"#), None),
             (Bytes::from_static(br#"{"type":"session.created","data":{"id":"sess_1"}}"#), None),
+            (
+                Bytes::from_static(
+                    br#"{"type":"session.created","data":{"id":"sess_1","user_id":"user_1"}}"#,
+                ),
+                Some("user_1".into()),
+            ),
             (Bytes::from_static(br#"{"type":"user.created"}"#), None),
             (deep.into(), None),
             (long.into(), Some("é".repeat(127))),
@@ -193,6 +203,7 @@ mod tests {
             detail: "\u{1b}[2J'\"`".repeat(1000),
             died_at: Millis::MAX,
             headers: many,
+            counted: true,
         };
         let mut dead = delivery("x", Some(nasty));
         dead.message.round = u32::MAX;

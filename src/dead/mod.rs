@@ -7,6 +7,7 @@
 
 pub mod capture;
 mod consume;
+pub mod count;
 pub mod diff;
 pub mod edit;
 pub mod export;

@@ -1,13 +1,15 @@
-//! Owns forgetting: what is past its retention goes in small steps that block nobody. Never decides how long things
-//! are kept.
+//! Owns forgetting: what is past its retention, and at the start what a deletion of before has kept and is to be erased
+//! by now, goes in small steps that block nobody. Never decides how long things are kept.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
-use tracing::{debug, warn};
+use tokio::{sync::watch, time::Instant};
+use tracing::{debug, info, warn};
 
+use super::count::is_due;
 use crate::{
     config::Config,
+    pause::Pauses,
     shutdown::until,
     store::{
         StoreError,
@@ -31,13 +33,22 @@ pub fn of(config: &Config) -> Retention {
     }
 }
 
-/// Prunes every ten minutes or so until `stop` turns true.
+/// Prunes every ten minutes or so, or every hour while nobody asks the database for anything, until `stop` turns true.
 pub async fn run(letters: Arc<dyn Letters>, retention: Retention, stop: watch::Receiver<bool>) {
     let (mut failing, mut leapt) = (false, false);
+    let mut last: Option<(u64, Instant)> = None;
+    if erase_kept(&letters, &stop).await {
+        return;
+    }
     loop {
         if slept(EVERY.mul_f64(rand::random_range(0.5..1.5)), &stop).await {
             return;
         }
+        let asked = letters.asked();
+        if !is_due(last, asked) {
+            continue;
+        }
+        last = Some((asked, Instant::now()));
         match round(&letters, retention, &stop).await {
             Ok(Pruned { rows, clock_ahead }) => {
                 failing = false;
@@ -55,6 +66,38 @@ pub async fn run(letters: Arc<dyn Letters>, retention: Retention, stop: watch::R
             // Whoever works says that the database is away; this only waits.
             Err(error) if !std::mem::replace(&mut failing, true) => warn!("nothing is pruned: {error}"),
             Err(_) => {}
+        }
+    }
+}
+
+/// Erases users that were deleted while deletions were kept, until there are no more: once, since those that are deleted
+/// from now on are erased as `HEADCOUNT_ON_DELETE` says. `true`: asked to stop.
+async fn erase_kept(letters: &Arc<dyn Letters>, stop: &watch::Receiver<bool>) -> bool {
+    let mut pauses = Pauses::new(BREATH, EVERY);
+    let (mut erased, mut failing, mut step) = (0, false, STEP);
+    loop {
+        let pause = match letters.erase_kept(step).await {
+            Ok(0) if erased == 0 => return false,
+            Ok(0) => {
+                info!("erased {erased} users that had been deleted before HEADCOUNT_ON_DELETE was erase");
+                return false;
+            }
+            Ok(users) => {
+                erased += users;
+                step = (step * 2).min(STEP);
+                pauses.reset();
+                BREATH
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    warn!("users that were deleted before are not erased yet: {error}");
+                }
+                step = 1;
+                pauses.next_pause()
+            }
+        };
+        if slept(pause, stop).await {
+            return true;
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Owns one request to the webhook path: verify, publish, answer.
 //!
 //! Promises 2xx only after the queue has said that the message is durable, and an answer within the bounds whatever
-//! the client and the queue do. Hands on a sample of what it turns away, at a bounded rate. Never logs a body, and above debug level never a single request.
+//! the client and the queue do. Hands on a sample of what it turns away, at a bounded rate, and logs a line a minute of it. Never
+//! logs a body, an address or, above debug level, each request.
 
 use std::{
     borrow::Cow,
@@ -31,10 +32,14 @@ use super::{
     verify::{Rejection, SignedHeaders, Verified, Verifier, is_signed},
 };
 use crate::{
+    clerk,
     http::{Visitor, json_response, not_found, problem},
-    message::{self, EVENT_TYPE_MAX, Message},
-    queue::Queue,
-    telemetry::metrics::{Answer, IngressMetrics},
+    message::{self, EVENT_TYPE_MAX, Message, PROBE},
+    queue::{PUBLISHING, Queue},
+    telemetry::{
+        metrics::{Answer, IngressMetrics},
+        tally::Tally,
+    },
 };
 
 /// What a sender is asked to wait before it tries again, in seconds.
@@ -42,9 +47,6 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 
 /// What a message in flight to the queue takes beside its body, in bytes.
 const MESSAGE_OVERHEAD: usize = 1024;
-
-/// The code of a webhook that came to a path where none is taken.
-const WRONG_PATH: &str = "wrong_path";
 
 /// What the requests of one listener share.
 pub(super) struct Intake {
@@ -59,6 +61,15 @@ pub(super) struct Intake {
     failing: AtomicBool,
     /// Which of those turned away leave a sample.
     sampler: Sampler,
+    turned_away: Tally,
+}
+
+/// What a request is answered 2xx for.
+enum Taken {
+    /// It is durable.
+    Queued,
+    /// It asked whether it would be.
+    Checked,
 }
 
 /// Why a request was not answered 202.
@@ -67,7 +78,11 @@ enum Refusal {
     BrokenBody,
     TooLarge,
     TooSlow,
+    /// It came to a path where no webhook is taken.
+    WrongPath,
     Unavailable,
+    /// The same, for one that only asked.
+    Unchecked,
 }
 
 impl From<Unread> for Refusal {
@@ -90,12 +105,13 @@ impl From<Rejection> for Refusal {
 /// Answers a request.
 pub(super) async fn accept(State(intake): State<Arc<Intake>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
+    let accepted = |status| json_response(StatusCode::ACCEPTED, &serde_json::json!({ "status": status }));
     let (answer, response) = match intake.take_in(&head, body).await {
-        Ok(()) => {
-            (Answer::Queued, json_response(StatusCode::ACCEPTED, &serde_json::json!({ "status": "queued" })))
-        }
+        Ok(Taken::Queued) => (Answer::Queued, accepted("queued")),
+        Ok(Taken::Checked) => return accepted("checked"),
+        Err(Refusal::Unchecked) => return Refusal::Unchecked.answer().1,
         Err(refusal) => {
-            intake.sample(refusal.code(), &head);
+            intake.tell(&refusal, &head);
             refusal.answer()
         }
     };
@@ -110,14 +126,10 @@ pub(super) async fn elsewhere(State(intake): State<Arc<Intake>>, request: Reques
     if head.method != Method::POST || !is_signed(&head.headers) {
         return not_found().await;
     }
-    intake.sample(WRONG_PATH, &head);
-    intake.metrics.answered(Answer::WrongPath);
-    debug!("a webhook came to another path than the configured one");
-    problem(
-        StatusCode::NOT_FOUND,
-        WRONG_PATH,
-        "webhooks are taken at another path: compare HEADCOUNT_WEBHOOK_PATH",
-    )
+    intake.tell(&Refusal::WrongPath, &head);
+    let (answer, response) = Refusal::WrongPath.answer();
+    intake.metrics.answered(answer);
+    response
 }
 
 impl Intake {
@@ -136,11 +148,12 @@ impl Intake {
             metrics,
             failing: AtomicBool::new(false),
             sampler: Sampler::new(),
+            turned_away: Tally::new(|counts| warn!("turned away since the last such line: {counts}")),
         }
     }
 
     /// The whole way of a webhook through the ingress.
-    async fn take_in(&self, head: &Parts, body: Body) -> Result<(), Refusal> {
+    async fn take_in(&self, head: &Parts, body: Body) -> Result<Taken, Refusal> {
         let received_at = message::now();
         self.reader.admits(&body)?;
         let headers = SignedHeaders::read(&head.headers, received_at)?;
@@ -150,11 +163,30 @@ impl Intake {
         if let Some(visitor) = head.extensions.get::<Visitor>() {
             visitor.verified();
         }
-        self.publish(message(verified, received_at, traceparent(&head.headers))).await
+        let message = message(verified, received_at, traceparent(&head.headers));
+        if message.event_type == PROBE {
+            return self.check().await;
+        }
+        self.publish(message).await.map(|()| Taken::Queued)
     }
 
-    /// Leaves a sample of a request that is turned away, within the rate: a flood of them costs next to nothing.
-    fn sample(&self, code: &'static str, head: &Parts) {
+    /// Whether a message could be made durable now.
+    async fn check(&self) -> Result<Taken, Refusal> {
+        match timeout_at(Instant::now() + self.bounds.publish_limit, self.queue.ready()).await {
+            Ok(Ok(())) if self.queue.troubles().iter().all(|trouble| trouble.part != PUBLISHING) => {
+                Ok(Taken::Checked)
+            }
+            _ => Err(Refusal::Unchecked),
+        }
+    }
+
+    /// Logs a request that is turned away, and leaves a sample of it, within the rate: a flood of them costs next to nothing.
+    fn tell(&self, refusal: &Refusal, head: &Parts) {
+        let code = refusal.code();
+        // An outage is logged as one.
+        if !matches!(refusal, Refusal::Unavailable) && self.turned_away.is_first(code) {
+            warn!(code, "turned a request away: {code}; more of them are counted, and told once a minute");
+        }
         if self.sampler.admits(code) {
             // Lost where it finds no room; it never waits.
             match serde_json::to_vec(&rejected(code, head, message::now())) {
@@ -227,7 +259,7 @@ fn event_type(body: &[u8]) -> String {
         #[serde(borrow, rename = "type")]
         kind: Cow<'a, str>,
     }
-    let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body); // A byte order mark.
+    let body = clerk::without_mark(body);
     if !body.trim_ascii_start().starts_with(b"{") {
         return "unknown".into(); // Serde would take an array's first element for the type.
     }
@@ -260,7 +292,8 @@ impl Refusal {
             Self::BrokenBody => "malformed_body",
             Self::TooLarge => "body_too_large",
             Self::TooSlow => "body_too_slow",
-            Self::Unavailable => "unavailable",
+            Self::WrongPath => "wrong_path",
+            Self::Unavailable | Self::Unchecked => "unavailable",
         }
     }
 
@@ -283,7 +316,12 @@ impl Refusal {
             Self::TooSlow => {
                 (Answer::TooSlow, StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")
             }
-            Self::Unavailable => (
+            Self::WrongPath => (
+                Answer::WrongPath,
+                StatusCode::NOT_FOUND,
+                "webhooks are taken at another path: compare HEADCOUNT_WEBHOOK_PATH",
+            ),
+            Self::Unavailable | Self::Unchecked => (
                 Answer::Unavailable,
                 StatusCode::SERVICE_UNAVAILABLE,
                 "the webhook cannot be stored at present; send it again later",

@@ -66,7 +66,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>)
     let api = match (&store, operations) {
         (Some(store), Some(operations)) => {
             let (queue, store) = (Arc::clone(&queue), Arc::clone(store));
-            api::router(Arc::new(api::Api::new(queue, store, operations, token.is_some())))
+            api::router(Arc::new(api::Api::new(queue, store, operations, worker.clone(), token.is_some())))
         }
         _ => api::absent(),
     };

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::{
     dead::rejections::{Explanation, SAMPLES, explain},
     message::now,
-    queue::{Depth, Queue, QueueError},
+    queue::{Depth, Queue, QueueError, Source},
     store::{Store, StoreError, Totals, letters},
 };
 
@@ -23,6 +23,9 @@ pub struct Status {
     pub dead_letters: BTreeMap<letters::Status, u64>,
     /// What the newest rejected requests say.
     pub rejections: Vec<Explanation>,
+    /// Since when and why the worker of the process that was asked takes no messages; `None` while it works, or where
+    /// nobody could be asked.
+    pub paused: Option<String>,
 }
 
 /// Who does not answer.
@@ -40,12 +43,22 @@ pub enum StatusError {
 ///
 /// # Errors
 /// Queue or store do not answer.
-pub async fn read(queue: &dyn Queue, store: &Arc<dyn Store>) -> Result<Status, StatusError> {
+pub async fn read(
+    queue: &dyn Queue,
+    store: &Arc<dyn Store>,
+    paused: Option<String>,
+) -> Result<Status, StatusError> {
     let queues = queue.depths().await?;
     let (users, mut dead_letters) = (store.totals().await?, store.statuses().await?);
     let samples = store.rejections(SAMPLES).await?;
     for status in letters::Status::ALL {
         dead_letters.entry(status).or_default();
     }
-    Ok(Status { queues, users, dead_letters, rejections: explain(&samples, now()) })
+    Ok(Status { queues, users, dead_letters, rejections: explain(&samples, now()), paused })
+}
+
+/// Workers that consume events: one that is paused does not.
+pub fn consumers(depths: &[Depth]) -> u32 {
+    let events = depths.iter().filter(|depth| depth.queue == Source::Events.queue());
+    events.map(|depth| depth.consumers).sum()
 }

@@ -183,6 +183,8 @@ pub struct Death {
     pub died_at: Millis,
     /// Every header, as text, bounded in number and length.
     pub headers: std::collections::BTreeMap<String, String>,
+    /// Whoever buried it has counted it: a worker, or the queue in a process of ours.
+    pub counted: bool,
 }
 
 /// A backend's mark of one delivery.
@@ -291,6 +293,9 @@ pub enum QueueError {
     /// Away, blocked, full or closing. Trying again later is right.
     #[error("the queue is not available: {0}")]
     Unavailable(String),
+    /// The same of the embedded queue, while it is opened or looked at.
+    #[error("the queue is not available: {0}")]
+    File(String),
     /// The queue is not as it has to be, and will not become so by itself.
     #[error("the queue cannot be used: {message}")]
     Misconfigured {
@@ -314,6 +319,9 @@ impl QueueError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Unavailable(_) => None,
+            Self::File(_) => Some(
+                "see whether the disk of queue.db has room and works, and whether another program keeps the file locked",
+            ),
             Self::Misconfigured { hint, .. } | Self::Refused { hint, .. } => Some(hint),
         }
     }
@@ -338,6 +346,16 @@ pub enum QueueConfig {
         /// `HEADCOUNT_RETRY_DELAYS`
         ladder: Ladder,
     },
+}
+
+impl QueueConfig {
+    /// The file that the queue is in, where it is in one.
+    pub fn file(&self) -> Option<std::path::PathBuf> {
+        match self {
+            Self::Embedded { directory, .. } => Some(directory.join(embedded::FILE)),
+            Self::RabbitMq { .. } => None,
+        }
+    }
 }
 
 /// Opens the queue. A broker that is merely away is no error: the queue connects as soon as it can.

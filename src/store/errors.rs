@@ -285,7 +285,9 @@ fn sqlite_hint(extended: i32) -> Option<&'static str> {
             11 | 26 => "run `headcount doctor`: the database file is damaged",
             8 => "let the user that headcount runs as write to the database file and its directory",
             13 => "make room on the disk of the database file",
-            _ => return None,
+            _ => {
+                "look at the disk of the database file, at its permissions, and whether the files beside it (-wal, -shm) are whole"
+            }
         },
     })
 }

@@ -9,7 +9,8 @@
 //!   was not stamped is found by [`Letters::unstamped`] and published again.
 //! - [`crate::store::Store::apply`] sets the letter of a message that took effect to `applied`, in the same transaction.
 //! - Where `HEADCOUNT_ON_DELETE` is `erase`, a letter that is applied or discarded keeps nothing personal of a deleted
-//!   user: no body, headers, detail or notes. Such a letter cannot be restored.
+//!   user: no body, headers, detail, group or notes. Such a letter cannot be restored.
+//! - The account of a letter is the one that its body is about, also after [`Letters::edit`].
 //! - Every action leaves an entry in the letter's history: what, who, when, note.
 
 use std::collections::BTreeMap;
@@ -35,11 +36,11 @@ pub const REJECTIONS_MAX: u32 = 10_000;
 /// Dead letters and rejections, as the capture, the command line and the API see them.
 #[async_trait]
 pub trait Letters: Send + Sync {
-    /// Takes letters in, in one transaction.
+    /// Takes letters in, in one transaction. Returns the message ids of those deaths that were not known.
     ///
     /// # Errors
     /// Nothing was captured, or it is unknown; capturing again is right.
-    async fn capture(&self, letters: &[Captured]) -> Result<(), StoreError>;
+    async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError>;
 
     /// Letters by group, the largest first; at most [`GROUPS_MAX`].
     ///
@@ -147,6 +148,20 @@ pub trait Letters: Send + Sync {
     /// # Errors
     /// What the database says.
     async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError>;
+
+    /// How often the database was asked for anything but [`statuses`](Self::statuses) and forgetting, by this process: it
+    /// is not idle where this grows. Asks nothing.
+    fn asked(&self) -> u64 {
+        0
+    }
+
+    /// Where `HEADCOUNT_ON_DELETE` is `erase`: one small step of taking what is personal from users that were deleted
+    /// while it was not, at most `limit` of them, and from their settled letters. Returns how many users it found: none
+    /// when there are no more. With a limit of one it takes any of them, so that one that is refused holds up no other.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError>;
 }
 
 /// Where a letter stands.

@@ -50,9 +50,14 @@ macro_rules! migrations {
                 include_str!(concat!("../../migrations/", $dialect, "/0004_retention_clock.sql")),
             ),
             (
-                6,
+                5,
                 "letters tell the outcome",
-                include_str!(concat!("../../migrations/", $dialect, "/0006_letters_tell_the_outcome.sql")),
+                include_str!(concat!("../../migrations/", $dialect, "/0005_letters_tell_the_outcome.sql")),
+            ),
+            (
+                6,
+                "users to erase",
+                include_str!(concat!("../../migrations/", $dialect, "/0006_users_to_erase.sql")),
             ),
         ]
     };
@@ -128,7 +133,8 @@ mod tests {
                 "0002_dead_letters_and_rejections",
                 "0003_search_letters",
                 "0004_retention_clock",
-                "0006_letters_tell_the_outcome"
+                "0005_letters_tell_the_outcome",
+                "0006_users_to_erase"
             ]
         );
         assert!(names(POSTGRES).is_sorted());

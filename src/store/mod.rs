@@ -67,6 +67,24 @@ pub trait Store: letters::Letters + fmt::Debug {
     /// [`StoreError`] says why not.
     async fn ready(&self) -> Result<(), StoreError>;
 
+    /// Folds and saves a batch as [`apply`](Self::apply) does, and takes all of it back: what an application's triggers,
+    /// policies and constraints say to it. For `doctor`.
+    ///
+    /// # Errors
+    /// What the database says to the batch.
+    async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
+        let _ = batch;
+        self.ready().await
+    }
+
+    /// Roles that anybody on the internet can have where the schema is served as an API, and that may read our tables.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {
+        Ok(Vec::new())
+    }
+
     /// Reads the database through, for so long, where it is a file of ours; `None` where it is a server's.
     ///
     /// # Errors
@@ -228,8 +246,27 @@ pub struct Totals {
     pub deleted_users: u64,
     /// The two are about so many: the table is too large to be counted at a glance.
     pub estimated: bool,
-    /// When the newest inbox row was processed, RFC 3339.
+    /// When the newest webhook of Clerk's was processed, RFC 3339.
     pub last_processed_at: Option<String>,
+    /// When that one had come in, RFC 3339.
+    pub last_received_at: Option<String>,
+}
+
+impl Totals {
+    /// How long the newest webhook took from its coming in to its commit.
+    pub fn lag(&self) -> Option<Duration> {
+        let time = |text: &Option<String>| chrono::DateTime::parse_from_rfc3339(text.as_deref()?).ok();
+        (time(&self.last_processed_at)? - time(&self.last_received_at)?).to_std().ok()
+    }
+}
+
+/// A role that may read tables of ours, and is not meant to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// Its name; `PUBLIC` for everybody.
+    pub role: String,
+    /// What it may read, sorted.
+    pub tables: Vec<String>,
 }
 
 /// What a failed call means for the message.
@@ -293,6 +330,16 @@ pub enum Backend {
         /// `HEADCOUNT_SCHEMA`
         schema: String,
     },
+}
+
+impl Backend {
+    /// The file that the store is in, where it is in one.
+    pub fn file(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::Sqlite { path } => Some(path),
+            Self::Postgres { .. } => None,
+        }
+    }
 }
 
 /// Opens the store. A database that is merely away is no error: connections are made when needed.

@@ -11,7 +11,7 @@ use std::{
     fmt,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -24,7 +24,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    Incoming, Store, StoreError, Totals, User, UserHistory, UserQuery, errors,
+    Incoming, Store, StoreError, Stranger, Totals, User, UserHistory, UserQuery, errors,
     letters::{
         Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Pruned,
         Rejected, Retention, Status,
@@ -65,6 +65,8 @@ pub(super) struct Watched<S>(Arc<Generations<S>>);
 struct Generations<S> {
     current: RwLock<Arc<Generation<S>>>,
     closed: AtomicBool,
+    /// Calls that others than this process's housekeeping have made.
+    asked: AtomicU64,
 }
 
 /// A store until its connections fall silent.
@@ -86,7 +88,8 @@ impl<S> Generation<S> {
 impl<S: Backend> Watched<S> {
     pub(super) fn new(store: S) -> Self {
         let current = RwLock::new(Generation::of(store));
-        Self(Arc::new(Generations { current, closed: AtomicBool::new(false) }))
+        let (closed, asked) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self(Arc::new(Generations { current, closed, asked }))
     }
 
     async fn call<T, F>(
@@ -135,11 +138,21 @@ impl<S: Backend> Watched<S> {
         task.await.unwrap_or_else(|_| Err(errors::broken("a call to the database broke off")))
     }
 
+    /// One that lets the database fall asleep again.
+    async fn housekeeping<T, F>(&self, work: impl FnOnce(Arc<S>) -> F + Send) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        self.call(PEOPLE, work).await
+    }
+
     async fn path<T, F>(&self, work: impl FnOnce(Arc<S>) -> F + Send) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
+        self.0.asked.fetch_add(1, Relaxed);
         self.call(S::ANSWER, work).await
     }
 
@@ -148,6 +161,7 @@ impl<S: Backend> Watched<S> {
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
+        self.0.asked.fetch_add(1, Relaxed);
         self.call(PEOPLE, work).await
     }
 }
@@ -200,6 +214,7 @@ impl<S: Backend + Store> Store for Watched<S> {
     }
 
     async fn ready(&self) -> Result<(), StoreError> {
+        self.0.asked.fetch_add(1, Relaxed);
         self.call(READY, |store| async move { store.ready().await }).await
     }
 
@@ -217,6 +232,14 @@ impl<S: Backend + Store> Store for Watched<S> {
         self.people(|store| async move { store.totals().await }).await
     }
 
+    async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
+        self.people(|store| async move { store.rehearse(batch).await }).await
+    }
+
+    async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {
+        self.people(|store| async move { store.strangers().await }).await
+    }
+
     async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
         self.people(move |store| async move { store.examine(limit).await }).await
     }
@@ -230,7 +253,7 @@ impl<S: Backend + Store> Store for Watched<S> {
 
 #[async_trait]
 impl<S: Backend + Store> Letters for Watched<S> {
-    async fn capture(&self, letters: &[Captured]) -> Result<(), StoreError> {
+    async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError> {
         let letters = letters.to_vec();
         self.path(|store| async move { store.capture(&letters).await }).await
     }
@@ -261,7 +284,7 @@ impl<S: Backend + Store> Letters for Watched<S> {
     }
 
     async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
-        self.people(|store| async move { store.statuses().await }).await
+        self.housekeeping(|store| async move { store.statuses().await }).await
     }
 
     async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
@@ -314,7 +337,15 @@ impl<S: Backend + Store> Letters for Watched<S> {
 
     async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
         let retention = *retention;
-        self.people(move |store| async move { store.prune(&retention, limit).await }).await
+        self.housekeeping(move |store| async move { store.prune(&retention, limit).await }).await
+    }
+
+    async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
+        self.housekeeping(move |store| async move { store.erase_kept(limit).await }).await
+    }
+
+    fn asked(&self) -> u64 {
+        self.0.asked.load(Relaxed)
     }
 }
 

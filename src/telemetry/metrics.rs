@@ -1,6 +1,8 @@
 //! Owns every metric's name, type, labels and buckets, and the handles that hot paths keep. A label never carries an
 //! id or anything that a stranger can choose. `tests/docs.rs` holds this file to the documentation.
 
+use std::sync::{Arc, OnceLock};
+
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
@@ -65,7 +67,12 @@ pub const METRICS: &[Metric] = &[
     metric("headcount_sync_lag_seconds", Kind::Histogram, &[], "From received to committed"),
     metric("headcount_event_age_seconds", Kind::Histogram, &[], "From Clerk's timestamp to committed"),
     metric("headcount_retries_total", Kind::Counter, &["reason"], "Messages sent to a retry queue"),
-    metric("headcount_dead_letters_total", Kind::Counter, &["reason"], "Messages buried by this process"),
+    metric(
+        "headcount_dead_letters_total",
+        Kind::Counter,
+        &["reason"],
+        "Messages that died: buried by this process, or given up by the queue and captured by it",
+    ),
     metric("headcount_queue_messages", Kind::Gauge, &["queue"], "Messages in each queue"),
     metric("headcount_queue_trouble", Kind::Gauge, &["part"], "1 while a part of the queue does not work"),
     metric("headcount_dead_letters", Kind::Gauge, &["status"], "Dead letters in the table"),
@@ -73,7 +80,13 @@ pub const METRICS: &[Metric] = &[
         "headcount_last_webhook_timestamp_seconds",
         Kind::Gauge,
         &[],
-        "When the last webhook was accepted",
+        "When the last webhook was accepted; absent until this process has accepted one",
+    ),
+    metric(
+        "headcount_held_messages",
+        Kind::Gauge,
+        &[],
+        "Messages that the worker has taken and not settled yet",
     ),
     metric("headcount_paused", Kind::Gauge, &[], "1 while the worker waits for its database"),
     metric("headcount_build_info", Kind::Gauge, &["version"], "1"),
@@ -182,7 +195,8 @@ pub struct IngressMetrics {
     answers: [Counter; Answer::ALL.len()],
     /// `headcount_publish_seconds`
     pub publish_seconds: Histogram,
-    last_webhook: Gauge,
+    /// Made with its first value: before that nothing is known, and 0 would be a time.
+    last_webhook: Arc<OnceLock<Gauge>>,
     /// Of its connections.
     pub connections: ListenerMetrics,
 }
@@ -194,7 +208,7 @@ impl IngressMetrics {
             answers: Answer::ALL
                 .map(|answer| counter!("headcount_webhooks_total", "outcome" => answer.as_str())),
             publish_seconds: histogram!("headcount_publish_seconds"),
-            last_webhook: gauge!("headcount_last_webhook_timestamp_seconds"),
+            last_webhook: Arc::default(),
             connections: ListenerMetrics::new("public"),
         }
     }
@@ -203,7 +217,8 @@ impl IngressMetrics {
     pub fn answered(&self, answer: Answer) {
         self.answers[answer as usize].increment(1);
         if answer == Answer::Queued {
-            self.last_webhook.set(crate::message::now() as f64 / 1000.0);
+            let last = self.last_webhook.get_or_init(|| gauge!("headcount_last_webhook_timestamp_seconds"));
+            last.set(crate::message::now() as f64 / 1000.0);
         }
     }
 }
@@ -270,6 +285,34 @@ impl Default for WorkerMetrics {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// One message in the worker's hands: counted in `headcount_held_messages` until it is dropped.
+pub struct Holding(Gauge);
+
+impl Holding {
+    /// Counts it.
+    pub fn begin() -> Self {
+        let held = gauge!("headcount_held_messages");
+        held.increment(1.0);
+        Self(held)
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// Counts a death that no worker has counted: the queue gave the message up.
+pub fn given_up(reason: Reason) {
+    counter!("headcount_dead_letters_total", "reason" => reason.as_str()).increment(1);
+}
+
+/// Sets `headcount_paused`, for a worker that has not begun.
+pub fn paused(paused: bool) {
+    gauge!("headcount_paused").set(f64::from(u8::from(paused)));
 }
 
 /// Sets `headcount_queue_messages`.

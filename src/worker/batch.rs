@@ -24,7 +24,7 @@ use crate::{
     queue::{DELIVERY_LIMIT, Delivery, Subscription},
     roster::{Event, Outcome},
     store::{Class, Incoming, Store, StoreError},
-    telemetry::metrics::WorkerMetrics,
+    telemetry::metrics::{Holding, WorkerMetrics},
 };
 
 /// A part that takes so long to fail is split into many: each size would wait as long again.
@@ -44,6 +44,7 @@ pub(super) struct Held {
     /// Where it came from, and is settled.
     pub(super) subscription: Arc<dyn Subscription>,
     pub(super) since: Instant,
+    pub(super) holding: Holding,
     /// When it failed first, together with others.
     pub(super) failed_together: Option<Moment>,
 }
@@ -51,7 +52,8 @@ pub(super) struct Held {
 impl Held {
     pub(super) fn new(delivery: Delivery, subscription: &Arc<dyn Subscription>) -> Self {
         let subscription = Arc::clone(subscription);
-        Self { delivery, subscription, since: Instant::now(), failed_together: None }
+        let (since, holding) = (Instant::now(), Holding::begin());
+        Self { delivery, subscription, since, holding, failed_together: None }
     }
 
     /// Whether it is still ours.

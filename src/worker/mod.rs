@@ -12,12 +12,12 @@ use std::{
 };
 
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::{
     queue::{Queue, QueueError},
     store::Store,
-    telemetry::metrics::WorkerMetrics,
+    telemetry::{metrics::WorkerMetrics, tally::Tally},
 };
 
 mod batch;
@@ -67,6 +67,7 @@ pub async fn run(
         blame: Blame::default(),
         consumed: false,
         settling,
+        set_aside: Tally::new(|counts| info!("messages since the last such line: {counts}")),
     };
     while let Some((subscription, held)) = worker.probe(&stop).await? {
         if Shift::new(&mut worker, subscription, held).work(&stop).await == Ended::Stopped {
@@ -89,6 +90,7 @@ struct Worker {
     /// The queue could be consumed once.
     consumed: bool,
     settling: Settling,
+    set_aside: Tally,
 }
 
 impl Worker {
@@ -103,7 +105,7 @@ impl Worker {
 
     fn guilty(&self, failed: &Failed) -> Verdict {
         let id = failed.held.id();
-        info!(message_id = %id, "message {id} fails by itself: {}", failed.error);
+        debug!(message_id = %id, "message {id} fails by itself: {}", failed.error);
         Verdict::guilty(&failed.error, &failed.held.delivery.message, &self.settings.ladder)
     }
 }

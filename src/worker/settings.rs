@@ -5,7 +5,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::{config::Config, queue::Ladder, telemetry::metrics::WorkerMetrics};
+use crate::{
+    cli::output::time,
+    config::Config,
+    message::{Millis, now},
+    queue::Ladder,
+    telemetry::metrics::WorkerMetrics,
+};
 
 /// What a worker may do and for how long.
 #[derive(Clone, Debug)]
@@ -45,7 +51,7 @@ impl Settings {
 /// How a worker is, for readiness and metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// Why it takes no messages; `None` while it works.
+    /// Since when and why it takes no messages; `None` while it works.
     pub paused: Option<String>,
 }
 
@@ -53,24 +59,28 @@ pub struct Health {
 pub(super) struct Teller {
     health: watch::Sender<Health>,
     metrics: WorkerMetrics,
+    /// Of the pause, while there is one.
+    since: Option<Millis>,
 }
 
 impl Teller {
     pub(super) fn new(health: watch::Sender<Health>, metrics: WorkerMetrics) -> Self {
-        Self { health, metrics }
+        Self { health, metrics, since: None }
     }
 
     /// Nothing can be applied.
-    pub(super) fn paused(&self, why: &str) {
+    pub(super) fn paused(&mut self, why: &str) {
         self.metrics.paused.set(1.0);
-        let before = self.health.send_replace(Health { paused: Some(why.to_owned()) });
+        let since = time(*self.since.get_or_insert_with(now));
+        let before = self.health.send_replace(Health { paused: Some(format!("since {since}: {why}")) });
         if before.paused.is_none() {
             warn!("the worker pauses, and takes no messages until one can be applied: {why}");
         }
     }
 
     /// Messages are applied.
-    pub(super) fn works(&self) {
+    pub(super) fn works(&mut self) {
+        self.since = None;
         self.metrics.paused.set(0.0);
         if self.health.send_if_modified(|health| health.paused.take().is_some()) {
             info!("the worker goes on");

@@ -1,4 +1,4 @@
-//! Owns what is said and counted of a verdict, and hands it to the queue. Never waits for the queue itself: what has to
+//! Owns what is said and counted of a verdict (of many alike the first at once, the others as counts), and hands it to the queue. Never waits for the queue itself: what has to
 //! be published may have to wait for the broker, and must hold up nothing else.
 
 use std::sync::Arc;
@@ -11,20 +11,30 @@ use super::{
     verdict::Verdict,
 };
 use crate::{
-    queue::{Settlement, Subscription},
+    queue::{Action, Settlement, Subscription},
     roster::Outcome,
-    telemetry::metrics::RetryReason,
+    telemetry::{
+        metrics::{Holding, RetryReason},
+        tally::Tally,
+    },
 };
 
 /// Settlements that are under way.
 pub(super) struct Settling {
     pipeline: Arc<Pipeline>,
     tasks: JoinSet<()>,
+    buried: Tally,
+    retried: Tally,
 }
 
 impl Settling {
     pub(super) fn new(pipeline: &Arc<Pipeline>) -> Self {
-        Self { pipeline: Arc::clone(pipeline), tasks: JoinSet::new() }
+        Self {
+            pipeline: Arc::clone(pipeline),
+            tasks: JoinSet::new(),
+            buried: Tally::new(|counts| warn!("buried since the last such line: {counts}")),
+            retried: Tally::new(|counts| info!("came back since the last such line: {counts}")),
+        }
     }
 
     /// Waits for a settlement to end; for ever where there is none.
@@ -48,22 +58,31 @@ impl Settling {
     /// Begins to settle; the subscriptions live until it is done.
     pub(super) fn settle(&mut self, verdicts: Vec<(Held, Verdict)>) {
         while self.tasks.try_join_next().is_some() {}
-        let mut settlements: Vec<(Arc<dyn Subscription>, Vec<Settlement>)> = Vec::new();
+        type Parts = (Vec<Settlement>, Vec<Holding>);
+        let mut settlements: Vec<(Arc<dyn Subscription>, Parts)> = Vec::new();
         for (held, verdict) in verdicts {
-            let subscription = Arc::clone(&held.subscription);
-            let settlement = self.settlement(held, &verdict);
+            let action = self.told(&held, &verdict);
+            let Held { delivery, subscription, holding, .. } = held;
+            let settlement = Settlement { delivery, action };
             match settlements.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &subscription)) {
-                Some((_, settlements)) => settlements.push(settlement),
-                None => settlements.push((subscription, vec![settlement])),
+                Some((_, (settlements, held))) => {
+                    settlements.push(settlement);
+                    held.push(holding);
+                }
+                None => settlements.push((subscription, (vec![settlement], vec![holding]))),
             }
         }
-        for (subscription, settlements) in settlements {
+        for (subscription, (settlements, held)) in settlements {
             // Commit before ack: a crash here redelivers, and the inbox absorbs it.
-            self.tasks.spawn(async move { subscription.settle(settlements).await });
+            self.tasks.spawn(async move {
+                subscription.settle(settlements).await;
+                drop(held);
+            });
         }
     }
 
-    fn settlement(&self, held: Held, verdict: &Verdict) -> Settlement {
+    /// Says and counts it. Returns what the queue has to do.
+    fn told(&self, held: &Held, verdict: &Verdict) -> Action {
         let (settings, metrics) = (&self.pipeline.settings, &self.pipeline.metrics);
         let message = &held.delivery.message;
         let id = &message.id;
@@ -83,16 +102,21 @@ impl Settling {
             Verdict::Retry { rung, reason, .. } => {
                 metrics.retried(*reason);
                 let (reason, delay) = (reason.as_str(), settings.ladder.name(*rung));
-                info!(message_id = %id, "message {id} comes back in {delay}: {reason}");
+                match self.retried.is_first(reason) {
+                    true => info!(message_id = %id, "message {id} comes back in {delay}: {reason}"),
+                    false => debug!(message_id = %id, "message {id} comes back in {delay}: {reason}"),
+                }
             }
             Verdict::Bury(burial) => {
                 metrics.settled(&message.event_type, Outcome::Buried);
                 metrics.buried(burial.reason);
                 let (reason, detail) = (burial.reason.as_str(), &burial.detail);
-                warn!(message_id = %id, reason, "message {id} is buried: {reason}: {detail}");
+                match self.buried.is_first(reason) {
+                    true => warn!(message_id = %id, reason, "message {id} is buried: {reason}: {detail}"),
+                    false => debug!(message_id = %id, reason, "message {id} is buried: {reason}: {detail}"),
+                }
             }
         }
-        let action = verdict.action(message);
-        Settlement { delivery: held.delivery, action }
+        verdict.action(message)
     }
 }

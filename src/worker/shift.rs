@@ -273,7 +273,11 @@ impl<'w> Shift<'w> {
             self.worker.blame.cleared(failed.held.id());
             self.worker.guilty(&failed)
         } else {
-            info!(message_id = %failed.held.id(), "message {} is set aside: {}", failed.held.id(), failed.error);
+            let id = failed.held.id();
+            match self.worker.set_aside.is_first("set aside") {
+                true => info!(message_id = %id, "message {id} is set aside: {}", failed.error),
+                false => debug!(message_id = %id, "message {id} is set aside: {}", failed.error),
+            }
             Verdict::set_aside(&failed.held.delivery.message, &self.worker.settings.ladder)
         };
         self.worker.settling.settle(vec![(failed.held, verdict)]);

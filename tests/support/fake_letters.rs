@@ -107,7 +107,7 @@ fn letter(fake: &Fake) -> Letter {
 
 #[async_trait]
 impl Letters for FakeLetters {
-    async fn capture(&self, letters: &[Captured]) -> Result<(), StoreError> {
+    async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError> {
         self.captures.send_modify(|captures| *captures += 1);
         self.answer()?;
         let refused = lock(&self.refused);
@@ -121,13 +121,14 @@ impl Letters for FakeLetters {
             return Err(error(Class::Unclear));
         }
         let mut all = lock(&self.all);
+        let mut new = Vec::new();
         for captured in letters {
             match all.iter_mut().find(|fake| fake.captured.message_id == captured.message_id) {
                 Some(fake) if captured.round > fake.captured.round => {
                     (fake.round, fake.status, fake.captured) =
                         (captured.round, Status::Open, captured.clone());
                 }
-                Some(_) => {}
+                Some(_) => continue,
                 None => all.push(Fake {
                     id: Uuid::now_v7(),
                     round: captured.round,
@@ -137,8 +138,9 @@ impl Letters for FakeLetters {
                     captured: captured.clone(),
                 }),
             }
+            new.push(captured.message_id.clone());
         }
-        Ok(())
+        Ok(new)
     }
 
     async fn groups(&self, _: &Filter) -> Result<Vec<Group>, StoreError> {
@@ -266,6 +268,10 @@ impl Letters for FakeLetters {
     }
 
     async fn prune(&self, _: &Retention, _: u32) -> Result<Pruned, StoreError> {
+        unreachable!()
+    }
+
+    async fn erase_kept(&self, _: u32) -> Result<u64, StoreError> {
         unreachable!()
     }
 }

@@ -7,7 +7,7 @@ macro_rules! no_letters {
 
         #[async_trait::async_trait]
         impl Letters for $store {
-            async fn capture(&self, _: &[Captured]) -> Result<(), StoreError> {
+            async fn capture(&self, _: &[Captured]) -> Result<Vec<String>, StoreError> {
                 unreachable!()
             }
             async fn groups(&self, _: &Filter) -> Result<Vec<Group>, StoreError> {
@@ -62,6 +62,9 @@ macro_rules! no_letters {
                 unreachable!()
             }
             async fn prune(&self, _: &Retention, _: u32) -> Result<Pruned, StoreError> {
+                unreachable!()
+            }
+            async fn erase_kept(&self, _: u32) -> Result<u64, StoreError> {
                 unreachable!()
             }
         }

@@ -48,6 +48,7 @@ impl Backends {
 pub struct World {
     pub directory: TempDir,
     environment: Vec<(String, String)>,
+    shell: Option<String>,
     schema: Option<(String, String)>,
     prefix: Option<(String, String)>,
 }
@@ -82,6 +83,7 @@ impl World {
         Self {
             directory,
             environment,
+            shell: None,
             schema: database.map(|url| (url, name.clone())),
             prefix: amqp.map(|url| (url, name)),
         }
@@ -91,6 +93,11 @@ impl World {
     pub fn set(&mut self, variable: &str, value: &str) {
         self.environment.retain(|(name, _)| name != variable);
         self.environment.push((variable.into(), value.into()));
+    }
+
+    /// Of its exchanges and queues on a broker.
+    pub fn prefix(&self) -> &str {
+        self.prefix.as_ref().map(|(_, prefix)| prefix.as_str()).unwrap()
     }
 
     /// Unsets it.
@@ -103,8 +110,20 @@ impl World {
         &self.schema.as_ref().expect("PostgreSQL only").1
     }
 
+    /// Runs this in the shell that becomes each process to come.
+    pub fn shell(&mut self, commands: &str) {
+        self.shell = Some(commands.into());
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = match &self.shell {
+            None => Command::new(binary()),
+            Some(commands) => {
+                let mut command = Command::new("/bin/sh");
+                command.args(["-c", &format!("{commands}; exec \"$0\" \"$@\"")]).arg(binary());
+                command
+            }
+        };
         command
             .args(arguments)
             .current_dir(self.directory.path())

@@ -292,3 +292,20 @@ fn incoming(message_id: &str, event_type: &str, change: Change) -> Incoming {
         Event { message_id: message_id.to_owned(), change, fresh_row: Uuid::now_v7(), patience_over: false };
     Incoming { event, event_type: event_type.to_owned(), received_at: 1_767_323_045_678 }
 }
+
+impl Home {
+    /// One column of text.
+    #[allow(dead_code, reason = "the tests of erasure use it")]
+    pub(crate) async fn texts(&self, query: &str) -> Vec<String> {
+        let query = AssertSqlSafe(query.to_owned());
+        match &self.raw {
+            Raw::Postgres(pool) => sqlx::query_scalar(query).fetch_all(pool).await.unwrap(),
+            Raw::Sqlite(path) => {
+                let pool = sqlite(path).await;
+                let texts = sqlx::query_scalar(query).fetch_all(&pool).await.unwrap();
+                pool.close().await;
+                texts
+            }
+        }
+    }
+}

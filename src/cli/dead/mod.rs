@@ -293,7 +293,7 @@ pub struct Export {
 /// # Errors
 /// Nothing was selected, the operation failed, or it was interrupted and says how to go on.
 pub async fn run(args: Dead, config: &Config, output: &mut Output) -> Result<(), Failure> {
-    let store = app::open_store(config).await?;
+    let store = app::look_at_store(config).await?;
     store.check_schema().await.map_err(|error| app::store_failure(&error))?;
     let letters = app::letters(&store);
     let result = match args {

@@ -17,7 +17,10 @@ use axum::{
 use http::{HeaderMap, Method, StatusCode, header};
 use hyper::body::Body as _;
 use serde::Serialize;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 
 use self::problem::Problem;
 use crate::{
@@ -27,6 +30,7 @@ use crate::{
         Store, StoreError,
         letters::{Actor, Letters},
     },
+    worker,
 };
 
 mod letters;
@@ -50,6 +54,8 @@ pub(super) struct Api {
     pub(super) queue: Arc<dyn Queue>,
     pub(super) store: Arc<dyn Store>,
     pub(super) operations: Arc<Operations>,
+    /// How the worker of this process is.
+    pub(super) worker: Option<watch::Receiver<worker::Health>>,
     /// `HEADCOUNT_OPS_TOKEN` is set: browsers send it to nobody by themselves.
     pub(super) has_token: bool,
     calls: Arc<Semaphore>,
@@ -60,9 +66,10 @@ impl Api {
         queue: Arc<dyn Queue>,
         store: Arc<dyn Store>,
         operations: Arc<Operations>,
+        worker: Option<watch::Receiver<worker::Health>>,
         has_token: bool,
     ) -> Self {
-        Self { queue, store, operations, has_token, calls: Arc::new(Semaphore::new(CALLS)) }
+        Self { queue, store, operations, worker, has_token, calls: Arc::new(Semaphore::new(CALLS)) }
     }
 
     fn letters(&self) -> Arc<dyn Letters> {

@@ -35,8 +35,9 @@ struct Rejections {
 
 pub(super) async fn status(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
     let queue = Arc::clone(&api.queue);
+    let paused = api.worker.as_ref().and_then(|worker| worker.borrow().paused.clone());
     let read = api.ask(|store| async move {
-        match status::read(queue.as_ref(), &store).await {
+        match status::read(queue.as_ref(), &store, paused).await {
             Ok(status) => Ok(Ok(status)),
             Err(StatusError::Store(error)) => Err(error),
             Err(StatusError::Queue(error)) => Ok(Err(error)),

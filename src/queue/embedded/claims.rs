@@ -148,7 +148,7 @@ fn death(row: &SqliteRow, message: &Message) -> Result<Death> {
     let traceparent = message.traceparent.iter().map(|trace| (headers::TRACEPARENT, trace.clone()));
     let headers: BTreeMap<String, String> =
         shown.into_iter().chain(traceparent).map(|(name, value)| (name.to_owned(), value)).collect();
-    Ok(Death { reason, detail, died_at, headers })
+    Ok(Death { reason, detail, died_at, headers, counted: true })
 }
 
 /// The id as it was published; one made from the body where another hand wrote one that is none.

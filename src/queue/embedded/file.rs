@@ -16,7 +16,7 @@ use super::super::QueueError;
 use crate::datafile::{self, ClaimError, DataFile, Examined, LOG_LIMIT, Medium, Trouble};
 
 /// The file's name in the data directory.
-const FILE: &str = "queue.db";
+pub(in crate::queue) const FILE: &str = "queue.db";
 
 /// One step per version; `PRAGMA user_version` tells how many a file has had. Steps only add, so that a binary of
 /// before can work on a file of after.
@@ -327,7 +327,7 @@ fn explain(error: &sqlx::Error, directory: &Path) -> QueueError {
                 DataFile::hint_on_damage(&directory.join(FILE))
             ),
         },
-        _ => QueueError::Unavailable(format!("{}: {}", directory.join(FILE).display(), say(error))),
+        _ => QueueError::File(format!("{}: {}", directory.join(FILE).display(), say(error))),
     }
 }
 

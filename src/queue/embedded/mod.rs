@@ -30,6 +30,7 @@ use tokio::{
     time::timeout_at,
 };
 
+pub(super) use self::file::FILE;
 use self::{
     samples::Sample,
     subscription::{Consumer, EmbeddedSubscription},
@@ -93,7 +94,7 @@ impl EmbeddedQueue {
     ///
     /// # Errors
     /// [`QueueError::Refused`] where the directory cannot be written, [`QueueError::Misconfigured`] where the file is
-    /// no queue, [`QueueError::Unavailable`] where it is locked or the disk fails.
+    /// no queue, [`QueueError::File`] where it is locked or the disk fails.
     pub async fn open(directory: &Path, ladder: Ladder) -> Result<Self, QueueError> {
         Self::open_with(directory, ladder, Timing::default()).await
     }
@@ -181,9 +182,9 @@ impl Queue for EmbeddedQueue {
         });
         match timeout_at((Instant::now() + PUBLISH_LIMIT).into(), counting).await {
             Ok(Ok(Ok(depths))) => Ok(depths),
-            Ok(Ok(Err(error))) => Err(QueueError::Unavailable(format!("queue.db: {}", file::say(&error)))),
-            Ok(Err(error)) => Err(QueueError::Unavailable(format!("queue.db: {error}"))),
-            Err(_) => Err(QueueError::Unavailable("queue.db has not answered in time".into())),
+            Ok(Ok(Err(error))) => Err(QueueError::File(format!("queue.db: {}", file::say(&error)))),
+            Ok(Err(error)) => Err(QueueError::File(format!("queue.db: {error}"))),
+            Err(_) => Err(QueueError::File("queue.db has not answered in time".into())),
         }
     }
 

@@ -11,7 +11,7 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    super::{Ladder, QueueError, Source},
+    super::{Ladder, QueueError, Reason, Source},
     Health, Timing, claims, describe, file, ledger,
     pulse::Pulse,
     samples,
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     datafile::DataFile,
     message::{self, Message, MessageId, Millis},
+    telemetry::{metrics, tally::Tally},
 };
 
 /// The most rows that one commit claims for a consumer.
@@ -71,6 +72,7 @@ pub(super) struct Writer {
     clock: Millis,
     /// Something is known to be claimable: no need to look first.
     eager: bool,
+    crash_loops: Tally,
 }
 
 impl Writer {
@@ -98,6 +100,7 @@ impl Writer {
             pulse: Pulse::new(now),
             clock: Millis::MAX,
             eager: false,
+            crash_loops: Tally::new(|counts| tracing::warn!("buried since the last such line: {counts}")),
         }
     }
 
@@ -328,7 +331,10 @@ impl Writer {
         }
         for (index, claim) in effects.claimed {
             for message_id in claim.crash_loops {
-                warn_crash_loop(&message_id);
+                metrics::given_up(Reason::CrashLoop);
+                if self.crash_loops.is_first(Reason::CrashLoop.as_str()) {
+                    warn_crash_loop(&message_id);
+                }
             }
             let consumer = &self.members[index].consumer;
             let unwanted = consumer.hand_over(claim.deliveries);

@@ -34,6 +34,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// Seconds; a dead peer shows after twice this.
 const HEARTBEAT: u16 = 10;
 
+/// What a user of the broker needs.
+pub(super) const PERMISSIONS: &str = "give the user of AMQP_URL configure, write and read on names that begin with HEADCOUNT_QUEUE_PREFIX: rabbitmqctl set_permissions";
+
 /// Bytes. A connection of lapin's has buffers of 64 such frames, which fill in time: 2 MiB instead of the broker's 8.
 /// A usual webhook is one frame.
 const FRAME_MAX: u32 = 32 * 1024;
@@ -217,8 +220,8 @@ impl Broker {
                         .into(),
             },
             Some(403) => QueueError::Refused {
-                message: format!("the broker at {place} refuses the user its permissions ({})", text(error)),
-                hint: "give the user its permissions on the virtual host: rabbitmqctl set_permissions".into(),
+                message: format!("the broker at {place} refuses the user a permission ({})", text(error)),
+                hint: PERMISSIONS.into(),
             },
             Some(530) => QueueError::Refused {
                 message: format!("the broker at {place} does not allow this ({})", text(error)),

@@ -1,13 +1,17 @@
 //! Owns the thorough look that `doctor` takes at a broker: its version, and what this user may do. Each question is put
 //! so that the broker checks the permission, and then refuses the question itself: nothing is published or consumed.
 
+use futures_util::StreamExt;
 use lapin::{
-    BasicProperties, Channel, Connection,
+    BasicProperties, Channel, Connection, Event,
     options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions},
     types::{AMQPValue, FieldTable},
 };
 
-use super::broker::{Broker, code, text};
+use super::{
+    broker::{Broker, PERMISSIONS, code, text},
+    link::Link,
+};
 use crate::queue::{Finding, QueueError, Source};
 
 /// What would not work, and what is known to be wrong with the broker's version. Nothing of one that does not answer.
@@ -33,27 +37,47 @@ pub(super) async fn examine(broker: &Broker) -> Vec<Finding> {
     findings
 }
 
+/// What would not work for this user; or that the broker blocks publishing at present, when it answers nothing more over
+/// a connection that has tried to.
 async fn permissions(broker: &Broker) -> Result<Vec<Finding>, QueueError> {
     let link = broker.dial("doctor").await?;
+    let mut events = Box::pin(link.events_listener());
+    let blocked = async {
+        while let Some(event) = events.next().await {
+            if let Event::ConnectionBlocked(reason) = event {
+                return reason.to_string();
+            }
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        findings = ask(broker, &link) => findings,
+        reason = blocked => Ok(vec![Finding {
+            broken: true,
+            message: format!("the broker at {} blocks publishing: {reason}", broker.place()),
+            hint: "an alarm of the broker is on: free memory or disk on its machine, or raise its limits; rabbitmq-diagnostics alarms tells which".into(),
+        }]),
+    }
+}
+
+async fn ask(broker: &Broker, link: &Link) -> Result<Vec<Finding>, QueueError> {
     let mut findings = Vec::new();
     for exchange in ["events", "retry", "dead"] {
         let name = broker.topology.named(exchange);
-        let refused = may_publish(&broker.channel(&link).await?, &name).await;
+        let refused = may_publish(&broker.channel(link).await?, &name).await;
         findings.extend(refused.map(|why| finding(format!("cannot publish to the exchange {name}: {why}"))));
     }
     for source in [Source::Events, Source::Dead, Source::Rejections] {
         let name = broker.topology.named(source.queue());
-        let refused = may_consume(&broker.channel(&link).await?, &name).await;
+        let refused = may_consume(&broker.channel(link).await?, &name).await;
         findings.extend(refused.map(|why| finding(format!("cannot consume the queue {name}: {why}"))));
     }
-    findings.extend(declared(broker, &link).await);
-    link.close().await;
+    findings.extend(declared(broker, link).await);
     Ok(findings)
 }
 
 fn finding(message: String) -> Finding {
-    let hint = "give the user of AMQP_URL configure, write and read on names that begin with the prefix: rabbitmqctl set_permissions";
-    Finding { broken: true, message, hint: hint.into() }
+    Finding { broken: true, message, hint: PERMISSIONS.into() }
 }
 
 async fn declared(broker: &Broker, connection: &Connection) -> Option<Finding> {

@@ -95,7 +95,8 @@ fn death(headers: Option<&BTreeMap<ShortString, AMQPValue>>, received_at: Millis
         |key: &str, otherwise: &str| shown.get(key).cloned().unwrap_or_else(|| otherwise.to_owned());
     let died_at =
         headers.and_then(|headers| headers.get(DIED_AT)).and_then(number).unwrap_or_else(message::now);
-    let (reason, detail) = if shown.contains_key(REASON) {
+    let counted = shown.contains_key(REASON);
+    let (reason, detail) = if counted {
         // Ours: a burial carries its reason, and a republish after it no longer does.
         (shown_or(REASON, ""), shown_or(DETAIL, ""))
     } else {
@@ -106,7 +107,7 @@ fn death(headers: Option<&BTreeMap<ShortString, AMQPValue>>, received_at: Millis
         (reason.as_str().to_owned(), detail)
     };
     let detail = message::clean(&detail, DETAIL_MAX);
-    Death { reason, detail, died_at: died_at.max(received_at), headers: shown }
+    Death { reason, detail, died_at: died_at.max(received_at), headers: shown, counted }
 }
 
 /// Which queue the broker dead-lettered it from last, and why.

@@ -7,6 +7,8 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
+use sqlx::Executor as _;
+
 use super::{PostgresStore, connections::Tx, load, save, settle};
 use crate::{
     roster::{self, Loaded, OnDelete, Outcome},
@@ -75,6 +77,17 @@ impl retry::Attempt for Attempt<'_> {
             }
         }
     }
+}
+
+/// Tries a batch, with what is checked at a commit only, and takes all of it back.
+pub(super) async fn rehearse(store: &PostgresStore, batch: &[Incoming]) -> Result<(), StoreError> {
+    let mut tx = store.connections.begin(ALONE).await?;
+    let tried = match Attempt::new(store).within(&mut tx, batch).await {
+        Ok(_) => tx.execute("SET CONSTRAINTS ALL IMMEDIATE").await.map(drop).map_err(Into::into),
+        Err(error) => Err(error),
+    };
+    tx.roll_back().await;
+    tried
 }
 
 impl Attempt<'_> {

@@ -11,12 +11,12 @@ use crate::{
     },
 };
 
-/// Captures. The letters are one per message id, in the order of message ids.
-pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<(), StoreError> {
+/// Captures. The letters are one per message id, in the order of message ids. Returns those of them that are new.
+pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<Vec<String>, StoreError> {
     let mut tx = store.connections.begin(ALONE).await?;
     let messages: Vec<&str> = letters.iter().map(|letter| letter.message_id.as_str()).collect();
     let applied = hold(&mut tx, &messages).await?;
-    insert(&mut tx, letters).await?;
+    let new = insert(&mut tx, letters).await?;
     settle::applied(&mut tx, &applied).await?;
     // The places that were held; the inbox's own rows stay.
     sqlx::query("DELETE FROM inbox WHERE message_id = ANY($1) AND outcome = 'capturing'")
@@ -28,7 +28,7 @@ pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Res
     if store.policy.on_delete == OnDelete::Erase && !applied.is_empty() {
         forget(store, letters).await?;
     }
-    Ok(())
+    Ok(new)
 }
 
 /// Holds the messages' places in the inbox until the transaction ends, and returns the messages whose places are taken:
@@ -44,11 +44,11 @@ async fn hold(tx: &mut Tx, messages: &[&str]) -> Result<Vec<String>, StoreError>
     Ok(taken.bind(messages).fetch_all(tx).await?)
 }
 
-async fn insert(tx: &mut Tx, letters: &[Plain<'_>]) -> Result<(), StoreError> {
+async fn insert(tx: &mut Tx, letters: &[Plain<'_>]) -> Result<Vec<String>, StoreError> {
     fn column<'l, T>(letters: &'l [Plain<'l>], value: fn(&'l Plain<'l>) -> T) -> Vec<T> {
         letters.iter().map(value).collect()
     }
-    sqlx::query(
+    let new = sqlx::query_scalar(
         "WITH died AS (INSERT INTO dead_letters AS l (id, message_id, round, event_type, clerk_id, reason, detail, \
          attempts, first_seen, died_at, grp, search, status, captured_round) \
          SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, grp, \
@@ -66,9 +66,10 @@ async fn insert(tx: &mut Tx, letters: &[Plain<'_>]) -> Result<(), StoreError> {
          held AS (INSERT INTO dead_letter_contents (letter_id, headers, body) SELECT id, headers::jsonb, body \
          FROM died JOIN unnest($2::text[], $13::text[], $14::bytea[]) AS c (message_id, headers, body) \
          USING (message_id) \
-         ON CONFLICT (letter_id) DO UPDATE SET headers = excluded.headers, body = excluded.body) \
-         INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
-         SELECT id, died_at, 'died', round, $15, concat_ws(': ', reason, nullif(detail, '')) FROM died",
+         ON CONFLICT (letter_id) DO UPDATE SET headers = excluded.headers, body = excluded.body), \
+         noted AS (INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
+         SELECT id, died_at, 'died', round, $15, concat_ws(': ', reason, nullif(detail, '')) FROM died) \
+         SELECT message_id FROM died",
     )
     .bind(column(letters, |letter| letter.id))
     .bind(column(letters, |letter| letter.message_id.as_str()))
@@ -85,9 +86,9 @@ async fn insert(tx: &mut Tx, letters: &[Plain<'_>]) -> Result<(), StoreError> {
     .bind(column(letters, |letter| letter.headers.as_str()))
     .bind(column(letters, |letter| letter.body))
     .bind(OURSELVES)
-    .execute(tx)
+    .fetch_all(tx)
     .await?;
-    Ok(())
+    Ok(new)
 }
 
 /// Erases those of deleted users. After the capture's commit, so that a deletion that did not see the letters is seen

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Postgres, QueryBuilder, Row as _, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
-use super::{PostgresStore, capture, connections::PEOPLE, prune, replay, settle};
+use super::{PostgresStore, capture, connections::PEOPLE, erase, prune, replay, settle};
 use crate::{
     message::Millis,
     roster::OnDelete,
@@ -62,10 +62,10 @@ fn like(text: &str) -> String {
 
 #[async_trait]
 impl Letters for PostgresStore {
-    async fn capture(&self, letters: &[Captured]) -> Result<(), StoreError> {
+    async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError> {
         let letters = Plain::all(letters);
         if letters.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         retry::again(|| capture::letters(self, &letters)).await
     }
@@ -209,6 +209,13 @@ impl Letters for PostgresStore {
 
     async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
         retry::again(|| prune::step(&self.connections, retention, limit)).await
+    }
+
+    async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
+        match self.policy.on_delete {
+            OnDelete::Keep => Ok(0),
+            OnDelete::Erase => retry::again(|| erase::step(self, limit)).await,
+        }
     }
 }
 

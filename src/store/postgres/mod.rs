@@ -1,11 +1,12 @@
 //! Owns the PostgreSQL store: its connections, its schema, and trying a batch again after a race.
 //! Never touches the rules, which are `roster`'s, nor rows: `connections` begins transactions, `apply` tries a batch, `load` and `save` are its two ends,
 //! `read` is for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to
-//! them, `settle` what their messages' effect does, `prune` what time does.
+//! them, `settle` what their messages' effect does, `prune` what time does, `erase` what a changed policy does.
 
 mod apply;
 mod capture;
 mod connections;
+mod erase;
 mod letters;
 mod load;
 mod probe;
@@ -14,6 +15,7 @@ mod read;
 mod replay;
 mod save;
 mod settle;
+mod strangers;
 
 use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -22,8 +24,8 @@ use connections::{Connections, PEOPLE, Tx, quoted};
 use sqlx::{AssertSqlSafe, Executor as _, migrate::MigrateError, postgres::PgConnectOptions};
 
 use super::{
-    Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery, errors, migrations,
-    watchdog::Backend,
+    Incoming, Store, StoreConfig, StoreError, Stranger, Totals, User, UserHistory, UserQuery, errors,
+    migrations, watchdog::Backend,
 };
 use crate::{
     address,
@@ -135,6 +137,14 @@ impl Store for PostgresStore {
 
     async fn ready(&self) -> Result<(), StoreError> {
         probe::write(self).await
+    }
+
+    async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
+        apply::rehearse(self, &batch).await
+    }
+
+    async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {
+        strangers::ask(self).await
     }
 
     async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {

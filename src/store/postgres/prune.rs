@@ -78,7 +78,9 @@ pub(super) async fn step(
     tx.commit().await?;
     let mut tx = connections.begin(PEOPLE).await?;
     let long: bool = sqlx::query_scalar(
-        "SELECT count(*) > 100 + 2 * count(DISTINCT (grp, reason, event_type, status)) FROM dead_letter_tallies",
+        "SELECT coalesce(sum(entries) > 100 + 2 * count(*) OR bool_or(letters = 0), false) FROM \
+         (SELECT count(*) AS entries, sum(letters) AS letters FROM dead_letter_tallies \
+         GROUP BY grp, reason, event_type, status) AS kinds",
     )
     .fetch_one(&mut tx)
     .await?;

@@ -5,10 +5,13 @@ use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
 
 use super::connections::Tx;
-use crate::store::{
-    Former, PastEvent, StoreError, Totals, User, UserHistory, UserQuery,
-    batch::rfc3339,
-    reference::{EVENTS_MAX, PAGE_MAX, Reference},
+use crate::{
+    message::PROBE,
+    store::{
+        Former, PastEvent, StoreError, Totals, User, UserHistory, UserQuery,
+        batch::rfc3339,
+        reference::{EVENTS_MAX, PAGE_MAX, Reference},
+    },
 };
 
 macro_rules! users { ($rest:literal) => { concat!(
@@ -92,11 +95,16 @@ pub(super) async fn user(tx: &mut Tx, reference: &str) -> Result<Option<UserHist
 /// The largest table of users, in bytes, that is counted row by row: that takes well under a second.
 const COUNTED: i64 = 128 * 1024 * 1024;
 
+/// The last webhook that Clerk sent: an older ingress queues what `doctor` asks with.
+const LAST: &str =
+    "SELECT processed_at, received_at FROM inbox WHERE event_type <> $1 ORDER BY processed_at DESC LIMIT 1";
+
 pub(super) async fn totals(tx: &mut Tx) -> Result<Totals, StoreError> {
-    let (estimate, last): (Option<(i64, i64)>, Option<DateTime<Utc>>) = (
-        estimated(tx).await?,
-        sqlx::query_scalar("SELECT max(processed_at) FROM inbox").fetch_one(&mut *tx).await?,
-    );
+    let estimate = estimated(tx).await?;
+    let last: Option<(DateTime<Utc>, DateTime<Utc>)> =
+        sqlx::query_as(LAST).bind(PROBE).fetch_optional(&mut *tx).await?;
+    let (processed, received) =
+        last.map(|(processed, received)| (rfc3339(processed), rfc3339(received))).unzip();
     let (live, deleted) = match estimate {
         Some(estimate) => estimate,
         None => {
@@ -109,7 +117,8 @@ pub(super) async fn totals(tx: &mut Tx) -> Result<Totals, StoreError> {
         live_users: live.unsigned_abs(),
         deleted_users: deleted.unsigned_abs(),
         estimated: estimate.is_some(),
-        last_processed_at: last.map(rfc3339),
+        last_processed_at: processed,
+        last_received_at: received,
     })
 }
 

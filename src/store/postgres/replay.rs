@@ -10,6 +10,7 @@ use super::{
     connections::{PEOPLE, Tx},
 };
 use crate::{
+    clerk,
     message::Millis,
     store::{
         StoreError,
@@ -82,7 +83,7 @@ pub(super) async fn edit(
     let mut tx = store.connections.begin(PEOPLE).await?;
     let row = sqlx::query(
         "WITH changed AS (UPDATE dead_letters SET status = 'replayed', round = round + 1, \
-         claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL \
+         claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL, clerk_id = $5 \
          WHERE id = $1 AND status = 'open' RETURNING *), \
          noted AS (INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
          SELECT id, statement_timestamp(), 'edited', round, $3, $4 FROM changed) \
@@ -93,6 +94,7 @@ pub(super) async fn edit(
     .bind(body)
     .bind(name)
     .bind(note)
+    .bind(clerk::whose(body))
     .fetch_optional(&mut tx)
     .await?;
     tx.commit().await?;

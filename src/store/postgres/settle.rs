@@ -29,11 +29,13 @@ pub(super) async fn erase(tx: &mut Tx, clerk_ids: &[impl AsRef<str>]) -> Result<
     }
     let clerk_ids: Vec<&str> = clerk_ids.iter().map(AsRef::as_ref).collect();
     // All of their letters are locked first, so that one that is being discarded right now is waited for.
-    let letters: Vec<Uuid> = sqlx::query_scalar(UNERASED).bind(clerk_ids).fetch_all(&mut *tx).await?;
+    let letters: Vec<(Uuid, String)> = sqlx::query_as(UNERASED).bind(clerk_ids).fetch_all(&mut *tx).await?;
     if letters.is_empty() {
         return Ok(());
     }
-    sqlx::query(ERASED).bind(letters).execute(tx).await?;
+    let (ids, groups): (Vec<Uuid>, Vec<String>) = letters.into_iter().unzip();
+    sqlx::query(ERASED).bind(ids).execute(&mut *tx).await?;
+    sqlx::query(TIDIED).bind(groups).execute(tx).await?;
     Ok(())
 }
 
@@ -48,6 +50,7 @@ pub(super) async fn rehearse(tx: &mut Tx, erases: bool) -> Result<(), StoreError
     if erases {
         plan(UNERASED).bind(&none).execute(&mut *tx).await?;
         plan(ERASED).bind(&ids).execute(&mut *tx).await?;
+        plan(TIDIED).bind(&none).execute(&mut *tx).await?;
     }
     Ok(())
 }
@@ -65,11 +68,11 @@ const APPLIED: &str = "WITH changed AS (UPDATE dead_letters SET status = 'applie
 const TALLY: &str = "INSERT INTO dead_letter_tallies (grp, reason, event_type, status, letters) \
      SELECT '', '', '', '', 0 WHERE false";
 
-const UNERASED: &str = "SELECT id FROM dead_letters WHERE clerk_id = ANY($1) AND NOT erased \
+const UNERASED: &str = "SELECT id, grp FROM dead_letters WHERE clerk_id = ANY($1) AND NOT erased \
      ORDER BY message_id COLLATE \"C\" FOR UPDATE";
 
 const ERASED: &str = "WITH changed AS (UPDATE dead_letters AS l \
-     SET detail = '', search = lower(message_id), erased = true \
+     SET detail = '', grp = reason, search = lower(message_id), erased = true \
      WHERE id = ANY($1) AND status IN ('applied', 'discarded') \
      AND (EXISTS (SELECT FROM users AS u WHERE u.clerk_id = l.clerk_id AND u.erased) \
      OR EXISTS (SELECT FROM former_clerk_ids AS f WHERE f.clerk_id = l.clerk_id)) RETURNING id), \
@@ -77,3 +80,9 @@ const ERASED: &str = "WITH changed AS (UPDATE dead_letters AS l \
      WHERE c.letter_id = changed.id) \
      UPDATE dead_letter_history AS h SET note = NULL FROM changed \
      WHERE h.letter_id = changed.id AND h.note IS NOT NULL";
+
+/// A group's name may have been of the erased detail: of those that are empty now, the ledger keeps nothing either.
+const TIDIED: &str = "WITH gone AS (DELETE FROM dead_letter_tallies WHERE ctid = ANY(ARRAY(\
+     SELECT ctid FROM dead_letter_tallies WHERE grp = ANY($1) FOR UPDATE SKIP LOCKED)) RETURNING *) \
+     INSERT INTO dead_letter_tallies SELECT grp, reason, event_type, status, sum(letters) FROM gone \
+     GROUP BY grp, reason, event_type, status HAVING sum(letters) <> 0";

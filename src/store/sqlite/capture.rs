@@ -23,12 +23,13 @@ const LETTER: &str = "INSERT INTO dead_letters (id, message_id, round, event_typ
 const CONTENTS: &str = "INSERT INTO dead_letter_contents (letter_id, headers, body) VALUES (?1, ?2, ?3) \
      ON CONFLICT (letter_id) DO UPDATE SET headers = excluded.headers, body = excluded.body";
 
-/// Captures. The letters are one per message id.
+/// Captures. The letters are one per message id. Returns those of them that are new, by message id.
 pub(super) async fn letters(
     tx: &mut SqliteConnection,
     letters: &[Plain<'_>],
     erases: bool,
-) -> Result<(), StoreError> {
+) -> Result<Vec<String>, StoreError> {
+    let mut new = Vec::new();
     for letter in letters {
         let died: Option<String> = sqlx::query_scalar(LETTER)
             .bind(letter.id.to_string())
@@ -59,6 +60,7 @@ pub(super) async fn letters(
         .bind(&letter.detail)
         .execute(&mut *tx)
         .await?;
+        new.push(letter.message_id.clone());
     }
     let messages: Vec<&str> = letters.iter().map(|letter| letter.message_id.as_str()).collect();
     let applied: Vec<String> = sqlx::query_scalar(
@@ -68,13 +70,13 @@ pub(super) async fn letters(
     .fetch_all(&mut *tx)
     .await?;
     if applied.is_empty() {
-        return Ok(());
+        return Ok(new);
     }
     let users = settle::applied(tx, &applied).await?;
     if erases {
         settle::erase(tx, &users).await?;
     }
-    Ok(())
+    Ok(new)
 }
 
 /// Keeps samples.

@@ -9,7 +9,7 @@ use sqlx::{QueryBuilder, Row as _, Sqlite, sqlite::SqliteRow, types::Json};
 use uuid::Uuid;
 
 use super::{
-    SqliteStore, capture,
+    SqliteStore, capture, erase,
     load::{parse_time, uuid},
     prune, replay,
 };
@@ -63,7 +63,7 @@ impl SqliteStore {
 
 #[async_trait]
 impl Letters for SqliteStore {
-    async fn capture(&self, letters: &[Captured]) -> Result<(), StoreError> {
+    async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError> {
         let letters = Plain::all(letters);
         retry::again(|| async {
             let mut writing = self.begin().await?;
@@ -226,6 +226,18 @@ impl Letters for SqliteStore {
         retry::again(|| async {
             let mut writing = self.begin().await?;
             let result = prune::step(writing.connection()?, retention, limit).await;
+            writing.end(result).await
+        })
+        .await
+    }
+
+    async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
+        if !self.erases() {
+            return Ok(0);
+        }
+        retry::again(|| async {
+            let mut writing = self.begin().await?;
+            let result = erase::step(writing.connection()?, limit).await;
             writing.end(result).await
         })
         .await

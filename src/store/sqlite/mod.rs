@@ -2,7 +2,7 @@
 //! One connection writes; BEGIN IMMEDIATE makes batches follow one another, also those of other processes.
 //! Never touches the rules, which are `roster`'s, nor rows: `load` and `save` are the two ends of a batch, `read` is
 //! for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to them,
-//! `settle` what their messages' effect does, `prune` what time does.
+//! `settle` what their messages' effect does, `prune` what time does, `erase` what a changed policy does.
 
 /// The time of the statement, as times are written here.
 macro_rules! now {
@@ -12,6 +12,7 @@ macro_rules! now {
 }
 
 mod capture;
+mod erase;
 mod file;
 mod letters;
 mod load;
@@ -185,6 +186,12 @@ impl Store for SqliteStore {
         let mut writing = self.begin().await?;
         let written = probe::write(writing.connection()?, self.default_credits).await;
         writing.end(written).await
+    }
+
+    async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
+        let mut writing = self.begin().await?;
+        // Left without its end, which takes it back.
+        self.within(writing.connection()?, &batch).await.map(drop)
     }
 
     async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {

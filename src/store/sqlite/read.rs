@@ -3,9 +3,12 @@
 use sqlx::{Row as _, SqlitePool, sqlite::SqliteRow, types::Json};
 
 use super::load::uuid;
-use crate::store::{
-    Former, PastEvent, StoreError, Totals, User, UserHistory, UserQuery,
-    reference::{EVENTS_MAX, PAGE_MAX, Reference},
+use crate::{
+    message::PROBE,
+    store::{
+        Former, PastEvent, StoreError, Totals, User, UserHistory, UserQuery,
+        reference::{EVENTS_MAX, PAGE_MAX, Reference},
+    },
 };
 
 macro_rules! users { ($rest:literal) => { concat!(
@@ -84,18 +87,24 @@ pub(super) async fn user(pool: &SqlitePool, reference: &str) -> Result<Option<Us
     Ok(Some(UserHistory { user, former, events }))
 }
 
+/// The last webhook that Clerk sent: an older ingress queues what `doctor` asks with.
+const LAST: &str =
+    "SELECT processed_at, received_at FROM inbox WHERE event_type <> ?1 ORDER BY processed_at DESC LIMIT 1";
+
 pub(super) async fn totals(pool: &SqlitePool) -> Result<Totals, StoreError> {
-    let (live, deleted, last): (i64, i64, Option<String>) = sqlx::query_as(
-        "SELECT count(*) FILTER (WHERE deleted_at IS NULL), count(*) FILTER (WHERE deleted_at IS NOT NULL), \
-         (SELECT max(processed_at) FROM inbox) FROM users",
+    let (live, deleted): (i64, i64) = sqlx::query_as(
+        "SELECT count(*) FILTER (WHERE deleted_at IS NULL), count(*) FILTER (WHERE deleted_at IS NOT NULL) FROM users",
     )
     .fetch_one(pool)
     .await?;
+    let last: Option<(String, String)> = sqlx::query_as(LAST).bind(PROBE).fetch_optional(pool).await?;
+    let (processed, received) = last.unzip();
     Ok(Totals {
         live_users: live.unsigned_abs(),
         deleted_users: deleted.unsigned_abs(),
         estimated: false,
-        last_processed_at: last,
+        last_processed_at: processed,
+        last_received_at: received,
     })
 }
 

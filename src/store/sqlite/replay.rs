@@ -9,6 +9,7 @@ use super::{
     settle,
 };
 use crate::{
+    clerk,
     message::Millis,
     store::{
         StoreError,
@@ -118,6 +119,11 @@ pub(super) async fn edit(
     if edited.rows_affected() == 0 {
         return Ok(None);
     }
+    sqlx::query("UPDATE dead_letters SET clerk_id = ?2 WHERE id = ?1")
+        .bind(id.to_string())
+        .bind(clerk::whose(body))
+        .execute(&mut *tx)
+        .await?;
     let edited = Step { action: "edited", ..REPLAYED };
     edited.run(tx, &[id.to_string()], by).await?;
     let mut query = QueryBuilder::<Sqlite>::new(CLAIMED);

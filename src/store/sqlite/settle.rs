@@ -67,7 +67,7 @@ pub(super) async fn erase(
     }
     let clerk_ids: Vec<&str> = clerk_ids.iter().map(AsRef::as_ref).collect();
     let letters: Vec<String> = sqlx::query_scalar(
-        "UPDATE dead_letters SET detail = '', search = lower(message_id), erased = 1 \
+        "UPDATE dead_letters SET detail = '', grp = reason, search = lower(message_id), erased = 1 \
          WHERE clerk_id IN (SELECT value FROM json_each(?1)) AND NOT erased AND status IN ('applied', 'discarded') \
          AND (EXISTS (SELECT 1 FROM users AS u WHERE u.clerk_id = dead_letters.clerk_id AND u.erased) \
          OR EXISTS (SELECT 1 FROM former_clerk_ids AS f WHERE f.clerk_id = dead_letters.clerk_id)) RETURNING id",

@@ -1,0 +1,324 @@
+//! What is left of a person: nothing personal, in no table of ours, once the account is deleted and deletion erases.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+mod support;
+
+#[path = "support/stores.rs"]
+#[allow(dead_code, reason = "the tests of users use the rest")]
+mod stores;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use headcount::{
+    clerk::{self, sample::Sample},
+    message::{MessageId, now},
+    roster::{Event, OnDelete, Outcome, Policy, Relink},
+    store::{
+        Incoming, Store,
+        letters::{Actor, Captured, Filter, Status},
+    },
+};
+use serde_json::json;
+use stores::{Home, KEEP, apply, row};
+use support::{
+    eventually,
+    process::{Backends, World},
+};
+
+const ERASE: Policy = Policy { relink: Relink::Deleted, on_delete: OnDelete::Erase };
+
+/// Stands in everything that is personal.
+const MARK: &str = "zzmarkzz";
+
+/// A user whose every mirrored text holds the mark.
+fn marked(id: &str) -> Sample {
+    let mut sample = Sample::of(id, 1_767_323_045_678);
+    sample.email = Some(format!("{MARK}.{id}@example.com"));
+    sample.verified = true;
+    sample.phone = Some(format!("+49{MARK}"));
+    for text in [&mut sample.username, &mut sample.first_name, &mut sample.last_name, &mut sample.external_id]
+    {
+        *text = Some(format!("{MARK} {id}"));
+    }
+    for value in [&mut sample.public_metadata, &mut sample.private_metadata, &mut sample.unsafe_metadata] {
+        *value = json!({ "of": MARK });
+    }
+    sample
+}
+
+fn body(sample: &Sample, event_type: &str, sent: i64) -> Vec<u8> {
+    let body = String::from_utf8(sample.event(event_type, sent)).unwrap();
+    // The avatar's address is made of the id; a real one could be of the name.
+    body.replace("\"image_url\":\"https://", &format!("\"image_url\":\"https://{MARK}.")).into_bytes()
+}
+
+fn incoming(message_id: &str, body: &[u8]) -> Incoming {
+    let parsed = clerk::parse(body, &MessageId::parse(message_id).unwrap(), 1).unwrap();
+    let event = Event {
+        message_id: message_id.into(),
+        change: parsed.change,
+        fresh_row: uuid::Uuid::now_v7(),
+        patience_over: false,
+    };
+    Incoming { event, event_type: parsed.event_type, received_at: now() }
+}
+
+/// A letter that holds the mark wherever another hand could write it.
+fn letter(message_id: &str, body: &[u8]) -> Captured {
+    Captured {
+        message_id: message_id.into(),
+        round: 0,
+        event_type: "user.updated".into(),
+        clerk_id: clerk::whose(body),
+        reason: "rejected".into(),
+        detail: format!("{MARK} is refused"),
+        attempts: 7,
+        first_seen: now(),
+        died_at: now(),
+        group: format!("rejected: {MARK} is refused"),
+        headers: [("x-note".to_owned(), MARK.to_owned())].into(),
+        body: body.to_vec().into(),
+    }
+}
+
+fn by(note: Option<&str>) -> Actor {
+    Actor { name: "ann".into(), note: note.map(str::to_owned) }
+}
+
+/// Every column of every table that holds the mark in any row, as `table.column`.
+async fn dump(home: &Home) -> BTreeSet<String> {
+    let columns = if home.is_postgres() {
+        "SELECT table_name || '.' || column_name || '.' || data_type FROM information_schema.columns \
+         WHERE table_schema = current_schema()"
+    } else {
+        "SELECT m.name || '.' || c.name || '.' || c.type FROM sqlite_schema AS m, pragma_table_info(m.name) AS c \
+         WHERE m.type = 'table'"
+    };
+    let columns = home.texts(columns).await;
+    assert!(columns.len() > 60, "{columns:?}");
+    let mut found = BTreeSet::new();
+    for column in columns {
+        let [table, name, kind] = column.splitn(3, '.').collect::<Vec<_>>()[..] else { panic!("{column}") };
+        let holds = match (home.is_postgres(), kind) {
+            (true, "bytea") => format!("position(convert_to('{MARK}', 'UTF8') IN {name}) > 0"),
+            (true, _) => format!("position('{MARK}' IN lower(\"{name}\"::text)) > 0"),
+            (false, _) => format!("instr(lower(CAST(\"{name}\" AS TEXT)), '{MARK}') > 0"),
+        };
+        if home.number(&format!("SELECT count(*) FROM {table} WHERE {holds}")).await > 0 {
+            found.insert(format!("{table}.{name}"));
+        }
+    }
+    found
+}
+
+/// Where a person's data is, as ARCHITECTURE.md lists it.
+const EVERYWHERE: [&str; 19] = [
+    "dead_letter_contents.body",
+    "dead_letter_contents.headers",
+    "dead_letter_history.note",
+    "dead_letter_tallies.grp",
+    "dead_letters.detail",
+    "dead_letters.grp",
+    "dead_letters.search",
+    "users.clerk_email",
+    "users.email",
+    "users.email_key",
+    "users.external_id",
+    "users.first_name",
+    "users.image_url",
+    "users.last_name",
+    "users.phone",
+    "users.private_metadata",
+    "users.public_metadata",
+    "users.unsafe_metadata",
+    "users.username",
+];
+
+/// Makes a user, and letters about it in each state that a letter can be in: applied, discarded, edited to be about it,
+/// and open.
+async fn plant(store: &Arc<dyn Store>, id: &str) {
+    let sample = marked(id);
+    let update = body(&sample, "user.updated", 1_767_323_045_679);
+    apply(store, [incoming(&format!("msg_{id}"), &body(&sample, "user.created", 1_767_323_045_678))])
+        .await
+        .unwrap();
+    let message = |name: &str| format!("msg_{id}_{name}");
+    let of_nobody = br#"{"data":{},"object":"event","type":"user.updated"}"#;
+    store
+        .capture(&[
+            letter(&message("applied"), &update),
+            letter(&message("discarded"), &update),
+            letter(&message("edited"), of_nobody),
+            letter(&message("open"), &update),
+        ])
+        .await
+        .unwrap();
+    apply(store, [incoming(&message("applied"), &update)]).await.unwrap();
+    let of = async |name: &str| store.letter(&message(name)).await.unwrap().unwrap().letter;
+    let discarded = Filter { ids: vec![of("discarded").await.id], ..Filter::default() };
+    let note = format!("{MARK} has asked for it");
+    assert_eq!(store.discard(&discarded, 1, &by(Some(&note))).await.unwrap(), 1);
+    let edited = of("edited").await;
+    assert_eq!(edited.clerk_id, None);
+    store.edit(edited.id, update.clone().into(), &by(Some(&note))).await.unwrap().unwrap();
+    assert_eq!(of("edited").await.clerk_id.as_deref(), Some(id));
+    apply(store, [incoming(&message("edited"), &update)]).await.unwrap();
+}
+
+fn deletion(id: &str) -> Incoming {
+    incoming(&format!("msg_{id}_deleted"), &body(&marked(id), "user.deleted", now()))
+}
+
+async fn planted_everywhere(home: &Home) {
+    let expected: BTreeSet<String> = EVERYWHERE.iter().map(|&place| place.to_owned()).collect();
+    assert_eq!(dump(home).await, expected);
+}
+
+async fn nothing_personal_is_left_in_any_table_of_a_user_who_is_deleted(home: Arc<Home>) {
+    let store = home.store_with(ERASE).await;
+    plant(&store, "user_1").await;
+    planted_everywhere(&home).await;
+    assert_eq!(apply(&store, [deletion("user_1")]).await.unwrap(), [Outcome::Deleted]);
+    // What is open waits for people; it is about nobody who could still be changed, and goes when it is settled.
+    let open = Filter { status: Some(Status::Open), ..Filter::default() };
+    let claimed = store.claim(&open, 10, &by(None)).await.unwrap();
+    assert_eq!(claimed.len(), 1);
+    let replayed = incoming(&claimed[0].message_id, &claimed[0].body);
+    assert_eq!(apply(&store, [replayed]).await.unwrap(), [Outcome::Stale]);
+    assert_eq!(dump(&home).await, BTreeSet::new());
+    assert!(row(&store, "user_1").await.deleted_at.is_some());
+}
+
+async fn users_deleted_while_deletions_were_kept_are_erased_in_small_steps(home: Arc<Home>) {
+    let kept = home.store_with(KEEP).await;
+    for n in 0..5 {
+        plant(&kept, &format!("user_{n}")).await;
+    }
+    // One who was deleted before being seen has no row, and a letter.
+    kept.capture(&[letter("msg_unseen", &body(&marked("user_unseen"), "user.updated", 1))]).await.unwrap();
+    let all = Filter { status: Some(Status::Open), ..Filter::default() };
+    kept.discard(&all, 100, &by(None)).await.unwrap();
+    let gone = ["user_0", "user_1", "user_2", "user_3", "user_unseen"];
+    apply(&kept, gone.map(deletion)).await.unwrap();
+    assert_eq!(kept.erase_kept(100).await.unwrap(), 0, "deletions are kept");
+    planted_everywhere(&home).await;
+    kept.close().await;
+
+    let store = home.store_with(ERASE).await;
+    let mut steps = Vec::new();
+    loop {
+        match store.erase_kept(3).await.unwrap() {
+            0 => break,
+            users => steps.push(users),
+        }
+    }
+    assert_eq!(steps, [3, 1, 1], "small steps, and the one without a row");
+    // The one who is there keeps everything.
+    planted_everywhere(&home).await;
+    assert_eq!(row(&store, "user_4").await.first_name.as_deref(), Some("zzmarkzz user_4"));
+    for n in 0..4 {
+        let user = row(&store, &format!("user_{n}")).await;
+        assert_eq!((user.first_name, user.clerk_email, user.banned), (None, None, None));
+        assert!(user.deleted_at.is_some());
+    }
+    apply(&store, [deletion("user_4")]).await.unwrap();
+    assert_eq!(dump(&home).await, BTreeSet::new());
+}
+
+macro_rules! on_both_stores {
+    ($($case:ident)+) => {
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                super::Home::postgres().await.run(super::$case).await;
+            })+
+        }
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                super::Home::sqlite().await.run(super::$case).await;
+            })+
+        }
+    };
+}
+
+on_both_stores! {
+    nothing_personal_is_left_in_any_table_of_a_user_who_is_deleted
+    users_deleted_while_deletions_were_kept_are_erased_in_small_steps
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_erases_at_its_start_what_was_deleted_before_it_was_told_to() {
+    let mut world = World::new(Backends::Embedded);
+    let up = world.start(&["up"]);
+    let sample = marked("user_1");
+    for (id, event) in [("msg_1", "user.created"), ("msg_2", "user.deleted")] {
+        let status = up.poster().post(id, body(&sample, event, now()).into()).await.unwrap();
+        assert!(status.is_success());
+    }
+    eventually("the user is deleted", async || {
+        world.users().await.first().is_some_and(|user| user.deleted_at.is_some())
+    })
+    .await;
+    assert!(world.users().await[0].clerk_email.is_some(), "deletions are kept");
+    up.stop();
+    world.set("HEADCOUNT_ON_DELETE", "erase");
+    let up = world.start(&["up"]);
+    eventually("the user is erased", async || world.users().await[0].clerk_email.is_none()).await;
+    assert!(world.users().await[0].first_name.is_none());
+    eventually("the worker says so", async || up.log().contains("erased 1 users")).await;
+    up.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_user_that_the_database_keeps_from_being_erased_holds_up_no_other() {
+    let mut world = World::new(Backends::Embedded);
+    let up = world.start(&["up"]);
+    for n in 0..8 {
+        for event in ["user.created", "user.deleted"] {
+            let body = body(&marked(&format!("user_{n}")), event, now());
+            let status = up.poster().post(&format!("msg_{n}_{event}"), body.into()).await.unwrap();
+            assert!(status.is_success());
+        }
+    }
+    eventually("all are deleted", async || {
+        let users = world.users().await;
+        users.len() == 8 && users.iter().all(|user| user.deleted_at.is_some())
+    })
+    .await;
+    up.stop();
+    let path = world.directory.path().join("data/headcount.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let guard = "CREATE TRIGGER guard BEFORE UPDATE ON users WHEN OLD.clerk_id = 'user_0' \
+                 BEGIN SELECT RAISE(ABORT, 'no'); END";
+    sqlx::raw_sql(guard).execute(&pool).await.unwrap();
+    pool.close().await;
+    world.set("HEADCOUNT_ON_DELETE", "erase");
+    let up = world.start(&["up"]);
+    let left = async || {
+        let users = world.users().await.into_iter().filter(|user| user.first_name.is_some());
+        users.map(|user| user.clerk_id).collect::<Vec<_>>()
+    };
+    eventually("the others are erased", async || left().await == ["user_0"]).await;
+    assert_eq!(up.log().matches("are not erased yet").count(), 1, "{}", up.log());
+    up.stop();
+}
+
+#[test]
+fn every_place_of_personal_data_is_listed() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let (_, list) = document.split_once("## What is kept of a person").unwrap();
+    for place in EVERYWHERE {
+        let (table, column) = place.split_once('.').unwrap();
+        let row = list.lines().find(|line| line.starts_with(&format!("| `{table}`"))).expect(table);
+        assert!(row.contains(&format!("`{column}`")), "{place}");
+    }
+}
