@@ -23,6 +23,8 @@ use crate::store::{StoreError, entry, errors};
 const ACQUIRE: Duration = Duration::from_secs(4);
 /// How long a transaction may take to begin: a pooler answers when it has a session free.
 const BEGIN: Duration = Duration::from_secs(5);
+/// How long a connection through a pooler may wait for a session before another one is tried.
+const ANOTHER: Duration = Duration::from_secs(2);
 /// How long it may take to find out why there is no connection.
 const WHY: Duration = Duration::from_secs(1);
 
@@ -99,6 +101,27 @@ impl Connections {
     /// There is no connection to be had, or the server did not follow.
     pub(super) async fn begin(&self, settings: &str) -> Result<Tx, StoreError> {
         let ours = *self.ours.get_or_try_init(|| self.look()).await?;
+        // In session mode a connection that has no session yet waits for as long as the others are kept, and one of those may
+        // be free by now.
+        let limits: &[Duration] = if ours { &[BEGIN] } else { &[ANOTHER, BEGIN.saturating_sub(ANOTHER)] };
+        for limit in limits {
+            if let Some(tx) = self.begin_within(settings, ours, *limit).await? {
+                return Ok(tx);
+            }
+        }
+        match ours {
+            true => Err(errors::silent(BEGIN)),
+            false => Err(entry::no_session(&self.place(), BEGIN)),
+        }
+    }
+
+    /// `None`: the time is over.
+    async fn begin_within(
+        &self,
+        settings: &str,
+        ours: bool,
+        limit: Duration,
+    ) -> Result<Option<Tx>, StoreError> {
         let connection = match self.pool.acquire().await {
             Ok(connection) => connection,
             Err(Error::PoolTimedOut) => return Err(self.why().await),
@@ -107,11 +130,10 @@ impl Connections {
         // Open from here on: where beginning fails after its first part, nobody else would end the transaction.
         let mut tx = Tx { connection, ours, open: true };
         let beginning = AssertSqlSafe(self.beginning(settings, ours));
-        match timeout(BEGIN, tx.connection.execute(beginning)).await {
-            Ok(Ok(_)) => Ok(tx),
+        match timeout(limit, tx.connection.execute(beginning)).await {
+            Ok(Ok(_)) => Ok(Some(tx)),
             Ok(Err(error)) => Err(self.refused(error)),
-            Err(_) if ours => Err(errors::silent(BEGIN)),
-            Err(_) => Err(entry::no_session(&self.place(), BEGIN)),
+            Err(_) => Ok(None),
         }
     }
 
