@@ -98,10 +98,10 @@ async fn a_server_that_takes_no_more_connections_is_named_at_once() {
     while let Ok(connection) = PgConnection::connect(&database.url()).await {
         taken.push(connection);
     }
-    for command in ["migrate", "doctor", "status"] {
+    for command in [&["migrate"][..], &["doctor"], &["users", "list"]] {
         let begun = Instant::now();
-        says(&world.run(&[command]), &["too many clients", "max_connections"]);
-        assert!(begun.elapsed() < Duration::from_secs(10), "{command}: {:?}", begun.elapsed());
+        says(&world.run(command), &["too many clients", "max_connections"]);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{command:?}: {:?}", begun.elapsed());
     }
     drop(taken);
 }

@@ -14,11 +14,11 @@ pub struct Postgres {
     pub host: String,
     /// 5432 where none was written.
     pub port: u16,
-    /// `None` for a socket: the system's user.
+    /// `None`: libpq's default, `PGUSER` or the system's user.
     pub user: Option<String>,
     /// `None`: the file of passwords (`PGPASSFILE`), or none.
     pub password: Option<String>,
-    /// The database.
+    /// The database. Empty: libpq's default, `PGDATABASE` or that of the user's name.
     pub database: String,
     /// The parameters that the driver takes, as it names them.
     parameters: Vec<(&'static str, String)>,
@@ -59,11 +59,8 @@ pub fn postgres(text: &str) -> Result<Postgres, Wrong> {
             format!("write {EXAMPLE}, or postgres://user@/database?host=/var/run/postgresql for a socket"),
         ));
     }
-    if address.user.is_none() && !address.host.starts_with('/') {
-        return Err(wrong("names no user", format!("write {EXAMPLE}")));
-    }
-    if address.database.is_empty() || address.database.contains('/') {
-        return Err(wrong("names no database", format!("write {EXAMPLE}")));
+    if address.database.contains('/') {
+        return Err(wrong("names a database with a / in it", format!("write {EXAMPLE}")));
     }
     Ok(address)
 }
@@ -199,14 +196,12 @@ impl Postgres {
     pub fn spelled_out(&self) -> String {
         let port = self.port.to_string();
         let mut query = url::form_urlencoded::Serializer::new(String::new());
-        query
-            .append_pair("host", &self.host)
-            .append_pair("port", &port)
-            .append_pair("dbname", &self.database);
-        for (name, value) in [("user", &self.user), ("password", &self.password)] {
-            if let Some(value) = value {
-                query.append_pair(name, value);
-            }
+        query.append_pair("host", &self.host).append_pair("port", &port);
+        let database = Some(&self.database).filter(|database| !database.is_empty());
+        let given =
+            [("dbname", database), ("user", self.user.as_ref()), ("password", self.password.as_ref())];
+        for (name, value) in given.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            query.append_pair(name, value);
         }
         if self.parameters.iter().all(|(name, _)| *name != "application_name") {
             query.append_pair("application_name", "headcount");

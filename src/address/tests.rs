@@ -129,6 +129,9 @@ fn addresses_of_postgresql_are_read_as_they_are_meant() {
     // Address, host, port, user, password, database.
     let cases = [
         ("postgres://app@localhost/app", "localhost", 5432, Some("app"), None, "app"),
+        ("postgres://db/app", "db", 5432, None, None, "app"),
+        ("postgres://app:s3cr3t@db", "db", 5432, Some("app"), Some("s3cr3t"), ""),
+        ("postgres://app:s3cr3t@db/", "db", 5432, Some("app"), Some("s3cr3t"), ""),
         ("postgresql://app:s3cr3t@db:5433/app", "db", 5433, Some("app"), Some("s3cr3t"), "app"),
         ("POSTGRES://app:s3cr3t@db/app", "db", 5432, Some("app"), Some("s3cr3t"), "app"),
         (" postgres://app:s3cr3t@db/app\r\n", "db", 5432, Some("app"), Some("s3cr3t"), "app"),
@@ -235,10 +238,7 @@ fn addresses_of_databases_that_cannot_be_used_say_why() {
         ("sqlite://", "no file"),
         ("postgres:///app", "no host"),
         ("postgres://app:s3cr3t@/app", "no host"),
-        ("postgres://db/app", "no user"),
-        ("postgres://app:s3cr3t@db", "no database"),
-        ("postgres://app:s3cr3t@db/", "no database"),
-        ("postgres://app:s3cr3t@db/app/more", "no database"),
+        ("postgres://app:s3cr3t@db/app/more", "a database with a / in it"),
         ("postgres://app:s3cr3t@db:99999/app", "no port"),
         ("postgres://app:s3cr3t/app", "no port"),
         ("postgres://app@db/app?port=0", "no port"),

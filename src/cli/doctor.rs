@@ -69,7 +69,7 @@ impl Check {
 /// # Errors
 /// A check failed; warnings are none.
 pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<(), Failure> {
-    let mut checks = vec![configuration(config)];
+    let mut checks = configuration(config);
     checks.extend(files(config));
     // All at once: servers that do not answer are waited for together.
     let (queue, store, process, ingress) =
@@ -98,13 +98,20 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
     }
 }
 
-fn configuration(config: &Config) -> Check {
-    if let Some(warning) = config.warnings.first() {
-        return Check::warning("configuration", warning.as_str(), "mend the name, or unset it");
-    }
-    match app::split_table(config) {
-        Some(warning) => Check::warning("configuration", warning, "see README.md, running at scale"),
-        None => Check::ok("configuration", "every value can be used"),
+fn configuration(config: &Config) -> Vec<Check> {
+    let warned = config.warnings.iter().map(|warning| {
+        Check::warning(
+            "configuration",
+            warning.as_str(),
+            "mend it, or take it away where it is not for headcount",
+        )
+    });
+    let split = app::split_table(config)
+        .map(|warning| Check::warning("configuration", warning, "see README.md, running at scale"));
+    let checks: Vec<Check> = warned.chain(split).collect();
+    match checks.is_empty() {
+        true => vec![Check::ok("configuration", "every value can be used")],
+        false => checks,
     }
 }
 

@@ -15,7 +15,10 @@ use axum::{
 use hmac_sha256::Hash;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, uri::Authority};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, watch},
+};
 
 use crate::{
     config::Secret,
@@ -75,7 +78,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>)
         .route("/", get(index))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz).with_state(health))
-        .route("/metrics", get(render).with_state(metrics))
+        .route("/metrics", get(render).with_state(Arc::new((metrics, Mutex::new(())))))
         .nest("/api/v1", api)
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
@@ -92,7 +95,10 @@ async fn index() -> &'static str {
      /api/v1   users, dead letters, rejected requests; see /api/v1/openapi.json\n"
 }
 
-async fn render(State(metrics): State<PrometheusHandle>) -> Response {
+/// One at a time: however many ask, they leave the processor to webhooks.
+async fn render(State(shared): State<Arc<(PrometheusHandle, Mutex<()>)>>) -> Response {
+    let (metrics, turn) = &*shared;
+    let _turn = turn.lock().await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()).into_response()
 }
 

@@ -27,6 +27,7 @@ use crate::{
     },
     message::{Millis, now},
     store::letters::{Count, Filter, Group, Letter, LetterDetail, Page, Status},
+    terminal::safe_json,
 };
 
 /// Letters of one export; it goes on with the last line's cursor.
@@ -156,7 +157,7 @@ pub(super) async fn export(
         let page = export.next().await?;
         let mut lines = String::new();
         for whole in &page {
-            lines.push_str(&serde_json::to_string(whole)?);
+            lines.push_str(&safe_json(&serde_json::to_string(whole)?));
             lines.push('\n');
         }
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(

@@ -30,6 +30,7 @@ use crate::{
         Store, StoreError,
         letters::{Actor, Letters},
     },
+    terminal::safe_json,
     worker,
 };
 
@@ -231,7 +232,10 @@ fn is_ours(headers: &HeaderMap) -> bool {
 /// A JSON answer.
 fn json(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_string(value) {
-        Ok(text) => (status, [(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Ok(text) => {
+            let text = safe_json(&text).into_owned();
+            (status, [(header::CONTENT_TYPE, "application/json")], text).into_response()
+        }
         Err(error) => {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("no JSON: {error}"))
                 .into_response()

@@ -10,6 +10,7 @@ use crate::{
     ops::status::StatusError,
     queue::QueueError,
     store::StoreError,
+    terminal::safe_json,
 };
 
 /// An error on the wire.
@@ -61,7 +62,7 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let text = serde_json::to_string(&self).unwrap_or_default();
+        let text = safe_json(&serde_json::to_string(&self).unwrap_or_default()).into_owned();
         let mut response =
             (status, [(header::CONTENT_TYPE, "application/problem+json")], text).into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
