@@ -332,8 +332,8 @@ async fn a_message_that_aborts_its_worker_is_dead_as_a_crash_loop_and_its_neighb
     assert_eq!(aborts, 21, "20 redeliveries and the first");
     assert_eq!(world.users().await.len(), 200, "its neighbours");
     let letters = world.run(&["dead", "list", "--json"]);
-    let letters: Vec<serde_json::Value> = serde_json::from_slice(&letters.stdout).unwrap();
-    assert_eq!(letters.len(), 1, "{letters:?}");
+    let letters: serde_json::Value = serde_json::from_slice(&letters.stdout).unwrap();
+    assert_eq!(letters["letters"].as_array().map(Vec::len), Some(1), "{letters}");
     ingress.stop();
     world.clean_up().await;
 }

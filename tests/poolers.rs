@@ -340,7 +340,7 @@ async fn a_search_path_that_is_not_honoured_is_noticed_before_any_write() {
     let mut astray = url::Url::parse(&server).unwrap();
     astray.set_port(Some(port)).unwrap();
     ours.set("DATABASE_URL", astray.as_str());
-    for command in [&["migrate"][..], &["status"], &["doctor"], &["worker"]] {
+    for command in [&["migrate"][..], &["users", "list"], &["doctor"], &["worker"]] {
         let output = ours.run(command);
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);

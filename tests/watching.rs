@@ -56,6 +56,7 @@ async fn sqlite(world: &World, statement: &'static str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_doctor_is_no_news_of_clerks() {
     let mut world = World::new(Backends::Embedded);
+    assert!(world.run(&["migrate"]).status.success());
     let up = world.start(&["up"]);
     ask(&mut world, &up);
     assert_eq!(metric(&up, "headcount_webhooks_total").await, 0.0);
