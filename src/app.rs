@@ -210,7 +210,7 @@ async fn prepare(
         let prepared = if migrate {
             store.migrate().await.map(|names| log_migrations(&names))
         } else {
-            store.check_schema().await
+            store.check_for_work().await
         };
         let error = match prepared {
             Ok(()) => {

@@ -85,6 +85,11 @@ async fn a_trigger_that_raises_for_one_user_stops_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_skips_one_user_loses_nobody() {
+    one_of_400(&TRIGGER.replace("{then}", "RETURN NULL;")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_trigger_that_hangs_for_one_user_stops_nobody_else() {
     one_of_400(&TRIGGER.replace("{then}", "PERFORM pg_sleep(40);")).await;
 }
@@ -116,12 +121,23 @@ async fn an_index_that_one_user_does_not_fit_in_stops_nobody_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trigger_in_sqlite_that_raises_for_one_user_stops_nobody_else() {
+    one_of_400_embedded("ABORT, 'not this one'").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_in_sqlite_that_skips_one_user_loses_nobody() {
+    one_of_400_embedded("IGNORE").await;
+}
+
+async fn one_of_400_embedded(raise: &str) {
     let world = World::new(Backends::Embedded);
     assert!(world.run(&["migrate"]).status.success());
     sqlite(
         &world,
-        "CREATE TRIGGER guard BEFORE INSERT ON users WHEN NEW.clerk_id = 'user_of400_77'
-         BEGIN SELECT RAISE(ABORT, 'not this one'); END",
+        &format!(
+            "CREATE TRIGGER guard BEFORE INSERT ON users WHEN NEW.clerk_id = 'user_of400_77'
+             BEGIN SELECT RAISE({raise}); END"
+        ),
     )
     .await;
     let up = world.start(&["up"]);

@@ -128,7 +128,7 @@ fn number<N: std::str::FromStr + PartialOrd + fmt::Display + Copy>(
     value.parse().ok().filter(|number| *number >= least).ok_or_else(|| {
         wrong(
             format!("holds a {name} that cannot be used"),
-            format!("write at least {least} {unit}, or leave it out"),
+            format!("write a number of {unit}, {least} at least, that is not too large; or leave it out"),
         )
     })
 }

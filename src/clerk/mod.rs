@@ -74,6 +74,23 @@ pub fn without_mark(body: &[u8]) -> &[u8] {
     body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
 }
 
+/// The envelope's `type`, read without building the document; `unknown` where there is none.
+pub fn event_type(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Envelope<'a> {
+        #[serde(borrow, rename = "type")]
+        kind: Cow<'a, str>,
+    }
+    let body = without_mark(body);
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return "unknown".into(); // Serde would take an array's first element for the type.
+    }
+    match serde_json::from_slice::<Envelope<'_>>(body) {
+        Ok(envelope) if !envelope.kind.is_empty() => clean(&envelope.kind, EVENT_TYPE_MAX),
+        _ => "unknown".into(),
+    }
+}
+
 /// The account that a body is about, as far as it tells: its own id in events about users, and `user_id` in those about
 /// their sessions, addresses and the like. Never fails.
 pub fn whose(body: &[u8]) -> Option<String> {

@@ -627,3 +627,29 @@ fn the_largest_body_is_read_in_no_time() {
     assert!(upsert_of(&body).is_ok());
     assert!(started.elapsed().as_secs() < 2, "{:?}", started.elapsed());
 }
+
+#[test]
+fn the_event_type_is_read_from_any_body() {
+    let long = "é".repeat(100);
+    for (body, expected) in [
+        (r#"{"data":{"type":"no"},"object":"event","type":"user.created"}"#, "user.created"),
+        (r#"{"type":"user.cr\u0065ated","data":[[[{"a":[1,2.5e3,null]}]]]}"#, "user.created"),
+        (r#"{"type":"a\nb"}"#, "a\u{fffd}b"),
+        ("\u{feff}{\"type\":\"user.created\"}", "user.created"),
+        (&format!(r#"{{"type":"{long}"}}"#), &"é".repeat(64)),
+        (r#"{"type":7}"#, "unknown"),
+        (r#"{"type":null}"#, "unknown"),
+        (r#"{"type":""}"#, "unknown"),
+        (r#"{"data":{}}"#, "unknown"),
+        (r#"{"type":"user.created"} trailing"#, "unknown"),
+        (r#"["type"]"#, "unknown"),
+        ("", "unknown"),
+        ("not JSON", "unknown"),
+    ] {
+        assert_eq!(event_type(body.as_bytes()), expected, "{body}");
+    }
+    assert_eq!(event_type(b"\xff\xfe"), "unknown");
+    // Depth is no way to overflow the stack.
+    let deep = format!(r#"{{"data":{}1{},"type":"user.created"}}"#, "[".repeat(200_000), "]".repeat(200_000));
+    assert!(["user.created", "unknown"].contains(&event_type(deep.as_bytes()).as_str()));
+}

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde::Deserialize;
 
-use crate::config::Config;
+use crate::{config::Config, message::Millis};
 
 /// Longer than `/readyz` takes.
 const TIMEOUT: Duration = Duration::from_secs(4);
@@ -40,6 +40,8 @@ pub(super) struct Process {
     checks: BTreeMap<String, String>,
     /// Messages that its worker has taken and not settled yet, where it has one.
     pub(super) held: Option<u64>,
+    /// When its ingress last accepted a webhook, in ms since the epoch; `None` where it has accepted none.
+    pub(super) last_webhook: Option<Millis>,
 }
 
 impl Process {
@@ -84,19 +86,26 @@ pub(super) async fn ask(config: &Config) -> Asked {
     let answer = async {
         let (status, body) = get("/readyz").await?;
         let (_, metrics) = get("/metrics").await?;
-        Some((status, body, held(&metrics)))
+        Some((status, body, metrics))
     };
     match tokio::time::timeout(TIMEOUT, answer).await {
         Ok(Some((StatusCode::UNAUTHORIZED, ..))) => Asked::Refused,
-        Ok(Some((_, body, held))) => match serde_json::from_slice::<Ready>(&body) {
-            Ok(Ready { checks }) => Asked::Is(Process { at, checks, held }),
+        Ok(Some((_, body, metrics))) => match serde_json::from_slice::<Ready>(&body) {
+            Ok(Ready { checks }) => Asked::Is(Process {
+                at,
+                checks,
+                held: gauge(&metrics, "headcount_held_messages").map(|held| held as u64),
+                last_webhook: gauge(&metrics, "headcount_last_webhook_timestamp_seconds")
+                    .map(|seconds| (seconds * 1000.0) as Millis),
+            }),
             Err(_) => Asked::Nobody,
         },
         Ok(None) | Err(_) => Asked::Nobody,
     }
 }
 
-fn held(metrics: &[u8]) -> Option<u64> {
+/// The value of a gauge without labels, in Prometheus's text.
+fn gauge(metrics: &[u8], name: &str) -> Option<f64> {
     let text = std::str::from_utf8(metrics).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("headcount_held_messages "))?.trim().parse().ok()
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?.trim().parse().ok()
 }

@@ -3,8 +3,8 @@
 
 use super::{
     Listing,
-    output::{Failure, Output, number},
-    process::{self, Asked},
+    output::{Failure, Output, number, time},
+    process::{self, Asked, Process},
 };
 use crate::{
     app,
@@ -20,10 +20,12 @@ use crate::{
 pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let queue = app::look_at_queue(config).await?;
     let store = app::look_at_store(config).await?;
-    let (paused, held) = match process::ask(config).await {
-        Asked::Is(process) => (process.trouble("worker").map(str::to_owned), process.held),
-        Asked::Nobody | Asked::Refused => (None, None),
+    let process = match process::ask(config).await {
+        Asked::Is(process) => Some(process),
+        Asked::Nobody | Asked::Refused => None,
     };
+    let paused = process.as_ref().and_then(|process| process.trouble("worker")).map(str::to_owned);
+    let held = process.as_ref().and_then(|process| process.held);
     let schema = store.check_schema().await;
     let read = match schema {
         Ok(()) => status::read(queue.as_ref(), &store, paused.clone()).await,
@@ -35,7 +37,7 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
     store.close().await;
     let failure = match read {
         Ok(status) if args.json => return output.json(&status),
-        Ok(status) => return at_a_glance(&status, held, config, output),
+        Ok(status) => return at_a_glance(&status, process.as_ref(), config, output),
         Err(StatusError::Queue(error)) => app::queue_failure(&error),
         Err(StatusError::Store(error)) => app::store_failure(&error),
     };
@@ -47,10 +49,11 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
 
 fn at_a_glance(
     status: &Status,
-    held: Option<u64>,
+    process: Option<&Process>,
     config: &Config,
     output: &mut Output,
 ) -> Result<(), Failure> {
+    let held = process.and_then(|process| process.held);
     queues(&status.queues, status.paused.as_deref(), held, config, output)?;
     output.line(format!(
         "users           {}{} live, {} deleted",
@@ -58,10 +61,12 @@ fn at_a_glance(
         number(status.users.live_users),
         number(status.users.deleted_users)
     ))?;
-    let or_nothing = |time: &Option<String>| time.clone().unwrap_or_else(|| "nothing yet".into());
-    output.line(format!("last webhook    {}", or_nothing(&status.users.last_received_at)))?;
-    let lag = status.users.lag().map(|lag| format!(", {} s after it came in", lag.as_secs_f64()));
-    let processed = or_nothing(&status.users.last_processed_at);
+    // Only an ingress knows: what came in may be waiting, or dead.
+    if let Some(at) = process.and_then(|process| process.last_webhook) {
+        output.line(format!("last webhook    {}, at the ingress on this machine", time(at)))?;
+    }
+    let lag = status.users.lag().map(|lag| format!(", {:.3} s after it came in", lag.as_secs_f64()));
+    let processed = status.users.last_processed_at.as_deref().unwrap_or("nothing yet");
     output.line(format!("last processed  {processed}{}", lag.unwrap_or_default()))?;
     let letters: Vec<String> = status
         .dead_letters

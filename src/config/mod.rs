@@ -258,6 +258,13 @@ impl Config {
                 store: raw.written("DATABASE_URL").map(|_| raw.name("DATABASE_URL")),
             },
         };
+        if config.listen == config.ops_listen && config.listen.port() != 0 {
+            let (listen, ops_listen) = (raw.name("HEADCOUNT_LISTEN"), raw.name("HEADCOUNT_OPS_LISTEN"));
+            return Err(wrong(
+                format!("{listen} and {ops_listen} are both {}", config.listen),
+                "give each listener a port of its own: operators' pages are never on the public one",
+            ));
+        }
         if !config.ops_listen.ip().is_loopback() && config.ops_token.is_none() {
             return Err(wrong(
                 format!(
@@ -377,6 +384,7 @@ mod tests {
             ("HEADCOUNT_LISTEN", "8080"),
             ("HEADCOUNT_TRUSTED_PROXIES", "proxy.example"),
             ("HEADCOUNT_OPS_LISTEN", "0.0.0.0:8081"),
+            ("HEADCOUNT_OPS_LISTEN", "127.0.0.1:8080"),
             ("HEADCOUNT_WEBHOOK_PATH", "hooks"),
             ("HEADCOUNT_QUEUE_PREFIX", "a b"),
             ("HEADCOUNT_RETRY_DELAYS", "1s,soon"),
@@ -423,6 +431,7 @@ mod tests {
         let config = with(&[
             ("HEADCOUNT_PREFECH", "600"),
             ("HEADCOUNT_PORT_8080_TCP_ADDR", "10.0.0.1"),
+            ("HEADCOUNT_ERASE", "1"),
             ("AMPQ_URL", "amqp://localhost"),
             ("DATABASE_URI", "postgres://localhost/app"),
             // Somebody else's: ours is set.
@@ -434,6 +443,7 @@ mod tests {
             [
                 "AMPQ_URL is not a setting; did you mean AMQP_URL?",
                 "DATABASE_URI is not a setting; did you mean DATABASE_URL?",
+                "HEADCOUNT_ERASE is not a setting",
                 "HEADCOUNT_PREFECH is not a setting; did you mean HEADCOUNT_PREFETCH?",
             ]
         );

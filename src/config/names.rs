@@ -59,9 +59,18 @@ const ALIASES: [(&str, &[&str]); 5] = [
     ("HEADCOUNT_LISTEN", &["HEADCOUNT_BIND", "HEADCOUNT_ADDR", "HEADCOUNT_ADDRESS", "HEADCOUNT_HTTP_LISTEN"]),
 ];
 
+/// Whether a name is one of those that Kubernetes gives each container for each service called headcount, or headcount-….
+pub(super) fn is_of_kubernetes(name: &str) -> bool {
+    name.ends_with("_PORT") || name.contains("_PORT_") || name.contains("_SERVICE_")
+}
+
 /// The variable that an environment's name probably means; `None` where it is somebody else's.
 pub(super) fn variable(name: &str) -> Option<&'static str> {
     let name = name.to_uppercase();
+    let bare = name.strip_prefix("HEADCOUNT_").unwrap_or(&name);
+    if let Some(setting) = SETTINGS.iter().find(|setting| setting.variable == bare) {
+        return Some(setting.variable);
+    }
     let known = ALIASES.iter().find(|(_, aliases)| aliases.contains(&name.as_str()));
     known.map(|(variable, _)| *variable).or_else(|| {
         nearest(&name, SETTINGS.iter().map(|setting| setting.variable), |variable| {
@@ -107,6 +116,8 @@ mod tests {
             ("DATABASEURL", "DATABASE_URL"),
             ("POSTGRES_URL", "DATABASE_URL"),
             ("database_url", "DATABASE_URL"),
+            ("HEADCOUNT_CLERK_WEBHOOK_SIGNING_SECRET", "CLERK_WEBHOOK_SIGNING_SECRET"),
+            ("HEADCOUNT_RUST_LOG", "RUST_LOG"),
             ("CLERK_WEBHOOK_SECRET", "CLERK_WEBHOOK_SIGNING_SECRET"),
             ("CLERK_WEBHOOK_SIGNIN_SECRET", "CLERK_WEBHOOK_SIGNING_SECRET"),
             ("HEADCOUNT_LOG_LEVEL", "RUST_LOG"),

@@ -49,10 +49,12 @@ impl Raw {
         }
         others.sort_unstable();
         let warnings = others.iter().filter_map(|name| {
-            // No error: Kubernetes, for one, sets HEADCOUNT_PORT and the like for a service called headcount.
-            let near = names::variable(name)?;
-            let meant = name.starts_with("HEADCOUNT_") || raw.written(near).is_none();
-            meant.then(|| format!("{name} is not a setting; did you mean {near}?"))
+            // No error: others set such names too, Kubernetes for one.
+            let ours = name.starts_with("HEADCOUNT_") && !names::is_of_kubernetes(name);
+            match names::variable(name).filter(|near| ours || raw.written(near).is_none()) {
+                Some(near) => Some(format!("{name} is not a setting; did you mean {near}?")),
+                None => ours.then(|| format!("{name} is not a setting")),
+            }
         });
         let warnings = warnings.collect();
         Ok((raw, warnings))
@@ -62,7 +64,14 @@ impl Raw {
         let shown = self.file.display().to_string();
         let text = match std::fs::read_to_string(&self.file) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !has_to_exist => return Ok(()),
+            // A link that leads nowhere is there.
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound
+                    && !has_to_exist
+                    && self.file.symlink_metadata().is_err() =>
+            {
+                return Ok(());
+            }
             Err(error) => {
                 return Err(wrong(
                     format!("{shown} cannot be read: {error}"),

@@ -25,8 +25,6 @@ pub const BODY_MAX: usize = 512 * 1024;
 pub struct Mended {
     /// The bytes.
     pub body: Bytes,
-    /// The envelope's type in it.
-    pub event_type: String,
     /// Against the letter's body.
     pub difference: Vec<Line>,
     /// What whoever sends it may not have meant.
@@ -75,7 +73,7 @@ pub fn check(letter: &LetterDetail, body: Bytes) -> Result<Mended, EditError> {
     }
     let parsed = clerk::parse(&body, &id, now()).map_err(|error| EditError::Refused(error.detail))?;
     let warnings = warnings(&letter.letter, &parsed);
-    Ok(Mended { body, event_type: parsed.event_type, difference, warnings })
+    Ok(Mended { body, difference, warnings })
 }
 
 /// What an accepted body does that a mended one seldom should.
@@ -115,8 +113,7 @@ pub async fn send(
     by: Actor,
 ) -> Result<u32, EditError> {
     let claim = replayer.letters.edit(letter.letter.id, mended.body, &by).await?;
-    let mut claim = claim.ok_or(EditError::Gone)?;
-    claim.event_type = mended.event_type;
+    let claim = claim.ok_or(EditError::Gone)?;
     let round = claim.round;
     replayer.send(vec![claim]).await.map_err(|ended| EditError::Unpublished(Box::new(ended)))?;
     Ok(round)

@@ -144,10 +144,11 @@ fn meaning(reason: &str) -> (&'static str, &'static str) {
             "the clock of this machine, or of the sender, is more than five minutes off, or old requests are replayed",
             "check the clock: timedatectl, or chronyc tracking",
         ),
-        "missing_signature_header"
-        | "malformed_signature_header"
-        | "malformed_timestamp"
-        | "malformed_id" => (
+        "malformed_signature_header" | "malformed_timestamp" | "malformed_id" => (
+            "requests whose signature headers no sender of webhooks writes: scanners, or a proxy that changes headers",
+            "if webhooks are missing, let the proxy pass svix-id, svix-timestamp and svix-signature unchanged, each once",
+        ),
+        "missing_signature_header" => (
             "requests without the headers of a signed webhook: scanners, or a proxy that drops headers",
             "if webhooks are missing, let the proxy pass svix-id, svix-timestamp and svix-signature",
         ),

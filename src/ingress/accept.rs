@@ -4,12 +4,9 @@
 //! the client and the queue do. Hands on a sample of what it turns away, at a bounded rate, and logs a line a minute of it. Never
 //! logs a body, an address or, above debug level, each request.
 
-use std::{
-    borrow::Cow,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use axum::{
@@ -18,7 +15,6 @@ use axum::{
     response::Response,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
-use serde::Deserialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
@@ -34,7 +30,7 @@ use super::{
 use crate::{
     clerk,
     http::{Visitor, json_response, not_found, problem},
-    message::{self, EVENT_TYPE_MAX, Message, PROBE},
+    message::{self, Message, PROBE},
     queue::{PUBLISHING, Queue},
     telemetry::{
         metrics::{Answer, IngressMetrics},
@@ -248,25 +244,8 @@ async fn take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermi
 /// What travels. Takes nothing but what was verified.
 fn message(verified: Verified, received_at: message::Millis, traceparent: Option<String>) -> Message {
     let (id, body) = verified.into_parts();
-    let event_type = event_type(&body);
+    let event_type = clerk::event_type(&body);
     Message { id, event_type, received_at, attempt: 0, waits: 0, round: 0, traceparent, body }
-}
-
-/// The envelope's `type`, read without building the document; `unknown` where there is none.
-fn event_type(body: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Envelope<'a> {
-        #[serde(borrow, rename = "type")]
-        kind: Cow<'a, str>,
-    }
-    let body = clerk::without_mark(body);
-    if !body.trim_ascii_start().starts_with(b"{") {
-        return "unknown".into(); // Serde would take an array's first element for the type.
-    }
-    match serde_json::from_slice::<Envelope<'_>>(body) {
-        Ok(envelope) if !envelope.kind.is_empty() => message::clean(&envelope.kind, EVENT_TYPE_MAX),
-        _ => "unknown".into(),
-    }
 }
 
 /// The request's W3C trace context (<https://www.w3.org/TR/trace-context/#traceparent-header>), if it is well-formed.
@@ -339,33 +318,6 @@ impl Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_event_type_is_read_from_any_body() {
-        let long = "é".repeat(100);
-        for (body, expected) in [
-            (r#"{"data":{"type":"no"},"object":"event","type":"user.created"}"#, "user.created"),
-            (r#"{"type":"user.cr\u0065ated","data":[[[{"a":[1,2.5e3,null]}]]]}"#, "user.created"),
-            (r#"{"type":"a\nb"}"#, "a\u{fffd}b"),
-            ("\u{feff}{\"type\":\"user.created\"}", "user.created"),
-            (&format!(r#"{{"type":"{long}"}}"#), &"é".repeat(64)),
-            (r#"{"type":7}"#, "unknown"),
-            (r#"{"type":null}"#, "unknown"),
-            (r#"{"type":""}"#, "unknown"),
-            (r#"{"data":{}}"#, "unknown"),
-            (r#"{"type":"user.created"} trailing"#, "unknown"),
-            (r#"["type"]"#, "unknown"),
-            ("", "unknown"),
-            ("not JSON", "unknown"),
-        ] {
-            assert_eq!(event_type(body.as_bytes()), expected, "{body}");
-        }
-        assert_eq!(event_type(b"\xff\xfe"), "unknown");
-        // Depth is no way to overflow the stack.
-        let deep =
-            format!(r#"{{"data":{}1{},"type":"user.created"}}"#, "[".repeat(200_000), "]".repeat(200_000));
-        assert!(["user.created", "unknown"].contains(&event_type(deep.as_bytes()).as_str()));
-    }
 
     #[test]
     fn only_a_well_formed_trace_context_travels() {

@@ -11,7 +11,7 @@ use crate::address::unreached;
 
 const TLS: &str = "check sslmode and sslrootcert in DATABASE_URL against the certificate of the server";
 
-const POOL: &str = "raise the size of the pooler's pool (PgBouncer: default_pool_size), above all in session mode, or run fewer workers";
+const POOL: &str = "look whether the database behind the pooler answers; if it does, raise the size of the pooler's pool (PgBouncer: default_pool_size), above all in session mode, or run fewer workers";
 
 fn away(message: String, hint: &str) -> StoreError {
     StoreError { hint: Some(hint.into()), ..broken(message) }
@@ -31,7 +31,9 @@ pub(super) fn unreachable(place: &str, error: sqlx::Error) -> StoreError {
         }
         sqlx::Error::Io(io) => away(format!("the database at {place} {}", unreached(&io)), UNREACHABLE),
         sqlx::Error::Tls(tls) if tls.to_string().contains("does not support TLS") => away(
-            format!("the server at {place} offers no TLS, and sslmode in DATABASE_URL asks for it"),
+            format!(
+                "the server at {place} offers no TLS, and sslmode (in DATABASE_URL, or PGSSLMODE) asks for it"
+            ),
             "switch TLS on at the server, or write sslmode=prefer where the network is trusted",
         ),
         sqlx::Error::Tls(tls) => away(format!("TLS with the database at {place} failed: {tls}"), TLS),
@@ -72,9 +74,9 @@ pub(super) fn no_session(place: &str, limit: Duration) -> StoreError {
 pub(super) fn one_session(place: &str) -> StoreError {
     unusable(
         format!(
-            "the pooler at {place} gives out one session of the database at a time, and a worker needs more"
+            "the pooler at {place} gave out no second session of the database: its pool has only one, or others keep the rest, and a worker needs more"
         ),
-        "raise the size of its pool (PgBouncer: default_pool_size); in session mode a worker keeps up to 8 sessions",
+        "raise the size of its pool (PgBouncer: default_pool_size): in session mode each worker keeps up to 8 sessions while it is busy, and each command one",
     )
 }
 

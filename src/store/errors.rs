@@ -29,6 +29,34 @@ pub(super) fn raced(message: &'static str) -> StoreError {
     }
 }
 
+/// Whether as many rows were written as were to be. A trigger or a policy of the application's can keep a row away without
+/// an error, and then nothing must say that it was written.
+pub(super) fn all_written(written: u64, rows: usize) -> Result<(), StoreError> {
+    if written == rows as u64 {
+        return Ok(());
+    }
+    Err(StoreError {
+        class: Class::Unclear,
+        code: String::new(),
+        message: format!("the database wrote {written} of {rows} rows of users, without an error"),
+        hint: Some("look for a trigger or a policy of the application's on users that skips rows".into()),
+        source: None,
+    })
+}
+
+/// What to do where our schema could not be made.
+pub(super) fn of_schema(error: StoreError, schema: &str) -> StoreError {
+    match error.code.as_str() {
+        "42501" => StoreError {
+            hint: Some(format!(
+                "let somebody with the right make it: CREATE SCHEMA {schema} AUTHORIZATION the user of DATABASE_URL; or grant that user CREATE on the database"
+            )),
+            ..error
+        },
+        _ => error,
+    }
+}
+
 /// Nothing of the message's: something in the database or in headcount is not as it has to be.
 pub(super) fn broken(message: impl Into<String>) -> StoreError {
     StoreError {
@@ -254,7 +282,9 @@ fn hint(code: &str) -> Option<String> {
         "53100" => "make room on the database's disk",
         "25006" => "point DATABASE_URL to the primary server",
         "55P03" => "see in pg_locks and pg_stat_activity who keeps the row or the table locked",
-        "53300" => "raise max_connections, or run fewer workers",
+        "53300" => {
+            "raise max_connections, or the limit of connections of the role or the database, or run fewer workers"
+        }
         "53200" => {
             "raise max_locks_per_transaction, or the server's memory; a lower HEADCOUNT_BATCH_MAX needs less of both"
         }

@@ -53,6 +53,14 @@ pub trait Store: letters::Letters + fmt::Debug {
     /// [`Class::Unusable`] with a hint where it is missing, older or not ours; else what the database says.
     async fn check_schema(&self) -> Result<(), StoreError>;
 
+    /// The same, and whether a worker has all that it needs beside.
+    ///
+    /// # Errors
+    /// As [`check_schema`](Self::check_schema); [`Class::Unusable`] where something else is missing.
+    async fn check_for_work(&self) -> Result<(), StoreError> {
+        self.check_schema().await
+    }
+
     /// Folds a batch in one transaction and tells the outcome of each message, in the order given. The dead letters of
     /// messages that took effect, now or before, are `applied` with it.
     ///

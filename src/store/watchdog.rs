@@ -209,6 +209,10 @@ impl<S: Backend + Store> Store for Watched<S> {
         self.path(|store| async move { store.check_schema().await }).await
     }
 
+    async fn check_for_work(&self) -> Result<(), StoreError> {
+        self.path(|store| async move { store.check_for_work().await }).await
+    }
+
     async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
         self.path(|store| async move { store.apply(batch).await }).await
     }

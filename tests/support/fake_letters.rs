@@ -8,6 +8,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use headcount::{
+    clerk,
     message::{Millis, now},
     store::{Class, StoreError, letters::*},
 };
@@ -204,6 +205,7 @@ impl Letters for FakeLetters {
         };
         fake.round += 1;
         (fake.status, fake.stamped, fake.claimed_at) = (Status::Replayed, false, now());
+        fake.captured.event_type = clerk::event_type(&body);
         fake.captured.body = body;
         Ok(Some(claimed(fake)))
     }

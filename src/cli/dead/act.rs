@@ -54,7 +54,9 @@ impl Preview {
             let more = if self.unfinished >= u64::from(LOOK) { " or more" } else { "" };
             line(format!("{:>10}{more}  left unfinished by an earlier replay", number(self.unfinished)))?;
         }
-        line(format!("{:>10}  to {verb}", number(self.letters)))
+        let all: u64 = self.counts.iter().map(|count| count.letters).sum();
+        let of = if self.letters < all { format!(", of {}", number(all)) } else { String::new() };
+        line(format!("{:>10}  to {verb}{of}", number(self.letters)))
     }
 }
 

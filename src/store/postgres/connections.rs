@@ -25,6 +25,9 @@ const ACQUIRE: Duration = Duration::from_secs(4);
 const BEGIN: Duration = Duration::from_secs(5);
 /// How long a connection through a pooler may wait for a session before another one is tried.
 const ANOTHER: Duration = Duration::from_secs(2);
+/// An unused connection is given back after so long: a pooler in session mode lends its session to nobody else, and a database
+/// that falls asleep is not kept awake.
+const IDLE: Duration = Duration::from_secs(30);
 /// How long it may take to find out why there is no connection.
 const WHY: Duration = Duration::from_secs(1);
 
@@ -54,7 +57,7 @@ impl Connections {
     pub(super) fn new(options: PgConnectOptions, schema: &str, most: u32) -> Self {
         // A start-up parameter that PgBouncer refuses; no number of ours needs it.
         let options = options.extra_float_digits(None).disable_statement_logging();
-        let pool = PgPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE);
+        let pool = PgPoolOptions::new().max_connections(most).acquire_timeout(ACQUIRE).idle_timeout(IDLE);
         Self {
             pool: pool.connect_lazy_with(options.clone()),
             options,

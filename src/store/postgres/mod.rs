@@ -109,7 +109,9 @@ impl Store for PostgresStore {
             .await?;
         if !exists {
             let statement = format!("CREATE SCHEMA {}", quoted(schema));
-            tx.execute(AssertSqlSafe(statement)).await?;
+            tx.execute(AssertSqlSafe(statement))
+                .await
+                .map_err(|error| errors::of_schema(error.into(), schema))?;
         }
         let found = Found::look(&mut tx, schema).await?;
         let applied = found.applied.unwrap_or_default();
@@ -122,8 +124,12 @@ impl Store for PostgresStore {
         Ok(pending)
     }
 
-    async fn check_schema(&self) -> Result<(), StoreError> {
+    async fn check_for_work(&self) -> Result<(), StoreError> {
         self.connections.want_two(apply::lock_id("", "second session", "")).await?;
+        self.check_schema().await
+    }
+
+    async fn check_schema(&self) -> Result<(), StoreError> {
         let mut tx = self.connections.begin(PEOPLE).await?;
         let found = Found::look(&mut tx, self.connections.schema()).await?;
         tx.commit().await?;

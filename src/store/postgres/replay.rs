@@ -83,7 +83,7 @@ pub(super) async fn edit(
     let mut tx = store.connections.begin(PEOPLE).await?;
     let row = sqlx::query(
         "WITH changed AS (UPDATE dead_letters SET status = 'replayed', round = round + 1, \
-         claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL, clerk_id = $5 \
+         claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL, clerk_id = $5, event_type = $6 \
          WHERE id = $1 AND status = 'open' RETURNING *), \
          noted AS (INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
          SELECT id, statement_timestamp(), 'edited', round, $3, $4 FROM changed) \
@@ -95,6 +95,7 @@ pub(super) async fn edit(
     .bind(name)
     .bind(note)
     .bind(clerk::whose(body))
+    .bind(clerk::event_type(body))
     .fetch_optional(&mut tx)
     .await?;
     tx.commit().await?;

@@ -40,18 +40,21 @@ pub(super) async fn all(
     if !writes.brief.is_empty() {
         deadline.holds()?;
         let states = States::of(&writes.brief)?;
-        states.bind(sqlx::query(UPDATE_BRIEF)).execute(&mut *tx).await?;
+        let written = states.bind(sqlx::query(UPDATE_BRIEF)).execute(&mut *tx).await?.rows_affected();
+        errors::all_written(written, writes.brief.len())?;
     }
     if !writes.full.is_empty() {
         deadline.holds()?;
         let (states, profiles) = (States::of(&writes.full)?, Profiles::of(&writes.full)?);
-        profiles.bind(states.bind(sqlx::query(UPDATE_FULL))).execute(&mut *tx).await?;
+        let query = profiles.bind(states.bind(sqlx::query(UPDATE_FULL)));
+        errors::all_written(query.execute(&mut *tx).await?.rows_affected(), writes.full.len())?;
     }
     if !writes.new.is_empty() {
         deadline.holds()?;
         let (states, profiles) = (States::of(&writes.new)?, Profiles::of(&writes.new)?);
         let query = profiles.bind(states.bind(sqlx::query(INSERT)));
-        query.bind(default_credits).execute(&mut *tx).await?;
+        let written = query.bind(default_credits).execute(&mut *tx).await?.rows_affected();
+        errors::all_written(written, writes.new.len())?;
     }
     if !folded.former.is_empty() {
         insert_former(tx, &folded.former).await?;

@@ -119,9 +119,10 @@ pub(super) async fn edit(
     if edited.rows_affected() == 0 {
         return Ok(None);
     }
-    sqlx::query("UPDATE dead_letters SET clerk_id = ?2 WHERE id = ?1")
+    sqlx::query("UPDATE dead_letters SET clerk_id = ?2, event_type = ?3 WHERE id = ?1")
         .bind(id.to_string())
         .bind(clerk::whose(body))
+        .bind(clerk::event_type(body))
         .execute(&mut *tx)
         .await?;
     let edited = Step { action: "edited", ..REPLAYED };

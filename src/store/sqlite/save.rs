@@ -10,6 +10,7 @@ use crate::{
     store::{
         Incoming, StoreError,
         batch::{Fresh, Writes, kind_to_number, rfc3339, shown_email, time, time_or_null},
+        errors,
     },
 };
 
@@ -28,15 +29,18 @@ pub(super) async fn all(
     // Updates before inserts: a relinked row gives up the Clerk id that a new row may then hold.
     if !writes.brief.is_empty() {
         let rows = writes.brief.iter().map(|row| state(row)).collect::<Result<Vec<_>, _>>()?;
-        sqlx::query(UPDATE_BRIEF).bind(Json(rows)).execute(&mut *tx).await?;
+        let written = sqlx::query(UPDATE_BRIEF).bind(Json(rows)).execute(&mut *tx).await?.rows_affected();
+        errors::all_written(written, writes.brief.len())?;
     }
     if !writes.full.is_empty() {
         let rows = writes.full.iter().map(|row| whole(row)).collect::<Result<Vec<_>, _>>()?;
-        sqlx::query(UPDATE_FULL).bind(Json(rows)).execute(&mut *tx).await?;
+        let written = sqlx::query(UPDATE_FULL).bind(Json(rows)).execute(&mut *tx).await?.rows_affected();
+        errors::all_written(written, writes.full.len())?;
     }
     if !writes.new.is_empty() {
         let rows = writes.new.iter().map(|row| whole(row)).collect::<Result<Vec<_>, _>>()?;
-        sqlx::query(INSERT).bind(Json(rows)).bind(default_credits).execute(&mut *tx).await?;
+        let insert = sqlx::query(INSERT).bind(Json(rows)).bind(default_credits);
+        errors::all_written(insert.execute(&mut *tx).await?.rows_affected(), writes.new.len())?;
     }
     if !folded.former.is_empty() {
         insert_former(tx, &folded.former).await?;
