@@ -330,10 +330,10 @@ async fn a_message_that_aborts_its_worker_is_dead_as_a_crash_loop_and_its_neighb
         assert!(aborts <= 21, "the delivery limit does not hold");
     }
     assert_eq!(aborts, 21, "20 redeliveries and the first");
-    assert_eq!(world.users().await.len(), 200, "its neighbours");
     let letters = world.run(&["dead", "list", "--json"]);
     let letters: serde_json::Value = serde_json::from_slice(&letters.stdout).unwrap();
     assert_eq!(letters["letters"].as_array().map(Vec::len), Some(1), "{letters}");
+    assert_eq!(world.users().await.len(), 200, "its neighbours");
     ingress.stop();
     world.clean_up().await;
 }

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rand::seq::SliceRandom;
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -151,6 +152,8 @@ impl Worker {
                 };
                 let _ = tokio::time::timeout(GATHER, gathering).await;
             }
+            // Of those that came back equally often any may be the one that kills its workers: it is not the first each time.
+            held.shuffle(&mut rand::rng());
             held.sort_by_key(|held| std::cmp::Reverse(held.delivery.earlier));
             let Some(one) = held.pop() else { continue };
             if !wide && one.delivery.earlier >= KILLER {
