@@ -259,6 +259,7 @@ async fn whoever_looks_under_a_mistyped_prefix_makes_nothing_on_the_broker() {
 async fn what_is_sent_back_during_a_brokers_alarm_gives_up_soon_names_it_and_is_not_lost() {
     let broker = Server::rabbitmq();
     let world = World::on(Some(broker.url()), None);
+    assert!(world.run(&["migrate"]).status.success());
     let up = world.start(&["up"]);
     post(&up, "msg_1", "no JSON").await;
     post(&up, "msg_2", "no JSON").await;
