@@ -14,11 +14,20 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener},
     process::Output,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
+use headcount::{
+    config::Secret,
+    queue::{Ladder, Queue, rabbitmq::RabbitQueue},
+};
 use sqlx::{Connection, PgConnection};
 use support::{
+    eventually,
     process::{Backends, World},
     proxy::Proxy,
     servers::{self, Server, url},
@@ -176,13 +185,36 @@ fn a_broker_that_does_not_let_us_in_is_named_with_its_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_stays_away_is_said_to_be_so_in_words_that_do_not_double() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("amqp://guest:hunter2@{}/%2f", listener.local_addr().unwrap());
+    let tried = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&tried);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            drop(stream);
+            counter.fetch_add(1, Relaxed);
+        }
+    });
+    let queue = RabbitQueue::open(&Secret::new(url), "headcount", Ladder::default()).await.unwrap();
+    // The one before the last has been told by then.
+    eventually("it has tried again", async || tried.load(Relaxed) >= 3).await;
+    let error = queue.ready().await.unwrap_err().to_string();
+    assert_eq!(error.matches("the queue is not available").count(), 1, "{error}");
+    let troubles = queue.troubles();
+    assert_eq!(troubles.len(), 1, "{troubles:?}");
+    assert!(troubles[0].why.starts_with("the broker at 127.0.0.1:"), "{troubles:?}");
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn addresses_of_ipv6_lead_to_their_hosts() {
     let (broker, database) =
         (Proxy::on_ipv6(&url("TEST_AMQP_URL")), Proxy::on_ipv6(&url("TEST_DATABASE_URL")));
     let mut world = World::new(Backends::RabbitPostgres);
     world.set("AMQP_URL", &broker.url());
     world.set("DATABASE_URL", &database.url());
-    assert!(world.run(&["migrate"]).status.success());
+    world.start(&["up"]).stop();
     let output = world.run(&["doctor"]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}");

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headcount::{clerk::sample::Sample, message::now};
+use headcount::{clerk::sample::Sample, message::now, store::letters::Status};
 use support::{
     eventually,
     process::{Backends, Process, World},
@@ -184,7 +184,7 @@ async fn a_broker_that_is_away_is_told_once() {
 async fn a_brokers_alarm_and_missing_permissions_are_told_by_their_names() {
     let broker = Server::rabbitmq();
     let mut world = World::on(Some(broker.url()), None);
-    assert!(world.run(&["migrate"]).status.success());
+    world.start(&["up"]).stop();
     assert!(stdout(&world.run(&["doctor"])).contains("workers consuming"));
     broker.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
     let told = stdout(&world.run(&["doctor"]));
@@ -201,6 +201,113 @@ async fn a_brokers_alarm_and_missing_permissions_are_told_by_their_names() {
     assert!(said.contains("hint: ") && said.contains("set_permissions"), "{said}");
     world.set("AMQP_URL", &broker.url());
     world.clean_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_looks_under_a_mistyped_prefix_makes_nothing_on_the_broker() {
+    let broker = Server::rabbitmq();
+    let names = || {
+        broker.ctl(&["list_queues", "--quiet", "name"]) + &broker.ctl(&["list_exchanges", "--quiet", "name"])
+    };
+    let mut world = World::on(Some(broker.url()), None);
+    world.set("HEADCOUNT_QUEUE_PREFIX", "other");
+    assert!(world.run(&["migrate"]).status.success());
+    for command in [
+        &["status"][..],
+        &["status", "--json"],
+        &["doctor"],
+        &["users", "list"],
+        &["dead", "groups"],
+        &["dead", "list"],
+        &["dead", "export"],
+        &["rejections", "list"],
+    ] {
+        let output = world.run(command);
+        let said = stdout(&output) + &String::from_utf8_lossy(&output.stderr);
+        let needs_a_queue = matches!(command[0], "status" | "doctor");
+        assert_eq!(output.status.code(), Some(i32::from(needs_a_queue)), "{command:?}: {said}");
+        if needs_a_queue {
+            assert!(said.contains("has nothing under the prefix other yet"), "{command:?}: {said}");
+            assert!(said.contains("hint: start headcount, which"), "{command:?}: {said}");
+            assert!(said.contains("HEADCOUNT_QUEUE_PREFIX"), "{command:?}: {said}");
+        }
+        if command[0] == "doctor" {
+            assert!(said.contains("FAILED   queue") && said.contains("ok       database"), "{said}");
+        }
+    }
+    assert!(!names().contains("other."), "{}", names());
+
+    // A process that works declares, and what it has made can be looked at.
+    world.start(&["up"]).stop();
+    assert!(names().contains("other.events"), "{}", names());
+    let output = world.run(&["status"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told = stdout(&world.run(&["doctor"]));
+    assert!(told.contains("0 workers consuming") && !told.contains("FAILED"), "{told}");
+
+    // What is missing of it stays missing.
+    broker.ctl(&["delete_queue", "other.rejections"]);
+    world.set("HEADCOUNT_RETRY_DELAYS", "100ms,7s");
+    for command in ["status", "doctor"] {
+        let output = world.run(&[command]);
+        let said = stdout(&output) + &String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("does not have other.rejections, other.retry.7s"), "{said}");
+        assert!(said.contains("HEADCOUNT_RETRY_DELAYS"), "{said}");
+    }
+    assert!(!names().contains("other.retry.7s"), "{}", names());
+    assert_eq!(names().matches("other.rejections").count(), 1, "the exchange alone: {}", names());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_back_during_a_brokers_alarm_gives_up_soon_names_it_and_is_not_lost() {
+    let broker = Server::rabbitmq();
+    let world = World::on(Some(broker.url()), None);
+    assert!(world.run(&["migrate"]).status.success());
+    let up = world.start(&["up"]);
+    post(&up, "msg_1", "no JSON").await;
+    post(&up, "msg_2", "no JSON").await;
+    let store = world.store().await;
+    let count = async |status| store.statuses().await.unwrap().get(&status).copied().unwrap_or_default();
+    eventually("both are captured", async || count(Status::Open).await == 2).await;
+    let mended = world.directory.path().join("mended.json");
+    std::fs::write(&mended, user("user_1")).unwrap();
+
+    broker.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
+    let begun = Instant::now();
+    let commands = [
+        (&["dead", "replay", "msg_1", "--yes"][..], "go on: headcount dead replay"),
+        (
+            &["dead", "edit", "msg_2", "--file", mended.to_str().unwrap(), "--yes"],
+            "send it: headcount dead replay",
+        ),
+    ];
+    let running = commands.map(|(command, next)| (command, next, world.spawn(command)));
+    for (command, next, child) in running {
+        let output = child.wait_with_output().unwrap();
+        let (took, said) = (begun.elapsed(), String::from_utf8_lossy(&output.stderr).into_owned());
+        println!("{command:?} gave up after {took:?} at most");
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+        assert!(took < Duration::from_secs(15), "{command:?} took {took:?}: {said}");
+        assert!(
+            said.contains("blocks publishing") && said.contains("hint: an alarm of the broker"),
+            "{said}"
+        );
+        assert!(said.contains(next) && !said.contains("AMQP_URL"), "{said}");
+        assert_eq!(said.matches("the queue is not available").count(), 1, "{said}");
+    }
+    assert_eq!(count(Status::Replayed).await, 2, "both are claimed");
+
+    broker.ctl(&["set_vm_memory_high_watermark", "0.6"]);
+    let output = world.run(&["dead", "replay", "--all", "--yes"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    eventually("what was mended is applied, and what was not has died again", async || {
+        (count(Status::Applied).await, count(Status::Open).await) == (1, 1)
+    })
+    .await;
+    assert_eq!(world.users().await.len(), 1);
+    store.close().await;
+    up.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]

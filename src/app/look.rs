@@ -1,18 +1,18 @@
-//! Owns looking at what a running process has made, for commands that only look: they make no files where there are none,
-//! and tell who else may read those that are there.
+//! Owns looking at what a running process has made, for commands that only look: they make no files where there are none
+//! and declare nothing on a broker, and tell who else may read those that are there.
 
 use std::{path::Path, sync::Arc};
 
-use super::{open_queue, open_store};
+use super::{open_store, queue_failure};
 use crate::{
     cli::{output::Failure, secret},
     config::Config,
     datafile::{self, Exposed},
-    queue::Queue,
+    queue::{self, Purpose, Queue},
     store::Store,
 };
 
-/// Opens the configured queue to look at it; makes no file where there is none of ours yet.
+/// Opens the configured queue to look at it; makes no file where there is none of ours yet, and nothing on a broker.
 ///
 /// # Errors
 /// There is none yet, or it can never work as configured.
@@ -22,7 +22,7 @@ pub async fn look_at_queue(config: &Config) -> Result<Arc<dyn Queue>, Failure> {
     if store.file().is_none_or(datafile::is_unused) {
         refuse_unused(config.queue().file().as_deref(), "HEADCOUNT_DATA_DIR")?;
     }
-    open_queue(config).await
+    queue::open_to(Purpose::Look, &config.queue()).await.map_err(|error| queue_failure(&error))
 }
 
 /// Opens the configured store to look at it; makes no file where there is none yet.

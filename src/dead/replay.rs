@@ -97,9 +97,9 @@ pub struct Replayer {
 }
 
 impl Replayer {
-    /// Waits half a minute for a queue that is away.
+    /// Waits for a queue that is away for so long that a command ends within about ten seconds.
     pub fn new(letters: Arc<dyn Letters>, queue: Arc<dyn Queue>) -> Self {
-        Self { letters, queue, patience: Duration::from_secs(30) }
+        Self { letters, queue, patience: Duration::from_secs(8) }
     }
 
     /// Replays what is selected and open by now, until none is left, the limit is reached, or `stop` turns true: then what is claimed is

@@ -21,11 +21,13 @@ use async_trait::async_trait;
 use crate::message::{Message, Millis};
 
 pub mod embedded;
+mod error;
 mod headers;
 pub mod ladder;
 pub mod rabbitmq;
 pub mod topology;
 
+pub use error::QueueError;
 pub use ladder::{Ladder, delay_name};
 
 /// The queue as ingress, workers and operators see it.
@@ -287,46 +289,6 @@ pub struct Depth {
     pub consumers: u32,
 }
 
-/// What can go wrong with a queue.
-#[derive(Debug, thiserror::Error)]
-pub enum QueueError {
-    /// Away, blocked, full or closing. Trying again later is right.
-    #[error("the queue is not available: {0}")]
-    Unavailable(String),
-    /// The same of the embedded queue, while it is opened or looked at.
-    #[error("the queue is not available: {0}")]
-    File(String),
-    /// The queue is not as it has to be, and will not become so by itself.
-    #[error("the queue cannot be used: {message}")]
-    Misconfigured {
-        /// What is wrong.
-        message: String,
-        /// What to do.
-        hint: String,
-    },
-    /// The address or the credentials are wrong.
-    #[error("{message}")]
-    Refused {
-        /// What is wrong.
-        message: String,
-        /// What to do.
-        hint: String,
-    },
-}
-
-impl QueueError {
-    /// What to do about it.
-    pub fn hint(&self) -> Option<&str> {
-        match self {
-            Self::Unavailable(_) => None,
-            Self::File(_) => Some(
-                "see whether the disk of queue.db has room and works, and whether another program keeps the file locked",
-            ),
-            Self::Misconfigured { hint, .. } | Self::Refused { hint, .. } => Some(hint),
-        }
-    }
-}
-
 /// Which queue to open.
 #[derive(Clone, Debug)]
 pub enum QueueConfig {
@@ -358,17 +320,37 @@ impl QueueConfig {
     }
 }
 
+/// What a queue is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To publish or to consume: what is missing on a broker is declared.
+    Work,
+    /// Only to look: nothing is made on a broker.
+    Look,
+}
+
 /// Opens the queue. A broker that is merely away is no error: the queue connects as soon as it can.
 ///
 /// # Errors
 /// [`QueueError`] where it can never work as configured.
 pub async fn open(config: &QueueConfig) -> Result<std::sync::Arc<dyn Queue>, QueueError> {
+    open_to(Purpose::Work, config).await
+}
+
+/// Opens the queue for this purpose.
+///
+/// # Errors
+/// Those of [`open`]; of those who only look, also where the broker has no such queues.
+pub async fn open_to(
+    purpose: Purpose,
+    config: &QueueConfig,
+) -> Result<std::sync::Arc<dyn Queue>, QueueError> {
     Ok(match config {
         QueueConfig::Embedded { directory, ladder } => {
             std::sync::Arc::new(embedded::EmbeddedQueue::open(directory, ladder.clone()).await?)
         }
         QueueConfig::RabbitMq { url, prefix, ladder } => {
-            std::sync::Arc::new(rabbitmq::RabbitQueue::open(url, prefix, ladder.clone()).await?)
+            std::sync::Arc::new(rabbitmq::RabbitQueue::open_to(purpose, url, prefix, ladder.clone()).await?)
         }
     })
 }

@@ -176,6 +176,11 @@ impl Topology {
             .or_else(|| self.exchanges.iter().find(|exchange| exchange.name == name).map(ToString::to_string))
     }
 
+    /// What every name begins with, before its dot.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The full name of an exchange or a queue.
     pub fn named(&self, short: &str) -> String {
         format!("{}.{short}", self.prefix)

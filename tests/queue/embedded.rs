@@ -336,7 +336,7 @@ async fn a_locked_file_is_answered_in_time_and_outlived() {
     });
     let asked = Instant::now();
     let refused = soon("a refusal", queue.publish(message("{}"))).await;
-    assert!(matches!(refused, Err(QueueError::Unavailable(_))), "{refused:?}");
+    assert!(matches!(refused, Err(QueueError::File(_))), "{refused:?}");
     assert!(asked.elapsed() < PUBLISH_LIMIT + Duration::from_secs(2), "{:?}", asked.elapsed());
     assert!(subscription.trouble().is_some());
     let asked = Instant::now();

@@ -261,12 +261,16 @@ fn failure(error: &EditError, letter: &LetterDetail) -> Failure {
             failure.hint(format!("see what happened to it: headcount dead show {id}"))
         }
         EditError::Unpublished(ended) => match ended.as_ref() {
-            Ended::Queue(error) => failure.hint(error.to_string()),
-            Ended::Store(error) => failure.hint(error.to_string()),
+            Ended::Queue(error) => because(failure, app::queue_failure(error)),
+            Ended::Store(error) => because(failure, app::store_failure(error)),
             Ended::Complete | Ended::Limit | Ended::Stopped => failure,
         }
         .hint(format!("send it: headcount dead replay {id}")),
     }
+}
+
+fn because(failure: Failure, why: Failure) -> Failure {
+    Failure { message: format!("{}: {}", failure.message, why.message), hints: why.hints, ..failure }
 }
 
 #[cfg(test)]

@@ -131,7 +131,7 @@ impl EmbeddedQueue {
         match timeout_at(limit.into(), answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(closed()),
-            Err(_) => Err(QueueError::Unavailable("queue.db has not answered in time".into())),
+            Err(_) => Err(QueueError::File("queue.db has not answered in time".into())),
         }
     }
 }
@@ -298,6 +298,6 @@ impl Health {
         if self.closed.load(Ordering::Relaxed) {
             return Err(closed());
         }
-        self.trouble().map_or(Ok(()), |trouble| Err(QueueError::Unavailable(trouble)))
+        self.trouble().map_or(Ok(()), |trouble| Err(QueueError::File(trouble)))
     }
 }

@@ -371,7 +371,7 @@ impl Writer {
         self.doubt = true;
         self.failures = self.failures.saturating_add(1);
         self.health.set_trouble(Some(problem.clone()));
-        let unavailable = || QueueError::Unavailable(problem.clone());
+        let unavailable = || QueueError::File(problem.clone());
         for publish in self.work.publishes.drain(..) {
             let _ = publish.answer.send(Err(unavailable()));
         }

@@ -1,5 +1,4 @@
-//! Owns reaching a broker: connecting within bounds, declaring the topology, and telling what is wrong in words that
-//! help. Never prints a password.
+//! Owns reaching a broker: connecting within bounds, and telling what is wrong in words that help. Never prints a password.
 
 use std::{
     sync::{
@@ -10,9 +9,7 @@ use std::{
 };
 
 use lapin::{
-    Channel, Connection, ConnectionProperties, Error, ErrorKind, ExchangeKind,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
-    types::{AMQPValue, FieldTable},
+    Channel, Connection, ConnectionProperties, Error, ErrorKind,
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
 
@@ -23,10 +20,7 @@ use super::{
 use crate::{
     address::{self, Amqp},
     config::Secret,
-    queue::{
-        QueueError,
-        topology::{Argument, Binding, Exchange, Queue, Topology},
-    },
+    queue::{Purpose, QueueError, topology::Topology},
 };
 
 /// How long connecting and declaring may take together.
@@ -46,18 +40,19 @@ const FRAME_MAX: u32 = 32 * 1024;
 pub(super) struct Broker {
     uri: AMQPUri,
     pub(super) topology: Topology,
+    pub(super) purpose: Purpose,
     /// The last attempt got no answer, or there was none: ask for one before the library does, whose threads wait for it
     /// without an end.
     silent: Arc<AtomicBool>,
 }
 
 impl Broker {
-    pub(super) fn new(url: &Secret, topology: Topology) -> Result<Self, QueueError> {
+    pub(super) fn new(url: &Secret, topology: Topology, purpose: Purpose) -> Result<Self, QueueError> {
         let address = address::amqp(url.expose()).map_err(|wrong| QueueError::Refused {
             message: format!("AMQP_URL {}", wrong.problem),
             hint: wrong.hint,
         })?;
-        Ok(Self { uri: uri(address), topology, silent: Arc::new(AtomicBool::new(true)) })
+        Ok(Self { uri: uri(address), topology, purpose, silent: Arc::new(AtomicBool::new(true)) })
     }
 
     /// Host and port, for people.
@@ -76,11 +71,11 @@ impl Broker {
         greeting::greet(&self.uri, &self.place()).await.ok().flatten()
     }
 
-    /// A connection of its own, with the topology declared. Bounded: a frozen broker is an error here.
+    /// A connection of its own, to a broker that has the topology. Bounded: a frozen broker is an error here.
     pub(super) async fn connect(&self, role: &str) -> Result<Link, QueueError> {
         self.within(async {
             let link = self.dial(role).await?;
-            self.declare(&link).await?;
+            self.ensure(&link).await?;
             Ok(link)
         })
         .await
@@ -103,6 +98,11 @@ impl Broker {
     /// A broker that does not answer.
     pub(super) fn mute(&self) -> QueueError {
         QueueError::Unavailable(format!("the broker at {} does not answer", self.place()))
+    }
+
+    /// A broker whose alarm blocks what this connection publishes.
+    pub(super) fn blocked(&self, reason: &str) -> QueueError {
+        QueueError::Blocked(format!("the broker at {} blocks publishing: {reason}", self.place()))
     }
 
     /// A connection that declares nothing. Not bounded.
@@ -141,72 +141,8 @@ impl Broker {
         QueueError::Unavailable(format!("TLS with the broker at {place} failed: {}", text(error)))
     }
 
-    /// Declares what is missing. Tells the queues whose bindings this user may not make: whether they are there cannot
-    /// be asked.
-    pub(super) async fn declare(&self, connection: &Connection) -> Result<Vec<String>, QueueError> {
-        let mut channel = self.channel(connection).await?;
-        for exchange in &self.topology.exchanges {
-            if let Err(error) = declare_exchange(&channel, exchange, false).await {
-                channel = self.channel(connection).await?;
-                if exchange.optional {
-                    continue;
-                }
-                self.accept(&error, &exchange.name)?;
-                let passive = declare_exchange(&channel, exchange, true).await;
-                passive.map_err(|error| self.missing(&error, &exchange.name))?;
-            }
-        }
-        for queue in &self.topology.queues {
-            if let Err(error) = declare_queue(&channel, queue, false).await {
-                channel = self.channel(connection).await?;
-                self.accept(&error, &queue.name)?;
-                let passive = declare_queue(&channel, queue, true).await;
-                passive.map_err(|error| self.missing(&error, &queue.name))?;
-            }
-        }
-        let mut unbound = Vec::new();
-        for binding in &self.topology.bindings {
-            if let Err(error) = bind(&channel, binding).await {
-                channel = self.channel(connection).await?;
-                if binding.optional {
-                    continue;
-                }
-                // Where we may not bind, the administrator has.
-                self.accept(&error, &binding.queue)?;
-                unbound.push(binding.queue.clone());
-            }
-        }
-        channel.close(200, "declared".into()).await.map_err(|error| self.explain(&error))?;
-        Ok(unbound)
-    }
-
     pub(super) async fn channel(&self, connection: &Connection) -> Result<Channel, QueueError> {
         connection.create_channel().await.map_err(|error| self.explain(&error))
-    }
-
-    /// A declaration that was not permitted is no error yet: the thing may be there. All else is.
-    fn accept(&self, error: &Error, name: &str) -> Result<(), QueueError> {
-        match code(error) {
-            Some(403) => Ok(()),
-            Some(406) => Err(QueueError::Misconfigured {
-                message: format!("{name} exists on the broker with other arguments ({})", text(error)),
-                hint: "drain and delete it, or set HEADCOUNT_QUEUE_PREFIX to a new prefix".into(),
-            }),
-            _ => Err(self.explain(error)),
-        }
-    }
-
-    fn missing(&self, error: &Error, name: &str) -> QueueError {
-        match code(error) {
-            Some(404) => QueueError::Misconfigured {
-                message: format!("{name} does not exist on the broker and may not be declared by this user"),
-                hint: match self.topology.declaration(name) {
-                    Some(what) => format!("give the user the configure permission, or declare {what}"),
-                    None => "give the user the configure permission".into(),
-                },
-            },
-            _ => self.explain(error),
-        }
     }
 
     /// What an error of lapin's means for people.
@@ -278,39 +214,4 @@ pub(super) fn text(error: &Error) -> String {
         ErrorKind::MissingHeartbeatError => "it stopped answering heartbeats".into(),
         _ => crate::message::clean(&error.to_string(), 200),
     }
-}
-
-async fn bind(channel: &Channel, binding: &Binding) -> lapin::Result<()> {
-    let (queue, exchange, key) = (&*binding.queue, &*binding.exchange, &*binding.key);
-    let options = QueueBindOptions::default();
-    channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default()).await
-}
-
-async fn declare_exchange(channel: &Channel, exchange: &Exchange, passive: bool) -> lapin::Result<()> {
-    let kind = if exchange.kind == "fanout" { ExchangeKind::Fanout } else { ExchangeKind::Direct };
-    let mut arguments = FieldTable::default();
-    if let Some(alternate) = &exchange.alternate {
-        arguments.insert("alternate-exchange".into(), AMQPValue::LongString(alternate.as_str().into()));
-    }
-    let options = ExchangeDeclareOptions { durable: true, passive, ..ExchangeDeclareOptions::default() };
-    channel.exchange_declare(exchange.name.as_str().into(), kind, options, arguments).await
-}
-
-/// Declares, or only looks (`passive`), and tells how many messages are ready and how many consumers there are.
-pub(super) async fn declare_queue(
-    channel: &Channel,
-    queue: &Queue,
-    passive: bool,
-) -> lapin::Result<(u32, u32)> {
-    let mut arguments = FieldTable::default();
-    for (key, value) in &queue.arguments {
-        let value = match value {
-            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
-            Argument::Number(number) => AMQPValue::LongLongInt(*number),
-        };
-        arguments.insert((*key).into(), value);
-    }
-    let options = QueueDeclareOptions { durable: true, passive, ..QueueDeclareOptions::default() };
-    let declared = channel.queue_declare(queue.name.as_str().into(), options, arguments).await?;
-    Ok((declared.message_count(), declared.consumer_count()))
 }

@@ -52,7 +52,7 @@ pub(super) async fn open(shared: &Shared) -> Result<Consuming, QueueError> {
         let link = broker.dial("consumer").await?;
         let mut begun = begin(shared, &link).await?;
         if begun.as_ref().is_err_and(|error| code(error) == Some(404)) {
-            broker.declare(&link).await?;
+            broker.ensure(&link).await?;
             begun = begin(shared, &link).await?;
         }
         let (channel, consumer, prefetch) = begun.map_err(|error| broker.explain(&error))?;
@@ -154,7 +154,7 @@ async fn keep_consuming(shared: &Shared, mut consuming: Option<Consuming>) {
             Ok(live) => consuming = Some(live),
             Err(error) => {
                 in_trouble_until = None;
-                shared.troubles.report(part, shared.reporter, error.to_string());
+                shared.troubles.report(part, shared.reporter, error.reason().to_owned());
             }
         }
     }

@@ -21,11 +21,7 @@ pub(super) async fn examine(broker: &Broker) -> Vec<Finding> {
     }
     let mut findings = match broker.within(permissions(broker)).await {
         Ok(findings) => findings,
-        Err(error) => {
-            let hint =
-                error.hint().unwrap_or("check that the broker runs and that AMQP_URL is right").to_owned();
-            vec![Finding { broken: true, message: error.to_string(), hint }]
-        }
+        Err(error) => vec![broken(&error, "check that the broker runs and that AMQP_URL is right")],
     };
     if let Some(greeting) = broker.greeting().await {
         findings.extend(greeting.faults().into_iter().map(|fault| Finding {
@@ -52,11 +48,7 @@ async fn permissions(broker: &Broker) -> Result<Vec<Finding>, QueueError> {
     };
     tokio::select! {
         findings = ask(broker, &link) => findings,
-        reason = blocked => Ok(vec![Finding {
-            broken: true,
-            message: format!("the broker at {} blocks publishing: {reason}", broker.place()),
-            hint: "an alarm of the broker is on: free memory or disk on its machine, or raise its limits; rabbitmq-diagnostics alarms tells which".into(),
-        }]),
+        reason = blocked => Err(broker.blocked(&reason)),
     }
 }
 
@@ -81,12 +73,12 @@ fn finding(message: String) -> Finding {
 }
 
 async fn declared(broker: &Broker, connection: &Connection) -> Option<Finding> {
-    let error = broker.declare(connection).await.err()?;
-    Some(Finding {
-        broken: true,
-        message: error.to_string(),
-        hint: error.hint().unwrap_or("look into the log of the broker").to_owned(),
-    })
+    let error = broker.compare(connection).await.err()?;
+    Some(broken(&error, "look into the log of the broker"))
+}
+
+fn broken(error: &QueueError, otherwise: &str) -> Finding {
+    Finding { broken: true, message: error.to_string(), hint: error.hint().unwrap_or(otherwise).to_owned() }
 }
 
 /// A publish whose expiration is no number: refused with 406 once the permission was checked.

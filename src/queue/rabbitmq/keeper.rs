@@ -8,7 +8,8 @@ use tokio::sync::{Mutex, watch};
 use tracing::debug;
 
 use super::{
-    broker::{self, Broker},
+    broker::{Broker, code},
+    declare::declare_queue,
     link::Link,
     troubles::{TOPOLOGY, Troubles},
 };
@@ -78,7 +79,7 @@ impl Keeper {
                 }
                 // Who publishes and consumes knows that it is away.
                 Err(QueueError::Unavailable(why)) => debug!("the topology cannot be looked at: {why}"),
-                Err(error) => self.troubles.report(PUBLISHING, TOPOLOGY, error.to_string()),
+                Err(error) => self.troubles.report(PUBLISHING, TOPOLOGY, error.reason().to_owned()),
             }
             match suspected {
                 true => tokio::time::sleep(pauses.next_pause()).await,
@@ -108,8 +109,8 @@ impl Observer {
             let channel = self.broker.channel(&link).await?;
             let mut depths = Vec::with_capacity(self.broker.topology.queues.len());
             for queue in &self.broker.topology.queues {
-                let found = broker::declare_queue(&channel, queue, true).await;
-                let (messages, consumers) = found.map_err(|error| match broker::code(&error) {
+                let found = declare_queue(&channel, queue, true).await;
+                let (messages, consumers) = found.map_err(|error| match code(&error) {
                     Some(404) => {
                         let message = format!("{} does not exist on the broker", queue.name);
                         self.keeper.suspect(&message);
@@ -135,7 +136,7 @@ impl Observer {
             .broker
             .within(async {
                 let link = self.link(kept.take()).await?;
-                let unbound = self.broker.declare(&link).await?;
+                let unbound = self.broker.ensure(&link).await?;
                 Ok((link, unbound))
             })
             .await?;

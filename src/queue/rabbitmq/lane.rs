@@ -48,7 +48,7 @@ const LOST_LIMIT: Duration = Duration::from_secs(10);
 const WELL_AFTER: Duration = Duration::from_secs(30);
 
 /// Why publishing is refused at once, if it is.
-pub(super) type Gate = Option<String>;
+pub(super) type Gate = Option<QueueError>;
 
 /// Where a message goes.
 #[derive(Clone, Debug)]
@@ -118,8 +118,8 @@ impl Lane {
         properties: BasicProperties,
         body: Bytes,
     ) -> Result<(), QueueError> {
-        if let Some(why) = self.trouble() {
-            return Err(QueueError::Unavailable(why));
+        if let Some(error) = self.trouble() {
+            return Err(error);
         }
         let attempt = async {
             let size = u32::try_from(body.len()).unwrap_or(u32::MAX).min(WINDOW_BYTES as u32);
@@ -137,7 +137,10 @@ impl Lane {
         };
         match timeout(PUBLISH_LIMIT, attempt).await {
             Ok(answer) => answer.map_err(QueueError::Unavailable),
-            Err(_) => Err(QueueError::Unavailable("the broker did not confirm in time".into())),
+            // What has become known meanwhile is why.
+            Err(_) => Err(self
+                .trouble()
+                .unwrap_or_else(|| QueueError::Unavailable("the broker did not confirm in time".into()))),
         }
     }
 }
@@ -147,13 +150,19 @@ pub(super) enum Ended {
     /// The queue was closed, and what was in flight is finished.
     Closed,
     /// The connection cannot be used any more, and why.
-    Lost(String),
+    Lost(QueueError),
+}
+
+impl Ended {
+    pub(super) fn lost(why: impl Into<String>) -> Self {
+        Self::Lost(QueueError::Unavailable(why.into()))
+    }
 }
 
 impl Runner {
     /// Refuses what comes, and answers what waits: unknown.
-    pub(super) fn shut(&mut self, why: &str) {
-        self.gate.send_replace(Some(why.to_owned()));
+    pub(super) fn shut(&mut self, error: &QueueError) {
+        self.gate.send_replace(Some(error.clone()));
         while self.requests.try_recv().is_ok() {}
     }
 
@@ -169,14 +178,14 @@ impl Runner {
         loop {
             let channel = match timeout(OPEN_LIMIT, self.open(connection)).await {
                 Ok(Ok(channel)) => channel,
-                Ok(Err(error)) => return Ended::Lost(error.to_string()),
-                Err(_) => return Ended::Lost(self.broker.mute().to_string()),
+                Ok(Err(error)) => return Ended::Lost(error),
+                Err(_) => return Ended::Lost(self.broker.mute()),
             };
             let Some(why) = self.serve(&channel, &mut blocked, &closing).await else { return Ended::Closed };
             if !connection.status().connected() {
-                return Ended::Lost(why);
+                return Ended::lost(why);
             }
-            self.shut(&why);
+            self.shut(&QueueError::Unavailable(why.clone()));
             self.troubled = true;
             self.troubles.report(PUBLISHING, self.reporter, why);
             tokio::select! {
@@ -208,7 +217,8 @@ impl Runner {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         let (mut open, mut asked) = (true, false);
         self.gate.send_replace(blocked.borrow_and_update().clone());
-        while open || !confirms.is_empty() {
+        // A broker that blocks publishing confirms nothing: nobody's confirm is not waited for.
+        while open || outstanding.any(|(reply, _): &Held| !reply.is_closed()) {
             tokio::select! {
                 request = self.requests.recv(), if open && confirms.len() < WINDOW => {
                     let Some(Request { route, properties, body, reply, bytes }) = request else {

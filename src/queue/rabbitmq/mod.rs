@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::{
-    Depth, Finding, Ladder, Queue, QueueError, Source, Subscription, Trouble,
+    Depth, Finding, Ladder, Purpose, Queue, QueueError, Source, Subscription, Trouble,
     topology::{EVENTS_KEY, Topology},
 };
 use crate::{config::Secret, message::Message};
@@ -16,6 +16,7 @@ use crate::{config::Secret, message::Message};
 mod acks;
 mod broker;
 mod consumer;
+mod declare;
 mod examine;
 mod greeting;
 mod keeper;
@@ -59,7 +60,20 @@ impl RabbitQueue {
     /// # Errors
     /// [`QueueError::Refused`] or [`QueueError::Misconfigured`] where it can never work as configured.
     pub async fn open(url: &Secret, prefix: &str, ladder: Ladder) -> Result<Self, QueueError> {
-        let broker = Broker::new(url, Topology::new(prefix, &ladder))?;
+        Self::open_to(Purpose::Work, url, prefix, ladder).await
+    }
+
+    /// The same for this purpose.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open); of those who only look, also where the topology is not there.
+    pub async fn open_to(
+        purpose: Purpose,
+        url: &Secret,
+        prefix: &str,
+        ladder: Ladder,
+    ) -> Result<Self, QueueError> {
+        let broker = Broker::new(url, Topology::new(prefix, &ladder), purpose)?;
         let troubles = Arc::<Troubles>::default();
         let keeper = Keeper::new(Arc::clone(&troubles));
         let closing = watch::Sender::new(false);
@@ -68,7 +82,9 @@ impl RabbitQueue {
             Arc::new(Publisher::open(broker, troubles, keeper, closing.clone()).await?)
         };
         let observer = Arc::new(Observer::new(broker.clone(), keeper.clone()));
-        tokio::spawn(keeper.clone().keep(Arc::clone(&observer), closing.subscribe()));
+        if purpose == Purpose::Work {
+            tokio::spawn(keeper.clone().keep(Arc::clone(&observer), closing.subscribe()));
+        }
         Ok(Self { broker, ladder, publisher, observer, keeper, troubles, closing })
     }
 }
@@ -100,7 +116,7 @@ impl Queue for RabbitQueue {
     }
 
     async fn ready(&self) -> Result<(), QueueError> {
-        self.publisher.webhooks.trouble().map_or(Ok(()), |why| Err(QueueError::Unavailable(why)))
+        self.publisher.webhooks.trouble().map_or(Ok(()), Err)
     }
 
     fn troubles(&self) -> Vec<Trouble> {

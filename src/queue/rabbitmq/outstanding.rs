@@ -77,6 +77,11 @@ impl<T> Outstanding<T> {
         Some((held, returned))
     }
 
+    /// Whether there is one that waits for it and holds such a thing.
+    pub(super) fn any(&self, such: impl Fn(&T) -> bool) -> bool {
+        self.waiting.values().any(|waiting| such(&waiting.held))
+    }
+
     /// Whether confirms fail to come: none at all for `silence` while one is due, or one for `oldest` while others came.
     pub(super) fn is_stalled(&self, silence: Duration, oldest: Duration, now: Instant) -> bool {
         let over = |since: Instant, limit| now.saturating_duration_since(since) > limit;

@@ -48,9 +48,9 @@ impl Publisher {
     ) -> Result<Self, QueueError> {
         let (first, gate) = match broker.connect("publisher").await {
             Ok(link) => (Some(link), None),
-            Err(QueueError::Unavailable(why)) => {
-                troubles.report(PUBLISHING, LINK, why.clone());
-                (None, Some(why))
+            Err(error @ QueueError::Unavailable(_)) => {
+                troubles.report(PUBLISHING, LINK, error.reason().to_owned());
+                (None, Some(error))
             }
             Err(error) => return Err(error),
         };
@@ -105,7 +105,9 @@ struct Supervisor {
 impl Supervisor {
     async fn run(mut self, first: Option<Link>) {
         self.keep_serving(first).await;
-        self.runners.iter_mut().for_each(|runner| runner.shut("it is closed"));
+        self.runners
+            .iter_mut()
+            .for_each(|runner| runner.shut(&QueueError::Unavailable("it is closed".into())));
     }
 
     async fn keep_serving(&mut self, mut link: Option<Link>) {
@@ -113,11 +115,11 @@ impl Supervisor {
         loop {
             if let Some(link) = link.take() {
                 let ended = self.serve(&link, &mut pauses).await;
-                let Ended::Lost(why) = ended else {
+                let Ended::Lost(error) = ended else {
                     link.close().await;
                     return;
                 };
-                self.lost(why);
+                self.lost(&error);
             }
             tokio::select! {
                 () = tokio::time::sleep(pauses.next_pause()) => {}
@@ -125,14 +127,14 @@ impl Supervisor {
             }
             match self.broker.connect("publisher").await {
                 Ok(connected) => link = Some(connected),
-                Err(error) => self.lost(error.to_string()),
+                Err(error) => self.lost(&error),
             }
         }
     }
 
-    fn lost(&mut self, why: String) {
-        self.runners.iter_mut().for_each(|runner| runner.shut(&why));
-        self.troubles.report(PUBLISHING, LINK, why);
+    fn lost(&mut self, error: &QueueError) {
+        self.runners.iter_mut().for_each(|runner| runner.shut(error));
+        self.troubles.report(PUBLISHING, LINK, error.reason().to_owned());
     }
 
     /// Runs the lanes until the connection fails (and tells why) or closing is done.
@@ -153,26 +155,26 @@ impl Supervisor {
             tokio::select! {
                 ended = lanes.next() => match ended {
                     Some(Ended::Closed) => {}
-                    Some(Ended::Lost(why)) => return Ended::Lost(why),
+                    Some(Ended::Lost(error)) => return Ended::Lost(error),
                     None => return Ended::Closed,
                 },
                 () = &mut sampling => {}
                 event = events.next() => match event {
                     Some(Event::ConnectionBlocked(reason)) => {
-                        let why = format!("the broker blocks publishing: {reason}");
-                        self.troubles.report(PUBLISHING, LINK, why.clone());
-                        blocked.send_replace(Some(why));
+                        let error = self.broker.blocked(&reason.to_string());
+                        self.troubles.report(PUBLISHING, LINK, error.reason().to_owned());
+                        blocked.send_replace(Some(error));
                     }
                     Some(Event::ConnectionUnblocked) => {
                         self.troubles.clear(PUBLISHING, LINK);
                         blocked.send_replace(None);
                     }
-                    Some(Event::Error(error)) if !link.status().connected() => return Ended::Lost(text(&error)),
+                    Some(Event::Error(error)) if !link.status().connected() => return Ended::lost(text(&error)),
                     Some(_) => {}
-                    None => return Ended::Lost("the connection ended".into()),
+                    None => return Ended::lost("the connection ended"),
                 },
                 _ = tick.tick() => if !link.status().connected() {
-                    return Ended::Lost("the connection ended".into());
+                    return Ended::lost("the connection ended");
                 },
             }
         }

@@ -54,7 +54,7 @@ impl Samples {
                     None => return,
                     Some(why) => why,
                 },
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => error.reason().to_owned(),
                 Err(_) => "the broker does not answer".into(),
             };
             debug!("samples of rejected requests are dropped for a while: {why}");

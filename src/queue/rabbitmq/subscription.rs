@@ -132,7 +132,7 @@ impl RabbitSubscription {
                 None
             }
             Err(error) => {
-                shared.troubles.report(source.part(), SUBSCRIBING, error.to_string());
+                shared.troubles.report(source.part(), SUBSCRIBING, error.reason().to_owned());
                 return Err(error);
             }
         };
