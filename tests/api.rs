@@ -416,6 +416,8 @@ async fn what_is_not_meant_is_an_error_that_says_so() {
         ("GET", "/dead/replay/x", 404),
         ("PUT", "/dead", 405),
         ("POST", "/dead", 405),
+        ("GET", "/users/%ff", 400),
+        ("GET", "/dead/%ff", 400),
         ("DELETE", "/dead/replay", 405),
     ] {
         let request = format!("{method} /api/v1{path} HTTP/1.1\r\nHost: localhost\r\n\r\n");

@@ -1,4 +1,4 @@
-//! Owns the configuration: environment, then `headcount.toml`, then defaults, all in one table of [`settings`].
+//! Owns the configuration: environment, then `headcount.toml`, then defaults, all in one table of [`SETTINGS`].
 //! Every wrong value is named with a hint. Never prints a secret.
 //!
 //! `raw` reads what is written and where, `names` tells what a mistyped name means, `signing` checks signing secrets.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    extract::{Path, RawQuery, State},
+    extract::{RawQuery, State},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Api, json,
     problem::Problem,
-    request::{Json, Query},
+    request::{Json, Named, Query},
 };
 use crate::{
     dead::{
@@ -173,16 +173,13 @@ async fn find(api: &Api, reference: String) -> Result<LetterDetail, Problem> {
     Ok(found.ok_or(SelectError::Unknown(reference))?)
 }
 
-pub(super) async fn show(
-    State(api): State<Arc<Api>>,
-    Path(reference): Path<String>,
-) -> Result<Response, Problem> {
+pub(super) async fn show(State(api): State<Arc<Api>>, Named(reference): Named) -> Result<Response, Problem> {
     Ok(json(StatusCode::OK, &Whole::from(find(&api, reference).await?)))
 }
 
 pub(super) async fn edit(
     State(api): State<Arc<Api>>,
-    Path(reference): Path<String>,
+    Named(reference): Named,
     Json(request): Json<EditRequest>,
 ) -> Result<Response, Problem> {
     let letter = find(&api, reference).await?;
@@ -204,7 +201,7 @@ pub(super) async fn edit(
 
 pub(super) async fn discard(
     State(api): State<Arc<Api>>,
-    Path(reference): Path<String>,
+    Named(reference): Named,
     Json(request): Json<NoteRequest>,
 ) -> Result<Response, Problem> {
     let by = api.actor(request.note.as_deref().map(str::trim));
@@ -218,7 +215,7 @@ pub(super) async fn discard(
 
 pub(super) async fn restore(
     State(api): State<Arc<Api>>,
-    Path(reference): Path<String>,
+    Named(reference): Named,
     Json(request): Json<NoteRequest>,
 ) -> Result<Response, Problem> {
     let by = api.actor(request.note.as_deref().map(str::trim));

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Path, RawQuery, State},
+    extract::{RawQuery, State},
     response::Response,
 };
 use http::StatusCode;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Api, json, problem::Problem, request::Query};
+use super::{
+    Api, json,
+    problem::Problem,
+    request::{Named, Query},
+};
 use crate::{
     dead::rejections::{Explanation, SAMPLES, Sample, explain},
     message::now,
@@ -63,10 +67,7 @@ pub(super) async fn users(
     Ok(json(StatusCode::OK, &Users { users, next }))
 }
 
-pub(super) async fn user(
-    State(api): State<Arc<Api>>,
-    Path(reference): Path<String>,
-) -> Result<Response, Problem> {
+pub(super) async fn user(State(api): State<Arc<Api>>, Named(reference): Named) -> Result<Response, Problem> {
     let wanted = reference.clone();
     let found = api.ask(|store| async move { store.user(&wanted).await }).await?;
     let Some(user) = found else {

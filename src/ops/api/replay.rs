@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Path, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, header};
@@ -14,7 +14,7 @@ use super::{
     Api, json,
     letters::{Counted, counted, select},
     problem::Problem,
-    request::Json,
+    request::{Json, Named},
 };
 use crate::{
     dead::{
@@ -81,11 +81,11 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Response {
     json(StatusCode::OK, &Operations { operations: api.operations.list() })
 }
 
-pub(super) async fn show(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn show(State(api): State<Arc<Api>>, Named(id): Named) -> Result<Response, Problem> {
     found(Uuid::try_parse(&id).ok().and_then(|id| api.operations.get(id)))
 }
 
-pub(super) async fn stop(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn stop(State(api): State<Arc<Api>>, Named(id): Named) -> Result<Response, Problem> {
     found(Uuid::try_parse(&id).ok().and_then(|id| api.operations.stop(id)))
 }
 

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use axum::{
     body::to_bytes,
-    extract::{FromRequest, Request},
+    extract::{FromRequest, FromRequestParts, Path, Request},
 };
-use http::StatusCode;
+use http::{StatusCode, request::Parts};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use url::form_urlencoded;
@@ -40,6 +40,18 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
         serde_json::from_slice(body)
             .map(Self)
             .map_err(|error| Problem::bad_request(format!("the request is not what is expected: {error}")))
+    }
+}
+
+/// What a path names: the id of a letter, say.
+pub(super) struct Named(pub(super) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let named = Path::<String>::from_request_parts(parts, state).await;
+        named.map(|Path(name)| Self(name)).map_err(|_| Problem::bad_request("the path is not UTF-8"))
     }
 }
 
