@@ -14,8 +14,8 @@ use crate::queue::{
 };
 
 impl Broker {
-    /// The topology is there afterwards, or an error tells what is missing. Names the queues whose bindings this user
-    /// may not make: whether they are there cannot be asked.
+    /// For those who work, the topology is there afterwards; names the queues whose bindings this user may not make:
+    /// whether they are there cannot be asked. For those who look, an error tells where there is nothing of it.
     pub(super) async fn ensure(&self, connection: &Connection) -> Result<Vec<String>, QueueError> {
         let channel = self.channel(connection).await?;
         let (channel, unbound) = match self.purpose {
@@ -23,7 +23,8 @@ impl Broker {
                 let channel = self.declare(channel, connection, |_| true).await?;
                 self.bind(channel, connection).await?
             }
-            Purpose::Look => (self.look(channel, connection).await?, Vec::new()),
+            // What is left can be looked at.
+            Purpose::Look => (self.look(channel, connection).await?.0, Vec::new()),
         };
         channel.close(200, "declared".into()).await.map_err(|error| self.explain(&error))?;
         Ok(unbound)
@@ -32,13 +33,35 @@ impl Broker {
     /// Whether what is there is as it has to be. Only the declaration of what exists makes the broker compare arguments
     /// and makes nothing, so it is looked at first.
     pub(super) async fn compare(&self, connection: &Connection) -> Result<(), QueueError> {
-        let channel = self.look(self.channel(connection).await?, connection).await?;
+        let channel = self.whole(self.channel(connection).await?, connection).await?;
         self.declare(channel, connection, |exchange| !exchange.optional).await?;
         Ok(())
     }
 
-    /// Tells what is missing of what nobody can do without.
-    async fn look(&self, mut channel: Channel, connection: &Connection) -> Result<Channel, QueueError> {
+    /// An error that tells what is missing, where something is.
+    pub(super) async fn whole(
+        &self,
+        channel: Channel,
+        connection: &Connection,
+    ) -> Result<Channel, QueueError> {
+        let (channel, missing) = self.look(channel, connection).await?;
+        match missing.is_empty() {
+            true => Ok(channel),
+            false => Err(QueueError::Misconfigured {
+                message: format!("the broker at {} does not have {}", self.place(), missing.join(", ")),
+                hint: "start headcount, which declares what is missing; if it runs already, set HEADCOUNT_RETRY_DELAYS to \
+                       what it is set to there"
+                    .into(),
+            }),
+        }
+    }
+
+    /// What is missing of what nobody can do without. An error where all of it is.
+    async fn look(
+        &self,
+        mut channel: Channel,
+        connection: &Connection,
+    ) -> Result<(Channel, Vec<&str>), QueueError> {
         let (mut missing, mut looked) = (Vec::new(), 0);
         for exchange in self.topology.exchanges.iter().filter(|exchange| !exchange.optional) {
             looked += 1;
@@ -54,25 +77,16 @@ impl Broker {
                 channel = self.channel(connection).await?;
             }
         }
-        let place = self.place();
-        match missing.len() {
-            0 => Ok(channel),
-            all if all == looked => Err(QueueError::Misconfigured {
-                message: format!(
-                    "the broker at {place} has nothing under the prefix {} yet",
-                    self.topology.prefix()
-                ),
-                hint: "start headcount, which makes its queues; if it runs already, set HEADCOUNT_QUEUE_PREFIX, and the \
-                       virtual host at the end of AMQP_URL, to what they are set to there"
-                    .into(),
-            }),
-            _ => Err(QueueError::Misconfigured {
-                message: format!("the broker at {place} does not have {}", missing.join(", ")),
-                hint: "start headcount, which declares what is missing; if it runs already, set HEADCOUNT_RETRY_DELAYS to \
-                       what it is set to there"
-                    .into(),
-            }),
+        if missing.len() < looked {
+            return Ok((channel, missing));
         }
+        let (place, prefix) = (self.place(), self.topology.prefix());
+        Err(QueueError::Misconfigured {
+            message: format!("the broker at {place} has nothing under the prefix {prefix} yet"),
+            hint: "start headcount, which makes its queues; if it runs already, set HEADCOUNT_QUEUE_PREFIX, and the \
+                   virtual host at the end of AMQP_URL, to what they are set to there"
+                .into(),
+        })
     }
 
     /// The name of what the broker does not have.

@@ -101,5 +101,6 @@ async fn may_consume(channel: &Channel, queue: &str) -> Option<String> {
 }
 
 fn refusal(error: lapin::Error) -> Option<String> {
-    (code(&error) != Some(406)).then(|| text(&error))
+    // What is missing is told by itself.
+    (!matches!(code(&error), Some(404 | 406))).then(|| text(&error))
 }

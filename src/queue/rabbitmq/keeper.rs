@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     pause::Pauses,
-    queue::{Depth, PUBLISHING, QueueError},
+    queue::{Depth, PUBLISHING, Purpose, QueueError},
     shutdown::until,
 };
 
@@ -106,7 +106,10 @@ impl Observer {
         let mut kept = self.link.lock().await;
         let looked = async {
             let link = self.link(kept.take()).await?;
-            let channel = self.broker.channel(&link).await?;
+            let mut channel = self.broker.channel(&link).await?;
+            if self.broker.purpose == Purpose::Look {
+                channel = self.broker.whole(channel, &link).await?;
+            }
             let mut depths = Vec::with_capacity(self.broker.topology.queues.len());
             for queue in &self.broker.topology.queues {
                 let found = declare_queue(&channel, queue, true).await;
