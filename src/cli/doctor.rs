@@ -146,14 +146,14 @@ async fn queue(config: &Config) -> Vec<Check> {
         Err(error) => checks.insert(0, Check::failed("queue", app::queue_failure(&error))),
         // What does not work is said, and nothing above it is well.
         Ok(_) if broken => {}
-        Ok(depths) => checks.insert(0, waiting(&format!("{queue:?}"), &depths)),
+        Ok(depths) => checks.insert(0, waiting(&format!("{queue:?}"), &depths, part == "broker")),
     }
     queue.close().await;
     checks
 }
 
 /// Where workers are on other machines, their absence is all that can be seen of a pause.
-fn waiting(queue: &str, depths: &[Depth]) -> Check {
+fn waiting(queue: &str, depths: &[Depth], shared: bool) -> Check {
     let (mut waiting, mut dead) = (0, 0);
     for depth in depths {
         match depth.queue.as_str() {
@@ -166,7 +166,7 @@ fn waiting(queue: &str, depths: &[Depth]) -> Check {
     let workers = if consumers == 1 { "worker" } else { "workers" };
     let message = format!("{queue} answers: {waiting} waiting, {dead} dead, {consumers} {workers} consuming");
     match consumers {
-        0 => Check::warning(
+        0 if shared || waiting > 0 => Check::warning(
             "queue",
             format!("{message}: every worker is paused, or none is running"),
             "see why in the log of a worker, or at /readyz of its operators' listener; or start one: headcount worker, or headcount up",
