@@ -594,6 +594,14 @@ async fn an_edit_commits_its_body_with_the_claim(home: Arc<Home>) {
     assert!(store.edit(Uuid::now_v7(), Bytes::new(), &by("bob")).await.unwrap().is_none());
     assert_eq!(show(&store, "m1").await.body, body);
     assert_eq!(&show(&store, "m2").await.body[..], b"{\"a\":1}");
+    // The letter is what its new body says.
+    let other = show(&store, "m2").await.letter;
+    let body = Bytes::from_static(br#"{"type":"user.deleted","data":{"id":"user_9"}}"#);
+    assert_ne!(other.event_type, "user.deleted");
+    let edited = store.edit(other.id, body, &by("ann")).await.unwrap().unwrap();
+    assert_eq!(edited.event_type, "user.deleted");
+    let other = show(&store, "m2").await.letter;
+    assert_eq!((other.event_type.as_str(), other.clerk_id.as_deref()), ("user.deleted", Some("user_9")));
 }
 
 async fn of_two_who_edit_one_letter_one_does(home: Arc<Home>) {

@@ -505,6 +505,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_leads_nowhere_is_no_missing_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(FILE);
+        assert!(Raw::read([], Some(&file)).is_err(), "it was asked for");
+        std::os::unix::fs::symlink(directory.path().join("nowhere"), &file).unwrap();
+        let mut raw = Raw::at(&file);
+        let error = raw.read_file(false).unwrap_err();
+        assert!(error.message.contains("cannot be read"), "{}", error.message);
+        std::fs::remove_file(&file).unwrap();
+        raw.read_file(false).unwrap();
+    }
+
+    #[test]
     fn quotes_around_a_value_are_named() {
         for (variable, value) in [
             ("HEADCOUNT_LISTEN", "\"127.0.0.1:8080\""),

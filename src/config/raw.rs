@@ -33,7 +33,7 @@ impl Raw {
         file: Option<&Path>,
     ) -> Result<(Self, Vec<String>), ConfigError> {
         let file = file.map_or_else(|| (Path::new(FILE), false), |file| (file, true));
-        let mut raw = Self { values: HashMap::new(), file: file.0.to_owned() };
+        let mut raw = Self::at(file.0);
         raw.read_file(file.1)?;
         let mut others = Vec::new();
         for (name, text) in environment {
@@ -60,7 +60,11 @@ impl Raw {
         Ok((raw, warnings))
     }
 
-    fn read_file(&mut self, has_to_exist: bool) -> Result<(), ConfigError> {
+    pub(super) fn at(file: &Path) -> Self {
+        Self { values: HashMap::new(), file: file.to_owned() }
+    }
+
+    pub(super) fn read_file(&mut self, has_to_exist: bool) -> Result<(), ConfigError> {
         let shown = self.file.display().to_string();
         let text = match std::fs::read_to_string(&self.file) {
             Ok(text) => text,

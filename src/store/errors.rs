@@ -355,6 +355,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rows_that_were_skipped_are_no_success_and_no_certain_fault() {
+        assert!(all_written(3, 3).is_ok());
+        let error = all_written(2, 3).unwrap_err();
+        assert_eq!(error.class, Class::Unclear);
+        assert!(error.message.contains("2 of 3") && error.hint.is_some_and(|hint| hint.contains("trigger")));
+    }
+
+    #[test]
+    fn who_may_not_make_the_schema_is_told_how_it_can_be_made() {
+        let refused = |code: &str| StoreError { code: code.into(), ..broken("no") };
+        assert!(
+            of_schema(refused("42501"), "mine").hint.is_some_and(|hint| hint.contains("CREATE SCHEMA mine"))
+        );
+        assert_eq!(of_schema(refused("53100"), "mine").hint, broken("no").hint);
+    }
+
+    #[test]
     fn only_proved_faults_are_permanent_and_only_races_are_transient() {
         let cases = [
             (Class::Permanent, &["22001", "22003", "22021", "22P02", "22P05", "23502", "23503", "23514"][..]),
