@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headcount::roster::{
+use headcount::rules::users::{
     Change, Claim, Event, Loaded, OnDelete, Policy, Profile, Relink, Row, Upsert, UpsertKind, Version, fold,
 };
 use uuid::Uuid;

@@ -10,8 +10,8 @@ use std::{
 };
 
 use headcount::{
-    config::Secret,
-    roster::{Change, Event, OnDelete, Policy, Relink},
+    rules::users::{Change, Event, OnDelete, Policy, Relink},
+    secret::Secret,
     store::{
         self, Backend, Incoming, Store, StoreConfig,
         letters::{Actor, Captured, Filter, Page, Status},

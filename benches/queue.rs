@@ -10,8 +10,9 @@ use std::{
 
 use bytes::Bytes;
 use headcount::{
-    message::{Message, MessageId, now},
+    message::{Message, MessageId},
     queue::{Action, Ladder, Queue, Settlement, Source, embedded::EmbeddedQueue},
+    time::now,
 };
 
 const BODY: usize = 2800;

@@ -8,18 +8,20 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tracing::{info, warn};
 
 use crate::{
-    cli::output::{Failure, time},
-    config::{Config, Secret},
-    dead::{self, operations::Operations, replay::Replayer},
-    http,
+    config::Config,
+    failure::Failure,
     ingress::{self, Ingress, Verifier},
-    message::now,
+    letters::{self, operations::Operations, replay::Replayer},
+    net,
     ops::{self, Ops},
     pause::Pauses,
     queue::{self, Queue, QueueConfig, QueueError},
-    shutdown::until,
+    rejections, retention,
+    secret::Secret,
+    stop::until,
     store::{self, Backend, Class, Store, StoreError, letters::Letters},
     telemetry::metrics,
+    time::{now, rfc3339},
     worker,
 };
 
@@ -105,7 +107,7 @@ pub async fn run(
     beside.spawn(ops::serve(ops_listener, ops, ops_stop));
     beside.spawn(upkeep(Arc::clone(&queue), prometheus));
     if let Some(store) = &store {
-        beside.spawn(dead::count::run(letters(store)));
+        beside.spawn(letters::count::run(letters(store)));
     }
 
     let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
@@ -186,9 +188,9 @@ async fn work(
     let worker = worker::run(Arc::clone(&queue), store, worker::Settings::new(config), health, stop.clone());
     let beside = async {
         tokio::join!(
-            dead::capture::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
-            dead::rejections::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
-            dead::retention::run(Arc::clone(&letters), dead::retention::of(config), stop.clone()),
+            letters::capture::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
+            rejections::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
+            retention::run(Arc::clone(&letters), retention::of(config), stop.clone()),
         );
         Ok(())
     };
@@ -205,7 +207,7 @@ async fn prepare(
     stop: &watch::Receiver<bool>,
 ) -> Result<bool, Failure> {
     let mut pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(5));
-    let since = time(now());
+    let since = rfc3339(now());
     loop {
         let prepared = if migrate {
             store.migrate().await.map(|names| log_migrations(&names))
@@ -246,7 +248,7 @@ fn is_hopeless(error: &StoreError) -> bool {
 }
 
 fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
-    http::listen(address).map_err(|error| {
+    net::listen(address).map_err(|error| {
         let hint = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
                 format!("another process listens there; stop it, or set {variable} to another port")

@@ -1,31 +1,39 @@
 //! headcount keeps an application's `users` table in step with Clerk.
 //!
-//! A message's life, in the order of the modules: the process reads its [`config`] and each [`address`] in it, Clerk posts a webhook, [`http`]
-//! bounds the request, [`ingress`] verifies it and makes it a [`message`], the [`queue`] holds it durably, a worker takes
-//! it in batches, [`roster`] folds it into users, the [`store`] saves them in one transaction, and only then is it
-//! settled.
+//! A message's life, in the order of the modules. The process reads its [`config`] and starts the [`app`]. Clerk posts a
+//! webhook: [`net`] bounds the request, [`clerk`] checks its signature, and [`ingress`] turns it into a [`message`]. The
+//! [`queue`] keeps the message on disk. The [`worker`] takes messages in batches, the [`rules`] fold them into users, and
+//! the [`store`] saves them in one transaction. Only then is the message acknowledged.
 
 // What commands print goes through `cli::output`, which makes it safe for a terminal.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
-pub mod address;
-pub mod app;
 pub mod config;
-pub mod datafile;
-pub mod http;
+pub mod app;
+pub mod net;
 pub mod clerk;
 pub mod ingress;
-pub mod message;
 pub mod queue;
 pub mod worker;
-pub mod roster;
+pub mod rules;
 pub mod store;
-pub mod dead;
 
 // Beside the path.
-pub mod cli;
+pub mod letters;
+pub mod rejections;
+pub mod retention;
 pub mod ops;
-pub mod pause;
-pub mod shutdown;
+pub mod cli;
 pub mod telemetry;
+
+// Used by all, using none of the above.
+pub mod address;
+pub mod datafile;
+pub mod failure;
+pub mod message;
+pub mod pause;
+pub mod secret;
+pub mod stop;
 pub mod terminal;
+pub mod text;
+pub mod time;

@@ -5,12 +5,10 @@ use std::process::ExitCode;
 
 use headcount::{
     app::{self, Addresses, Roles},
-    cli::{
-        self, Cli, Command, Exit, dead, demo, doctor,
-        output::{Failure, Output},
-        rejections, secret, send, status, users,
-    },
-    config::{Config, Secret},
+    cli::{self, Cli, Command, dead, demo, doctor, output::Output, rejections, secret, send, status, users},
+    config::Config,
+    failure::{Exit, Failure},
+    secret::Secret,
     telemetry::{logs, metrics},
 };
 use tokio::sync::watch;

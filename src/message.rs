@@ -6,8 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Milliseconds since the Unix epoch, UTC: the unit of every time in this crate.
-pub type Millis = i64;
+use crate::time::Millis;
 
 /// The longest message id, in bytes: what an AMQP short string can carry.
 pub const MESSAGE_ID_MAX: usize = 255;
@@ -108,25 +107,6 @@ pub struct Rejected {
     pub headers: Vec<String>,
 }
 
-/// Cuts `text` to at most `max` bytes at a character boundary and replaces control characters, so that it is safe in a
-/// header, a log line and a table.
-pub fn clean(text: &str, max: usize) -> String {
-    let mut out = String::with_capacity(text.len().min(max));
-    for c in text.chars() {
-        let c = if c.is_control() { '\u{fffd}' } else { c };
-        if out.len() + c.len_utf8() > max {
-            break;
-        }
-        out.push(c);
-    }
-    out
-}
-
-/// Now, by this machine's clock.
-pub fn now() -> Millis {
-    chrono::Utc::now().timestamp_millis()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,11 +139,5 @@ mod tests {
             body: Bytes::from_static(b"secret"),
         };
         assert!(!format!("{message:?}").contains("secret"));
-    }
-
-    #[test]
-    fn cleaned_text_is_bounded_and_whole() {
-        assert_eq!(clean("a\0b\nc", 64), "a\u{fffd}b\u{fffd}c");
-        assert_eq!(clean("éé", 3), "é");
     }
 }

@@ -15,15 +15,16 @@ use std::{
 
 use bytes::Bytes;
 use headcount::{
-    config::Secret,
-    dead::{operations::Operations, replay::Replayer},
-    message::{Rejected, now},
+    letters::{operations::Operations, replay::Replayer},
+    message::Rejected,
     ops::{self, Ops, api},
     queue::{Queue, QueueConfig},
+    secret::Secret,
     store::{
         Store,
         letters::{Captured, Letters},
     },
+    time::now,
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};

@@ -20,8 +20,8 @@ use std::{
 };
 
 use headcount::{
-    config::Secret,
-    roster::Outcome::{Created, Deleted, Updated},
+    rules::users::Outcome::{Created, Deleted, Updated},
+    secret::Secret,
     store::{self, Backend, Class, Incoming, Store, StoreConfig},
 };
 use stores::{Home, KEEP, apply, created, deleted, row, updated};

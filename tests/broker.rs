@@ -20,12 +20,12 @@ use std::{
 };
 
 use headcount::{
-    config::Secret,
     message::{Message, MessageId},
     queue::{
         Action, Burial, Delivery, Ladder, Queue, QueueError, Reason, Settlement, Source, Subscription,
         rabbitmq::RabbitQueue,
     },
+    secret::Secret,
 };
 use support::{
     PATIENCE, eventually,

@@ -22,8 +22,8 @@ use std::{
 };
 
 use headcount::{
-    config::Secret,
     queue::{Ladder, Queue, rabbitmq::RabbitQueue},
+    secret::Secret,
 };
 use sqlx::{Connection, PgConnection};
 use support::{

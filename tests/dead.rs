@@ -16,13 +16,14 @@ use bytes::Bytes;
 use fake_letters::FakeLetters;
 use headcount::{
     clerk::sample::Sample,
-    dead::capture,
-    message::{Message, MessageId, now},
+    letters::capture,
+    message::{Message, MessageId},
     queue::{Action, Burial, Queue, Reason, Settlement, Source},
     store::{
         Class,
         letters::{Filter, LetterDetail, Letters, Status},
     },
+    time::now,
 };
 use serde_json::Value;
 use support::{
@@ -341,7 +342,7 @@ async fn a_wrong_secret_shows_itself_within_seconds() {
     for backends in BOTH {
         let mut world = World::new(backends);
         let up = world.start(&["up"]);
-        let stranger = headcount::config::Secret::new("whsec_c29tZWJvZHkgZWxzZSdzIHNlY3JldCwgbm90IG91cnM=");
+        let stranger = headcount::secret::Secret::new("whsec_c29tZWJvZHkgZWxzZSdzIHNlY3JldCwgbm90IG91cnM=");
         let poster = headcount::cli::post::Poster::new(up.webhooks.as_deref().unwrap(), &stranger).unwrap();
         let status = poster.post("msg_1", body("user_1")).await.unwrap();
         assert_eq!(status.as_u16(), 401);

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use headcount::{
     clerk::sample::{Sample, user_id},
     cli::post::Poster,
-    message::now,
+    time::now,
 };
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use support::{

@@ -17,12 +17,13 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use headcount::{
     clerk::{self, sample::Sample},
-    message::{MessageId, now},
-    roster::{Event, OnDelete, Outcome, Policy, Relink},
+    message::MessageId,
+    rules::users::{Event, OnDelete, Outcome, Policy, Relink},
     store::{
         Incoming, Store,
         letters::{Actor, Captured, Filter, Status},
     },
+    time::now,
 };
 use serde_json::json;
 use stores::{Home, KEEP, apply, row};

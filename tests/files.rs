@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headcount::{clerk::sample::Sample, message::now};
+use headcount::{clerk::sample::Sample, time::now};
 use http::StatusCode;
 use support::{
     eventually,

@@ -15,10 +15,10 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use fake_queue::{FakeQueue, Mode};
 use headcount::{
-    config::Secret,
-    http,
     ingress::{self, Bounds, Ingress, Verifier},
     message::Rejected,
+    net,
+    secret::Secret,
     telemetry::metrics::ListenerMetrics,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -77,7 +77,7 @@ impl Server {
 }
 
 fn seconds() -> i64 {
-    headcount::message::now() / 1000
+    headcount::time::now() / 1000
 }
 
 fn sign(id: &str, at: i64, body: &[u8]) -> String {
@@ -123,7 +123,7 @@ async fn a_signed_webhook_is_queued_as_it_came() {
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let at = seconds();
     let headers = signature("msg_1", at, &sign("msg_1", at, BODY.as_bytes()));
-    let before = headcount::message::now();
+    let before = headcount::time::now();
     let response =
         server.client().await.ask(post(&format!("{headers}traceparent: {trace}\r\n"), BODY.as_bytes())).await;
     assert_eq!((response.status, response.body.as_str()), (202, r#"{"status":"queued"}"#));
@@ -134,7 +134,7 @@ async fn a_signed_webhook_is_queued_as_it_came() {
     assert_eq!(message.body, BODY);
     assert_eq!(message.traceparent.as_deref(), Some(trace));
     assert_eq!((message.attempt, message.waits, message.round), (0, 0, 0));
-    assert!((before..=headcount::message::now()).contains(&message.received_at));
+    assert!((before..=headcount::time::now()).contains(&message.received_at));
     assert_eq!(server.counted("queued"), 1);
     assert!(server.metrics.render().contains("headcount_last_webhook_timestamp_seconds"));
 }
@@ -271,14 +271,14 @@ async fn a_wrong_secret_shows_itself_in_a_sample() {
     let wrong = stranger.sign("msg_1", at, BODY.as_bytes()).unwrap();
     let headers =
         signature("msg_1", at, &wrong) + "X-Forwarded-For: 203.0.113.9\r\nUser-Agent: Svix-Webhooks\r\n";
-    let before = headcount::message::now();
+    let before = headcount::time::now();
     assert_eq!(server.client().await.ask(post(&headers, BODY.as_bytes())).await.status, 401);
     // It is there with the answer.
     let [sample] = &server.queue.samples()[..] else { panic!("one sample") };
     let sample = std::str::from_utf8(sample).unwrap();
     let rejected: Rejected = serde_json::from_str(sample).unwrap();
     assert_eq!((rejected.reason.as_str(), rejected.address.as_str()), ("no_matching_signature", "127.0.0.1"));
-    assert!((before..=headcount::message::now()).contains(&rejected.at));
+    assert!((before..=headcount::time::now()).contains(&rejected.at));
     let names = [
         "content-length",
         "host",
@@ -469,17 +469,17 @@ async fn a_client_that_never_reads_does_not_keep_its_place() {
     for (answer, requests) in [("short".to_owned(), 100_000), ("long".repeat(4_000_000), 1)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let bounds = http::Bounds {
+        let bounds = net::Bounds {
             connections: 1,
             connection_age: Duration::from_millis(500),
             last_request: Duration::from_millis(100),
-            ..http::Bounds::default()
+            ..net::Bounds::default()
         };
         let router = axum::Router::new()
             .route("/", axum::routing::get(async move || answer))
             .route("/next", axum::routing::get(async || "ok"));
         let (_stop, stopped) = watch::channel(false);
-        tokio::spawn(http::serve(listener, router, bounds, ListenerMetrics::new("public"), stopped));
+        tokio::spawn(net::serve(listener, router, bounds, ListenerMetrics::new("public"), stopped));
 
         let mut deaf = Client::connect_narrow(address).await;
         let deaf = tokio::spawn(async move {

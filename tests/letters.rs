@@ -20,9 +20,8 @@ use std::{
 
 use bytes::Bytes;
 use headcount::{
-    config::Secret,
-    message::Millis,
-    roster::{OnDelete, Outcome::*, Policy, Relink},
+    rules::users::{OnDelete, Outcome::*, Policy, Relink},
+    secret::Secret,
     store::{
         Backend, Class, Store, StoreConfig,
         letters::{
@@ -30,6 +29,7 @@ use headcount::{
             Status,
         },
     },
+    time::Millis,
 };
 use stores::{Home, apply, created, deleted, other, updated};
 use uuid::Uuid;
@@ -446,7 +446,7 @@ async fn crash_claimed_but_not_published(home: Arc<Home>) {
     assert_eq!((again.id, again.round, &again.body), (claimed.id, 1, &claimed.body));
     assert_eq!((again.first_seen, again.event_type.as_str()), (T, "user.created"));
     // Not while the claim is young, and not for another filter.
-    let an_hour_ago = headcount::message::now() - 3_600_000;
+    let an_hour_ago = headcount::time::now() - 3_600_000;
     assert!(store.unstamped(&all(), an_hour_ago, 10).await.unwrap().is_empty());
     let others = Filter { group: Some("another".into()), ..all() };
     assert!(store.unstamped(&others, FAR, 10).await.unwrap().is_empty());
@@ -1049,7 +1049,7 @@ async fn claims_are_compared_with_the_clock_that_stamped_them(home: Arc<Home>) {
     let store = home.store().await;
     capture(&store, [letter("m1")]).await;
     let before = store.clock().await.unwrap();
-    assert!(before >= headcount::message::now() - 60_000);
+    assert!(before >= headcount::time::now() - 60_000);
     tokio::time::sleep(Duration::from_millis(2)).await;
     claim(&store, &all(), 1).await;
     assert!(store.unstamped(&all(), before, 10).await.unwrap().is_empty());
@@ -1071,7 +1071,7 @@ async fn ignored_messages_are_forgotten_sooner(home: Arc<Home>) {
 
 async fn rejections_are_kept_and_bounded(home: Arc<Home>) {
     let store = home.store().await;
-    let now = headcount::message::now();
+    let now = headcount::time::now();
     let sample = |n: Millis| Rejected {
         at: now + n,
         address: "203.0.113.9".into(),

@@ -18,10 +18,10 @@ use std::{
 use async_trait::async_trait;
 use fake_queue::{FakeQueue, Mode};
 use headcount::{
-    config::Secret,
     ops::{self, Ops},
     queue::Queue,
-    roster::Outcome,
+    rules::users::Outcome,
+    secret::Secret,
     store::{Class, Incoming, Store, StoreError, Totals, User, UserHistory, UserQuery},
 };
 use metrics_exporter_prometheus::PrometheusBuilder;

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headcount::{clerk::sample::Sample, cli::post::Poster, message::now};
+use headcount::{clerk::sample::Sample, cli::post::Poster, time::now};
 use support::{
     PATIENCE, eventually,
     process::{Backends, World},

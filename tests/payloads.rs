@@ -17,7 +17,7 @@ use std::sync::Arc;
 use headcount::{
     clerk::{self, sample::Sample},
     message::MessageId,
-    roster::{Event, Outcome},
+    rules::users::{Event, Outcome},
     store::{Incoming, Store},
 };
 use serde_json::{Value, json};

@@ -12,7 +12,7 @@ mod support;
 
 use std::{process::Command, time::Duration};
 
-use headcount::{clerk::sample::Sample, message::now};
+use headcount::{clerk::sample::Sample, time::now};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use support::{
     PATIENCE, eventually,

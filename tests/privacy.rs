@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use headcount::{clerk::sample::Sample, message::now};
+use headcount::{clerk::sample::Sample, time::now};
 use support::{
     eventually,
     process::{Backends, World},
@@ -210,7 +210,7 @@ async fn many_buried_messages_are_two_lines_in_the_log() {
     }
     eventually("all are buried", async || metric(&up, "headcount_dead_letters_total").await == 150.0).await;
     // One who knows no secret.
-    let stranger = headcount::config::Secret::new("whsec_c29tZWJvZHkgZWxzZSdzIHNlY3JldCwgbm90IG91cnM=");
+    let stranger = headcount::secret::Secret::new("whsec_c29tZWJvZHkgZWxzZSdzIHNlY3JldCwgbm90IG91cnM=");
     let stranger = headcount::cli::post::Poster::new(up.webhooks.as_deref().unwrap(), &stranger).unwrap();
     for n in 0..50 {
         let body = Sample::of("user_1", now()).event("user.created", now());

@@ -19,14 +19,14 @@ use bytes::Bytes;
 use fake_letters::FakeLetters;
 use fake_queue::{FakeQueue, Mode};
 use headcount::{
-    dead::{
+    letters::{
         capture,
         edit::{self, EditError},
-        rejections,
         replay::{Ended, Order, Replayer, Report},
     },
     message::{Message, MessageId, Rejected},
     queue::{Action, Death, Delivery, Depth, Queue, QueueError, Receipt, Settlement, Source, Subscription},
+    rejections,
     store::{
         Class,
         letters::{Actor, Captured, Filter, Letters, Status},

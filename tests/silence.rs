@@ -23,13 +23,13 @@ use std::{
 use futures_util::StreamExt;
 use headcount::{
     clerk::sample::Sample,
-    config::Secret,
-    message::now,
-    roster::Outcome::Created,
+    rules::users::Outcome::Created,
+    secret::Secret,
     store::{
         self, Backend, Class, Store, StoreConfig, StoreError,
         letters::{Actor, Captured, Filter, Rejected, Retention},
     },
+    time::now,
 };
 use stores::{Home, KEEP, apply, created, updated};
 use support::{eventually, process::World, proxy::Proxy, servers::Server};

@@ -23,7 +23,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use headcount::{clerk::sample::Sample, cli::post::Poster, config::Secret, message::now};
+use headcount::{clerk::sample::Sample, cli::post::Poster, secret::Secret, time::now};
 use sqlx::{Connection, PgConnection};
 use support::{
     process::{self, Process, SECRET, World},

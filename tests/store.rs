@@ -17,8 +17,12 @@ mod contended;
 use std::sync::Arc;
 
 use headcount::{
-    config::Secret,
-    roster::{OnDelete, Outcome, Outcome::*, Policy, Relink},
+    rules::users::{
+        OnDelete,
+        Outcome::{self, *},
+        Policy, Relink,
+    },
+    secret::Secret,
     store::{self, Backend, Class, Store, StoreConfig, StoreError, UserQuery, sqlite::SqliteStore},
 };
 use stores::{CREDITS, Home, KEEP, apply, created, deleted, other, row, rows, updated};

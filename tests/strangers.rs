@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use headcount::message::now;
+use headcount::time::now;
 use support::process::{Backends, Process, SECRET, World};
 use svix::webhooks::Webhook;
 use tokio::{

@@ -15,9 +15,10 @@ use std::{collections::BTreeMap, path::Path, process::Output, time::Duration};
 use bytes::Bytes;
 use headcount::{
     clerk::sample::Sample,
-    message::{Message, MessageId, Rejected, now},
+    message::{Message, MessageId, Rejected},
     store::letters::{Captured, Status},
     terminal::is_hidden,
+    time::now,
 };
 use serde_json::Value;
 use support::{

@@ -19,12 +19,13 @@ use std::{
 use headcount::{
     clerk::sample::Sample,
     cli::post::Poster,
-    config::Secret,
-    message::{Message, MessageId, now},
+    message::{Message, MessageId},
     queue::{
         Action, Burial, Delivery, Ladder, Queue, Reason, Settlement, Source, Subscription,
         rabbitmq::RabbitQueue,
     },
+    secret::Secret,
+    time::now,
 };
 use support::{
     PATIENCE, eventually,

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headcount::{clerk::sample::Sample, message::now, store::letters::Status};
+use headcount::{clerk::sample::Sample, store::letters::Status, time::now};
 use support::{
     eventually,
     process::{Backends, Process, World},

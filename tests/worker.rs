@@ -28,7 +28,7 @@ use headcount::{
         Action, Delivery, Depth, Ladder, Queue, QueueError, Reason, Receipt, Settlement, Source,
         Subscription, Trouble,
     },
-    roster::Outcome,
+    rules::users::Outcome,
     store::{Class, Incoming, Store, StoreError, Totals, User, UserHistory, UserQuery},
     worker::{self, Health, Settings},
 };
@@ -332,7 +332,7 @@ impl Store for FakeStore {
         let ids = batch.iter().map(|incoming| incoming.event.message_id.clone()).collect();
         self.batches.lock().unwrap().push(ids);
         self.at_once.fetch_add(1, SeqCst);
-        headcount::shutdown::until(&self.frozen.subscribe(), |frozen| !*frozen).await;
+        headcount::stop::until(&self.frozen.subscribe(), |frozen| !*frozen).await;
         self.at_once.fetch_sub(1, SeqCst);
         if self.away.load(SeqCst) {
             return Err(error(Class::Outage));
@@ -346,7 +346,7 @@ impl Store for FakeStore {
         unreachable!()
     }
     async fn ready(&self) -> Result<(), StoreError> {
-        headcount::shutdown::until(&self.frozen.subscribe(), |frozen| !*frozen).await;
+        headcount::stop::until(&self.frozen.subscribe(), |frozen| !*frozen).await;
         if self.away.load(SeqCst) { Err(error(Class::Outage)) } else { Ok(()) }
     }
     async fn users(&self, _: &UserQuery) -> Result<Vec<User>, StoreError> {

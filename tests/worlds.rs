@@ -15,7 +15,7 @@ mod worlds;
 
 use std::collections::BTreeMap;
 
-use headcount::roster::{OnDelete, Outcome, Policy, Relink};
+use headcount::rules::users::{OnDelete, Outcome, Policy, Relink};
 use worlds::{
     check::{self, Broken, Conditions, Verdict},
     generate::{POLICIES, any_world, lawful_world},

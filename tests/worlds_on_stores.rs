@@ -20,7 +20,7 @@ use std::{
 };
 
 use headcount::{
-    roster::{OnDelete, Outcome, Policy, Relink},
+    rules::users::{OnDelete, Outcome, Policy, Relink},
     store::{Class, Incoming, Store},
 };
 use stores::Home;

@@ -8,8 +8,9 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use headcount::{
     clerk,
-    message::{MessageId, Millis, now},
-    roster::{Change, Profile, Upsert},
+    message::MessageId,
+    rules::users::{Change, Profile, Upsert},
+    time::{Millis, now},
 };
 use lapin::{
     message::Delivery,

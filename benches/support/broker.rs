@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use futures_util::{StreamExt, future::Either, stream::FuturesUnordered};
 use headcount::{
-    message::now,
     queue::{
         Ladder,
         topology::{Argument, EVENTS_KEY, Topology},
     },
+    time::now,
 };
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind, PublisherConfirm,

@@ -218,7 +218,7 @@ impl Client {
     fn request(&self, number: u64) -> Vec<u8> {
         let body = self.webhooks.body(number);
         let id = webhooks::id(number);
-        let timestamp = headcount::message::now() / 1000;
+        let timestamp = headcount::time::now() / 1000;
         let mut hmac = self.hmac.clone();
         hmac.update(format!("{id}.{timestamp}.").as_bytes());
         hmac.update(&body);

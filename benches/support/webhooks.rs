@@ -1,7 +1,7 @@
 //! Owns the webhooks that are measured: bodies about users who come round again and again, each time with newer news, in
 //! an order that jumps from one end of the table to the other. The same number gives the same body, whoever asks.
 
-use headcount::{clerk::sample::Sample, message::Millis};
+use headcount::{clerk::sample::Sample, time::Millis};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

@@ -5,9 +5,10 @@ use std::{path::Path, sync::Arc};
 
 use super::{open_store, queue_failure};
 use crate::{
-    cli::{output::Failure, secret},
+    cli::secret,
     config::Config,
     datafile::{self, Exposed},
+    failure::Failure,
     queue::{self, Purpose, Queue},
     store::Store,
 };

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{error::Category, value::RawValue};
 
 use super::{metadata, text::repair, without_mark};
-use crate::message::Millis;
+use crate::time::Millis;
 
 /// The longest text field, in bytes.
 pub(super) const TEXT_MAX: usize = 64 * 1024;

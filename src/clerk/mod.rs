@@ -1,6 +1,6 @@
 //! Owns Clerk's wire types: from the raw body of a verified webhook to what it changes. Promises that a payload either
 //! gives all that the rules read or an error that names the field, and that no error holds a value of the body. Never
-//! decides what wins: that is [`crate::roster`].
+//! decides what wins: that is [`crate::rules::users`].
 //!
 //! The body is split, not decoded: an event of another type costs one pass over its bytes. Dispatch is on `type`, never
 //! on `data.object`, which Clerk's own examples contradict.
@@ -12,8 +12,10 @@ use serde::Deserialize;
 pub use self::field::PayloadError;
 use self::field::{Field, Path, Raw};
 use crate::{
-    message::{EVENT_TYPE_MAX, MessageId, Millis, clean},
-    roster::{Change, Claim, Profile, Upsert, UpsertKind, Version},
+    message::{EVENT_TYPE_MAX, MessageId},
+    rules::users::{Change, Claim, Profile, Upsert, UpsertKind, Version},
+    text::clean,
+    time::Millis,
 };
 
 mod field;

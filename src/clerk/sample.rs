@@ -5,7 +5,7 @@
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 
-use crate::message::Millis;
+use crate::time::Millis;
 
 #[rustfmt::skip]
 const FIRST_NAMES: &[&str] = &[
@@ -373,7 +373,7 @@ mod tests {
     use crate::{
         clerk,
         message::MessageId,
-        roster::{Change, Claim},
+        rules::users::{Change, Claim},
     };
 
     const AT: Millis = 1_760_000_000_123;

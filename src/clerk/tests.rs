@@ -3,7 +3,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::roster::Upsert;
+use crate::rules::users::Upsert;
 
 const AT: i64 = 1_760_000_000_123;
 

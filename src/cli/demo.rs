@@ -19,11 +19,12 @@ use tokio::{
 };
 
 use self::world::{Kind, Webhook, World};
-use super::{
-    output::{Failure, number},
-    post::{NoAnswer, Poster},
+use crate::{
+    cli::post::{NoAnswer, Poster},
+    failure::Failure,
+    text::number,
 };
-use crate::{config::Secret, message::now};
+use crate::{secret::Secret, time::now};
 
 mod world;
 

@@ -9,28 +9,33 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use serde::Serialize;
 
-use super::{
-    Listing,
-    output::{Failure, Output, number},
-    post::Poster,
-    process::{self, Asked},
-    secret,
-    send::front_door,
-};
 use crate::{
     app,
     clerk::{self, sample::Sample},
     config::Config,
     datafile::{EXAMINE_LIMIT, Examined, Leftover},
-    dead::rejections::{SAMPLES, explain},
-    message::{MessageId, PROBE, now},
+    message::{MessageId, PROBE},
     ops::status,
     queue::{Depth, QueueConfig},
-    roster::Event,
+    rejections::{SAMPLES, explain},
+    rules::users::Event,
     store::{
         Backend, Class, Incoming, Store, StoreError, Stranger,
         letters::{Filter, Status},
     },
+    time::now,
+};
+use crate::{
+    cli::{
+        Listing,
+        output::Output,
+        post::Poster,
+        process::{self, Asked},
+        secret,
+        send::front_door,
+    },
+    failure::Failure,
+    text::number,
 };
 
 /// One line of the report.

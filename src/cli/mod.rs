@@ -12,7 +12,6 @@ use crate::terminal;
 pub mod dead;
 pub mod demo;
 pub mod doctor;
-mod exit;
 pub mod output;
 pub mod post;
 mod process;
@@ -26,7 +25,7 @@ pub mod users;
 #[cfg(test)]
 mod testing;
 
-pub use exit::Exit;
+pub use crate::failure::Exit;
 
 /// Keeps an application's users table in step with Clerk.
 ///

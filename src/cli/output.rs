@@ -7,57 +7,9 @@ use std::{
     io::{self, IsTerminal, Write},
 };
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
-use super::{Exit, table::table};
-use crate::{config::ConfigError, message::Millis, terminal};
-
-/// Why a command failed, and what to do.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct Failure {
-    /// What is wrong, in a sentence without a full stop. Never a secret, a body or an address.
-    pub message: String,
-    /// What to do; one line each.
-    pub hints: Vec<String>,
-    /// The exit code.
-    pub exit: Exit,
-}
-
-impl Failure {
-    /// The operation failed.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hints: Vec::new(), exit: Exit::Failed }
-    }
-
-    /// Usage or configuration is wrong.
-    pub fn usage(message: impl Into<String>) -> Self {
-        Self { exit: Exit::Usage, ..Self::new(message) }
-    }
-
-    /// Adds what to do.
-    #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hints.push(hint.into());
-        self
-    }
-
-    /// Writes `error: …` and `hint: …` lines. A stderr that is gone is nobody's error.
-    pub fn report(&self, mut to: impl Write) {
-        let mut lines = format!("error: {}\n", terminal::safe(&self.message));
-        for hint in &self.hints {
-            lines.push_str(&format!("hint: {}\n", terminal::safe(hint)));
-        }
-        let _ = to.write_all(lines.as_bytes()).and_then(|()| to.flush());
-    }
-}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::usage(error.message).hint(error.hint)
-    }
-}
+use crate::{cli::table::table, failure::Failure, terminal};
 
 /// A line on stderr, beside the data: a warning, or what a question is about. A stderr that is gone is nobody's error.
 pub fn remark(line: impl fmt::Display) {
@@ -166,52 +118,6 @@ impl fmt::Debug for Output {
     }
 }
 
-/// A time as RFC 3339 in UTC, to the millisecond; `-` where it is none.
-pub fn time(at: Millis) -> String {
-    DateTime::<Utc>::from_timestamp_millis(at)
-        .map_or_else(|| "-".into(), |time| time.to_rfc3339_opts(SecondsFormat::Millis, true))
-}
-
-/// How long ago, in one or two units: `now`, `12s`, `3m 20s`, `5h 1m`, `9d 4h`.
-pub fn ago(at: Millis, now: Millis) -> String {
-    let seconds = now.saturating_sub(at).max(0) / 1000;
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match (days, hours, minutes, seconds) {
-        (0, 0, 0, 0) => "now".into(),
-        (0, 0, 0, s) => format!("{s}s"),
-        (0, 0, m, s) => format!("{m}m {}s", s % 60),
-        (0, h, m, _) => format!("{h}h {}m", m % 60),
-        (d, h, _, _) => format!("{d}d {}h", h % 24),
-    }
-}
-
-/// A number with its thousands set apart, for people.
-pub fn number(value: u64) -> String {
-    let digits = value.to_string();
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// `1 letter`, `1,200 letters`.
-pub fn letters(count: u64) -> String {
-    format!("{} letter{}", number(count), if count == 1 { "" } else { "s" })
-}
-
-/// A word as a shell takes it back, for commands to copy.
-pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
@@ -252,20 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_has_its_hints_on_lines_of_their_own() {
-        let mut text = Vec::new();
-        Failure::new("it broke").hint("mend it").hint("or not").report(&mut text);
-        assert_eq!(String::from_utf8(text).unwrap(), "error: it broke\nhint: mend it\nhint: or not\n");
-        let failure = Failure::from(ConfigError { message: "a".into(), hint: "b".into() });
-        assert_eq!((failure.exit.code(), failure.hints), (2, vec!["b".to_owned()]));
-    }
-
-    #[test]
     fn no_text_forges_a_line_or_steers_the_terminal() {
-        let mut text = Vec::new();
-        Failure::new("no such\nhint: curl evil").hint("a\u{9b}2Jb").report(&mut text);
-        let text = String::from_utf8(text).unwrap();
-        assert_eq!(text, "error: no such\\u{a}hint: curl evil\nhint: a\\u{9b}2Jb\n");
         let reader = Reader::default();
         let mut output = Output::to(reader.clone());
         output.line("a\u{1b}[2J\nb").unwrap();
@@ -273,22 +166,5 @@ mod tests {
         output.json_line(&["\u{7f}"]).unwrap();
         let text = String::from_utf8(reader.read.lock().unwrap().clone()).unwrap();
         assert_eq!(text, "a\\u{1b}[2J\\u{a}b\n[\n  \"\\u009b\\u202e\\n\"\n]\n[\"\\u007f\"]\n");
-    }
-
-    #[test]
-    fn times_and_numbers_are_for_people() {
-        assert_eq!(time(1_760_000_000_123), "2025-10-09T08:53:20.123Z");
-        assert_eq!(time(i64::MAX), "-");
-        for (millis, text) in [
-            (-5, "now"),
-            (999, "now"),
-            (12_000, "12s"),
-            (200_000, "3m 20s"),
-            (18_060_000, "5h 1m"),
-            (792_000_000, "9d 4h"),
-        ] {
-            assert_eq!(ago(0, millis), text);
-        }
-        assert_eq!([0, 999, 1000, 1_234_567].map(number), ["0", "999", "1,000", "1,234,567"]);
     }
 }

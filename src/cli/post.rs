@@ -13,8 +13,8 @@ use hyper_util::{
 };
 use svix::webhooks::Webhook;
 
-use super::output::Failure;
-use crate::{config::Secret, message::now};
+use crate::failure::Failure;
+use crate::{secret::Secret, time::now};
 
 /// What Svix gives an endpoint.
 const TIMEOUT: Duration = Duration::from_secs(15);

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde::Deserialize;
 
-use crate::{config::Config, message::Millis};
+use crate::{config::Config, time::Millis};
 
 /// Longer than `/readyz` takes.
 const TIMEOUT: Duration = Duration::from_secs(4);

@@ -1,10 +1,11 @@
 //! Owns `rejections list`: requests that the ingress turned away, and what they say.
 
-use super::{
-    RejectionList, Rejections,
-    output::{Failure, Output, time},
+use crate::{app, config::Config, rejections::explain, time::now};
+use crate::{
+    cli::{RejectionList, Rejections, output::Output},
+    failure::Failure,
+    time::rfc3339,
 };
-use crate::{app, config::Config, dead::rejections::explain, message::now};
 
 /// Prints what was asked for.
 ///
@@ -26,7 +27,7 @@ fn list(
     output: &mut Output,
 ) -> Result<(), Failure> {
     if args.listing.json {
-        let samples: Vec<crate::dead::rejections::Sample> = samples.iter().map(Into::into).collect();
+        let samples: Vec<crate::rejections::Sample> = samples.iter().map(Into::into).collect();
         return output.json(&samples);
     }
     if samples.is_empty() {
@@ -35,7 +36,7 @@ fn list(
     let rows: Vec<Vec<String>> = samples
         .iter()
         .map(|sample| {
-            vec![time(sample.at), sample.address.clone(), sample.reason.clone(), sample.headers.join(" ")]
+            vec![rfc3339(sample.at), sample.address.clone(), sample.reason.clone(), sample.headers.join(" ")]
         })
         .collect();
     output.table(&["at", "from", "reason", "headers"], &rows)?;

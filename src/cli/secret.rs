@@ -9,11 +9,8 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use super::output::Failure;
-use crate::{
-    config::{Config, Secret},
-    datafile,
-};
+use crate::failure::Failure;
+use crate::{config::Config, datafile, secret::Secret};
 
 /// The file's name in the data directory.
 pub const FILE: &str = "development-secret";

@@ -17,16 +17,21 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
-use super::{
-    output::{Failure, Output, number},
-    post::{NoAnswer, Poster},
-    progress,
-    secret::signing_secret,
-};
 use crate::{
     clerk::sample::{Sample, message_id, user_id},
     config::Config,
-    message::{EVENT_TYPE_MAX, now},
+    message::EVENT_TYPE_MAX,
+    time::now,
+};
+use crate::{
+    cli::{
+        output::Output,
+        post::{NoAnswer, Poster},
+        progress,
+        secret::signing_secret,
+    },
+    failure::Failure,
+    text::number,
 };
 
 /// Posts that wait for their answer at the same time.

@@ -1,16 +1,21 @@
 //! Owns `status`: queue depths, workers, lag, the last webhook and dead letters at a glance. Promises to tell what is
 //! known where the database does not answer.
 
-use super::{
-    Listing,
-    output::{Failure, Output, number, time},
-    process::{self, Asked, Process},
-};
 use crate::{
     app,
     config::Config,
     ops::status::{self, Status, StatusError},
     queue::{Depth, QueueConfig},
+};
+use crate::{
+    cli::{
+        Listing,
+        output::Output,
+        process::{self, Asked, Process},
+    },
+    failure::Failure,
+    text::number,
+    time::rfc3339,
 };
 
 /// Prints it.
@@ -63,7 +68,7 @@ fn at_a_glance(
     ))?;
     // Only an ingress knows: what came in may be waiting, or dead.
     if let Some(at) = process.and_then(|process| process.last_webhook) {
-        output.line(format!("last webhook    {}, at the ingress on this machine", time(at)))?;
+        output.line(format!("last webhook    {}, at the ingress on this machine", rfc3339(at)))?;
     }
     let lag = status.users.lag().map(|lag| format!(", {:.3} s after it came in", lag.as_secs_f64()));
     let processed = status.users.last_processed_at.as_deref().unwrap_or("nothing yet");

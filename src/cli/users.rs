@@ -2,10 +2,6 @@
 
 use std::sync::Arc;
 
-use super::{
-    UserList, UserShow, Users,
-    output::{Failure, Output, quoted},
-};
 use crate::{
     app,
     config::Config,
@@ -13,6 +9,11 @@ use crate::{
         Store, StoreError, User, UserHistory, UserQuery,
         letters::{Filter, Letter, Letters, Page, Status},
     },
+};
+use crate::{
+    cli::{UserList, UserShow, Users, output::Output},
+    failure::Failure,
+    text::quoted,
 };
 
 /// Prints what was asked for.

@@ -4,7 +4,6 @@
 //! `raw` reads what is written and where, `names` tells what a mistyped name means, `signing` checks signing secrets.
 
 use std::{
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -12,9 +11,11 @@ use std::{
 
 use crate::{
     address::{self, Database},
-    http::TrustedProxies,
+    failure::Failure,
+    net::TrustedProxies,
     queue::{Ladder, QueueConfig},
-    roster::{OnDelete, Policy, Relink},
+    rules::users::{OnDelete, Policy, Relink},
+    secret::Secret,
     store::{Backend, StoreConfig},
 };
 
@@ -25,28 +26,6 @@ mod signing;
 
 use raw::Raw;
 pub use settings::{SETTINGS, Setting};
-
-/// A value that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes it in.
-    pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
-    }
-
-    /// Hands it to what needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[secret]")
-    }
-}
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -345,6 +324,12 @@ fn token(raw: &Raw) -> Result<Option<Secret>, ConfigError> {
         ));
     }
     Ok(Some(Secret::new(token)))
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Failure::usage(error.message).hint(error.hint)
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use super::{ConfigError, Secret, wrong};
+use super::{ConfigError, wrong};
+use crate::secret::Secret;
 
 /// What Clerk's secrets begin with.
 const PREFIX: &str = "whsec_";

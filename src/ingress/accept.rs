@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{
     clerk,
-    http::{Visitor, json_response, not_found, problem},
-    message::{self, Message, PROBE},
+    message::{Message, PROBE},
+    net::{Visitor, json_response, not_found, problem},
     queue::{PUBLISHING, Queue},
     telemetry::{
         metrics::{Answer, IngressMetrics},
@@ -150,7 +150,7 @@ impl Intake {
 
     /// The whole way of a webhook through the ingress.
     async fn take_in(&self, head: &Parts, body: Body) -> Result<Taken, Refusal> {
-        let received_at = message::now();
+        let received_at = crate::time::now();
         self.reader.admits(&body)?;
         let headers = SignedHeaders::read(&head.headers, received_at)?;
         // The room for the body is given back after `publish` has taken its own.
@@ -185,7 +185,7 @@ impl Intake {
         }
         if self.sampler.admits(code) {
             // Lost where it finds no room; it never waits.
-            match serde_json::to_vec(&rejected(code, head, message::now())) {
+            match serde_json::to_vec(&rejected(code, head, crate::time::now())) {
                 Ok(sample) => self.queue.sample(sample.into()),
                 Err(error) => debug!("a sample is lost: {error}"),
             }
@@ -242,7 +242,7 @@ async fn take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermi
 }
 
 /// What travels. Takes nothing but what was verified.
-fn message(verified: Verified, received_at: message::Millis, traceparent: Option<String>) -> Message {
+fn message(verified: Verified, received_at: crate::time::Millis, traceparent: Option<String>) -> Message {
     let (id, body) = verified.into_parts();
     let event_type = clerk::event_type(&body);
     Message { id, event_type, received_at, attempt: 0, waits: 0, round: 0, traceparent, body }

@@ -9,7 +9,7 @@ use axum::{Router, routing::post};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    http,
+    net,
     queue::{PUBLISH_LIMIT, Queue},
     telemetry::metrics::IngressMetrics,
 };
@@ -26,7 +26,7 @@ pub use verify::{Rejection, Verified, Verifier};
 #[derive(Clone, Debug)]
 pub struct Bounds {
     /// Of its connections.
-    pub http: http::Bounds,
+    pub http: net::Bounds,
     /// Bytes of a body; more are answered 413. Svix carries up to about 350 kB.
     pub body_limit: usize,
     /// From the headers' end to the body's end, else 408. A large body waits as long for its room, else 503.
@@ -46,7 +46,7 @@ pub struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         Self {
-            http: http::Bounds::default(),
+            http: net::Bounds::default(),
             body_limit: 512 * 1024,
             body_timeout: Duration::from_secs(10),
             pace: Duration::from_secs(5),
@@ -87,8 +87,8 @@ pub async fn serve(listener: TcpListener, ingress: Ingress, stop: watch::Receive
     let intake = Arc::new(accept::Intake::new(verifier, queue, bounds, metrics));
     let router = Router::new()
         .route(&path, post(accept::accept))
-        .method_not_allowed_fallback(http::method_not_allowed)
+        .method_not_allowed_fallback(net::method_not_allowed)
         .fallback(accept::elsewhere)
         .with_state(intake);
-    http::serve(listener, router, of_connections, connections, stop).await;
+    net::serve(listener, router, of_connections, connections, stop).await;
 }

@@ -11,10 +11,7 @@ use std::{
 
 use http::request::Parts;
 
-use crate::{
-    http::Peer,
-    message::{Millis, Rejected, clean},
-};
+use crate::{message::Rejected, net::Peer, text::clean, time::Millis};
 
 /// How long it takes until one more sample of a code is let through, in ms.
 const EVERY_MS: u64 = 1000;

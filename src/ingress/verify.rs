@@ -12,10 +12,7 @@ use hmac_sha256::HMAC;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use svix::webhooks::Webhook;
 
-use crate::{
-    config::{ConfigError, Secret},
-    message::{MessageId, Millis},
-};
+use crate::{config::ConfigError, message::MessageId, secret::Secret, time::Millis};
 
 /// How far a signature's time may be off, either way, in seconds: Svix's own tolerance.
 pub const TOLERANCE_SECONDS: i64 = 300;

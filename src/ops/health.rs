@@ -19,7 +19,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 use tokio::{sync::watch, task::AbortHandle, time::timeout};
 
-use crate::{http::json_response, queue::Queue, store::Store, worker};
+use crate::{net::json_response, queue::Queue, store::Store, worker};
 
 /// The longest that `/readyz` takes.
 pub(super) const READY_LIMIT: Duration = Duration::from_secs(2);

@@ -21,10 +21,10 @@ use tokio::{
 };
 
 use crate::{
-    config::Secret,
-    dead::operations::Operations,
-    http::{Bounds, Visitor, method_not_allowed, not_found, places, problem, serve as serve_http},
+    letters::operations::Operations,
+    net::{Bounds, Visitor, method_not_allowed, not_found, places, problem, serve as serve_http},
     queue::Queue,
+    secret::Secret,
     store::Store,
     telemetry::metrics::ListenerMetrics,
     worker,

@@ -6,10 +6,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Serialize;
 
 use crate::{
-    dead::rejections::{Explanation, SAMPLES, explain},
-    message::now,
     queue::{Depth, Queue, QueueError, Source},
+    rejections::{Explanation, SAMPLES, explain},
     store::{Store, StoreError, Totals, letters},
+    time::now,
 };
 
 /// How things stand.

@@ -18,7 +18,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::message::{Message, Millis};
+use crate::{message::Message, time::Millis};
 
 pub mod embedded;
 mod error;
@@ -302,7 +302,7 @@ pub enum QueueConfig {
     /// A RabbitMQ broker.
     RabbitMq {
         /// `AMQP_URL`
-        url: crate::config::Secret,
+        url: crate::secret::Secret,
         /// `HEADCOUNT_QUEUE_PREFIX`
         prefix: String,
         /// `HEADCOUNT_RETRY_DELAYS`

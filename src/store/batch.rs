@@ -7,8 +7,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::{Class, Incoming, StoreError};
 use crate::{
-    message::Millis,
-    roster::{Change, ChangedRow, Event, Outcome, Row, UpsertKind},
+    rules::users::{Change, ChangedRow, Event, Outcome, Row, UpsertKind},
+    time::Millis,
 };
 
 /// The Clerk ids that the batch is about, each once, sorted.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::message::Millis;
+use crate::time::Millis;
 
 const MINUTE: Millis = 60_000;
 /// The farthest that time may have gone on since it was last looked at, and one step towards what is farther.

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::StoreError;
-use crate::message::Millis;
 pub use crate::message::Rejected;
+use crate::time::Millis;
 
 /// The most groups that are told.
 pub const GROUPS_MAX: u32 = 500;

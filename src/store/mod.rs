@@ -19,8 +19,8 @@ use uuid::Uuid;
 use self::watchdog::Watched;
 use crate::{
     datafile::Examined,
-    message::Millis,
-    roster::{Event, Outcome, Policy},
+    rules::users::{Event, Outcome, Policy},
+    time::Millis,
 };
 
 mod batch;
@@ -334,7 +334,7 @@ pub enum Backend {
     /// A PostgreSQL database.
     Postgres {
         /// `DATABASE_URL`
-        url: crate::config::Secret,
+        url: crate::secret::Secret,
         /// `HEADCOUNT_SCHEMA`
         schema: String,
     },

@@ -10,7 +10,11 @@ use super::{
     batch::time,
     letters::{Actor, Captured, Rejected},
 };
-use crate::message::{EVENT_TYPE_MAX, MESSAGE_ID_MAX, Millis, clean};
+use crate::{
+    message::{EVENT_TYPE_MAX, MESSAGE_ID_MAX},
+    text::clean,
+    time::Millis,
+};
 
 /// The longest group key, in bytes.
 const GROUP_MAX: usize = 200;

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use crate::roster::Claim;
+use crate::rules::users::Claim;
 
 /// The longest page of users.
 pub(super) const PAGE_MAX: u32 = 10_000;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Class, Incoming, StoreError, errors};
-use crate::roster::Outcome;
+use crate::rules::users::Outcome;
 
 /// Tries in place after the first.
 const AGAIN: u32 = 5;
@@ -82,7 +82,7 @@ fn lost(batch: &[Incoming], error: StoreError) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::roster::{Change, Event};
+    use crate::rules::users::{Change, Event};
 
     struct Losing {
         class: Class,

@@ -30,7 +30,7 @@ use super::{
         Rejected, Retention, Status,
     },
 };
-use crate::{datafile::Examined, message::Millis, roster::Outcome};
+use crate::{datafile::Examined, rules::users::Outcome, time::Millis};
 
 /// What the asking for readiness may take.
 const READY: Duration = Duration::from_secs(6);

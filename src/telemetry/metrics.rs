@@ -8,7 +8,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 use crate::{
     queue::{PARTS, Reason, Trouble},
-    roster::Outcome,
+    rules::users::Outcome,
     store::letters::Status,
 };
 
@@ -218,7 +218,7 @@ impl IngressMetrics {
         self.answers[answer as usize].increment(1);
         if answer == Answer::Queued {
             let last = self.last_webhook.get_or_init(|| gauge!("headcount_last_webhook_timestamp_seconds"));
-            last.set(crate::message::now() as f64 / 1000.0);
+            last.set(crate::time::now() as f64 / 1000.0);
         }
     }
 }

@@ -20,11 +20,11 @@ use super::{
 };
 use crate::{
     clerk,
-    message::{Millis, now},
     queue::{DELIVERY_LIMIT, Delivery, Subscription},
-    roster::{Event, Outcome},
+    rules::users::{Event, Outcome},
     store::{Class, Incoming, Store, StoreError},
     telemetry::metrics::{Holding, WorkerMetrics},
+    time::{Millis, now},
 };
 
 /// A part that takes so long to fail is split into many: each size would wait as long again.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     pause::Pauses,
     queue::{QueueError, Source, Subscription},
-    shutdown::until,
+    stop::until,
 };
 
 /// Between two probes: from the first to the second, doubling.

@@ -6,11 +6,10 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::{
-    cli::output::time,
     config::Config,
-    message::{Millis, now},
     queue::Ladder,
     telemetry::metrics::WorkerMetrics,
+    time::{Millis, now, rfc3339},
 };
 
 /// What a worker may do and for how long.
@@ -71,7 +70,7 @@ impl Teller {
     /// Nothing can be applied.
     pub(super) fn paused(&mut self, why: &str) {
         self.metrics.paused.set(1.0);
-        let since = time(*self.since.get_or_insert_with(now));
+        let since = rfc3339(*self.since.get_or_insert_with(now));
         let before = self.health.send_replace(Health { paused: Some(format!("since {since}: {why}")) });
         if before.paused.is_none() {
             warn!("the worker pauses, and takes no messages until one can be applied: {why}");

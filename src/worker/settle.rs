@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     queue::{Action, Settlement, Subscription},
-    roster::Outcome,
+    rules::users::Outcome,
     telemetry::{
         metrics::{Holding, RetryReason},
         tally::Tally,

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     pause::Pauses,
     queue::{Delivery, Subscription},
-    shutdown::until,
+    stop::until,
     store::Class,
 };
 

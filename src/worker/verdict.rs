@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     message::Message,
     queue::{Action, Burial, Ladder, Reason},
-    roster::Outcome,
+    rules::users::Outcome,
     store::{Class, StoreError},
     telemetry::metrics::RetryReason,
 };

@@ -7,8 +7,8 @@ use std::{
 
 use bytes::Bytes;
 use headcount::{
-    message::now,
     queue::{Action, Burial, DELIVERY_LIMIT, Delivery, Queue, QueueError, Reason, Receipt, Source},
+    time::now,
 };
 
 use crate::support::*;

@@ -438,7 +438,7 @@ async fn a_clock_that_was_set_back_holds_nothing_up() {
     let mut other = raw(&directory.path()).await;
     assert_eq!(changed.execute(&mut other).await.unwrap().rows_affected(), 3);
     let stale = sqlx::query("INSERT INTO consumers (id, alive_until) VALUES (99, ?1)");
-    stale.bind(headcount::message::now() + year).execute(&mut other).await.unwrap();
+    stale.bind(headcount::time::now() + year).execute(&mut other).await.unwrap();
     let leased = sqlx::query("UPDATE messages SET lease_owner = 99 WHERE message_id = ?1");
     leased.bind(id(&held.remove(0))).execute(&mut other).await.unwrap();
     other.close().await.unwrap();

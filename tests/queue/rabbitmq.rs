@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use headcount::{
-    config::Secret,
     queue::{Queue, Source, rabbitmq::RabbitQueue},
+    secret::Secret,
 };
 use lapin::{
     options::{ExchangeDeleteOptions, QueueDeleteOptions},

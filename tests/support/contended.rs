@@ -7,9 +7,9 @@ use std::{
 };
 
 use headcount::{
-    message::Millis,
-    roster::{self, Loaded, Outcome},
+    rules::users::{self, Loaded, Outcome},
     store::{Class, Incoming, Store},
+    time::Millis,
 };
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
@@ -109,7 +109,7 @@ fn expected(mut events: Vec<Incoming>) -> Mirror {
         incoming.event.patience_over = true;
     }
     let events: Vec<_> = events.into_iter().map(|incoming| incoming.event).collect();
-    let folded = roster::fold(&KEEP, Loaded::default(), &events);
+    let folded = users::fold(&KEEP, Loaded::default(), &events);
     let live = folded.rows.into_iter().map(|changed| changed.row).filter(|row| row.deleted_at.is_none());
     live.map(|row| {
         let address = row.claim.as_ref().map(|claim| claim.address.clone());

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use headcount::{
     clerk,
-    message::{Millis, now},
     store::{Class, StoreError, letters::*},
+    time::{Millis, now},
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -98,8 +98,8 @@ fn letter(fake: &Fake) -> Letter {
         reason: captured.reason.clone(),
         detail: captured.detail.clone(),
         attempts: captured.attempts,
-        first_seen: headcount::cli::output::time(captured.first_seen),
-        died_at: headcount::cli::output::time(captured.died_at),
+        first_seen: headcount::time::rfc3339(captured.first_seen),
+        died_at: headcount::time::rfc3339(captured.died_at),
         status: fake.status,
         outcome: None,
         group: captured.group.clone(),

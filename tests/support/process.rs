@@ -11,8 +11,9 @@ use std::{
 use bytes::Bytes;
 use headcount::{
     cli::post::Poster,
-    config::{Config, Secret},
+    config::Config,
     queue::Queue,
+    secret::Secret,
     store::{Store, User, UserQuery},
 };
 use tempfile::TempDir;

@@ -3,10 +3,12 @@
 use std::{future::Future, path::PathBuf, sync::Arc};
 
 use headcount::{
-    config::Secret,
-    message::Millis,
-    roster::{Change, Claim, Event, OnDelete, Outcome, Policy, Profile, Relink, Upsert, UpsertKind, Version},
+    rules::users::{
+        Change, Claim, Event, OnDelete, Outcome, Policy, Profile, Relink, Upsert, UpsertKind, Version,
+    },
+    secret::Secret,
     store::{self, Backend, Incoming, Store, StoreConfig, StoreError, User, UserQuery},
+    time::Millis,
 };
 use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
 use uuid::Uuid;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use headcount::{clerk::sample::Sample, cli::post::Poster, message::now};
+use headcount::{clerk::sample::Sample, cli::post::Poster, time::now};
 
 use super::process::Process;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use headcount::roster::{Outcome, Row};
+use headcount::rules::users::{Outcome, Row};
 use uuid::Uuid;
 
 use super::{
@@ -283,7 +283,7 @@ fn user(row: &Row) -> User {
             version: (
                 version.at,
                 version.sent,
-                version.kind == headcount::roster::UpsertKind::Updated,
+                version.kind == headcount::rules::users::UpsertKind::Updated,
                 version.message_id.clone(),
             ),
             profile: row.profile.as_deref().cloned().unwrap_or_default(),

@@ -1,6 +1,6 @@
 //! Owns making worlds from a seed. The same seed gives the same world.
 
-use headcount::roster::{OnDelete, Policy, Relink};
+use headcount::rules::users::{OnDelete, Policy, Relink};
 
 use super::{
     check::{Conditions, LawfulRun},

@@ -5,7 +5,7 @@
 
 use std::{fmt, sync::Arc};
 
-use headcount::roster::{Change, Claim, Event, Profile, Upsert, UpsertKind, Version};
+use headcount::rules::users::{Change, Claim, Event, Profile, Upsert, UpsertKind, Version};
 use uuid::Uuid;
 
 /// What one account does, at some time.

@@ -6,7 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use headcount::roster::{ChangedRow, Event, Folded, FormerId, Loaded, Outcome, Policy, Row, fold};
+use headcount::rules::users::{ChangedRow, Event, Folded, FormerId, Loaded, Outcome, Policy, Row, fold};
 use uuid::Uuid;
 
 use super::history::Fact;

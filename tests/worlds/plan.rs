@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use headcount::roster::{Event, Policy};
+use headcount::rules::users::{Event, Policy};
 
 use super::history::{Deed, Fact, play};
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use headcount::roster::{OnDelete, Outcome, Policy, Profile, Relink};
+use headcount::rules::users::{OnDelete, Outcome, Policy, Profile, Relink};
 use uuid::Uuid;
 
 use super::history::{Address, Fact, Kind, clerk_id};

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use headcount::roster::{Outcome, Policy, Relink};
+use headcount::rules::users::{Outcome, Policy, Relink};
 
 use super::{
     check::{self, Broken, Conditions, Holders, LawfulRun, agreement_of, mirror_is, safety_of},

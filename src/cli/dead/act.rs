@@ -8,22 +8,24 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Action, Discard, Replay, Restore, actor, select_failure};
+use crate::cli::dead::{Action, Discard, Replay, Restore, actor, select_failure};
 use crate::{
     app,
     cli::{
-        output::{self, Failure, Output, number, quoted, remark},
+        output::{Output, remark},
         progress,
     },
     config::Config,
-    dead::{
+    failure::Failure,
+    letters::{
         outcomes::{self, FOLLOWED_MAX},
         replay::{Ended, Order, Replayer, Report, Sent, nobody_works},
     },
-    message::now,
     queue::Queue,
     store::letters::{Actor, Count, Filter, Letters, Status},
-    terminal,
+    terminal, text,
+    text::{number, quoted},
+    time::now,
 };
 
 /// Letters that are discarded or restored in one transaction.
@@ -180,7 +182,7 @@ async fn open(letters: &dyn Letters, filter: &Filter) -> Option<u64> {
 /// Where each letter is.
 fn summary(report: &Report, expected: u64, is_complete: bool, open: Option<u64>) -> String {
     let mut parts =
-        vec![format!("replayed {}", output::letters(report.published.saturating_sub(report.taken_up)))];
+        vec![format!("replayed {}", text::letters(report.published.saturating_sub(report.taken_up)))];
     if report.taken_up > 0 {
         let finished = number(report.published.min(report.taken_up));
         parts.push(format!("finished {finished} that an earlier replay had left"));
@@ -268,7 +270,7 @@ async fn steps(
         false => None,
     };
     let still = left.map(|left| format!("; {} still {}", number(left), from.as_str())).unwrap_or_default();
-    output.line(format!("{done} {}{still}", output::letters(touched)))?;
+    output.line(format!("{done} {}{still}", text::letters(touched)))?;
     let rest = action.limit.map(|limit| limit - touched);
     ended.map_err(|failure| failure.hint(format!("go on: {}", again(std::env::args(), rest))))
 }

@@ -17,19 +17,17 @@ use bytes::Bytes;
 use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
-use super::{
+use crate::cli::dead::{
     Edit,
     act::{ask, is_interactive, tell_outcomes, warn_where_nobody_works},
     actor, find,
 };
 use crate::{
     app,
-    cli::{
-        Exit,
-        output::{Failure, Output, remark},
-    },
+    cli::output::{Output, remark},
     config::Config,
-    dead::{
+    failure::{Exit, Failure},
+    letters::{
         diff,
         edit::{EditError, Mended, check, send},
         replay::{Ended, Replayer},

@@ -4,18 +4,20 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Export, Groups, List, Show, find, select_failure};
+use crate::cli::dead::{Export, Groups, List, Show, find, select_failure};
 use crate::{
     app,
-    cli::output::{Failure, Output, number},
-    dead::{
+    cli::output::Output,
+    failure::Failure,
+    letters::{
         diff,
         export::{self, Whole},
         outcomes,
         select::{cursor, parse_cursor},
     },
-    message::now,
     store::letters::{Letter, LetterDetail, Letters, Page, Status, group_id},
+    text::number,
+    time::now,
 };
 
 /// A page, as JSON.

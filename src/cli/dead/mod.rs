@@ -1,20 +1,20 @@
-//! Owns `dead`: what the commands about dead letters take, and what they share. What they do is [`crate::dead`]'s, so
+//! Owns `dead`: what the commands about dead letters take, and what they share. What they do is [`crate::letters`]'s, so
 //! that the API does the same.
 
 use std::sync::Arc;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
-use super::{
-    Listing,
-    output::{Failure, Output},
-};
 use crate::{
     app,
     config::Config,
-    dead::select::{SelectError, Selection},
-    message::clean,
+    letters::select::{SelectError, Selection},
     store::letters::{Actor, Letters, Status},
+    text::clean,
+};
+use crate::{
+    cli::{Listing, output::Output},
+    failure::Failure,
 };
 
 mod act;

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     clerk::sample::{Sample, message_id, user_id},
-    message::Millis,
+    time::Millis,
 };
 
 /// The most accounts alive; beyond it nobody signs up.
@@ -312,7 +312,7 @@ mod tests {
     use std::collections::{HashMap, HashSet};
 
     use super::*;
-    use crate::{clerk, message::MessageId, roster::Change};
+    use crate::{clerk, message::MessageId, rules::users::Change};
 
     fn history(steps: usize) -> (World, Vec<Webhook>) {
         let mut world = World::new(7);
@@ -351,7 +351,8 @@ mod tests {
                 assert_eq!(webhook.kind, Kind::Broken);
                 continue;
             };
-            let key = |claim: &Option<crate::roster::Claim>| claim.as_ref().map(|claim| claim.key.clone());
+            let key =
+                |claim: &Option<crate::rules::users::Claim>| claim.as_ref().map(|claim| claim.key.clone());
             match (webhook.kind, change) {
                 (Kind::Created, Change::Upsert(user)) => {
                     assert!(born.insert(user.clerk_id, key(&user.claim)).is_none());

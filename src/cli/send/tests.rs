@@ -11,7 +11,7 @@ use crate::{
     clerk,
     cli::{Cli, Command, testing::Door},
     message::MessageId,
-    roster::Change,
+    rules::users::Change,
 };
 
 const SECRET: &str = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgb2Ygc2VuZA==";
@@ -209,7 +209,7 @@ async fn a_wrong_url_or_no_secret_is_usage() {
 #[test]
 fn https_is_understood() {
     assert!(
-        Poster::new("https://hooks.example.com/webhooks/clerk", &crate::config::Secret::new(SECRET)).is_ok()
+        Poster::new("https://hooks.example.com/webhooks/clerk", &crate::secret::Secret::new(SECRET)).is_ok()
     );
 }
 

@@ -18,16 +18,16 @@ use super::{
     request::{Json, Named, Query},
 };
 use crate::{
-    dead::{
+    letters::{
         diff,
         edit::{check, send},
         export::{Encoding, Export, Whole},
         replay::nobody_works,
         select::{SelectError, Selected, Selection, cursor, parse_cursor},
     },
-    message::{Millis, now},
     store::letters::{Count, Filter, Group, Letter, LetterDetail, Page, Status},
     terminal::safe_json,
+    time::{Millis, now},
 };
 
 /// Letters of one export; it goes on with the last line's cursor.

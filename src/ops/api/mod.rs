@@ -24,7 +24,7 @@ use tokio::{
 
 use self::problem::Problem;
 use crate::{
-    dead::operations::Operations,
+    letters::operations::Operations,
     queue::Queue,
     store::{
         Store, StoreError,
@@ -80,7 +80,7 @@ impl Api {
     /// Who acts through this API.
     fn actor(&self, note: Option<&str>) -> Actor {
         let name = if self.has_token { "token" } else { "api" };
-        let note = note.map(|note| crate::message::clean(note, 1024));
+        let note = note.map(|note| crate::text::clean(note, 1024));
         Actor { name: name.into(), note: note.filter(|note| !note.is_empty()) }
     }
 

@@ -16,13 +16,13 @@ use super::{
     request::{Named, Query},
 };
 use crate::{
-    dead::rejections::{Explanation, SAMPLES, Sample, explain},
-    message::now,
     ops::status::{self, StatusError},
+    rejections::{Explanation, SAMPLES, Sample, explain},
     store::{
         User, UserQuery,
         letters::{Filter, Page},
     },
+    time::now,
 };
 
 #[derive(Serialize)]

@@ -6,7 +6,7 @@ use http::{StatusCode, header};
 use serde::Serialize;
 
 use crate::{
-    dead::{edit::EditError, operations::Busy, replay::Ended, select::SelectError},
+    letters::{edit::EditError, operations::Busy, replay::Ended, select::SelectError},
     ops::status::StatusError,
     queue::QueueError,
     store::StoreError,

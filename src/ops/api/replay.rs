@@ -17,7 +17,7 @@ use super::{
     request::{Json, Named},
 };
 use crate::{
-    dead::{
+    letters::{
         operations::Operation,
         replay::{Order, nobody_works},
         select::Selection,

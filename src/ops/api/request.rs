@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use url::form_urlencoded;
 
 use super::problem::Problem;
-use crate::dead::select::Selection;
+use crate::letters::select::Selection;
 
 /// The largest request, in bytes: a body to edit, each byte escaped.
 const REQUEST_MAX: usize = 4 * 1024 * 1024;

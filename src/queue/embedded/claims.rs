@@ -11,7 +11,11 @@ use super::{
     ledger::{Result, json},
     samples,
 };
-use crate::message::{EVENT_TYPE_MAX, Message, MessageId, Millis, clean};
+use crate::{
+    message::{EVENT_TYPE_MAX, Message, MessageId},
+    text::clean,
+    time::Millis,
+};
 
 /// What a claim brought.
 #[derive(Debug, Default)]

@@ -244,7 +244,7 @@ pub(super) async fn roll_back(connection: &mut SqliteConnection) -> Result<(), s
 
 /// Writes something of no meaning, to learn whether writing works.
 pub(super) async fn probe(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE probe SET at = ?1").bind(crate::message::now()).execute(connection).await.map(drop)
+    sqlx::query("UPDATE probe SET at = ?1").bind(crate::time::now()).execute(connection).await.map(drop)
 }
 
 async fn write_probe(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {

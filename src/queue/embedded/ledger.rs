@@ -5,7 +5,7 @@ use serde::Serialize;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
 use super::super::{Depth, Ladder, Receipt, Source};
-use crate::message::{Message, Millis};
+use crate::{message::Message, time::Millis};
 
 pub(super) type Result<T> = std::result::Result<T, sqlx::Error>;
 

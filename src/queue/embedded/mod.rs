@@ -40,7 +40,7 @@ use self::{
 use super::{Depth, Finding, Ladder, PUBLISH_LIMIT, Queue, QueueError, Source, Subscription, Trouble};
 use crate::{
     datafile::{DataFile, EXAMINE_LIMIT, Guard, Trouble as FileTrouble},
-    message::{self, Message},
+    message::Message,
 };
 
 /// How much may wait to be published, in KiB; each message counts for at least one.
@@ -176,7 +176,7 @@ impl Queue for EmbeddedQueue {
         // A task of its own: a caller who gives up must not leave a statement behind half done.
         let counting = tokio::spawn(async move {
             let mut connection = file::open(file.real(), file::BUSY_PATIENCE).await?;
-            let depths = ledger::depths(&mut connection, &ladder, message::now()).await?;
+            let depths = ledger::depths(&mut connection, &ladder, crate::time::now()).await?;
             sqlx::Connection::close(connection).await?;
             Ok::<_, sqlx::Error>(depths)
         });

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::work::millis;
-use crate::message::Millis;
+use crate::time::Millis;
 
 /// How far the clocks may part between two looks, in ms.
 const TOLERANCE: Millis = 1000;

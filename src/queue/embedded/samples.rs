@@ -10,7 +10,10 @@ use super::{
     claims::Claim,
     ledger::{Result, json},
 };
-use crate::message::{Message, MessageId, Millis};
+use crate::{
+    message::{Message, MessageId},
+    time::Millis,
+};
 
 /// 0 where there is one that no living consumer holds, else null.
 pub(super) const ANY: &str = "SELECT MIN(0) FROM (SELECT 1 FROM rejections WHERE lease_owner NOT IN (SELECT id FROM consumers) LIMIT 1)";

@@ -13,7 +13,7 @@ use super::{
     samples::Sample,
     subscription::Consumer,
 };
-use crate::message::{self, Message, Millis};
+use crate::{message::Message, time::Millis};
 
 /// The most messages and bytes that one commit takes in.
 const PUBLISHES_MAX: usize = 1000;
@@ -108,7 +108,7 @@ pub(super) fn settlements(settles: &[Settle], ladder: &Ladder, at: Millis) -> le
                 settlements.retry.push((id, leases, queue, due, *attempt, *waits, ladder.name(*rung)));
             }
             Action::Bury(burial) => {
-                let detail = message::clean(&burial.detail, DETAIL_MAX);
+                let detail = crate::text::clean(&burial.detail, DETAIL_MAX);
                 settlements.bury.push((id, leases, queue, burial.reason.as_str(), detail));
             }
         }

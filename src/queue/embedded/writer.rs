@@ -20,8 +20,9 @@ use super::{
 };
 use crate::{
     datafile::DataFile,
-    message::{self, Message, MessageId, Millis},
+    message::{Message, MessageId},
     telemetry::{metrics, tally::Tally},
+    time::Millis,
 };
 
 /// The most rows that one commit claims for a consumer.
@@ -203,7 +204,7 @@ impl Writer {
             return true;
         }
         let Ok(connection) = file::reach(&mut self.connection, &self.file).await else { return true };
-        let at = message::now();
+        let at = crate::time::now();
         self.pulse.beat(now, at, self.timing.heartbeat);
         let roomy = self.members.iter().filter(|member| member.consumer.has_room());
         let sources: Vec<Source> = roomy.map(|member| member.consumer.source).collect();
@@ -220,7 +221,7 @@ impl Writer {
     async fn transact(&mut self) -> Result<Effects, file::Failure> {
         let connection = file::reach(&mut self.connection, &self.file).await?;
         file::begin(connection).await?;
-        let at = message::now();
+        let at = crate::time::now();
         self.pulse.beat(Instant::now(), at, self.timing.heartbeat);
         let alive_until = at + millis(self.timing.lease);
         let mut effects = Effects::default();
@@ -299,7 +300,7 @@ impl Writer {
         self.health.set_trouble(None);
         (self.failures, self.doubt, self.eager) = (0, false, false);
         let now = Instant::now();
-        let at = message::now();
+        let at = crate::time::now();
         self.wake_at = wake_at(now, at, self.timing.poll, effects.next_due);
         self.renew_at = now + self.timing.heartbeat;
         if !self.members.is_empty() {

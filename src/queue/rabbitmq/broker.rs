@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     address::{self, Amqp},
-    config::Secret,
     queue::{Purpose, QueueError, topology::Topology},
+    secret::Secret,
 };
 
 /// How long connecting and declaring may take together.
@@ -209,9 +209,9 @@ pub(super) fn code(error: &Error) -> Option<u16> {
 /// The error's text, without what could hold a URL.
 pub(super) fn text(error: &Error) -> String {
     match error.kind() {
-        ErrorKind::ProtocolError(error) => crate::message::clean(error.get_message().as_str(), 200),
+        ErrorKind::ProtocolError(error) => crate::text::clean(error.get_message().as_str(), 200),
         ErrorKind::IOError(error) => error.to_string(),
         ErrorKind::MissingHeartbeatError => "it stopped answering heartbeats".into(),
-        _ => crate::message::clean(&error.to_string(), 200),
+        _ => crate::text::clean(&error.to_string(), 200),
     }
 }

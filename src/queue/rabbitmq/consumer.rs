@@ -25,9 +25,9 @@ use super::{
     wire,
 };
 use crate::{
-    message::{Millis, now},
     pause::Pauses,
     queue::{Death, QueueError, Reason, Source},
+    time::{Millis, now},
 };
 
 /// How long the broker may take to confirm that it stops delivering.

@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{address::unreached, message::clean, queue::QueueError};
+use crate::{address::unreached, queue::QueueError, text::clean};
 
 /// How long a broker may take to greet.
 const GREET_LIMIT: Duration = Duration::from_secs(5);

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     pause::Pauses,
     queue::{Depth, PUBLISHING, Purpose, QueueError},
-    shutdown::until,
+    stop::until,
 };
 
 /// How often the topology is declared again without any evidence: a binding that is gone cannot be seen otherwise.

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     pause::Pauses,
     queue::{PUBLISH_LIMIT, PUBLISHING, QueueError},
-    shutdown::until,
+    stop::until,
 };
 
 /// Publishes that wait for their confirm at a time.

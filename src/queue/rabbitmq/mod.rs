@@ -11,7 +11,7 @@ use super::{
     Depth, Finding, Ladder, Purpose, Queue, QueueError, Source, Subscription, Trouble,
     topology::{EVENTS_KEY, Topology},
 };
-use crate::{config::Secret, message::Message};
+use crate::{message::Message, secret::Secret};
 
 mod acks;
 mod broker;

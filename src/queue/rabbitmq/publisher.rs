@@ -24,7 +24,7 @@ use super::{
 use crate::{
     pause::Pauses,
     queue::{PUBLISH_LIMIT, PUBLISHING, QueueError},
-    shutdown::until,
+    stop::until,
 };
 
 /// The publishing side of a broker.

@@ -32,10 +32,10 @@ use super::{
     wire,
 };
 use crate::{
-    message::now,
     pause::Pauses,
     queue::{Action, Delivery, Ladder, QueueError, Receipt, Settlement, Source, Subscription},
-    shutdown::until,
+    stop::until,
+    time::now,
 };
 
 /// How long writing an ack may take before the connection counts as dead.

@@ -11,11 +11,12 @@ use lapin::{
 };
 
 use crate::{
-    message::{self, EVENT_TYPE_MAX, Message, MessageId, Millis},
+    message::{EVENT_TYPE_MAX, Message, MessageId},
     queue::{
         Burial, DELIVERY_LIMIT, DETAIL_MAX, Death, Delivery, Reason, Receipt,
         headers::{ATTEMPT, DETAIL, DIED_AT, EVENT_TYPE, REASON, RECEIVED_AT, ROUND, TRACEPARENT, WAITS},
     },
+    time::Millis,
 };
 
 /// The broker's own count of earlier deliveries, which its delivery limit goes by (quorum queues; absent on the first).
@@ -36,13 +37,13 @@ pub(super) fn properties(message: &Message, burial: Option<(&Burial, Millis)>) -
     let mut text = |key: &str, value: &str| {
         headers.insert(key.into(), AMQPValue::LongString(value.into()));
     };
-    text(EVENT_TYPE, &message::clean(&message.event_type, EVENT_TYPE_MAX));
+    text(EVENT_TYPE, &crate::text::clean(&message.event_type, EVENT_TYPE_MAX));
     if let Some(traceparent) = &message.traceparent {
         text(TRACEPARENT, traceparent);
     }
     if let Some((burial, _)) = burial {
         text(REASON, burial.reason.as_str());
-        text(DETAIL, &message::clean(&burial.detail, DETAIL_MAX));
+        text(DETAIL, &crate::text::clean(&burial.detail, DETAIL_MAX));
     }
     let mut number = |key: &str, value: i64| {
         headers.insert(key.into(), AMQPValue::LongLongInt(value));
@@ -66,13 +67,13 @@ pub(super) fn delivery(delivered: Delivered, generation: u64, dead: bool) -> Del
     let text = |key: &str, max| {
         value(key)
             .and_then(AMQPValue::as_long_string)
-            .map(|text| message::clean(&String::from_utf8_lossy(text.as_bytes()), max))
+            .map(|text| crate::text::clean(&String::from_utf8_lossy(text.as_bytes()), max))
     };
     let id = delivered.properties.message_id().as_ref().and_then(|id| MessageId::parse(id.as_str()));
     let message = Message {
         id: id.unwrap_or_else(|| MessageId::of_body(&delivered.data)),
         event_type: text(EVENT_TYPE, EVENT_TYPE_MAX).unwrap_or_else(|| "unknown".into()),
-        received_at: value(RECEIVED_AT).and_then(number).unwrap_or_else(message::now),
+        received_at: value(RECEIVED_AT).and_then(number).unwrap_or_else(crate::time::now),
         attempt: count(ATTEMPT).unwrap_or(0),
         waits: count(WAITS).unwrap_or(0),
         round: count(ROUND).unwrap_or(0),
@@ -89,12 +90,15 @@ pub(super) fn delivery(delivered: Delivered, generation: u64, dead: bool) -> Del
 fn death(headers: Option<&BTreeMap<ShortString, AMQPValue>>, received_at: Millis) -> Death {
     let mut shown = BTreeMap::new();
     for (key, value) in headers.into_iter().flatten().take(HEADERS_MAX) {
-        shown.insert(message::clean(key.as_str(), HEADER_MAX), message::clean(&text(value), HEADER_MAX));
+        shown.insert(
+            crate::text::clean(key.as_str(), HEADER_MAX),
+            crate::text::clean(&text(value), HEADER_MAX),
+        );
     }
     let shown_or =
         |key: &str, otherwise: &str| shown.get(key).cloned().unwrap_or_else(|| otherwise.to_owned());
     let died_at =
-        headers.and_then(|headers| headers.get(DIED_AT)).and_then(number).unwrap_or_else(message::now);
+        headers.and_then(|headers| headers.get(DIED_AT)).and_then(number).unwrap_or_else(crate::time::now);
     let counted = shown.contains_key(REASON);
     let (reason, detail) = if counted {
         // Ours: a burial carries its reason, and a republish after it no longer does.
@@ -106,7 +110,7 @@ fn death(headers: Option<&BTreeMap<ShortString, AMQPValue>>, received_at: Millis
         );
         (reason.as_str().to_owned(), detail)
     };
-    let detail = message::clean(&detail, DETAIL_MAX);
+    let detail = crate::text::clean(&detail, DETAIL_MAX);
     Death { reason, detail, died_at: died_at.max(received_at), headers: shown, counted }
 }
 

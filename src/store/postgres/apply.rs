@@ -11,7 +11,7 @@ use sqlx::Executor as _;
 
 use super::{PostgresStore, connections::Tx, load, save, settle};
 use crate::{
-    roster::{self, Loaded, OnDelete, Outcome},
+    rules::users::{self, Loaded, OnDelete, Outcome},
     store::{
         Incoming, StoreError,
         batch::{self, Fresh},
@@ -108,7 +108,7 @@ impl Attempt<'_> {
         // Read after the locks, so that what a batch in front of this one has done counts.
         let (known, former) = load::remembered(tx, &batch::message_ids(batch), &ids).await?;
         let fresh = Fresh::of(batch, &known);
-        let folded = roster::fold(&self.store.policy, Loaded { rows, former }, &fresh.events());
+        let folded = users::fold(&self.store.policy, Loaded { rows, former }, &fresh.events());
         let outcomes = fresh.outcomes(&folded.outcomes)?;
         save::all(tx, &self.deadline, self.store.default_credits, &fresh, &folded).await?;
         self.deadline.holds()?;

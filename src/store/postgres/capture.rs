@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{PostgresStore, apply::ALONE, connections::Tx, settle};
 use crate::{
-    roster::OnDelete,
+    rules::users::OnDelete,
     store::{
         StoreError,
         plain::{OURSELVES, Plain},

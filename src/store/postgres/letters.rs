@@ -11,8 +11,7 @@ use uuid::Uuid;
 
 use super::{PostgresStore, capture, connections::PEOPLE, erase, prune, replay, settle};
 use crate::{
-    message::Millis,
-    roster::OnDelete,
+    rules::users::OnDelete,
     store::{
         StoreError,
         batch::rfc3339,
@@ -26,6 +25,7 @@ use crate::{
         reference::EVENTS_MAX,
         retry,
     },
+    time::Millis,
 };
 
 // Questions that are put together are never kept prepared: each is planned for its own values.

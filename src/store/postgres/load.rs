@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Row as _, postgres::PgRow};
 
 use super::connections::Tx;
 use crate::{
-    roster::{Claim, Profile, Row, Version},
+    rules::users::{Claim, Profile, Row, Version},
     store::{StoreError, batch::kind_of_number},
 };
 

@@ -1,5 +1,5 @@
 //! Owns the PostgreSQL store: its connections, its schema, and trying a batch again after a race.
-//! Never touches the rules, which are `roster`'s, nor rows: `connections` begins transactions, `apply` tries a batch, `load` and `save` are its two ends,
+//! Never touches the rules, which are `rules`', nor rows: `connections` begins transactions, `apply` tries a batch, `load` and `save` are its two ends,
 //! `read` is for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to
 //! them, `settle` what their messages' effect does, `prune` what time does, `erase` what a changed policy does.
 
@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{
     address,
-    config::Secret,
-    roster::{Outcome, Policy},
+    rules::users::{Outcome, Policy},
+    secret::Secret,
 };
 
 /// What foreign tables are answered with.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{PostgresStore, load, save, settle};
 use crate::{
-    roster::OnDelete,
+    rules::users::OnDelete,
     store::{StoreError, errors},
 };
 

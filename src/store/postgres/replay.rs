@@ -11,13 +11,13 @@ use super::{
 };
 use crate::{
     clerk,
-    message::Millis,
     store::{
         StoreError,
         filter::Conditions,
         letters::{Actor, Claimed, Filter, Status},
         plain::{self, OURSELVES},
     },
+    time::Millis,
 };
 
 /// What a step makes of a letter. `claimed_by` is the step's actor.

@@ -7,13 +7,13 @@ use uuid::Uuid;
 
 use super::{apply::Deadline, connections::Tx};
 use crate::{
-    message::Millis,
-    roster::{Folded, FormerId, Outcome, Profile, Row},
+    rules::users::{Folded, FormerId, Outcome, Profile, Row},
     store::{
         Incoming, StoreError,
         batch::{Fresh, Writes, kind_to_number, shown_email, time, time_or_null},
         errors,
     },
+    time::Millis,
 };
 
 /// Writes users, former ids and the inbox.

@@ -14,8 +14,7 @@ use super::{
     prune, replay,
 };
 use crate::{
-    message::Millis,
-    roster::OnDelete,
+    rules::users::OnDelete,
     store::{
         StoreError,
         batch::rfc3339,
@@ -29,6 +28,7 @@ use crate::{
         reference::EVENTS_MAX,
         retry,
     },
+    time::Millis,
 };
 
 impl Dialect for Sqlite {
@@ -164,7 +164,7 @@ impl Letters for SqliteStore {
 
     async fn clock(&self) -> Result<Millis, StoreError> {
         // The file's clock is this host's.
-        Ok(crate::message::now() + 1)
+        Ok(crate::time::now() + 1)
     }
 
     async fn unstamped(

@@ -7,9 +7,9 @@ use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow, types::Json};
 use uuid::Uuid;
 
 use crate::{
-    message::Millis,
-    roster::{Claim, Profile, Row, Version},
+    rules::users::{Claim, Profile, Row, Version},
     store::{StoreError, batch::kind_of_number},
+    time::Millis,
 };
 
 macro_rules! state { () => {

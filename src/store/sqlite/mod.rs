@@ -1,6 +1,6 @@
 //! Owns the SQLite store: its connections, its schema, and one try at a batch.
 //! One connection writes; BEGIN IMMEDIATE makes batches follow one another, also those of other processes.
-//! Never touches the rules, which are `roster`'s, nor rows: `load` and `save` are the two ends of a batch, `read` is
+//! Never touches the rules, which are `rules`', nor rows: `load` and `save` are the two ends of a batch, `read` is
 //! for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to them,
 //! `settle` what their messages' effect does, `prune` what time does, `erase` what a changed policy does.
 
@@ -44,7 +44,7 @@ use super::{
 };
 use crate::{
     datafile::{DataFile, Examined, Guard},
-    roster::{self, Loaded, OnDelete, Outcome, Policy},
+    rules::users::{self, Loaded, OnDelete, Outcome, Policy},
 };
 
 /// What foreign tables are answered with.
@@ -117,7 +117,7 @@ impl SqliteStore {
         let rows = load::rows(tx, &ids, &batch::claim_keys(batch), self.policy.needs_profiles()).await?;
         let (known, former) = load::remembered(tx, &batch::message_ids(batch), &ids).await?;
         let fresh = Fresh::of(batch, &known);
-        let folded = roster::fold(&self.policy, Loaded { rows, former }, &fresh.events());
+        let folded = users::fold(&self.policy, Loaded { rows, former }, &fresh.events());
         let outcomes = fresh.outcomes(&folded.outcomes)?;
         save::all(tx, self.default_credits, &fresh, &folded).await?;
         let mut users = settle::applied(tx, &batch::effective(batch, &outcomes)).await?;

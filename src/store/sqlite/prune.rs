@@ -3,15 +3,12 @@
 use sqlx::SqliteConnection;
 
 use super::load::parse_time;
-use crate::{
-    message,
-    store::{
-        StoreError,
-        batch::rfc3339,
-        clock::{self, Belief, Now},
-        letters::{Pruned, REJECTIONS_MAX, Retention},
-        plain,
-    },
+use crate::store::{
+    StoreError,
+    batch::rfc3339,
+    clock::{self, Belief, Now},
+    letters::{Pruned, REJECTIONS_MAX, Retention},
+    plain,
 };
 
 const INBOX: &str = "DELETE FROM inbox WHERE message_id IN (SELECT message_id FROM inbox \
@@ -63,7 +60,7 @@ async fn time(tx: &mut SqliteConnection) -> Result<Now, StoreError> {
             written_at: parse_time("written_at", &written_at)?,
         })
     });
-    let now = clock::believe(message::now(), last.transpose()?);
+    let now = clock::believe(crate::time::now(), last.transpose()?);
     if let Some(news) = now.news {
         sqlx::query("DELETE FROM retention_clock").execute(&mut *tx).await?;
         sqlx::query("INSERT INTO retention_clock (time, written_at) VALUES (?1, ?2)")

@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{
     clerk,
-    message::Millis,
     store::{
         StoreError,
         batch::rfc3339,
@@ -18,6 +17,7 @@ use crate::{
         letters::{Actor, Claimed, Filter, Status},
         plain::{self, OURSELVES},
     },
+    time::Millis,
 };
 
 /// What a step makes of letters: the action's name, and how it is done. `?2` is the actor.

@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 use sqlx::{SqliteConnection, types::Json};
 
 use crate::{
-    message::Millis,
-    roster::{Folded, FormerId, Outcome, Profile, Row},
+    rules::users::{Folded, FormerId, Outcome, Profile, Row},
     store::{
         Incoming, StoreError,
         batch::{Fresh, Writes, kind_to_number, rfc3339, shown_email, time, time_or_null},
         errors,
     },
+    time::Millis,
 };
 
 /// Writes users, former ids and the inbox.

@@ -37,7 +37,7 @@ pub async fn run(letters: Arc<dyn Letters>) {
 }
 
 /// Whether to ask a database that had been asked for so much at the last time, and for so much by now.
-pub(super) fn is_due(last: Option<(u64, Instant)>, asked: u64) -> bool {
+pub(crate) fn is_due(last: Option<(u64, Instant)>, asked: u64) -> bool {
     last.is_none_or(|(before, at)| before != asked || at.elapsed() >= IDLE)
 }
 

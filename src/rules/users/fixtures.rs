@@ -8,7 +8,7 @@ use super::{
     Change, Claim, Event, Folded, FormerId, Loaded, OnDelete, Outcome, Policy, Profile, Relink, Row, Upsert,
     UpsertKind, Version, fold,
 };
-use crate::message::Millis;
+use crate::time::Millis;
 
 pub(super) const DEFAULT: Policy = Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep };
 pub(super) const MATCH: Policy = Policy { relink: Relink::Match, on_delete: OnDelete::Keep };

@@ -9,12 +9,13 @@ use super::{
 };
 use crate::{
     clerk::{self, Parsed},
-    message::{MessageId, now},
-    roster::Change,
+    message::MessageId,
+    rules::users::Change,
     store::{
         StoreError,
         letters::{Actor, Letter, LetterDetail, Status},
     },
+    time::now,
 };
 
 /// The largest body, in bytes: what the ingress would take.

@@ -9,12 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    message::Millis,
     queue::Reason,
     store::{
         StoreError,
         letters::{Filter, Letter, Letters, Status},
     },
+    time::Millis,
 };
 
 /// Letters as people select them. All conditions hold together.

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use crate::{
     pause::Pauses,
     queue::{Action, Delivery, Queue, Settlement, Source, Subscription},
-    shutdown::until,
+    stop::until,
     store::{Class, StoreError},
 };
 
@@ -28,7 +28,7 @@ const RACES: u32 = 5;
 
 /// Where messages go.
 #[async_trait]
-pub(super) trait Sink: Send + Sync + 'static {
+pub(crate) trait Sink: Send + Sync + 'static {
     /// What becomes of a message.
     type Item: Clone + Send + Sync + 'static;
     /// In log lines: "dead letters".
@@ -47,7 +47,7 @@ pub(super) trait Sink: Send + Sync + 'static {
 }
 
 /// Moves messages until `stop` turns true; a batch that is on its way into the table is finished.
-pub(super) async fn run<S: Sink>(queue: Arc<dyn Queue>, sink: Arc<S>, stop: watch::Receiver<bool>) {
+pub(crate) async fn run<S: Sink>(queue: Arc<dyn Queue>, sink: Arc<S>, stop: watch::Receiver<bool>) {
     let mut pauses = Pauses::new(Duration::from_millis(500), Duration::from_secs(30));
     let mut waiting = false;
     loop {

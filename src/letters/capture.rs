@@ -12,13 +12,15 @@ use super::{
 };
 use crate::{
     clerk,
-    message::{EVENT_TYPE_MAX, Millis, clean, now},
+    message::EVENT_TYPE_MAX,
     queue::{DETAIL_MAX, Delivery, Queue, Reason, Source},
     store::{
         StoreError,
         letters::{Captured, Letters},
     },
     telemetry::metrics,
+    text::clean,
+    time::{Millis, now},
 };
 
 /// The longest reason, in bytes.

@@ -10,7 +10,7 @@ use super::{
     Change, Event, Folded, FormerId, Loaded, OnDelete, Outcome, Policy, Profile, Relink, Row, Upsert,
     Version, claims, table::Table,
 };
-use crate::message::Millis;
+use crate::time::Millis;
 
 /// Folds a batch into the rows that it touches and tells the outcome of each event, in the order given.
 ///

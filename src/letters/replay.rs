@@ -19,7 +19,7 @@ use crate::{
     message::{Message, MessageId},
     pause::Pauses,
     queue::{Queue, QueueError, Source},
-    shutdown::until,
+    stop::until,
     store::{
         StoreError,
         letters::{Actor, Claimed, Filter, Letters, Status},

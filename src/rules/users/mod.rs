@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::message::Millis;
+use crate::time::Millis;
 
 mod claims;
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Owns what people and the process do with dead letters, for the command line, the API and the page alike: from the
 //! dead queue into the table ([`capture`]), which of them are meant ([`select`]), back into the queue ([`replay`],
-//! [`edit`]) and on to their outcome ([`outcomes`]), out of the house ([`export`]), and away ([`retention`]). Rejected requests ([`rejections`]) go the same way.
+//! [`edit`]) and on to their outcome ([`outcomes`]), and out of the house ([`export`]).
 //!
 //! Promises that each step may be cut off anywhere: what is not settled comes back, what is claimed and not stamped is
 //! published again, and the inbox makes a repeat of nothing. Never touches SQL or AMQP; a body is never logged.
 
 pub mod capture;
-mod consume;
+pub(crate) mod consume;
 pub mod count;
 pub mod diff;
 pub mod edit;
@@ -14,9 +14,7 @@ pub mod export;
 mod group;
 pub mod outcomes;
 pub mod operations;
-pub mod rejections;
 pub mod replay;
-pub mod retention;
 pub mod select;
 
 pub use group::{GROUP_MAX, group};

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::replay::Sent;
 use crate::{
     pause::Pauses,
-    shutdown::until,
+    stop::until,
     store::{
         StoreError,
         letters::{Filter, Letters, Page, Status},

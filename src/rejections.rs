@@ -7,15 +7,15 @@ use async_trait::async_trait;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::consume::{self, Sink};
+use crate::letters::consume::{self, Sink};
 use crate::{
-    cli::output::time,
-    message::{Millis, clean, now},
     queue::{Delivery, Queue, Source},
     store::{
         StoreError,
         letters::{Letters, Rejected},
     },
+    text::clean,
+    time::{Millis, now, rfc3339},
 };
 
 /// Header names kept of one sample, ...
@@ -79,7 +79,7 @@ pub struct Sample {
 impl From<&Rejected> for Sample {
     fn from(rejected: &Rejected) -> Self {
         Self {
-            at: time(rejected.at),
+            at: rfc3339(rejected.at),
             address: rejected.address.clone(),
             reason: rejected.reason.clone(),
             headers: rejected.headers.clone(),
@@ -130,7 +130,7 @@ pub fn explain(samples: &[Rejected], now: Millis) -> Vec<Explanation> {
     explanations.sort_by(|(_, a), (_, b)| b.samples.cmp(&a.samples).then_with(|| a.reason.cmp(&b.reason)));
     let timed = explanations
         .into_iter()
-        .map(|(newest, explanation)| Explanation { newest: time(newest), ..explanation });
+        .map(|(newest, explanation)| Explanation { newest: rfc3339(newest), ..explanation });
     timed.collect()
 }
 

@@ -89,7 +89,7 @@ impl Export {
     pub fn new(
         letters: Arc<dyn Letters>,
         filter: Filter,
-        after: Option<(crate::message::Millis, uuid::Uuid)>,
+        after: Option<(crate::time::Millis, uuid::Uuid)>,
         limit: u64,
     ) -> Self {
         Self { letters, filter, page: Page { limit: PAGE, after }, left: limit }

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::message::clean;
+use crate::text::clean;
 
 /// The longest group key, in bytes.
 pub const GROUP_MAX: usize = 200;

@@ -13,7 +13,10 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::replay::{Ended, Order, Replayer, Report, Sent};
-use crate::{cli::output::time, message::now, shutdown::until};
+use crate::{
+    stop::until,
+    time::{now, rfc3339},
+};
 
 /// Replays that run at a time.
 const RUNNING_MAX: usize = 4;
@@ -102,7 +105,7 @@ impl Operations {
         let operation = Operation {
             id: Uuid::now_v7(),
             by: order.by.name.clone(),
-            started_at: time(now()),
+            started_at: rfc3339(now()),
             ended_at: None,
             state: State::Running,
             expected,
@@ -150,7 +153,7 @@ impl Operations {
             }
             kept.state.send_modify(|operation| {
                 *operation =
-                    Operation { state, error, report, ended_at: Some(time(now())), ..operation.clone() };
+                    Operation { state, error, report, ended_at: Some(rfc3339(now())), ..operation.clone() };
             });
         });
         Ok(operation)

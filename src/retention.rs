@@ -6,11 +6,11 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, info, warn};
 
-use super::count::is_due;
+use crate::letters::count::is_due;
 use crate::{
     config::Config,
     pause::Pauses,
-    shutdown::until,
+    stop::until,
     store::{
         StoreError,
         letters::{Letters, Pruned, Retention},

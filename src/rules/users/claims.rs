@@ -3,7 +3,7 @@
 //! Every function is given rows that claim one and the same address. Never changes a row.
 
 use super::{Row, Version};
-use crate::message::Millis;
+use crate::time::Millis;
 
 /// The live row that shows the address: verified before unverified, then the newer version, then the greater Clerk id.
 pub(super) fn best<'a>(claimants: impl Iterator<Item = &'a Row>) -> Option<&'a Row> {
