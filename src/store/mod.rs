@@ -23,6 +23,13 @@ use crate::{
     time::Millis,
 };
 
+/// The time of a statement on SQLite, as times are written there.
+macro_rules! now {
+    () => {
+        "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+    };
+}
+
 mod batch;
 mod clock;
 mod entry;
@@ -35,6 +42,8 @@ pub mod postgres;
 mod reference;
 mod retry;
 pub mod sqlite;
+mod unit;
+mod users;
 mod watchdog;
 
 /// The database as workers and operators see it, dead letters included.
@@ -338,6 +347,19 @@ pub enum Backend {
         /// `HEADCOUNT_SCHEMA`
         schema: String,
     },
+}
+
+/// What of it a batch is folded and saved by.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
+    policy: Policy,
+    default_credits: i64,
+}
+
+impl Terms {
+    fn of(config: &StoreConfig) -> Self {
+        Self { policy: config.policy, default_credits: config.default_credits }
+    }
 }
 
 impl Backend {

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Postgres, QueryBuilder, Row as _, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
-use super::{PostgresStore, capture, connections::PEOPLE, erase, prune, replay, settle};
+use super::{PostgresStore, capture, connections::PEOPLE, prune, replay};
 use crate::{
     rules::users::OnDelete,
     store::{
@@ -24,6 +24,7 @@ use crate::{
         plain::Plain,
         reference::EVENTS_MAX,
         retry,
+        unit::{self, Transaction as _},
     },
     time::Millis,
 };
@@ -186,8 +187,8 @@ impl Letters for PostgresStore {
             let mut tx = self.connections.begin(PEOPLE).await?;
             let users = replay::discard(&mut tx, filter, limit, by).await?;
             let discarded = users.len() as u64;
-            if self.policy.on_delete == OnDelete::Erase {
-                settle::erase(&mut tx, &users.into_iter().flatten().collect::<Vec<_>>()).await?;
+            if self.terms.policy.on_delete == OnDelete::Erase {
+                tx.erase_letters(&users.iter().flatten().map(String::as_str).collect::<Vec<_>>()).await?;
             }
             tx.commit().await?;
             Ok(discarded)
@@ -212,10 +213,7 @@ impl Letters for PostgresStore {
     }
 
     async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
-        match self.policy.on_delete {
-            OnDelete::Keep => Ok(0),
-            OnDelete::Erase => retry::again(|| erase::step(self, limit)).await,
-        }
+        unit::erase_kept(self, limit).await
     }
 }
 

@@ -1,21 +1,15 @@
-//! Owns the PostgreSQL store: its connections, its schema, and trying a batch again after a race.
-//! Never touches the rules, which are `rules`', nor rows: `connections` begins transactions, `apply` tries a batch, `load` and `save` are its two ends,
-//! `read` is for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to
-//! them, `settle` what their messages' effect does, `prune` what time does, `erase` what a changed policy does.
+//! Owns the PostgreSQL store: its schema, and which room answers which call. `connections` begins transactions, `unit` is
+//! what a batch's transaction does, `read` is for people; `letters` answers about dead letters, `capture` takes them in,
+//! `replay` is what people do to them, `prune` what time does.
 
-mod apply;
 mod capture;
-mod connections;
-mod erase;
+pub(super) mod connections;
 mod letters;
-mod load;
-mod probe;
 mod prune;
 mod read;
 mod replay;
-mod save;
-mod settle;
 mod strangers;
+mod unit;
 
 use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -24,14 +18,10 @@ use connections::{Connections, PEOPLE, Tx, quoted};
 use sqlx::{AssertSqlSafe, Executor as _, migrate::MigrateError, postgres::PgConnectOptions};
 
 use super::{
-    Incoming, Store, StoreConfig, StoreError, Stranger, Totals, User, UserHistory, UserQuery, errors,
+    Incoming, Store, StoreConfig, StoreError, Stranger, Terms, Totals, User, UserHistory, UserQuery, errors,
     migrations, watchdog::Backend,
 };
-use crate::{
-    address,
-    rules::users::{Outcome, Policy},
-    secret::Secret,
-};
+use crate::{address, rules::users::Outcome, secret::Secret};
 
 /// What foreign tables are answered with.
 const HINT: &str = "set HEADCOUNT_SCHEMA to a schema of its own, such as headcount";
@@ -39,8 +29,7 @@ const HINT: &str = "set HEADCOUNT_SCHEMA to a schema of its own, such as headcou
 /// Users in a PostgreSQL database.
 pub struct PostgresStore {
     connections: Connections,
-    policy: Policy,
-    default_credits: i64,
+    terms: Terms,
 }
 
 impl fmt::Debug for PostgresStore {
@@ -63,8 +52,7 @@ impl PostgresStore {
         })?;
         Ok(Self {
             connections: Connections::new(options, schema, config.connections.max(2)),
-            policy: config.policy,
-            default_credits: config.default_credits,
+            terms: Terms::of(config),
         })
     }
 
@@ -78,7 +66,7 @@ impl Backend for PostgresStore {
 
     fn renewed(&self) -> Option<Self> {
         let connections = self.connections.renewed();
-        Some(Self { connections, policy: self.policy, default_credits: self.default_credits })
+        Some(Self { connections, terms: self.terms })
     }
 
     fn connections(&self) -> usize {
@@ -93,13 +81,13 @@ impl Backend for PostgresStore {
 #[async_trait]
 impl Store for PostgresStore {
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        self.connections.want_two(apply::lock_id("", "second session", "")).await?;
+        self.connections.want_two(unit::lock_id("", "second session", "")).await?;
         let mut tx =
             self.connections.begin("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0").await?;
         let schema = self.connections.schema();
         // One process at a time per schema, until the transaction ends.
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
-            .bind(apply::lock_id(schema, "migrate", ""))
+            .bind(unit::lock_id(schema, "migrate", ""))
             .execute(&mut tx)
             .await?;
         // Asked first, because CREATE SCHEMA IF NOT EXISTS wants a right on the database even where it exists.
@@ -125,7 +113,7 @@ impl Store for PostgresStore {
     }
 
     async fn check_for_work(&self) -> Result<(), StoreError> {
-        self.connections.want_two(apply::lock_id("", "second session", "")).await?;
+        self.connections.want_two(unit::lock_id("", "second session", "")).await?;
         self.check_schema().await
     }
 
@@ -138,15 +126,15 @@ impl Store for PostgresStore {
     }
 
     async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
-        super::retry::races(&batch, &mut apply::Attempt::new(self)).await
+        super::unit::apply(self, &batch).await
     }
 
     async fn ready(&self) -> Result<(), StoreError> {
-        probe::write(self).await
+        super::unit::ready(self).await
     }
 
     async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
-        apply::rehearse(self, &batch).await
+        super::unit::rehearse(self, &batch).await
     }
 
     async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {

@@ -3,12 +3,13 @@
 
 use sqlx::SqliteConnection;
 
-use super::settle;
+use super::writing::Writing;
 use crate::store::{
     StoreError,
     batch::rfc3339,
     letters::Rejected,
     plain::{OURSELVES, Plain, PlainRejection},
+    unit::Transaction as _,
 };
 
 const LETTER: &str = "INSERT INTO dead_letters (id, message_id, round, event_type, clerk_id, reason, detail, attempts, \
@@ -25,10 +26,11 @@ const CONTENTS: &str = "INSERT INTO dead_letter_contents (letter_id, headers, bo
 
 /// Captures. The letters are one per message id. Returns those of them that are new, by message id.
 pub(super) async fn letters(
-    tx: &mut SqliteConnection,
+    writing: &mut Writing,
     letters: &[Plain<'_>],
     erases: bool,
 ) -> Result<Vec<String>, StoreError> {
+    let tx = writing.connection()?;
     let mut new = Vec::new();
     for letter in letters {
         let died: Option<String> = sqlx::query_scalar(LETTER)
@@ -72,9 +74,9 @@ pub(super) async fn letters(
     if applied.is_empty() {
         return Ok(new);
     }
-    let users = settle::applied(tx, &applied).await?;
+    let users = writing.apply_letters(&applied.iter().map(String::as_str).collect::<Vec<_>>()).await?;
     if erases {
-        settle::erase(tx, &users).await?;
+        writing.erase_letters(&users.iter().map(String::as_str).collect::<Vec<_>>()).await?;
     }
     Ok(new)
 }

@@ -8,11 +8,7 @@ use bytes::Bytes;
 use sqlx::{QueryBuilder, Row as _, Sqlite, sqlite::SqliteRow, types::Json};
 use uuid::Uuid;
 
-use super::{
-    SqliteStore, capture, erase,
-    load::{parse_time, uuid},
-    prune, replay,
-};
+use super::{SqliteStore, capture, parse_time, prune, replay, uuid};
 use crate::{
     rules::users::OnDelete,
     store::{
@@ -26,7 +22,7 @@ use crate::{
         },
         plain::Plain,
         reference::EVENTS_MAX,
-        retry,
+        retry, unit,
     },
     time::Millis,
 };
@@ -57,7 +53,7 @@ impl Dialect for Sqlite {
 
 impl SqliteStore {
     fn erases(&self) -> bool {
-        self.policy.on_delete == OnDelete::Erase
+        self.terms.policy.on_delete == OnDelete::Erase
     }
 }
 
@@ -67,7 +63,7 @@ impl Letters for SqliteStore {
         let letters = Plain::all(letters);
         retry::again(|| async {
             let mut writing = self.begin().await?;
-            let result = capture::letters(writing.connection()?, &letters, self.erases()).await;
+            let result = capture::letters(&mut writing, &letters, self.erases()).await;
             // The boundary: captured before the delivery is acked.
             writing.end(result).await
         })
@@ -188,7 +184,7 @@ impl Letters for SqliteStore {
     async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
         retry::again(|| async {
             let mut writing = self.begin().await?;
-            let result = replay::discard(writing.connection()?, filter, limit, by, self.erases()).await;
+            let result = replay::discard(&mut writing, filter, limit, by, self.erases()).await;
             writing.end(result).await
         })
         .await
@@ -232,15 +228,7 @@ impl Letters for SqliteStore {
     }
 
     async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
-        if !self.erases() {
-            return Ok(0);
-        }
-        retry::again(|| async {
-            let mut writing = self.begin().await?;
-            let result = erase::step(writing.connection()?, limit).await;
-            writing.end(result).await
-        })
-        .await
+        unit::erase_kept(self, limit).await
     }
 }
 

@@ -1,28 +1,16 @@
-//! Owns the SQLite store: its connections, its schema, and one try at a batch.
-//! One connection writes; BEGIN IMMEDIATE makes batches follow one another, also those of other processes.
-//! Never touches the rules, which are `rules`', nor rows: `load` and `save` are the two ends of a batch, `read` is
-//! for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to them,
-//! `settle` what their messages' effect does, `prune` what time does, `erase` what a changed policy does.
-
-/// The time of the statement, as times are written here.
-macro_rules! now {
-    () => {
-        "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
-    };
-}
+//! Owns the SQLite store: its connections, its schema, and which room answers which call. One connection writes; BEGIN
+//! IMMEDIATE makes batches follow one another, also those of other processes. `unit` is what a batch's transaction does,
+//! `read` is for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to them,
+//! `prune` what time does.
 
 mod capture;
-mod erase;
 mod file;
 mod letters;
-mod load;
-mod probe;
 mod prune;
 mod read;
 mod replay;
-mod save;
-mod settle;
-mod writing;
+mod unit;
+pub(super) mod writing;
 
 use std::{
     collections::BTreeSet,
@@ -33,18 +21,19 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sqlx::{SqliteConnection, SqlitePool};
+use chrono::DateTime;
+use sqlx::{Row as _, SqliteConnection, SqlitePool, sqlite::SqliteRow};
+use uuid::Uuid;
 
 use self::writing::Writing;
 use super::{
-    Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery,
-    batch::{self, Fresh},
-    migrations, retry,
+    Incoming, Store, StoreConfig, StoreError, Terms, Totals, User, UserHistory, UserQuery, migrations,
     watchdog::Backend,
 };
 use crate::{
     datafile::{DataFile, Examined, Guard},
-    rules::users::{self, Loaded, OnDelete, Outcome, Policy},
+    rules::users::Outcome,
+    time::Millis,
 };
 
 /// What foreign tables are answered with.
@@ -57,8 +46,7 @@ pub struct SqliteStore {
     guard: Mutex<Option<Guard>>,
     writer: SqlitePool,
     readers: SqlitePool,
-    policy: Policy,
-    default_credits: i64,
+    terms: Terms,
 }
 
 impl fmt::Debug for SqliteStore {
@@ -81,8 +69,7 @@ impl SqliteStore {
             writer: file::writer(&file),
             readers: file::readers(&file),
             file,
-            policy: config.policy,
-            default_credits: config.default_credits,
+            terms: Terms::of(config),
         })
     }
 
@@ -96,38 +83,7 @@ impl SqliteStore {
     }
 }
 
-/// One try at a batch.
-struct Attempt<'s>(&'s SqliteStore);
-
-impl retry::Attempt for Attempt<'_> {
-    async fn run(&mut self, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
-        let mut writing = self.0.begin().await?;
-        let result = self.0.within(writing.connection()?, batch).await;
-        writing.end(result).await
-    }
-}
-
 impl SqliteStore {
-    async fn within(
-        &self,
-        tx: &mut SqliteConnection,
-        batch: &[Incoming],
-    ) -> Result<Vec<Outcome>, StoreError> {
-        let ids = batch::clerk_ids(batch);
-        let rows = load::rows(tx, &ids, &batch::claim_keys(batch), self.policy.needs_profiles()).await?;
-        let (known, former) = load::remembered(tx, &batch::message_ids(batch), &ids).await?;
-        let fresh = Fresh::of(batch, &known);
-        let folded = users::fold(&self.policy, Loaded { rows, former }, &fresh.events());
-        let outcomes = fresh.outcomes(&folded.outcomes)?;
-        save::all(tx, self.default_credits, &fresh, &folded).await?;
-        let mut users = settle::applied(tx, &batch::effective(batch, &outcomes)).await?;
-        if self.policy.on_delete == OnDelete::Erase {
-            users.extend(batch::deleted_ids(batch).into_iter().map(str::to_owned));
-            settle::erase(tx, &users).await?;
-        }
-        Ok(outcomes)
-    }
-
     async fn migrate_within(&self, tx: &mut SqliteConnection) -> Result<Vec<String>, StoreError> {
         let found = Found::look(tx).await?;
         let applied = found.applied.unwrap_or_default();
@@ -179,19 +135,15 @@ impl Store for SqliteStore {
     }
 
     async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
-        retry::races(&batch, &mut Attempt(self)).await
+        super::unit::apply(self, &batch).await
     }
 
     async fn ready(&self) -> Result<(), StoreError> {
-        let mut writing = self.begin().await?;
-        let written = probe::write(writing.connection()?, self.default_credits).await;
-        writing.end(written).await
+        super::unit::ready(self).await
     }
 
     async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
-        let mut writing = self.begin().await?;
-        // Left without its end, which takes it back.
-        self.within(writing.connection()?, &batch).await.map(drop)
+        super::unit::rehearse(self, &batch).await
     }
 
     async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
@@ -240,4 +192,20 @@ impl Found {
         let foreign = tables.into_iter().find(|table| to_come.contains(&table.as_str()));
         Ok(Self { applied, foreign })
     }
+}
+
+/// A uuid, which SQLite keeps as text.
+fn uuid(row: &SqliteRow, column: &'static str) -> Result<Uuid, sqlx::Error> {
+    let text: String = row.try_get(column)?;
+    Uuid::parse_str(&text).map_err(|source| unreadable(column, source))
+}
+
+/// A time, which SQLite keeps as text.
+fn parse_time(column: &'static str, text: &str) -> Result<Millis, sqlx::Error> {
+    let time = DateTime::parse_from_rfc3339(text).map_err(|source| unreadable(column, source))?;
+    Ok(time.timestamp_millis())
+}
+
+fn unreadable(column: &str, source: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
+    sqlx::Error::ColumnDecode { index: column.to_owned(), source: Box::new(source) }
 }

@@ -2,7 +2,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::load::parse_time;
+use super::parse_time;
 use crate::store::{
     StoreError,
     batch::rfc3339,

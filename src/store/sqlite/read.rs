@@ -2,7 +2,7 @@
 
 use sqlx::{Row as _, SqlitePool, sqlite::SqliteRow, types::Json};
 
-use super::load::uuid;
+use super::uuid;
 use crate::{
     message::PROBE,
     store::{

@@ -4,10 +4,7 @@
 use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, SqlitePool, sqlite::SqliteRow, types::Json};
 use uuid::Uuid;
 
-use super::{
-    load::{parse_time, uuid},
-    settle,
-};
+use super::{parse_time, uuid, writing::Writing};
 use crate::{
     clerk,
     store::{
@@ -16,6 +13,7 @@ use crate::{
         filter::Conditions,
         letters::{Actor, Claimed, Filter, Status},
         plain::{self, OURSELVES},
+        unit::Transaction as _,
     },
     time::Millis,
 };
@@ -134,12 +132,13 @@ pub(super) async fn edit(
 }
 
 pub(super) async fn discard(
-    tx: &mut SqliteConnection,
+    writing: &mut Writing,
     filter: &Filter,
     limit: u32,
     by: &Actor,
     erases: bool,
 ) -> Result<u64, StoreError> {
+    let tx = writing.connection()?;
     let ids = pick(tx, filter, (Status::Open, ""), limit).await?;
     DISCARDED.run(tx, &ids, by).await?;
     if erases {
@@ -150,7 +149,7 @@ pub(super) async fn discard(
         .bind(Json(&ids))
         .fetch_all(&mut *tx)
         .await?;
-        settle::erase(tx, &users).await?;
+        writing.erase_letters(&users.iter().map(String::as_str).collect::<Vec<_>>()).await?;
     }
     Ok(ids.len() as u64)
 }
