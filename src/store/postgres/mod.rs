@@ -18,10 +18,10 @@ use connections::{Connections, PEOPLE, Tx, quoted};
 use sqlx::{AssertSqlSafe, Executor as _, migrate::MigrateError, postgres::PgConnectOptions};
 
 use super::{
-    Incoming, Store, StoreConfig, StoreError, Stranger, Terms, Totals, User, UserHistory, UserQuery, errors,
-    migrations, watchdog::Backend,
+    Batches, Diagnosis, Incoming, Schema, Store, StoreConfig, StoreError, Stranger, Terms, Totals, User,
+    UserHistory, UserQuery, Users, errors, migrations, watchdog::Renewable,
 };
-use crate::{address, rules::users::Outcome, secret::Secret};
+use crate::{address, datafile::Examined, rules::users::Outcome, secret::Secret};
 
 /// What foreign tables are answered with.
 const HINT: &str = "set HEADCOUNT_SCHEMA to a schema of its own, such as headcount";
@@ -61,7 +61,7 @@ impl PostgresStore {
     }
 }
 
-impl Backend for PostgresStore {
+impl Renewable for PostgresStore {
     const ANSWER: Duration = Duration::from_secs(10);
 
     fn renewed(&self) -> Option<Self> {
@@ -79,7 +79,42 @@ impl Backend for PostgresStore {
 }
 
 #[async_trait]
-impl Store for PostgresStore {
+impl Batches for PostgresStore {
+    async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
+        super::unit::apply(self, &batch).await
+    }
+
+    async fn ready(&self) -> Result<(), StoreError> {
+        super::unit::ready(self).await
+    }
+}
+
+#[async_trait]
+impl Users for PostgresStore {
+    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let users = read::users(&mut tx, query).await?;
+        tx.commit().await?;
+        Ok(users)
+    }
+
+    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let user = read::user(&mut tx, reference).await?;
+        tx.commit().await?;
+        Ok(user)
+    }
+
+    async fn totals(&self) -> Result<Totals, StoreError> {
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let totals = read::totals(&mut tx).await?;
+        tx.commit().await?;
+        Ok(totals)
+    }
+}
+
+#[async_trait]
+impl Schema for PostgresStore {
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
         self.connections.want_two(unit::lock_id("", "second session", "")).await?;
         let mut tx =
@@ -112,11 +147,6 @@ impl Store for PostgresStore {
         Ok(pending)
     }
 
-    async fn check_for_work(&self) -> Result<(), StoreError> {
-        self.connections.want_two(unit::lock_id("", "second session", "")).await?;
-        self.check_schema().await
-    }
-
     async fn check_schema(&self) -> Result<(), StoreError> {
         let mut tx = self.connections.begin(PEOPLE).await?;
         let found = Found::look(&mut tx, self.connections.schema()).await?;
@@ -125,14 +155,14 @@ impl Store for PostgresStore {
         migrations::check(migrations::POSTGRES, applied, foreign, &self.place(), HINT)
     }
 
-    async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
-        super::unit::apply(self, &batch).await
+    async fn check_for_work(&self) -> Result<(), StoreError> {
+        self.connections.want_two(unit::lock_id("", "second session", "")).await?;
+        self.check_schema().await
     }
+}
 
-    async fn ready(&self) -> Result<(), StoreError> {
-        super::unit::ready(self).await
-    }
-
+#[async_trait]
+impl Diagnosis for PostgresStore {
     async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
         super::unit::rehearse(self, &batch).await
     }
@@ -141,27 +171,13 @@ impl Store for PostgresStore {
         strangers::ask(self).await
     }
 
-    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let users = read::users(&mut tx, query).await?;
-        tx.commit().await?;
-        Ok(users)
+    async fn examine(&self, _: Duration) -> Result<Option<Examined>, StoreError> {
+        Ok(None)
     }
+}
 
-    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let user = read::user(&mut tx, reference).await?;
-        tx.commit().await?;
-        Ok(user)
-    }
-
-    async fn totals(&self) -> Result<Totals, StoreError> {
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let totals = read::totals(&mut tx).await?;
-        tx.commit().await?;
-        Ok(totals)
-    }
-
+#[async_trait]
+impl Store for PostgresStore {
     async fn close(&self) {
         self.connections.close().await;
     }

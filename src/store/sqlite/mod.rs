@@ -27,8 +27,8 @@ use uuid::Uuid;
 
 use self::writing::Writing;
 use super::{
-    Incoming, Store, StoreConfig, StoreError, Terms, Totals, User, UserHistory, UserQuery, migrations,
-    watchdog::Backend,
+    Batches, Diagnosis, Incoming, Schema, Store, StoreConfig, StoreError, Stranger, Terms, Totals, User,
+    UserHistory, UserQuery, Users, migrations, watchdog::Renewable,
 };
 use crate::{
     datafile::{DataFile, Examined, Guard},
@@ -96,7 +96,7 @@ impl SqliteStore {
     }
 }
 
-impl Backend for SqliteStore {
+impl Renewable for SqliteStore {
     // Longer than the waiting for other processes; what is broken off closes its connection.
     const ANSWER: Duration = Duration::from_secs(35);
 
@@ -119,7 +119,33 @@ impl Backend for SqliteStore {
 }
 
 #[async_trait]
-impl Store for SqliteStore {
+impl Batches for SqliteStore {
+    async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
+        super::unit::apply(self, &batch).await
+    }
+
+    async fn ready(&self) -> Result<(), StoreError> {
+        super::unit::ready(self).await
+    }
+}
+
+#[async_trait]
+impl Users for SqliteStore {
+    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
+        read::users(&self.readers, query).await
+    }
+
+    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
+        read::user(&self.readers, reference).await
+    }
+
+    async fn totals(&self) -> Result<Totals, StoreError> {
+        read::totals(&self.readers).await
+    }
+}
+
+#[async_trait]
+impl Schema for SqliteStore {
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
         // One process at a time, until the transaction ends.
         let mut writing = self.begin().await?;
@@ -133,38 +159,28 @@ impl Store for SqliteStore {
         let (applied, foreign) = (found.applied.as_ref(), found.foreign.as_deref());
         migrations::check(migrations::SQLITE, applied, foreign, &self.place(), HINT)
     }
+}
 
-    async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
-        super::unit::apply(self, &batch).await
-    }
-
-    async fn ready(&self) -> Result<(), StoreError> {
-        super::unit::ready(self).await
-    }
-
+#[async_trait]
+impl Diagnosis for SqliteStore {
     async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
         super::unit::rehearse(self, &batch).await
     }
 
-    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
-        read::users(&self.readers, query).await
-    }
-
-    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
-        read::user(&self.readers, reference).await
-    }
-
-    async fn totals(&self) -> Result<Totals, StoreError> {
-        read::totals(&self.readers).await
-    }
-
-    async fn close(&self) {
-        self.end().await;
+    async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
         let examined = file::examine_at(self.file.real(), limit).await;
         self.file.judge(examined).map(Some).map_err(file::unusable)
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn close(&self) {
+        self.end().await;
     }
 }
 
