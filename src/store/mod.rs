@@ -25,13 +25,16 @@ use crate::{
 
 mod batch;
 mod clock;
+mod columns;
 mod entry;
 mod errors;
 mod filter;
+pub mod housekeeping;
 pub mod letters;
 mod migrations;
 mod plain;
 pub mod postgres;
+mod questions;
 mod reference;
 mod retry;
 pub mod sqlite;
@@ -39,7 +42,9 @@ mod watchdog;
 
 /// The database as workers and operators see it, dead letters included.
 #[async_trait]
-pub trait Store: letters::Letters + fmt::Debug {
+pub trait Store:
+    letters::Letters + housekeeping::Rejections + housekeeping::Housekeeping + fmt::Debug
+{
     /// Brings the schema up to this binary's version. Safe to run from several processes at once.
     /// Returns the names of the migrations that it applied.
     ///

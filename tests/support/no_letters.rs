@@ -1,9 +1,12 @@
 //! Owns the part of a fake store that no test which uses one asks for.
 
-/// Implements [`headcount::store::letters::Letters`] for a store that has none.
+/// Implements for a store that has none of it what people and housekeeping ask.
 macro_rules! no_letters {
     ($store:ty) => {
-        use headcount::store::letters::*;
+        use headcount::{
+            message::Rejected,
+            store::{housekeeping::*, letters::*},
+        };
 
         #[async_trait::async_trait]
         impl Letters for $store {
@@ -17,16 +20,13 @@ macro_rules! no_letters {
                 unreachable!()
             }
 
-            async fn letters(&self, _: &Filter, _: &Page) -> Result<Vec<Letter>, StoreError> {
+            async fn list(&self, _: &Filter, _: &Page) -> Result<Vec<Letter>, StoreError> {
                 unreachable!()
             }
-            async fn letter(&self, _: &str) -> Result<Option<LetterDetail>, StoreError> {
+            async fn show(&self, _: &str) -> Result<Option<LetterDetail>, StoreError> {
                 unreachable!()
             }
             async fn count(&self, _: &Filter) -> Result<Vec<Count>, StoreError> {
-                unreachable!()
-            }
-            async fn statuses(&self) -> Result<std::collections::BTreeMap<Status, u64>, StoreError> {
                 unreachable!()
             }
             async fn claim(&self, _: &Filter, _: u32, _: &Actor) -> Result<Vec<Claimed>, StoreError> {
@@ -55,13 +55,24 @@ macro_rules! no_letters {
             async fn restore(&self, _: &Filter, _: u32, _: &Actor) -> Result<u64, StoreError> {
                 unreachable!()
             }
-            async fn record_rejections(&self, _: &[Rejected]) -> Result<(), StoreError> {
+        }
+
+        #[async_trait::async_trait]
+        impl Rejections for $store {
+            async fn record(&self, _: &[Rejected]) -> Result<(), StoreError> {
                 unreachable!()
             }
-            async fn rejections(&self, _: u32) -> Result<Vec<Rejected>, StoreError> {
+            async fn newest(&self, _: u32) -> Result<Vec<Rejected>, StoreError> {
                 unreachable!()
             }
+        }
+
+        #[async_trait::async_trait]
+        impl Housekeeping for $store {
             async fn prune(&self, _: &Retention, _: u32) -> Result<Pruned, StoreError> {
+                unreachable!()
+            }
+            async fn statuses(&self) -> Result<std::collections::BTreeMap<Status, u64>, StoreError> {
                 unreachable!()
             }
             async fn erase_kept(&self, _: u32) -> Result<u64, StoreError> {

@@ -3,12 +3,9 @@
 use uuid::Uuid;
 
 use super::{PostgresStore, apply::ALONE, connections::Tx, settle};
-use crate::{
-    rules::users::OnDelete,
-    store::{
-        StoreError,
-        plain::{OURSELVES, Plain},
-    },
+use crate::store::{
+    StoreError,
+    plain::{OURSELVES, Plain},
 };
 
 /// Captures. The letters are one per message id, in the order of message ids. Returns those of them that are new.
@@ -25,7 +22,7 @@ pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Res
         .await?;
     // The boundary: captured before the delivery is acked.
     tx.commit().await?;
-    if store.policy.on_delete == OnDelete::Erase && !applied.is_empty() {
+    if store.erases() && !applied.is_empty() {
         forget(store, letters).await?;
     }
     Ok(new)

@@ -265,7 +265,7 @@ fn literal(text: &str) -> String {
 }
 
 /// A transaction. Where it is dropped before its end, its connection is closed, which rolls it back.
-pub(super) struct Tx {
+pub(in crate::store) struct Tx {
     connection: PoolConnection<Postgres>,
     ours: bool,
     open: bool,

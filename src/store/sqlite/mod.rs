@@ -14,12 +14,11 @@ macro_rules! now {
 mod capture;
 mod erase;
 mod file;
+mod housekeeping;
 mod letters;
 mod load;
 mod probe;
-mod prune;
 mod read;
-mod replay;
 mod save;
 mod settle;
 mod writing;
