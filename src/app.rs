@@ -11,9 +11,9 @@ use crate::{
     config::Config,
     failure::Failure,
     ingress::{self, Ingress, Verifier},
-    letters::{self, operations::Operations, replay::Replayer},
+    letters::{self, replay::Replayer},
     net,
-    ops::{self, Ops},
+    ops::{self, Ops, replays::Operations},
     pause::Pauses,
     queue::{self, Queue, QueueConfig, QueueError},
     rejections, retention,
@@ -107,7 +107,7 @@ pub async fn run(
     beside.spawn(ops::serve(ops_listener, ops, ops_stop));
     beside.spawn(upkeep(Arc::clone(&queue), prometheus));
     if let Some(store) = &store {
-        beside.spawn(letters::count::run(letters(store)));
+        beside.spawn(letters::count::run(Arc::clone(store) as _));
     }
 
     let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
@@ -184,13 +184,14 @@ async fn work(
     if !prepare(store.as_ref(), migrate, &health, &stop).await? {
         return Ok(());
     }
-    let letters = letters(&store);
+    let (letters, rejected, housekeeping) =
+        (letters(&store), Arc::clone(&store) as _, Arc::clone(&store) as _);
     let worker = worker::run(Arc::clone(&queue), store, worker::Settings::new(config), health, stop.clone());
     let beside = async {
         tokio::join!(
             letters::capture::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
-            rejections::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
-            retention::run(Arc::clone(&letters), retention::of(config), stop.clone()),
+            rejections::run(Arc::clone(&queue), rejected, stop.clone()),
+            retention::run(housekeeping, config.retention(), stop.clone()),
         );
         Ok(())
     };

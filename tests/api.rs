@@ -15,9 +15,9 @@ use std::{
 
 use bytes::Bytes;
 use headcount::{
-    letters::{operations::Operations, replay::Replayer},
+    letters::replay::Replayer,
     message::Rejected,
-    ops::{self, Ops, api},
+    ops::{self, Ops, api, replays::Operations},
     queue::{Queue, QueueConfig},
     secret::Secret,
     store::{
@@ -251,7 +251,7 @@ async fn every_route_answers_as_documented() {
         reason: "no_matching_signature".into(),
         headers: vec!["svix-id".into()],
     };
-    store.record_rejections(&[sample]).await.unwrap();
+    store.record(&[sample]).await.unwrap();
     let server = Server::start(store.clone(), None).await;
 
     assert_eq!(server.get("/openapi.json", "/openapi.json").await.json(), server.document);

@@ -23,11 +23,13 @@ use std::{
 use futures_util::StreamExt;
 use headcount::{
     clerk::sample::Sample,
+    message::Rejected,
     rules::users::Outcome::Created,
     secret::Secret,
     store::{
         self, Backend, Class, Store, StoreConfig, StoreError,
-        letters::{Actor, Captured, Filter, Rejected, Retention},
+        housekeeping::Retention,
+        letters::{Actor, Captured, Filter},
     },
     time::now,
 };
@@ -73,7 +75,7 @@ async fn everything(store: &Arc<dyn Store>, round: u32) -> Result<(), StoreError
         reason: "malformed_id".into(),
         headers: Vec::new(),
     };
-    store.record_rejections(&[sample]).await?;
+    store.record(&[sample]).await?;
     let by = Actor { name: "ann".into(), note: None };
     let claims = store.claim(&Filter::default(), 10, &by).await?;
     let claims: Vec<_> = claims.iter().map(|claim| (claim.id, claim.round)).collect();

@@ -268,7 +268,7 @@ async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
         ),
         _ => Check::ok("dead letters", "none is open"),
     });
-    let rejections = explain(&store.rejections(SAMPLES).await?, now());
+    let rejections = explain(&store.newest(SAMPLES).await?, now());
     if rejections.is_empty() {
         checks.push(Check::ok("rejections", "no request was turned away in the last hour"));
     }

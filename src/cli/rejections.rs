@@ -15,7 +15,7 @@ pub async fn run(args: Rejections, config: &Config, output: &mut Output) -> Resu
     let Rejections::List(args) = args;
     let store = app::look_at_store(config).await?;
     store.check_schema().await.map_err(|error| app::store_failure(&error))?;
-    let samples = app::letters(&store).rejections(args.limit).await;
+    let samples = store.newest(args.limit).await;
     store.close().await;
     let samples = samples.map_err(|error| app::store_failure(&error))?;
     list(&args, &samples, output)
@@ -23,7 +23,7 @@ pub async fn run(args: Rejections, config: &Config, output: &mut Output) -> Resu
 
 fn list(
     args: &RejectionList,
-    samples: &[crate::store::letters::Rejected],
+    samples: &[crate::message::Rejected],
     output: &mut Output,
 ) -> Result<(), Failure> {
     if args.listing.json {

@@ -16,7 +16,7 @@ use crate::{
     queue::{Ladder, QueueConfig},
     rules::users::{OnDelete, Policy, Relink},
     secret::Secret,
-    store::{Backend, StoreConfig},
+    store::{Backend, StoreConfig, housekeeping::Retention},
 };
 
 mod names;
@@ -306,6 +306,15 @@ impl Config {
             default_credits: self.default_credits,
             // Each transaction of a worker's has its own, and some are left for readiness, dead letters and people.
             connections: crate::worker::TRANSACTIONS + 4,
+        }
+    }
+
+    /// How long things are kept.
+    pub fn retention(&self) -> Retention {
+        Retention {
+            inbox: self.inbox_retention,
+            dead: self.dead_retention,
+            rejections: self.rejection_retention,
         }
     }
 }

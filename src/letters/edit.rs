@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::{
     diff::{Line, diff},
-    replay::{Ended, Replayer},
+    replay::{End, Replayer},
 };
 use crate::{
     clerk::{self, Parsed},
@@ -52,7 +52,7 @@ pub enum EditError {
     Store(#[from] StoreError),
     /// It is committed and not published.
     #[error("the edit is committed and could not be published yet")]
-    Unpublished(Box<Ended>),
+    Unpublished(Box<End>),
 }
 
 /// Holds a new body to what would be accepted for this letter.

@@ -21,7 +21,6 @@ use tokio::{
 };
 
 use crate::{
-    letters::operations::Operations,
     net::{Bounds, Visitor, method_not_allowed, not_found, places, problem, serve as serve_http},
     queue::Queue,
     secret::Secret,
@@ -32,9 +31,11 @@ use crate::{
 
 pub mod api;
 mod health;
+pub mod replays;
 pub mod status;
 
 use api::problem::Problem;
+use replays::Operations;
 
 /// The operators' listener: what it needs to serve.
 pub struct Ops {

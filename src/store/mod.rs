@@ -32,13 +32,16 @@ macro_rules! now {
 
 mod batch;
 mod clock;
+mod columns;
 mod entry;
 mod errors;
 mod filter;
+pub mod housekeeping;
 pub mod letters;
 mod migrations;
 mod plain;
 pub mod postgres;
+mod questions;
 mod reference;
 mod retry;
 pub mod sqlite;
@@ -138,7 +141,15 @@ pub trait Diagnosis: Send + Sync {
 
 /// The whole store, as the process opens it. Each room takes the part of it that it needs.
 #[async_trait]
-pub trait Store: Batches + Users + Schema + Diagnosis + letters::Letters {
+pub trait Store:
+    Batches
+    + Users
+    + Schema
+    + Diagnosis
+    + letters::Letters
+    + housekeeping::Rejections
+    + housekeeping::Housekeeping
+{
     /// Closes the connections, within a few seconds.
     async fn close(&self);
 }

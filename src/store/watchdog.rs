@@ -26,12 +26,13 @@ use uuid::Uuid;
 use super::{
     Batches, Diagnosis, Incoming, Schema, Store, StoreError, Stranger, Totals, User, UserHistory, UserQuery,
     Users, errors,
+    housekeeping::{Housekeeping, Pruned, Rejections, Retention},
     letters::{
-        Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Pruned,
-        Rejected, Retention, Status,
+        Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
+        Status,
     },
 };
-use crate::{datafile::Examined, rules::users::Outcome, time::Millis};
+use crate::{datafile::Examined, message::Rejected, rules::users::Outcome, time::Millis};
 
 /// What the asking for readiness may take.
 const READY: Duration = Duration::from_secs(6);
@@ -285,23 +286,19 @@ impl<S: Renewable + Store> Letters for Watched<S> {
         self.people(|store| async move { store.groups_named(&reference).await }).await
     }
 
-    async fn letters(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
+    async fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
         let (filter, page) = (filter.clone(), page.clone());
-        self.people(|store| async move { store.letters(&filter, &page).await }).await
+        self.people(|store| async move { store.list(&filter, &page).await }).await
     }
 
-    async fn letter(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError> {
+    async fn show(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError> {
         let reference = reference.to_owned();
-        self.people(|store| async move { store.letter(&reference).await }).await
+        self.people(|store| async move { store.show(&reference).await }).await
     }
 
     async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError> {
         let filter = filter.clone();
         self.people(|store| async move { store.count(&filter).await }).await
-    }
-
-    async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
-        self.housekeeping(|store| async move { store.statuses().await }).await
     }
 
     async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
@@ -328,7 +325,7 @@ impl<S: Renewable + Store> Letters for Watched<S> {
         self.people(move |store| async move { store.unstamped(&filter, before, limit).await }).await
     }
 
-    async fn stamp(&self, published: &[(Uuid, u32)]) -> Result<(), StoreError> {
+    async fn stamp(&self, published: &[Publication]) -> Result<(), StoreError> {
         let published = published.to_vec();
         self.people(|store| async move { store.stamp(&published).await }).await
     }
@@ -342,16 +339,22 @@ impl<S: Renewable + Store> Letters for Watched<S> {
         let (filter, by) = (filter.clone(), by.clone());
         self.people(move |store| async move { store.restore(&filter, limit, &by).await }).await
     }
+}
 
-    async fn record_rejections(&self, samples: &[Rejected]) -> Result<(), StoreError> {
+#[async_trait]
+impl<S: Renewable + Store> Rejections for Watched<S> {
+    async fn record(&self, samples: &[Rejected]) -> Result<(), StoreError> {
         let samples = samples.to_vec();
-        self.path(|store| async move { store.record_rejections(&samples).await }).await
+        self.path(|store| async move { store.record(&samples).await }).await
     }
 
-    async fn rejections(&self, limit: u32) -> Result<Vec<Rejected>, StoreError> {
-        self.people(move |store| async move { store.rejections(limit).await }).await
+    async fn newest(&self, limit: u32) -> Result<Vec<Rejected>, StoreError> {
+        self.people(move |store| async move { store.newest(limit).await }).await
     }
+}
 
+#[async_trait]
+impl<S: Renewable + Store> Housekeeping for Watched<S> {
     async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
         let retention = *retention;
         self.housekeeping(move |store| async move { store.prune(&retention, limit).await }).await
@@ -359,6 +362,10 @@ impl<S: Renewable + Store> Letters for Watched<S> {
 
     async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
         self.housekeeping(move |store| async move { store.erase_kept(limit).await }).await
+    }
+
+    async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
+        self.housekeeping(|store| async move { store.statuses().await }).await
     }
 
     fn asked(&self) -> u64 {

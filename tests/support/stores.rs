@@ -13,6 +13,28 @@ use headcount::{
 use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
 use uuid::Uuid;
 
+/// Runs each case against both stores, in modules of their names, so that both keep one contract.
+#[allow(unused_macros, reason = "some tests need a place and hold no contract")]
+macro_rules! contract {
+    ($($case:ident)+) => {
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                crate::stores::Home::postgres().await.run(super::$case).await;
+            })+
+        }
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                crate::stores::Home::sqlite().await.run(super::$case).await;
+            })+
+        }
+    };
+}
+
+#[allow(unused_imports, reason = "some tests need a place and hold no contract")]
+pub(crate) use contract;
+
 /// The rules that are the default.
 pub(crate) const KEEP: Policy = Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep };
 

@@ -24,7 +24,7 @@ use tokio::{
 
 use self::problem::Problem;
 use crate::{
-    letters::operations::Operations,
+    ops::replays::Operations,
     queue::Queue,
     store::{
         Store, StoreError,

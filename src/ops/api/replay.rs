@@ -18,10 +18,10 @@ use super::{
 };
 use crate::{
     letters::{
-        operations::Operation,
         replay::{Order, nobody_works},
         select::Selection,
     },
+    ops::replays::Operation,
     store::letters::Status,
 };
 

@@ -3,13 +3,10 @@
 use uuid::Uuid;
 
 use super::{PostgresStore, connections::Tx, unit::ALONE};
-use crate::{
-    rules::users::OnDelete,
-    store::{
-        StoreError,
-        plain::{OURSELVES, Plain},
-        unit::Transaction as _,
-    },
+use crate::store::{
+    StoreError,
+    plain::{OURSELVES, Plain},
+    unit::Transaction as _,
 };
 
 /// Captures. The letters are one per message id, in the order of message ids. Returns those of them that are new.
@@ -26,7 +23,7 @@ pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Res
         .await?;
     // The boundary: captured before the delivery is acked.
     tx.commit().await?;
-    if store.terms.policy.on_delete == OnDelete::Erase && !applied.is_empty() {
+    if store.erases() && !applied.is_empty() {
         forget(store, letters).await?;
     }
     Ok(new)

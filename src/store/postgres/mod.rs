@@ -1,13 +1,12 @@
 //! Owns the PostgreSQL store: its schema, and which room answers which call. `connections` begins transactions, `unit` is
-//! what a batch's transaction does, `read` is for people; `letters` answers about dead letters, `capture` takes them in,
-//! `replay` is what people do to them, `prune` what time does.
+//! what a batch's transaction does, `read` is for people; `capture` takes dead letters in, `letters` is what people ask about
+//! them and do to them, `housekeeping` what time does.
 
 mod capture;
 pub(super) mod connections;
+mod housekeeping;
 mod letters;
-mod prune;
 mod read;
-mod replay;
 mod strangers;
 mod unit;
 

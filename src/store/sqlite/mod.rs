@@ -1,14 +1,13 @@
 //! Owns the SQLite store: its connections, its schema, and which room answers which call. One connection writes; BEGIN
 //! IMMEDIATE makes batches follow one another, also those of other processes. `unit` is what a batch's transaction does,
-//! `read` is for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to them,
-//! `prune` what time does.
+//! `read` is for people; `capture` takes dead letters in, `letters` is what people ask about them and do to them,
+//! `housekeeping` what time does.
 
 mod capture;
 mod file;
+mod housekeeping;
 mod letters;
-mod prune;
 mod read;
-mod replay;
 mod unit;
 pub(super) mod writing;
 
@@ -21,9 +20,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::DateTime;
-use sqlx::{Row as _, SqliteConnection, SqlitePool, sqlite::SqliteRow};
-use uuid::Uuid;
+use sqlx::{SqliteConnection, SqlitePool};
 
 use self::writing::Writing;
 use super::{
@@ -33,7 +30,6 @@ use super::{
 use crate::{
     datafile::{DataFile, Examined, Guard},
     rules::users::Outcome,
-    time::Millis,
 };
 
 /// What foreign tables are answered with.
@@ -208,20 +204,4 @@ impl Found {
         let foreign = tables.into_iter().find(|table| to_come.contains(&table.as_str()));
         Ok(Self { applied, foreign })
     }
-}
-
-/// A uuid, which SQLite keeps as text.
-fn uuid(row: &SqliteRow, column: &'static str) -> Result<Uuid, sqlx::Error> {
-    let text: String = row.try_get(column)?;
-    Uuid::parse_str(&text).map_err(|source| unreadable(column, source))
-}
-
-/// A time, which SQLite keeps as text.
-fn parse_time(column: &'static str, text: &str) -> Result<Millis, sqlx::Error> {
-    let time = DateTime::parse_from_rfc3339(text).map_err(|source| unreadable(column, source))?;
-    Ok(time.timestamp_millis())
-}
-
-fn unreadable(column: &str, source: impl std::error::Error + Send + Sync + 'static) -> sqlx::Error {
-    sqlx::Error::ColumnDecode { index: column.to_owned(), source: Box::new(source) }
 }

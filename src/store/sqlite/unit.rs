@@ -3,8 +3,9 @@
 
 use std::collections::BTreeSet;
 
+use serde::Serialize;
 use serde_json::json;
-use sqlx::types::Json;
+use sqlx::{SqliteConnection, types::Json};
 
 use super::{SqliteStore, writing::Writing};
 use crate::{
@@ -37,6 +38,9 @@ const RECORD: &str = concat!(
     now!(),
     " FROM json_each(?1)"
 );
+
+const NOT_APPLIED: &str = "SELECT id, clerk_id FROM dead_letters \
+     WHERE message_id IN (SELECT value FROM json_each(?1)) AND status <> 'applied'";
 
 const APPLY: [&str; 2] = [
     concat!(
@@ -108,35 +112,11 @@ impl Transaction for Writing {
     }
 
     async fn apply_letters(&mut self, messages: &[&str]) -> Result<Vec<String>, StoreError> {
-        // A question of its own, because nearly always it is all that there is to do.
-        let letters: Vec<(String, Option<String>)> = sqlx::query_as(
-            "SELECT id, clerk_id FROM dead_letters \
-             WHERE message_id IN (SELECT value FROM json_each(?1)) AND status <> 'applied'",
-        )
-        .bind(Json(messages))
-        .fetch_all(self.connection()?)
-        .await?;
-        let (ids, clerk_ids): (Vec<String>, Vec<Option<String>>) = letters.into_iter().unzip();
-        if !ids.is_empty() {
-            self.mark_applied(ids).await?;
-        }
-        Ok(clerk_ids.into_iter().flatten().collect())
+        apply_letters(self.connection()?, messages).await
     }
 
     async fn erase_letters(&mut self, clerk_ids: &[&str]) -> Result<(), StoreError> {
-        if clerk_ids.is_empty() {
-            return Ok(());
-        }
-        let letters: Vec<String> =
-            sqlx::query_scalar(ERASE).bind(Json(clerk_ids)).fetch_all(self.connection()?).await?;
-        if letters.is_empty() {
-            return Ok(());
-        }
-        let letters = Json(letters);
-        for statement in EMPTY {
-            sqlx::query(statement).bind(&letters).execute(self.connection()?).await?;
-        }
-        Ok(())
+        erase_letters(self.connection()?, clerk_ids).await
     }
 
     async fn kept_letters(&mut self, limit: u32) -> Result<Vec<String>, StoreError> {
@@ -162,7 +142,7 @@ impl Transaction for Writing {
         self.remembered(&[], &[]).await?;
         self.record(&[]).await?;
         self.apply_letters(&[]).await?;
-        self.mark_applied(Vec::new()).await
+        mark_applied(self.connection()?, Vec::new()).await
     }
 
     async fn check_deferred(&mut self) -> Result<(), StoreError> {
@@ -174,13 +154,43 @@ impl Transaction for Writing {
     }
 }
 
-impl Writing {
-    /// Sets these letters to `applied`, and writes it down.
-    async fn mark_applied(&mut self, ids: Vec<String>) -> Result<(), StoreError> {
-        let ids = Json(ids);
-        for statement in APPLY {
-            sqlx::query(statement).bind(&ids).bind(OURSELVES).execute(self.connection()?).await?;
-        }
-        Ok(())
+pub(super) async fn apply_letters(
+    tx: &mut SqliteConnection,
+    messages: &[impl Serialize],
+) -> Result<Vec<String>, StoreError> {
+    // A question of its own, because nearly always it is all that there is to do.
+    let letters: Vec<(String, Option<String>)> =
+        sqlx::query_as(NOT_APPLIED).bind(Json(messages)).fetch_all(&mut *tx).await?;
+    let (ids, clerk_ids): (Vec<String>, Vec<Option<String>>) = letters.into_iter().unzip();
+    if !ids.is_empty() {
+        mark_applied(tx, ids).await?;
     }
+    Ok(clerk_ids.into_iter().flatten().collect())
+}
+
+/// Sets these letters to `applied`, and writes it down.
+async fn mark_applied(tx: &mut SqliteConnection, ids: Vec<String>) -> Result<(), StoreError> {
+    let ids = Json(ids);
+    for statement in APPLY {
+        sqlx::query(statement).bind(&ids).bind(OURSELVES).execute(&mut *tx).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn erase_letters(
+    tx: &mut SqliteConnection,
+    clerk_ids: &[impl Serialize],
+) -> Result<(), StoreError> {
+    if clerk_ids.is_empty() {
+        return Ok(());
+    }
+    let letters: Vec<String> = sqlx::query_scalar(ERASE).bind(Json(clerk_ids)).fetch_all(&mut *tx).await?;
+    if letters.is_empty() {
+        return Ok(());
+    }
+    let letters = Json(letters);
+    for statement in EMPTY {
+        sqlx::query(statement).bind(&letters).execute(&mut *tx).await?;
+    }
+    Ok(())
 }

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
 use sqlx::{ColumnIndex, Decode, Type};
 use uuid::Uuid;
 
 use crate::{
     rules::users::{Claim, Profile, Row, UpsertKind, Version},
+    store::columns::{At, Id},
     time::Millis,
 };
 
@@ -125,7 +125,7 @@ pub(super) const STORED: &str = "id, clerk_id, version, version_sent, version_ki
      email_key, email_verified, email IS NOT NULL AS shown, deleted_at, erased";
 
 /// Decodes a stored row, with its profile where that was selected.
-pub(super) fn row<'r, R>(row: &'r R, id: Uuid, with_profile: bool) -> Result<Row, sqlx::Error>
+pub(super) fn row<'r, R>(row: &'r R, with_profile: bool) -> Result<Row, sqlx::Error>
 where
     R: sqlx::Row,
     &'static str: ColumnIndex<R>,
@@ -133,12 +133,12 @@ where
     bool: Decode<'r, R::Database> + Type<R::Database>,
     i64: Decode<'r, R::Database> + Type<R::Database>,
     i16: Decode<'r, R::Database> + Type<R::Database>,
-    DateTime<Utc>: Decode<'r, R::Database> + Type<R::Database>,
+    Id: Decode<'r, R::Database> + Type<R::Database>,
+    At: Decode<'r, R::Database> + Type<R::Database>,
 {
-    let time = |name: &'static str| {
-        let time: Option<DateTime<Utc>> = row.try_get(name)?;
-        Ok::<_, sqlx::Error>(time.map(|time| time.timestamp_millis()))
-    };
+    let time =
+        |name: &'static str| Ok::<_, sqlx::Error>(row.try_get::<Option<At>, _>(name)?.map(|At(time)| time));
+    let Id(id) = row.try_get("id")?;
     let key: Option<String> = row.try_get("email_key")?;
     let address: Option<String> = row.try_get("clerk_email")?;
     let verified = row.try_get("email_verified")?;

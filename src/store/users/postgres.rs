@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, Executor as _, Postgres, Row as _, postgres::PgArguments, query::Query};
+use sqlx::{AssertSqlSafe, Executor as _, Postgres, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
 use super::{
@@ -150,7 +150,7 @@ impl Statements for Tx {
         self.in_time()?;
         let load = if profiles { &LOAD_WITH_PROFILES } else { &LOAD };
         let rows = sqlx::query(load.as_str()).bind(clerk_ids).bind(keys).fetch_all(self).await?;
-        rows.iter().map(|row| Ok(columns::row(row, row.try_get("id")?, profiles)?)).collect()
+        rows.iter().map(|row| Ok(columns::row(row, profiles)?)).collect()
     }
 
     async fn hide_email(&mut self, rows: &[&Row]) -> Result<(), StoreError> {

@@ -113,12 +113,7 @@ impl Statements for Writing {
         let load = if profiles { &LOAD_WITH_PROFILES } else { &LOAD };
         let load = sqlx::query(load.as_str()).bind(types::Json(clerk_ids)).bind(types::Json(keys));
         let rows = load.fetch_all(self.connection()?).await?;
-        let id = |row: &_| {
-            let id: String = sqlx::Row::try_get(row, "id")?;
-            Uuid::parse_str(&id)
-                .map_err(|error| sqlx::Error::ColumnDecode { index: "id".into(), source: error.into() })
-        };
-        rows.iter().map(|row| Ok(columns::row(row, id(row)?, profiles)?)).collect()
+        rows.iter().map(|row| Ok(columns::row(row, profiles)?)).collect()
     }
 
     async fn hide_email(&mut self, rows: &[&Row]) -> Result<(), StoreError> {

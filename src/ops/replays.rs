@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::replay::{Ended, Order, Replayer, Report, Sent};
 use crate::{
+    letters::replay::{End, Order, Progress, Replayer},
     stop::until,
+    store::letters::Publication,
     time::{now, rfc3339},
 };
 
@@ -58,7 +59,7 @@ pub struct Operation {
     pub warnings: Vec<String>,
     /// How far it is.
     #[serde(flatten)]
-    pub report: Report,
+    pub report: Progress,
     /// Why it failed.
     pub error: Option<String>,
 }
@@ -110,7 +111,7 @@ impl Operations {
             state: State::Running,
             expected,
             warnings,
-            report: Report::default(),
+            report: Progress::default(),
             error: None,
         };
         let kept = Arc::new(Kept {
@@ -136,16 +137,16 @@ impl Operations {
         let replayer = self.replayer.clone();
         tokio::spawn(async move {
             let stop = kept.stop.subscribe();
-            let shown = |report: &Report, _: &[Sent]| {
+            let shown = |report: &Progress, _: &[Publication]| {
                 kept.state.send_modify(|operation| operation.report = *report);
             };
             let (report, ended) = replayer.run(&order, shown, &stop).await;
             let (state, error) = match ended {
-                Ended::Complete => (State::Complete, None),
-                Ended::Limit => (State::Limit, None),
-                Ended::Stopped => (State::Stopped, None),
-                Ended::Queue(error) => (State::Failed, Some(error.to_string())),
-                Ended::Store(error) => (State::Failed, Some(error.to_string())),
+                End::Complete => (State::Complete, None),
+                End::Limit => (State::Limit, None),
+                End::Stopped => (State::Stopped, None),
+                End::Queue(error) => (State::Failed, Some(error.to_string())),
+                End::Store(error) => (State::Failed, Some(error.to_string())),
             };
             match &error {
                 Some(why) => warn!("replay {} failed after {} letters: {why}", kept.id, report.published),
