@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use headcount::{
     app::{self, Addresses, Roles},
-    cli::{self, Cli, Command, dead, demo, doctor, output::Output, rejections, secret, send, status, users},
+    clerk::secret,
+    cli::{self, Cli, Command, dead, demo, doctor, output::Output, rejections, send, status, users},
     config::Config,
     failure::{Exit, Failure},
     secret::Secret,
@@ -87,8 +88,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
 async fn up(config: &Config, demo: bool) -> Result<(), Failure> {
     let mut secrets = config.signing_secrets.clone();
     if secrets.is_empty() {
-        secrets.extend(secret::development_secret(&config.data_dir, true)?);
-        let place = config.data_dir.join(secret::FILE);
+        secrets.push(secret::make_development(&config.data_dir)?);
+        let place = config.data_dir.join(secret::DEVELOPMENT_FILE);
         warn!("CLERK_WEBHOOK_SIGNING_SECRET is not set: using the development secret in {}", place.display());
     }
     let Some(secret) = secrets.first().cloned() else {
@@ -136,7 +137,7 @@ async fn serve(config: &Config, roles: Roles, started: impl FnOnce(Addresses)) -
 
 async fn migrate(config: &Config, output: &mut Output) -> Result<(), Failure> {
     let store = app::open_store(config).await?;
-    let applied = store.migrate().await.map_err(|error| app::store_failure(&error))?;
+    let applied = store.migrate().await?;
     store.close().await;
     if applied.is_empty() {
         return output.line("the schema is up to date");

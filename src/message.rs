@@ -6,7 +6,10 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::time::Millis;
+use crate::{
+    text::{REJECTED_HEADERS, WORD_MAX, clean},
+    time::Millis,
+};
 
 /// The longest message id, in bytes: what an AMQP short string can carry.
 pub const MESSAGE_ID_MAX: usize = 255;
@@ -103,8 +106,25 @@ pub struct Rejected {
     pub address: String,
     /// The code that it was answered.
     pub reason: String,
-    /// Names of its headers, sorted, bounded.
+    /// Names of its headers, sorted.
     pub headers: Vec<String>,
+}
+
+impl Rejected {
+    /// Cleans and bounds its texts: the request is a stranger's, and the queue is open to other hands.
+    pub fn bounded<'t>(
+        at: Millis,
+        address: &str,
+        reason: &str,
+        headers: impl IntoIterator<Item = &'t str>,
+    ) -> Self {
+        Self {
+            at,
+            address: clean(address, WORD_MAX),
+            reason: clean(reason, WORD_MAX),
+            headers: headers.into_iter().take(REJECTED_HEADERS).map(|name| clean(name, WORD_MAX)).collect(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt};
 use serde::Deserialize;
 use serde_json::{error::Category, value::RawValue};
 
-use super::{metadata, text::repair, without_mark};
+use super::json::{self, repair};
 use crate::time::Millis;
 
 /// The longest text field, in bytes.
@@ -175,7 +175,7 @@ impl<'a> Field<'a> {
         if kind(raw) != "an object" {
             return Err(self.unexpected("an object", raw));
         }
-        metadata::check(raw.get()).map_err(|problem| self.error(problem))?;
+        json::check(raw.get()).map_err(|problem| self.error(problem))?;
         Ok(Some(repair(raw.get()).into_owned()))
     }
 
@@ -195,6 +195,11 @@ pub(super) fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, PayloadE
     }
     let raw: &RawValue = serde_json::from_str(text).map_err(not_json)?;
     Err(path.error(format_args!("expected an object, found {}", kind(raw))))
+}
+
+/// A body without the byte order mark that some senders put in front of it.
+fn without_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
 }
 
 /// What serde has to say. Its syntax errors are fixed texts and a place; its data errors can quote the body, so of those

@@ -1,9 +1,11 @@
+//! Every way that a payload can be wrong, and what is read from one that is right.
+
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::*;
-use crate::rules::users::Upsert;
+use super::{user::ADDRESS_MAX, *};
+use crate::rules::users::{Claim, Profile, Upsert, Version};
 
 const AT: i64 = 1_760_000_000_123;
 

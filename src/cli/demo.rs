@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use http::StatusCode;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -18,15 +17,18 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use self::world::{Kind, Webhook, World};
 use crate::{
-    cli::post::{NoAnswer, Poster},
+    clerk::{
+        made_up::world::{Kind, Webhook, World},
+        secret,
+    },
+    cli::post::Poster,
     failure::Failure,
+    net::NoAnswer,
+    secret::Secret,
     text::number,
+    time::now,
 };
-use crate::{secret::Secret, time::now};
-
-mod world;
 
 /// Posts that wait for their answer at the same time.
 const CONCURRENCY: usize = 32;
@@ -58,8 +60,7 @@ pub async fn run(
     rate: f64,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
-    let forger = Secret::new(format!("whsec_{}", STANDARD.encode(rand::random::<[u8; 32]>())));
-    let (poster, forger) = (Poster::new(url, secret)?, Poster::new(url, &forger)?);
+    let (poster, forger) = (Poster::new(url, secret)?, Poster::new(url, &secret::random())?);
     let mut world = World::new(rand::random());
     let mut tally = Tally::default();
     let line = progress();

@@ -17,7 +17,6 @@ pub mod post;
 mod process;
 mod progress;
 pub mod rejections;
-pub mod secret;
 pub mod send;
 pub mod status;
 mod table;

@@ -1,19 +1,17 @@
 //! Owns asking the process that runs on this machine how it is: `/readyz` and `/metrics` on its operators' listener. Promises an answer
 //! within a few seconds, and that nobody there is no error.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use bytes::Bytes;
 use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use http_body_util::Full;
 use serde::Deserialize;
 
-use crate::{config::Config, time::Millis};
+use crate::{
+    config::Config,
+    net::{self, Client},
+    time::Millis,
+};
 
 /// Longer than `/readyz` takes.
 const TIMEOUT: Duration = Duration::from_secs(4);
@@ -63,25 +61,19 @@ struct Ready {
 
 /// Asks the process that listens where `HEADCOUNT_OPS_LISTEN` says.
 pub(super) async fn ask(config: &Config) -> Asked {
-    let ip = match config.ops_listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    let at = SocketAddr::new(ip, config.ops_listen.port());
+    let at = net::reachable(config.ops_listen);
     if at.port() == 0 {
         return Asked::Nobody;
     }
-    let client = Client::builder(TokioExecutor::new()).build_http();
+    let client = Client::http();
     let get = async |path: &str| {
         let mut request = Request::get(format!("http://{at}{path}"));
         if let Some(token) = &config.ops_token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose()));
         }
-        let answer = client.request(request.body(Full::<Bytes>::default()).ok()?).await.ok()?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await.ok()?;
-        Some((status, body.to_bytes()))
+        let (status, body) =
+            client.send(request.body(Full::default()).ok()?, TIMEOUT, ANSWER_MAX).await.ok()?;
+        Some((status, body?))
     };
     let answer = async {
         let (status, body) = get("/readyz").await?;

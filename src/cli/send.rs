@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     io::Read,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,20 +17,18 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    clerk::sample::{Sample, message_id, user_id},
-    config::Config,
-    message::EVENT_TYPE_MAX,
-    time::now,
-};
-use crate::{
+    clerk::made_up::{Person, message_id, user_id},
     cli::{
         output::Output,
-        post::{NoAnswer, Poster},
+        post::{Poster, front_door, signing_secret},
         progress,
-        secret::signing_secret,
     },
+    config::Config,
     failure::Failure,
+    message::EVENT_TYPE_MAX,
+    net::NoAnswer,
     text::number,
+    time::now,
 };
 
 /// Posts that wait for their answer at the same time.
@@ -135,16 +132,6 @@ pub async fn run(args: &Send, config: &Config, output: &mut Output) -> Result<()
     verdict(&summary)
 }
 
-/// The address of this configuration's own ingress.
-pub fn front_door(config: &Config) -> String {
-    let ip = match config.listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    format!("http://{}{}", SocketAddr::new(ip, config.listen.port()), config.webhook_path)
-}
-
 /// Where the bodies come from.
 enum Source {
     Given(Bytes),
@@ -175,7 +162,7 @@ impl Source {
         let id = user.as_ref().map_or_else(|| user_id(&mut rand::rng()), numbered);
         let now = now();
         let born = if event_type == "user.created" { now } else { now - ACCOUNT_AGE };
-        let mut sample = Sample::of(id, born);
+        let mut sample = Person::of(id, born);
         sample.updated_at = now;
         if let Some(email) = email {
             sample.email = Some(numbered(email));

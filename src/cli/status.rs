@@ -3,17 +3,15 @@
 
 use crate::{
     app,
-    config::Config,
-    ops::status::{self, Status, StatusError},
-    queue::{Depth, QueueConfig},
-};
-use crate::{
     cli::{
         Listing,
         output::Output,
         process::{self, Asked, Process},
     },
+    config::Config,
     failure::Failure,
+    ops::status::{self, Status, StatusError},
+    queue::Depth,
     text::number,
     time::rfc3339,
 };
@@ -43,8 +41,8 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
     let failure = match read {
         Ok(status) if args.json => return output.json(&status),
         Ok(status) => return at_a_glance(&status, process.as_ref(), config, output),
-        Err(StatusError::Queue(error)) => app::queue_failure(&error),
-        Err(StatusError::Store(error)) => app::store_failure(&error),
+        Err(StatusError::Queue(error)) => error.into(),
+        Err(StatusError::Store(error)) => error.into(),
     };
     if let Some(depths) = depths.filter(|_| !args.json) {
         queues(&depths, paused.as_deref(), held, config, output)?;
@@ -111,10 +109,9 @@ fn queues(
         (None, consumers) => format!("{consumers} consuming"),
     };
     output.line(format!("workers         {workers}"))?;
-    let shared = matches!(config.queue(), QueueConfig::RabbitMq { .. });
     let here = held.map(|held| format!("{} by the worker on this machine", number(held)));
     // The embedded queue counts them above.
-    let elsewhere = (shared && consumers > 0)
+    let elsewhere = (config.queue().is_shared() && consumers > 0)
         .then(|| format!("RabbitMQ does not tell what others hold, at most {} each", config.prefetch));
     let held: Vec<String> = here.into_iter().chain(elsewhere).collect();
     if !held.is_empty() {

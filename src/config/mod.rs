@@ -1,7 +1,7 @@
 //! Owns the configuration: environment, then `headcount.toml`, then defaults, all in one table of [`SETTINGS`].
 //! Every wrong value is named with a hint. Never prints a secret.
 //!
-//! `raw` reads what is written and where, `names` tells what a mistyped name means, `signing` checks signing secrets.
+//! `raw` reads what is written and where, `names` tells what a mistyped name means.
 
 use std::{
     net::SocketAddr,
@@ -11,30 +11,22 @@ use std::{
 
 use crate::{
     address::{self, Database},
+    clerk,
     failure::Failure,
     net::TrustedProxies,
     queue::{Ladder, QueueConfig},
     rules::users::{OnDelete, Policy, Relink},
     secret::Secret,
     store::{Backend, StoreConfig},
+    telemetry::logs::LogFormat,
 };
 
 mod names;
 mod raw;
 mod settings;
-mod signing;
 
 use raw::Raw;
 pub use settings::{SETTINGS, Setting};
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
 
 /// The typed configuration: one field per setting of [`SETTINGS`], in its order.
 #[derive(Clone, Debug)]
@@ -151,10 +143,10 @@ impl Config {
         }
         let day = Duration::from_secs(24 * 3600);
         let config = Self {
-            signing_secrets: signing::secrets(
-                &raw.name("CLERK_WEBHOOK_SIGNING_SECRET"),
+            signing_secrets: clerk::secret::list(
                 raw.written("CLERK_WEBHOOK_SIGNING_SECRET").unwrap_or_default(),
-            )?,
+            )
+            .map_err(|bad| wrong(bad.named(&raw.name("CLERK_WEBHOOK_SIGNING_SECRET")), bad.hint))?,
             amqp_url,
             database_url,
             data_dir: raw.get("HEADCOUNT_DATA_DIR").unwrap_or_default().into(),

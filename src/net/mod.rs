@@ -6,7 +6,7 @@
 //! connection, closes idle ones at once and lets requests finish, and that nothing outlives [`serve`].
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -32,10 +32,12 @@ use self::{
 };
 use crate::telemetry::metrics::ListenerMetrics;
 
+mod client;
 mod connection;
 mod door;
 mod proxies;
 
+pub use client::{Client, NoAnswer};
 pub use door::Visitor;
 pub use proxies::TrustedProxies;
 
@@ -105,6 +107,16 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// Where a process of this machine reaches a listener: one that listens on every address is reached on the loopback.
+pub fn reachable(listener: SocketAddr) -> SocketAddr {
+    let ip = match listener.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listener.port())
 }
 
 /// Serves `router` until `stop` becomes true or its sender is gone; returns when every connection has ended. The

@@ -20,7 +20,16 @@ use tracing_subscriber::{
     layer::SubscriberExt,
 };
 
-use crate::{config::LogFormat, terminal};
+use crate::terminal;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
 
 /// Installs the process's logging.
 ///
