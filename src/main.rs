@@ -45,24 +45,21 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let filter = match cli.command {
         _ if std::env::var_os("RUST_LOG").is_some() => &config.log_filter,
         Command::Up(_) | Command::Ingress | Command::Worker => &config.log_filter,
-        // What the database warns of.
+        // The database's own warnings are of use here.
         Command::Migrate => "warn",
-        // A command's own errors are enough: its log, and a library's, would only repeat them.
+        // The command's own errors are enough: its log, and a library's, would only repeat them.
         Command::Doctor(_) | Command::Status(_) => "off",
-        _ => "headcount=error",
+        Command::Send(_) | Command::Users(_) | Command::Dead(_) | Command::Rejections(_) => "headcount=error",
     };
     logs::init(filter, config.log_format)
         .map_err(|problem| Failure::usage(problem).hint("write RUST_LOG=info, or info,headcount=debug"))?;
     match cli.command {
-        Command::Up(_) | Command::Worker => {
+        Command::Up(args) => {
             info!("queue: {}; users: {}", config.queue_choice(), config.store_choice());
+            up(&config, args.demo).await
         }
-        Command::Ingress => info!("queue: {}", config.queue_choice()),
-        _ => {}
-    }
-    match cli.command {
-        Command::Up(args) => up(&config, args.demo).await,
         Command::Ingress => {
+            info!("queue: {}", config.queue_choice());
             if config.signing_secrets.is_empty() {
                 return Err(Failure::usage("CLERK_WEBHOOK_SIGNING_SECRET is not set")
                     .hint("copy it from the endpoint's page in the Clerk dashboard; it starts with whsec_")
@@ -73,6 +70,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             serve(&config, roles, |_| {}).await
         }
         Command::Worker => {
+            info!("queue: {}; users: {}", config.queue_choice(), config.store_choice());
             serve(&config, Roles { ingress: None, worker: true, migrate: false }, |_| {}).await
         }
         Command::Migrate => migrate(&config, &mut output).await,

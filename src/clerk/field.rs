@@ -112,7 +112,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A string that something is found by: 1 to `max` bytes, taken as it is or not at all.
+    /// A string that rows are found by: 1 to `max` bytes, taken unchanged or refused.
     pub(super) fn name(&self, max: usize) -> Result<Option<Cow<'a, str>>, PayloadError> {
         let Some(text) = self.any_text()? else { return Ok(None) };
         let repaired = || self.raw.is_some_and(|raw| matches!(repair(raw.get()), Cow::Owned(_)));
@@ -179,7 +179,7 @@ impl<'a> Field<'a> {
         Ok(Some(repair(raw.get()).into_owned()))
     }
 
-    /// The same, but null where it is no object, or more than databases hold.
+    /// The same, but null where it is no object or no database can hold it.
     pub(super) fn document_or_null(&self) -> Option<String> {
         self.document().unwrap_or_default()
     }
@@ -202,8 +202,8 @@ fn without_mark(body: &[u8]) -> &[u8] {
     body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
 }
 
-/// What serde has to say. Its syntax errors are fixed texts and a place; its data errors can quote the body, so of those
-/// only the name of a duplicate field is passed on, which is one of ours.
+/// Serde's error without anything of the body. Its syntax errors are fixed texts and a place. Its data errors can quote
+/// the body: of those only the name of a duplicate field is passed on, which is one of ours.
 fn problem(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match error.classify() {

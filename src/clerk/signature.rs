@@ -545,6 +545,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_signed_here_carries_the_published_signature_and_verifies() {
+        for (secret, id, at, body, signature) in PUBLISHED {
+            let key = Key::new(&Secret::new(secret)).unwrap();
+            let signed = key.headers(id, at, body.as_bytes());
+            assert_eq!(signed.clone().map(|(_, value)| value), [id, &at.to_string(), signature]);
+            for body in [body.as_bytes(), b"\xff"] {
+                let headers = key.headers(id, at, body).map(|(name, value)| (name, value.parse().unwrap()));
+                let body = Bytes::copy_from_slice(body);
+                verifier(&[secret]).verify(&HeaderMap::from_iter(headers), body, at * 1000).unwrap();
+            }
+        }
+    }
+
+    #[test]
     fn a_secret_is_needed_and_none_is_shown() {
         assert!(Verifier::new(&[]).is_err());
         for bad in ["whsec_", "whsec_hunter2", ""] {

@@ -1,6 +1,5 @@
-//! Owns the demo: a lively stream of webhooks through the front door, over HTTP as Clerk's would come, so that what it
-//! shows is what there is. Promises to send again what got no 2xx, as Svix does, within bounds, and to stop at once when
-//! told. Never touches the queue or the store.
+//! Owns the demo: a stream of made-up webhooks, posted over HTTP to the real ingress. Promises to send again what got no
+//! 2xx, as Svix does, within bounds, and to stop at once when told. Never touches the queue or the store.
 
 use std::{
     cmp::Reverse,
@@ -103,7 +102,7 @@ pub async fn run(
     Ok(())
 }
 
-/// A webhook and what came of it.
+/// A webhook and its answer.
 struct Posted {
     webhook: Webhook,
     tries: usize,
@@ -138,7 +137,7 @@ impl Ord for Again {
     }
 }
 
-/// What has come of the stream so far.
+/// Counts the stream's answers.
 #[derive(Debug, Default)]
 struct Tally {
     /// Settled, by kind: accepted, and for a forged one turned away.

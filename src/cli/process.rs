@@ -1,5 +1,5 @@
-//! Owns asking the process that runs on this machine how it is: `/readyz` and `/metrics` on its operators' listener. Promises an answer
-//! within a few seconds, and that nobody there is no error.
+//! Owns asking the process that runs on this machine for its state: `/readyz` and `/metrics` on its operators' listener.
+//! Promises an answer within 4 s, and that an absent process is no error.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -18,14 +18,14 @@ const TIMEOUT: Duration = Duration::from_secs(4);
 /// An answer is read this far.
 const ANSWER_MAX: usize = 1024 * 1024;
 
-/// What the process says.
+/// The answer, if there is one.
 #[derive(Debug)]
 pub(super) enum Asked {
-    /// Nobody answers there, or somebody else.
+    /// No process answers there, or it is not headcount.
     Nobody,
     /// It wants another token.
     Refused,
-    /// How each of its parts is.
+    /// The state of each of its parts.
     Is(Process),
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Why a part cannot do its work: since when and why the worker takes no messages, say.
+    /// Why a part cannot do its work; of the worker also since when. `None` while it can.
     pub(super) fn trouble(&self, part: &str) -> Option<&str> {
         self.checks.get(part).map(String::as_str).filter(|said| *said != "ok")
     }

@@ -84,7 +84,7 @@ async fn show(args: &UserShow, store: &Arc<dyn Store>, output: &mut Output) -> R
     Ok(())
 }
 
-/// Who has no row may have dead letters all the same.
+/// A user without a row may have dead letters all the same.
 async fn unknown(reference: &str, letters: &dyn Letters) -> Failure {
     let unknown = format!("no user is known by {reference:?}");
     match about(reference, None, letters).await.ok().as_deref() {

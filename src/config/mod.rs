@@ -57,13 +57,13 @@ pub struct Config {
     pub drain_limit: Duration,
     pub log_filter: String,
     pub log_format: LogFormat,
-    /// What looks like a mistake and is none for sure.
+    /// What looks like a mistake but can be used, one sentence each.
     pub warnings: Vec<String>,
-    /// Where the backends were chosen.
+    /// Which settings chose the backends.
     chosen: Chosen,
 }
 
-/// What the settings that choose the backends are called where they are written.
+/// The settings that choose the backends, as they are called where they are written; `None` where they are not set.
 #[derive(Clone, Debug, Default)]
 struct Chosen {
     queue: Option<String>,
@@ -80,7 +80,7 @@ pub struct ConfigError {
     pub hint: String,
 }
 
-/// An address that cannot be used, of a variable.
+/// The error of a variable whose address cannot be used.
 fn of(variable: &str, wrong: address::Wrong) -> ConfigError {
     ConfigError { message: format!("{variable} {}", wrong.problem), hint: wrong.hint }
 }
@@ -89,7 +89,7 @@ fn wrong(message: impl Into<String>, hint: impl Into<String>) -> ConfigError {
     ConfigError { message: message.into(), hint: hint.into() }
 }
 
-/// The name of the file that is read where it exists, in the working directory.
+/// The file in the working directory that is read where it exists.
 pub const FILE: &str = "headcount.toml";
 
 impl Config {
@@ -248,7 +248,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Which queue it is, and why, for people.
+    /// Which queue is used, and why, for people.
     pub fn queue_choice(&self) -> String {
         match &self.chosen.queue {
             Some(setting) => format!("RabbitMQ, because {setting} is set"),
@@ -256,20 +256,18 @@ impl Config {
         }
     }
 
-    /// Which store it is, and why, for people.
+    /// Which store is used, and why, for people.
     pub fn store_choice(&self) -> String {
-        match (self.store().backend, &self.chosen.store) {
-            (Backend::Postgres { schema, .. }, Some(setting)) => {
-                format!("PostgreSQL, schema {schema}, because {setting} is set")
-            }
-            (Backend::Sqlite { path }, Some(setting)) => {
+        match (&self.chosen.store, self.store().backend.file()) {
+            (Some(setting), None) => format!("PostgreSQL, schema {}, because {setting} is set", self.schema),
+            (Some(setting), Some(path)) => {
                 format!("embedded, in {}, because {setting} names it", path.display())
             }
-            _ => format!("embedded, in {}, because DATABASE_URL is not set", self.data_dir.display()),
+            (None, _) => format!("embedded, in {}, because DATABASE_URL is not set", self.data_dir.display()),
         }
     }
 
-    /// The queue that is configured.
+    /// The configured queue.
     pub fn queue(&self) -> QueueConfig {
         match &self.amqp_url {
             Some(url) => QueueConfig::RabbitMq {
@@ -283,7 +281,7 @@ impl Config {
         }
     }
 
-    /// The store that is configured.
+    /// The configured store.
     pub fn store(&self) -> StoreConfig {
         let backend = match &self.database_url {
             Some(url) => match address::sqlite(url.expose()) {
@@ -296,13 +294,13 @@ impl Config {
             backend,
             policy: Policy { relink: self.relink, on_delete: self.on_delete },
             default_credits: self.default_credits,
-            // Each transaction of a worker's has its own, and some are left for readiness, dead letters and people.
+            // One for each transaction of a worker, and four for readiness, dead letters and people.
             connections: crate::worker::TRANSACTIONS + 4,
         }
     }
 }
 
-/// A token has no fewer characters: what is short can be guessed.
+/// The fewest characters of a token: a shorter one can be guessed.
 const TOKEN_LEAST: usize = 8;
 
 /// The operators' token.

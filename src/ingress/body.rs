@@ -21,10 +21,10 @@ use tokio::{
 
 use super::{Bounds, refusal::Refusal};
 
-/// Bodies up to this size take up no room: the cap on connections bounds them.
+/// Bodies up to this size take up no room: the bound on connections bounds them.
 const SMALL_BODY: usize = 16 * 1024;
 
-/// What a large body has to bring in each [`Bounds::pace`], in bytes.
+/// How many bytes of a large body have to come in each [`Bounds::pace`].
 const PACE_BYTES: usize = 4 * 1024;
 
 /// Reads the bodies of one listener.
@@ -47,7 +47,7 @@ impl Reader {
         Self { limit: bounds.body_limit, patience: bounds.body_timeout, pace: bounds.pace, room }
     }
 
-    /// Turns away a body that its head declares too large, before anything of it is read.
+    /// Refuses a body that its head declares too large, before anything of it is read.
     pub(super) fn admits(&self, body: &Body) -> Result<(), Refusal> {
         if declared(body) > self.limit { Err(Refusal::TooLarge) } else { Ok(()) }
     }
@@ -67,7 +67,7 @@ impl Reader {
                 () = room.yields() => return Err(Refusal::TooSlow),
             };
             let Some(frame) = frame else { break };
-            // What is no data is a trailer, and means nothing to us.
+            // Anything else is a trailer, which means nothing here.
             let Ok(data) = frame.map_err(|_| Refusal::BrokenBody)?.into_data() else { continue };
             let length = bytes.len() + data.len();
             if length > self.limit {
@@ -83,7 +83,7 @@ impl Reader {
                     .await
                     .map_err(|_| Refusal::Unavailable)?
                     .map_err(|_: Yield| Refusal::TooSlow)?;
-                // Waiting for us is not the sender's slowness.
+                // That wait was ours, not the sender's.
                 let waited = asked.elapsed();
                 (deadline, pace.from) = (deadline + waited, pace.from + waited);
                 bytes.reserve_exact(capacity - bytes.len());
@@ -104,20 +104,20 @@ fn declared(body: &Body) -> usize {
     usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX)
 }
 
-/// Where the present stretch of a body began.
+/// Where the current stretch of a body began.
 struct Pace {
     from: Instant,
     bytes: usize,
 }
 
-/// How many bodies may grow to their end where there is no room left, so that those who have a part of it all do not wait
-/// for ever.
+/// How many bodies may grow to their end although no room is left, so that half-read bodies do not wait for each other for
+/// ever.
 const LANES: usize = 8;
 
-/// A sender that has not brought so many bytes for a while has stalled: less than the first round trip of a far one brings.
+/// A sender that has brought fewer bytes for a while has stalled. The first round trip of a distant one brings more.
 const PIECE: usize = 8 * 1024;
 
-/// Memory for large bodies that are being read. Anybody can take it up.
+/// Memory for large bodies that are being read. A stranger can take it up, because signatures are checked after reading.
 pub(super) struct Room {
     state: Mutex<State>,
 }
@@ -136,10 +136,10 @@ struct Large {
     /// It may grow to its end.
     lane: bool,
     stage: Stage,
-    /// When its sender last had brought a good piece, and how many bytes there were then.
+    /// When its sender last had brought [`PIECE`] more, and how many bytes there were then.
     brought: Instant,
     bytes: usize,
-    /// Told when the stage changes.
+    /// Notified when the stage changes.
     changed: Arc<Notify>,
 }
 
@@ -168,12 +168,12 @@ impl Room {
 }
 
 impl State {
-    /// Hands out what is free: to those who need least first, so that whoever fills the room with large bodies does not
-    /// keep the usual ones out.
+    /// Hands out what is free, to the bodies that need least first, so that a sender that fills the room with large bodies
+    /// does not keep the usual ones out.
     fn hand_out(&mut self) {
         let waiting = self.large.iter().filter_map(|(id, large)| match large.stage {
             Stage::Waiting(bytes) => Some((bytes, *id)),
-            _ => None,
+            Stage::Reading | Stage::Yielding | Stage::Whole => None,
         });
         let mut waiting: Vec<(usize, u64)> = waiting.collect();
         waiting.sort_unstable();
@@ -193,8 +193,7 @@ impl State {
         }
     }
 
-    /// Makes the body whose sender has stalled longest give way to those who wait, one at a time. Tells when to try
-    /// again.
+    /// Makes the body whose sender has stalled longest give way, one at a time. Returns when to try again.
     fn reclaim(&mut self, now: Instant) -> Instant {
         let stalled = self.stalled;
         let later = now + stalled;
@@ -235,7 +234,7 @@ impl Hold {
         Self { room: Arc::clone(room), id: None, changed: Arc::new(Notify::new()) }
     }
 
-    /// Takes up room for so many bytes more.
+    /// Takes up room for so many bytes more; waits for it.
     pub(super) async fn take(&mut self, bytes: usize) -> Result<(), Yield> {
         if bytes == 0 {
             return Ok(());
@@ -255,8 +254,8 @@ impl Hold {
             });
             match large.stage {
                 Stage::Yielding => return Err(Yield),
-                _ if large.lane => return Ok(()),
-                _ => large.stage = Stage::Waiting(bytes),
+                Stage::Reading | Stage::Waiting(_) | Stage::Whole if large.lane => return Ok(()),
+                Stage::Reading | Stage::Waiting(_) | Stage::Whole => large.stage = Stage::Waiting(bytes),
             }
             state.hand_out();
         }
