@@ -185,7 +185,7 @@ async fn work(
         return Ok(());
     }
     let letters = letters(&store);
-    let worker = worker::run(Arc::clone(&queue), store, worker::Settings::new(config), health, stop.clone());
+    let worker = worker::run(Arc::clone(&queue), store, config.worker(), health, stop.clone());
     let beside = async {
         tokio::join!(
             letters::capture::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),

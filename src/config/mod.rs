@@ -17,6 +17,7 @@ use crate::{
     rules::users::{OnDelete, Policy, Relink},
     secret::Secret,
     store::{Backend, StoreConfig},
+    worker,
 };
 
 mod names;
@@ -305,7 +306,19 @@ impl Config {
             policy: Policy { relink: self.relink, on_delete: self.on_delete },
             default_credits: self.default_credits,
             // Each transaction of a worker's has its own, and some are left for readiness, dead letters and people.
-            connections: crate::worker::TRANSACTIONS + 4,
+            connections: worker::TRANSACTIONS + 4,
+        }
+    }
+
+    /// What a worker is told.
+    pub fn worker(&self) -> worker::Settings {
+        worker::Settings {
+            prefetch: self.prefetch,
+            batch_max: self.batch_max,
+            batch_wait: self.batch_wait,
+            patience: self.conflict_patience,
+            ladder: self.retry_delays.clone(),
+            silence: Duration::from_secs(5),
         }
     }
 }

@@ -74,7 +74,7 @@ impl PostgresStore {
 }
 
 impl Backend for PostgresStore {
-    const ANSWER: Duration = Duration::from_secs(10);
+    const BREAK_OFF: Duration = Duration::from_secs(10);
 
     fn renewed(&self) -> Option<Self> {
         let connections = self.connections.renewed();

@@ -142,7 +142,7 @@ impl SqliteStore {
 
 impl Backend for SqliteStore {
     // Longer than the waiting for other processes; what is broken off closes its connection.
-    const ANSWER: Duration = Duration::from_secs(35);
+    const BREAK_OFF: Duration = Duration::from_secs(35);
 
     fn renewed(&self) -> Option<Self> {
         None
