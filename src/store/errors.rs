@@ -123,13 +123,6 @@ pub(super) fn unusable(message: impl Into<String>, hint: impl Into<String>) -> S
     }
 }
 
-impl StoreError {
-    /// SQLite's primary result code, which is the low byte of the extended one.
-    pub(super) fn primary_code(&self) -> Option<i32> {
-        self.code.parse::<i32>().ok().map(|code| code & 0xff)
-    }
-}
-
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::Error as E;

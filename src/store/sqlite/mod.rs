@@ -211,7 +211,7 @@ impl Store for SqliteStore {
     }
 
     async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
-        let examined = file::examine_at(self.file.real(), limit).await;
+        let examined = file::examine(self.file.real(), limit).await;
         self.file.judge(examined).map(Some).map_err(file::unusable)
     }
 }
