@@ -1,8 +1,8 @@
 //! Owns how long a call to a database may take, so that no caller needs a rule or a clock of its own.
 //!
 //! Promises that each call runs in a task of its own, which goes on when nobody waits for it any more, because a call
-//! that is broken off can leave an open transaction in a pool; that it is answered within its limit; and that
-//! connections which have fallen silent, without FIN or RST, are used no more: the store behind is renewed, once per
+//! that is broken off can leave an open transaction in a pool; that it is answered within its limit, a batch earlier than
+//! it is broken off where a backend needs more time than a worker; and that connections which have fallen silent, without FIN or RST, are used no more: the store behind is renewed, once per
 //! silence, however many calls notice it, and calls on the old one that still get answers are left in peace.
 //! Never touches SQL.
 
@@ -48,8 +48,11 @@ const END: Duration = Duration::from_secs(3);
 
 /// What a store has to let be done with its connections.
 pub(super) trait Renewable: Send + Sync + Sized + 'static {
-    /// What a batch, a capture or a check may take: more than all the waiting inside.
-    const ANSWER: Duration;
+    /// When a worker is answered about a batch at the latest.
+    const ANSWER: Duration = Duration::from_secs(10);
+    /// When a batch, a capture or a check is broken off: more than all the waiting inside. A batch that is not at its end
+    /// by [`ANSWER`](Self::ANSWER) goes on until then.
+    const BREAK_OFF: Duration;
 
     /// The same store with connections of its own, where connections can fall silent.
     fn renewed(&self) -> Option<Self>;
@@ -133,7 +136,7 @@ impl<S: Renewable> Watched<S> {
                     generations
                         .renew(&generation, "the database does not answer on the connections there are");
                     drop(work);
-                    Err(errors::silent(limit))
+                    Err(errors::unanswered(limit))
                 }
             }
         });
@@ -155,7 +158,16 @@ impl<S: Renewable> Watched<S> {
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
         self.0.asked.fetch_add(1, Relaxed);
-        self.call(S::ANSWER, work).await
+        self.call(S::BREAK_OFF, work).await
+    }
+
+    async fn batch<T, F>(&self, work: impl FnOnce(Arc<S>) -> F + Send) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let answered = timeout(S::ANSWER, self.path(work)).await;
+        answered.unwrap_or_else(|_| Err(errors::unanswered(S::ANSWER)))
     }
 
     async fn people<T, F>(&self, work: impl FnOnce(Arc<S>) -> F + Send) -> Result<T, StoreError>
@@ -204,7 +216,7 @@ impl<S: Renewable + fmt::Debug> fmt::Debug for Watched<S> {
 #[async_trait]
 impl<S: Renewable + Store> Batches for Watched<S> {
     async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
-        self.path(|store| async move { store.apply(batch).await }).await
+        self.batch(|store| async move { store.apply(batch).await }).await
     }
 
     async fn ready(&self) -> Result<(), StoreError> {
@@ -381,16 +393,17 @@ mod tests {
 
     use super::*;
 
-    /// Connections that are numbered by the renewals before them.
+    /// Connections that are numbered by the renewals before them. A call is broken off after so many milliseconds.
     #[derive(Clone, Default)]
-    struct Fake {
+    struct Fake<const BREAK_OFF: u64 = 20> {
         number: usize,
         renewals: Arc<AtomicUsize>,
         ended: Arc<AtomicUsize>,
     }
 
-    impl Renewable for Fake {
-        const ANSWER: Duration = Duration::from_millis(20);
+    impl<const BREAK_OFF: u64> Renewable for Fake<BREAK_OFF> {
+        const ANSWER: Duration = Duration::from_millis(10);
+        const BREAK_OFF: Duration = Duration::from_millis(BREAK_OFF);
 
         fn renewed(&self) -> Option<Self> {
             let number = self.renewals.fetch_add(1, Relaxed) + 1;
@@ -412,7 +425,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_silence_that_many_notice_renews_the_store_once_and_leaves_those_that_are_answered_in_peace() {
-        let store = Arc::new(Watched::new(Fake::default()));
+        let store = Arc::new(Watched::new(<Fake>::default()));
         assert_eq!(number(&store).await, 0);
         let renewals = Arc::clone(&store.0.current().store.renewals);
         let release = Arc::new(Notify::new());
@@ -429,7 +442,7 @@ mod tests {
         };
         let silent = (0..50).map(|_| store.path(|_| std::future::pending::<Result<(), StoreError>>()));
         for answer in futures_util::future::join_all(silent).await {
-            assert_eq!(answer.unwrap_err().class, crate::store::Class::Outage);
+            assert_eq!(answer.unwrap_err().class, crate::store::Class::Unanswered);
         }
         assert_eq!((renewals.load(Relaxed), number(&store).await), (1, 1));
         release.notify_one();
@@ -437,8 +450,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_batch_is_answered_before_it_is_broken_off_and_goes_on_meanwhile() {
+        let store = Watched::new(Fake::<60_000>::default());
+        let (release, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let work = {
+            let (release, done) = (Arc::clone(&release), Arc::clone(&done));
+            store.batch(|_| async move {
+                release.notified().await;
+                done.notify_one();
+                Ok(())
+            })
+        };
+        assert_eq!(work.await.unwrap_err().class, crate::store::Class::Unanswered);
+        assert_eq!(store.0.current().calls.load(Relaxed), 1, "it was broken off");
+        release.notify_one();
+        done.notified().await;
+    }
+
+    #[tokio::test]
     async fn a_call_goes_on_when_nobody_waits_for_it_and_one_that_panics_is_an_outage() {
-        let store = Watched::new(Fake::default());
+        let store = Watched::new(<Fake>::default());
         let (release, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let work = {
             let (release, done) = (Arc::clone(&release), Arc::clone(&done));
@@ -457,7 +488,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_is_not_to_be_had_renews_the_store_unless_others_have_them_all() {
-        let store = Watched::new(Fake::default());
+        let store = Watched::new(<Fake>::default());
         let in_vain = || store.path(|_| async { Err::<(), _>(sqlx::Error::PoolTimedOut.into()) });
         assert!(in_vain().await.is_err());
         assert_eq!(number(&store).await, 1);
@@ -475,7 +506,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_that_is_closed_is_not_renewed() {
-        let store = Watched::new(Fake::default());
+        let store = Watched::new(<Fake>::default());
         let ended = Arc::clone(&store.0.current().store.ended);
         store.0.closed.store(true, Relaxed);
         assert!(store.path(|_| std::future::pending::<Result<(), StoreError>>()).await.is_err());

@@ -61,7 +61,7 @@ impl PostgresStore {
 }
 
 impl Renewable for PostgresStore {
-    const ANSWER: Duration = Duration::from_secs(10);
+    const BREAK_OFF: Duration = Duration::from_secs(10);
 
     fn renewed(&self) -> Option<Self> {
         let connections = self.connections.renewed();
