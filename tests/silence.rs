@@ -24,7 +24,7 @@ use futures_util::StreamExt;
 use headcount::{
     clerk::made_up::Person,
     message::Rejected,
-    rules::users::Outcome::Created,
+    rules::Outcome::Created,
     secret::Secret,
     store::{
         self, Backend, Class, Store, StoreConfig, StoreError,

@@ -24,7 +24,7 @@ use headcount::{
         Action, Delivery, Depth, Ladder, Queue, QueueError, Reason, Receipt, Settlement, Source,
         Subscription, Trouble,
     },
-    rules::users::Outcome,
+    rules::Outcome,
     store::{Batches, Class, Incoming, StoreError},
     worker::{self, Health, Settings},
 };

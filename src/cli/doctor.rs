@@ -29,7 +29,7 @@ use crate::{
     ops::status,
     queue::{Depth, Source},
     rejections::{SAMPLES, explain},
-    rules::users::Event,
+    rules::Event,
     store::{
         Class, Incoming, Store, StoreError, Stranger,
         letters::{Filter, Status},

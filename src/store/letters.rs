@@ -24,7 +24,7 @@ use super::{
     columns::{ActionName, At, Body, Id, Many, OutcomeName, Small, StatusName, from_row},
 };
 use crate::{
-    rules::users::Outcome,
+    rules::Outcome,
     time::{Millis, rfc3339},
 };
 

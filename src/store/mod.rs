@@ -19,7 +19,7 @@ use uuid::Uuid;
 use self::watchdog::Watched;
 use crate::{
     datafile::Examined,
-    rules::users::{Event, Outcome, Policy},
+    rules::{Event, Outcome, users::Policy},
     time::Millis,
 };
 

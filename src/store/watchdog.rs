@@ -32,7 +32,7 @@ use super::{
         Status,
     },
 };
-use crate::{datafile::Examined, message::Rejected, rules::users::Outcome, time::Millis};
+use crate::{datafile::Examined, message::Rejected, rules::Outcome, time::Millis};
 
 /// What the asking for readiness may take.
 const READY: Duration = Duration::from_secs(6);

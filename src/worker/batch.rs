@@ -23,7 +23,7 @@ use super::{
 use crate::{
     clerk,
     queue::DELIVERY_LIMIT,
-    rules::users::{Event, Outcome},
+    rules::{Event, Outcome},
     store::{Batches, Class, Incoming, StoreError},
     telemetry::metrics::WorkerMetrics,
     time::{Millis, now},

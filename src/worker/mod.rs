@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use crate::{
     clerk,
     queue::{Ladder, Queue, QueueError, Reason, Subscription},
-    rules::users::Outcome,
+    rules::Outcome,
     store::Batches,
     telemetry::{metrics::WorkerMetrics, tally::Tally},
     time::{Millis, now, rfc3339},

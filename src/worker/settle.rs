@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 use super::{batch::Pipeline, held::Held, verdict::Verdict};
 use crate::{
     queue::{Settlement, Subscription},
-    rules::users::Outcome,
+    rules::Outcome,
     telemetry::{
         metrics::{Holding, RetryReason},
         tally::Tally,

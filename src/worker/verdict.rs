@@ -16,7 +16,7 @@ use super::held::Held;
 use crate::{
     message::Message,
     queue::{Action, Burial, Ladder, Reason},
-    rules::users::Outcome,
+    rules::Outcome,
     store::{Class, StoreError},
     telemetry::metrics::RetryReason,
 };

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     datafile::{DataFile, Examined, Guard},
-    rules::users::Outcome,
+    rules::Outcome,
 };
 
 /// What foreign tables are answered with.
