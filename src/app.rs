@@ -13,7 +13,7 @@ use crate::{
     ingress::{self, Ingress, Verifier},
     letters::{self, replay::Replayer},
     net,
-    ops::{self, Ops, replays::Operations},
+    ops::{self, Ops, api::replays::Operations},
     pause::Pauses,
     queue::{self, Queue, QueueConfig, QueueError},
     rejections, retention,
