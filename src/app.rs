@@ -92,8 +92,8 @@ pub async fn run(
     let (stop_ops, ops_stop) = watch::channel(false);
     let ops = Ops {
         queue: Arc::clone(&queue),
-        store: store.clone(),
-        operations: operations.clone(),
+        store: store.clone().map(|store| store as Arc<dyn store::Batches>),
+        api: store.clone().zip(operations.clone()),
         worker: roles.worker.then_some(worker_health),
         metrics: prometheus.clone(),
         token: config.ops_token.clone(),

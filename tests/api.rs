@@ -151,7 +151,7 @@ impl Server {
         let ops = Ops {
             queue: queue.clone(),
             store: Some(store.clone()),
-            operations: Some(operations.clone()),
+            api: Some((store.clone(), operations.clone())),
             worker: None,
             metrics: PrometheusBuilder::new().build_recorder().handle(),
             token: token.map(Secret::new),
@@ -517,7 +517,7 @@ async fn a_process_without_a_database_says_so() {
     let ops = Ops {
         queue: server.queue.clone(),
         store: None,
-        operations: None,
+        api: None,
         worker: None,
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         token: None,

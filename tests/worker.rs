@@ -8,10 +8,6 @@
     reason = "tests fail by panicking"
 )]
 
-#[macro_use]
-#[path = "support/no_letters.rs"]
-mod no_letters;
-
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{
@@ -29,7 +25,7 @@ use headcount::{
         Subscription, Trouble,
     },
     rules::users::Outcome,
-    store::{Class, Incoming, Store, StoreError, Totals, User, UserHistory, UserQuery},
+    store::{Batches, Class, Incoming, StoreError},
     worker::{self, Health, Settings},
 };
 use tokio::sync::{Notify, watch};
@@ -319,15 +315,13 @@ fn has(batch: &[Incoming], id: &str) -> bool {
     batch.iter().any(|incoming| incoming.event.message_id == id)
 }
 
-no_letters!(FakeStore);
-
 fn error(class: Class) -> StoreError {
     let code = if class == Class::Unclear { "P0001" } else { "23514" };
     StoreError { class, code: code.into(), message: "as the test says".into(), hint: None, source: None }
 }
 
 #[async_trait]
-impl Store for FakeStore {
+impl Batches for FakeStore {
     async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
         let ids = batch.iter().map(|incoming| incoming.event.message_id.clone()).collect();
         self.batches.lock().unwrap().push(ids);
@@ -339,26 +333,10 @@ impl Store for FakeStore {
         }
         (self.answer)(&batch).map_err(error)
     }
-    async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        unreachable!()
-    }
-    async fn check_schema(&self) -> Result<(), StoreError> {
-        unreachable!()
-    }
     async fn ready(&self) -> Result<(), StoreError> {
         headcount::stop::until(&self.frozen.subscribe(), |frozen| !*frozen).await;
         if self.away.load(SeqCst) { Err(error(Class::Outage)) } else { Ok(()) }
     }
-    async fn users(&self, _: &UserQuery) -> Result<Vec<User>, StoreError> {
-        unreachable!()
-    }
-    async fn user(&self, _: &str) -> Result<Option<UserHistory>, StoreError> {
-        unreachable!()
-    }
-    async fn totals(&self) -> Result<Totals, StoreError> {
-        unreachable!()
-    }
-    async fn close(&self) {}
 }
 
 fn settings() -> Settings {

@@ -24,7 +24,7 @@ use crate::{
     net::{Bounds, Visitor, method_not_allowed, not_found, places, problem, serve as serve_http},
     queue::Queue,
     secret::Secret,
-    store::Store,
+    store::{Batches, Store},
     telemetry::metrics::ListenerMetrics,
     worker,
 };
@@ -39,10 +39,10 @@ use api::{problem::Problem, replays::Operations};
 pub struct Ops {
     /// Asked for readiness.
     pub queue: Arc<dyn Queue>,
-    /// Asked for readiness, where this process has one.
-    pub store: Option<Arc<dyn Store>>,
-    /// Replays through the API, where this process has a store.
-    pub operations: Option<Arc<Operations>>,
+    /// Asked for readiness, where this process has a store.
+    pub store: Option<Arc<dyn Batches>>,
+    /// What the API serves, where this process has a store: it, and replays.
+    pub api: Option<(Arc<dyn Store>, Arc<Operations>)>,
     /// How the worker fares, where this process has one.
     pub worker: Option<watch::Receiver<worker::Health>>,
     /// What `/metrics` renders.
@@ -63,14 +63,14 @@ impl Ops {
 /// Serves operators until `stop` becomes true or its sender is gone, then finishes the requests in flight; the caller
 /// bounds that time.
 pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>) {
-    let Ops { queue, store, operations, worker, metrics, token, bounds } = ops;
+    let Ops { queue, store, api, worker, metrics, token, bounds } = ops;
     let guard = Arc::new(Guard::new(token.as_ref(), listener.local_addr().ok()));
-    let api = match (&store, operations) {
-        (Some(store), Some(operations)) => {
-            let (queue, store) = (Arc::clone(&queue), Arc::clone(store));
+    let api = match api {
+        Some((store, operations)) => {
+            let queue = Arc::clone(&queue);
             api::router(Arc::new(api::Api::new(queue, store, operations, worker.clone(), token.is_some())))
         }
-        _ => api::absent(),
+        None => api::absent(),
     };
     let health = Arc::new(health::Health::new(queue, store, worker));
     let router = Router::new()

@@ -37,12 +37,6 @@ const HEADER_VALUE_MAX: usize = 1_024;
 /// Who does what headcount does itself.
 pub(super) const OURSELVES: &str = "headcount";
 
-/// What nothing personal is left of a user with: all that is mirrored, but for its Clerk id, version and deletion.
-pub(super) const ERASED_USER: &str = "erased = true, email = NULL, clerk_email = NULL, email_key = NULL, \
-     email_verified = false, phone = NULL, username = NULL, first_name = NULL, last_name = NULL, image_url = NULL, \
-     external_id = NULL, public_metadata = NULL, private_metadata = NULL, unsafe_metadata = NULL, banned = NULL, \
-     locked = NULL, last_sign_in_at = NULL, clerk_created_at = NULL, clerk_updated_at = NULL";
-
 /// A letter as it is stored.
 pub(super) struct Plain<'a> {
     /// For the row, where there is none yet.

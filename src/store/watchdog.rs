@@ -24,7 +24,8 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    Incoming, Store, StoreError, Stranger, Totals, User, UserHistory, UserQuery, errors,
+    Batches, Diagnosis, Incoming, Schema, Store, StoreError, Stranger, Totals, User, UserHistory, UserQuery,
+    Users, errors,
     housekeeping::{Housekeeping, Pruned, Rejections, Retention},
     letters::{
         Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
@@ -46,7 +47,7 @@ const CLOSE: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(3);
 
 /// What a store has to let be done with its connections.
-pub(super) trait Backend: Send + Sync + Sized + 'static {
+pub(super) trait Renewable: Send + Sync + Sized + 'static {
     /// What a batch, a capture or a check may take: more than all the waiting inside.
     const ANSWER: Duration;
 
@@ -86,7 +87,7 @@ impl<S> Generation<S> {
     }
 }
 
-impl<S: Backend> Watched<S> {
+impl<S: Renewable> Watched<S> {
     pub(super) fn new(store: S) -> Self {
         let current = RwLock::new(Generation::of(store));
         let (closed, asked) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -167,7 +168,7 @@ impl<S: Backend> Watched<S> {
     }
 }
 
-impl<S: Backend> Generations<S> {
+impl<S: Renewable> Generations<S> {
     fn current(&self) -> Arc<Generation<S>> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -194,26 +195,14 @@ impl<S: Backend> Generations<S> {
     }
 }
 
-impl<S: Backend + fmt::Debug> fmt::Debug for Watched<S> {
+impl<S: Renewable + fmt::Debug> fmt::Debug for Watched<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.current().store.fmt(f)
     }
 }
 
 #[async_trait]
-impl<S: Backend + Store> Store for Watched<S> {
-    async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        self.call(MIGRATE, |store| async move { store.migrate().await }).await
-    }
-
-    async fn check_schema(&self) -> Result<(), StoreError> {
-        self.path(|store| async move { store.check_schema().await }).await
-    }
-
-    async fn check_for_work(&self) -> Result<(), StoreError> {
-        self.path(|store| async move { store.check_for_work().await }).await
-    }
-
+impl<S: Renewable + Store> Batches for Watched<S> {
     async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
         self.path(|store| async move { store.apply(batch).await }).await
     }
@@ -222,7 +211,10 @@ impl<S: Backend + Store> Store for Watched<S> {
         self.0.asked.fetch_add(1, Relaxed);
         self.call(READY, |store| async move { store.ready().await }).await
     }
+}
 
+#[async_trait]
+impl<S: Renewable + Store> Users for Watched<S> {
     async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
         let query = query.clone();
         self.people(|store| async move { store.users(&query).await }).await
@@ -236,7 +228,25 @@ impl<S: Backend + Store> Store for Watched<S> {
     async fn totals(&self) -> Result<Totals, StoreError> {
         self.people(|store| async move { store.totals().await }).await
     }
+}
 
+#[async_trait]
+impl<S: Renewable + Store> Schema for Watched<S> {
+    async fn migrate(&self) -> Result<Vec<String>, StoreError> {
+        self.call(MIGRATE, |store| async move { store.migrate().await }).await
+    }
+
+    async fn check_schema(&self) -> Result<(), StoreError> {
+        self.path(|store| async move { store.check_schema().await }).await
+    }
+
+    async fn check_for_work(&self) -> Result<(), StoreError> {
+        self.path(|store| async move { store.check_for_work().await }).await
+    }
+}
+
+#[async_trait]
+impl<S: Renewable + Store> Diagnosis for Watched<S> {
     async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
         self.people(|store| async move { store.rehearse(batch).await }).await
     }
@@ -248,7 +258,10 @@ impl<S: Backend + Store> Store for Watched<S> {
     async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
         self.people(move |store| async move { store.examine(limit).await }).await
     }
+}
 
+#[async_trait]
+impl<S: Renewable + Store> Store for Watched<S> {
     async fn close(&self) {
         self.0.closed.store(true, Relaxed);
         // In vain or not: what counts is committed.
@@ -257,7 +270,7 @@ impl<S: Backend + Store> Store for Watched<S> {
 }
 
 #[async_trait]
-impl<S: Backend + Store> Letters for Watched<S> {
+impl<S: Renewable + Store> Letters for Watched<S> {
     async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError> {
         let letters = letters.to_vec();
         self.path(|store| async move { store.capture(&letters).await }).await
@@ -329,7 +342,7 @@ impl<S: Backend + Store> Letters for Watched<S> {
 }
 
 #[async_trait]
-impl<S: Backend + Store> Rejections for Watched<S> {
+impl<S: Renewable + Store> Rejections for Watched<S> {
     async fn record(&self, samples: &[Rejected]) -> Result<(), StoreError> {
         let samples = samples.to_vec();
         self.path(|store| async move { store.record(&samples).await }).await
@@ -341,7 +354,7 @@ impl<S: Backend + Store> Rejections for Watched<S> {
 }
 
 #[async_trait]
-impl<S: Backend + Store> Housekeeping for Watched<S> {
+impl<S: Renewable + Store> Housekeeping for Watched<S> {
     async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
         let retention = *retention;
         self.housekeeping(move |store| async move { store.prune(&retention, limit).await }).await
@@ -376,7 +389,7 @@ mod tests {
         ended: Arc<AtomicUsize>,
     }
 
-    impl Backend for Fake {
+    impl Renewable for Fake {
         const ANSWER: Duration = Duration::from_millis(20);
 
         fn renewed(&self) -> Option<Self> {

@@ -22,7 +22,7 @@ use crate::{
     clerk,
     queue::{DELIVERY_LIMIT, Delivery, Subscription},
     rules::users::{Event, Outcome},
-    store::{Class, Incoming, Store, StoreError},
+    store::{Batches, Class, Incoming, StoreError},
     telemetry::metrics::{Holding, WorkerMetrics},
     time::{Millis, now},
 };
@@ -117,7 +117,7 @@ pub(super) type Findings = mpsc::UnboundedSender<Finding>;
 
 /// What a batch needs.
 pub(super) struct Pipeline {
-    pub(super) store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Batches>,
     pub(super) settings: Settings,
     pub(super) metrics: WorkerMetrics,
     /// The moment that moments are counted from.

@@ -16,7 +16,7 @@ use tracing::{debug, info};
 
 use crate::{
     queue::{Queue, QueueError},
-    store::Store,
+    store::Batches,
     telemetry::{metrics::WorkerMetrics, tally::Tally},
 };
 
@@ -43,7 +43,7 @@ use verdict::Verdict;
 /// The queue cannot be consumed as configured.
 pub async fn run(
     queue: Arc<dyn Queue>,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Batches>,
     settings: Settings,
     health: watch::Sender<Health>,
     stop: watch::Receiver<bool>,

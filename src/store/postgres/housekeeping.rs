@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 
-use super::{PostgresStore, connections::Connections, connections::PEOPLE, erase};
+use super::{PostgresStore, connections::Connections, connections::PEOPLE};
 use crate::{
     message::Rejected,
     store::{
@@ -15,7 +15,7 @@ use crate::{
         housekeeping::{Housekeeping, Pruned, REJECTIONS_MAX, Rejections, Retention},
         letters::Status,
         plain::{self, PlainRejection},
-        questions, retry,
+        questions, retry, unit,
     },
 };
 
@@ -57,10 +57,7 @@ impl Housekeeping for PostgresStore {
     }
 
     async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
-        if !self.erases() {
-            return Ok(0);
-        }
-        retry::again(|| erase::step(self, limit)).await
+        unit::erase_kept(self, limit).await
     }
 
     async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {

@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::{
     PostgresStore, capture,
     connections::{PEOPLE, Tx},
-    settle,
 };
 use crate::{
     clerk,
@@ -26,6 +25,7 @@ use crate::{
         plain::{self, OURSELVES, Plain},
         questions::{self, Asked, CLAIMED, Decoded, Planned, Reading},
         retry,
+        unit::Transaction as _,
     },
     time::Millis,
 };
@@ -84,7 +84,7 @@ impl Reading for Tx {
 
 impl PostgresStore {
     pub(super) fn erases(&self) -> bool {
-        self.policy.on_delete == OnDelete::Erase
+        self.terms.policy.on_delete == OnDelete::Erase
     }
 }
 
@@ -258,8 +258,8 @@ impl Letters for PostgresStore {
                 DISCARD.take(tx, filter, limit, by, "clerk_id FROM changed").await?;
             let discarded = users.len() as u64;
             if self.erases() {
-                let users: Vec<String> = users.into_iter().filter_map(|(user,)| user).collect();
-                settle::erase(tx, &users).await?;
+                let users: Vec<&str> = users.iter().filter_map(|(user,)| user.as_deref()).collect();
+                tx.erase_letters(&users).await?;
             }
             discarded
         })

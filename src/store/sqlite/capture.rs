@@ -2,7 +2,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::settle;
+use super::unit::{apply_letters, erase_letters};
 use crate::store::{
     StoreError,
     plain::{OURSELVES, Plain},
@@ -69,9 +69,9 @@ pub(super) async fn letters(
     if applied.is_empty() {
         return Ok(new);
     }
-    let users = settle::applied(tx, &applied).await?;
+    let users = apply_letters(tx, &applied).await?;
     if erases {
-        settle::erase(tx, &users).await?;
+        erase_letters(tx, &users).await?;
     }
     Ok(new)
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
 
-use super::{SqliteStore, erase, letters::write};
+use super::{SqliteStore, letters::write};
 use crate::{
     message::Rejected,
     store::{
@@ -16,7 +16,7 @@ use crate::{
         housekeeping::{Housekeeping, Pruned, REJECTIONS_MAX, Rejections, Retention},
         letters::Status,
         plain::{self, PlainRejection},
-        questions,
+        questions, unit,
     },
 };
 
@@ -48,10 +48,7 @@ impl Housekeeping for SqliteStore {
     }
 
     async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
-        if !self.erases() {
-            return Ok(0);
-        }
-        write!(self, |tx| erase::step(tx, limit).await?)
+        unit::erase_kept(self, limit).await
     }
 
     async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use sqlx::{Arguments, QueryBuilder, Sqlite, SqliteConnection, SqlitePool, types::Json};
 use uuid::Uuid;
 
-use super::{SqliteStore, capture, settle};
+use super::{SqliteStore, capture, unit::erase_letters};
 use crate::{
     clerk,
     rules::users::OnDelete,
@@ -64,7 +64,7 @@ impl Reading for SqlitePool {
 
 impl SqliteStore {
     pub(super) fn erases(&self) -> bool {
-        self.policy.on_delete == OnDelete::Erase
+        self.terms.policy.on_delete == OnDelete::Erase
     }
 }
 
@@ -263,7 +263,7 @@ impl Letters for SqliteStore {
             if self.erases() {
                 let users: Vec<String> =
                     sqlx::query_scalar(USERS).bind(Json(&ids)).fetch_all(&mut *tx).await?;
-                settle::erase(tx, &users).await?;
+                erase_letters(tx, &users).await?;
             }
             ids.len() as u64
         })

@@ -22,7 +22,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Dropped before its end, it closes the connection, which rolls back.
-pub(super) struct Writing {
+pub(in crate::store) struct Writing {
     connection: Option<PoolConnection<Sqlite>>,
     file: Arc<DataFile>,
 }
@@ -47,7 +47,7 @@ impl Writing {
         }
     }
 
-    pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
+    pub(in crate::store) fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
         self.connection.as_deref_mut().ok_or_else(|| errors::broken("the transaction has ended"))
     }
 
