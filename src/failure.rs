@@ -1,5 +1,5 @@
-//! Owns how an operation tells a person that it failed: what is wrong, what to do, and the exit code. The codes are
-//! stable, documented in `--help`, and tested. Never prints a secret, a body or an address.
+//! Owns how an operation that failed is reported to a person: what is wrong, what to do, and the exit code. The codes
+//! are stable, documented in `--help`, and tested. Never prints a secret, a body or an address.
 
 use std::{io::Write, process::ExitCode};
 
@@ -17,7 +17,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The number.
+    /// As the shell sees it.
     pub fn code(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -56,14 +56,14 @@ impl Failure {
         Self { exit: Exit::Usage, ..Self::new(message) }
     }
 
-    /// Adds what to do.
+    /// Adds a line that says what to do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
     }
 
-    /// Writes `error: …` and `hint: …` lines. A stderr that is gone is nobody's error.
+    /// Writes `error: …` and `hint: …` lines. A closed stderr is no error.
     pub fn report(&self, mut to: impl Write) {
         let mut lines = format!("error: {}\n", terminal::safe(&self.message));
         for hint in &self.hints {

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use headcount::{
     app::{self, Addresses, Roles},
-    cli::{self, Cli, Command, dead, demo, doctor, output::Output, rejections, secret, send, status, users},
+    clerk::secret,
+    cli::{self, Cli, Command, dead, demo, doctor, output::Output, rejections, send, status, users},
     config::Config,
     failure::{Exit, Failure},
     secret::Secret,
@@ -44,24 +45,21 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let filter = match cli.command {
         _ if std::env::var_os("RUST_LOG").is_some() => &config.log_filter,
         Command::Up(_) | Command::Ingress | Command::Worker => &config.log_filter,
-        // What the database warns of.
+        // The database's own warnings are of use here.
         Command::Migrate => "warn",
-        // A command's own errors are enough: its log, and a library's, would only repeat them.
+        // The command's own errors are enough: its log, and a library's, would only repeat them.
         Command::Doctor(_) | Command::Status(_) => "off",
-        _ => "headcount=error",
+        Command::Send(_) | Command::Users(_) | Command::Dead(_) | Command::Rejections(_) => "headcount=error",
     };
     logs::init(filter, config.log_format)
         .map_err(|problem| Failure::usage(problem).hint("write RUST_LOG=info, or info,headcount=debug"))?;
     match cli.command {
-        Command::Up(_) | Command::Worker => {
+        Command::Up(args) => {
             info!("queue: {}; users: {}", config.queue_choice(), config.store_choice());
+            up(&config, args.demo).await
         }
-        Command::Ingress => info!("queue: {}", config.queue_choice()),
-        _ => {}
-    }
-    match cli.command {
-        Command::Up(args) => up(&config, args.demo).await,
         Command::Ingress => {
+            info!("queue: {}", config.queue_choice());
             if config.signing_secrets.is_empty() {
                 return Err(Failure::usage("CLERK_WEBHOOK_SIGNING_SECRET is not set")
                     .hint("copy it from the endpoint's page in the Clerk dashboard; it starts with whsec_")
@@ -72,6 +70,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             serve(&config, roles, |_| {}).await
         }
         Command::Worker => {
+            info!("queue: {}; users: {}", config.queue_choice(), config.store_choice());
             serve(&config, Roles { ingress: None, worker: true, migrate: false }, |_| {}).await
         }
         Command::Migrate => migrate(&config, &mut output).await,
@@ -87,8 +86,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
 async fn up(config: &Config, demo: bool) -> Result<(), Failure> {
     let mut secrets = config.signing_secrets.clone();
     if secrets.is_empty() {
-        secrets.extend(secret::development_secret(&config.data_dir, true)?);
-        let place = config.data_dir.join(secret::FILE);
+        secrets.push(secret::make_development(&config.data_dir)?);
+        let place = config.data_dir.join(secret::DEVELOPMENT_FILE);
         warn!("CLERK_WEBHOOK_SIGNING_SECRET is not set: using the development secret in {}", place.display());
     }
     let Some(secret) = secrets.first().cloned() else {
@@ -136,7 +135,7 @@ async fn serve(config: &Config, roles: Roles, started: impl FnOnce(Addresses)) -
 
 async fn migrate(config: &Config, output: &mut Output) -> Result<(), Failure> {
     let store = app::open_store(config).await?;
-    let applied = store.migrate().await.map_err(|error| app::store_failure(&error))?;
+    let applied = store.migrate().await?;
     store.close().await;
     if applied.is_empty() {
         return output.line("the schema is up to date");

@@ -1,12 +1,15 @@
-//! Owns what travels between the ingress and the worker: one verified webhook and its identity, and the sample of one
-//! that was turned away. Never looks inside the body.
+//! Owns what travels through the queue: a verified webhook with its identity, and what is kept of a request that was
+//! turned away. Never looks inside the body.
 
 use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::time::Millis;
+use crate::{
+    text::{REJECTED_HEADERS, WORD_MAX, clean},
+    time::Millis,
+};
 
 /// The longest message id, in bytes: what an AMQP short string can carry.
 pub const MESSAGE_ID_MAX: usize = 255;
@@ -14,8 +17,8 @@ pub const MESSAGE_ID_MAX: usize = 255;
 /// The longest event type that travels in a header or is stored, in bytes. Longer ones are cut.
 pub const EVENT_TYPE_MAX: usize = 128;
 
-/// The type of the webhook that `doctor` asks an ingress with: signed as any other, it is answered as one would be now, and
-/// is not published, counted or remembered, because people are alerted by those that are.
+/// The type of the webhook that `doctor` asks an ingress with. It is signed like any other and answered as any other would
+/// be now, but never published, counted or kept: people are alerted by what is.
 pub const PROBE: &str = "headcount.doctor";
 
 /// The id that the sender gave the webhook (`svix-id`): the same over the sender's retries and replays.
@@ -94,17 +97,34 @@ impl fmt::Debug for Message {
     }
 }
 
-/// A sample of a request that the ingress turned away. Never its body, nor any header's value.
+/// What is kept of a request that the ingress turned away. Never its body, nor any header's value.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Rejected {
-    /// When.
+    /// When the ingress turned it away.
     pub at: Millis,
     /// The address that it came from, as this machine saw it: often a proxy's.
     pub address: String,
     /// The code that it was answered.
     pub reason: String,
-    /// Names of its headers, sorted, bounded.
+    /// Names of its headers, sorted.
     pub headers: Vec<String>,
+}
+
+impl Rejected {
+    /// Cleans and bounds its texts: the request is a stranger's, and the queue is open to other hands.
+    pub fn bounded<'t>(
+        at: Millis,
+        address: &str,
+        reason: &str,
+        headers: impl IntoIterator<Item = &'t str>,
+    ) -> Self {
+        Self {
+            at,
+            address: clean(address, WORD_MAX),
+            reason: clean(reason, WORD_MAX),
+            headers: headers.into_iter().take(REJECTED_HEADERS).map(|name| clean(name, WORD_MAX)).collect(),
+        }
+    }
 }
 
 #[cfg(test)]

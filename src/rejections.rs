@@ -12,14 +12,9 @@ use crate::{
     message::Rejected,
     queue::{Delivery, Queue, Source},
     store::{StoreError, housekeeping::Rejections},
-    text::clean,
     time::{Millis, now, rfc3339},
 };
 
-/// Header names kept of one sample, ...
-const HEADERS_MAX: usize = 64;
-/// ... and the longest text of any, in bytes.
-const TEXT_MAX: usize = 128;
 /// What is older says nothing about now.
 const RECENT: Millis = 60 * 60 * 1000;
 
@@ -53,12 +48,8 @@ impl Sink for Record {
 fn read(body: &[u8]) -> Option<Rejected> {
     let sample: Rejected = serde_json::from_slice(body).ok()?;
     let at = if (0..=now() + RECENT).contains(&sample.at) { sample.at } else { now() };
-    Some(Rejected {
-        at,
-        address: clean(&sample.address, TEXT_MAX),
-        reason: clean(&sample.reason, TEXT_MAX),
-        headers: sample.headers.iter().take(HEADERS_MAX).map(|name| clean(name, TEXT_MAX)).collect(),
-    })
+    let headers = sample.headers.iter().map(String::as_str);
+    Some(Rejected::bounded(at, &sample.address, &sample.reason, headers))
 }
 
 /// A sample for people.
@@ -164,6 +155,7 @@ fn meaning(reason: &str) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::{REJECTED_HEADERS, WORD_MAX};
 
     fn sample(reason: &str, at: Millis) -> Rejected {
         Rejected { at, address: "192.0.2.1".into(), reason: reason.into(), headers: Vec::new() }
@@ -192,8 +184,8 @@ mod tests {
         })
         .unwrap();
         let read_back = read(&text).unwrap();
-        assert!(read_back.at <= now() && read_back.address.len() <= TEXT_MAX);
-        assert_eq!((read_back.reason.as_str(), read_back.headers.len()), ("r\u{fffd}", HEADERS_MAX));
+        assert!(read_back.at <= now() && read_back.address.len() <= WORD_MAX);
+        assert_eq!((read_back.reason.as_str(), read_back.headers.len()), ("r\u{fffd}", REJECTED_HEADERS));
         for nothing in ["", "{}", "[]", "no", r#"{"at":"x"}"#] {
             assert_eq!(read(nothing.as_bytes()), None, "{nothing}");
         }

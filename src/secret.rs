@@ -7,12 +7,12 @@ use std::fmt;
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes it in.
+    /// Wraps a value.
     pub fn new(value: impl Into<String>) -> Self {
         Self(value.into())
     }
 
-    /// Hands it to what needs it.
+    /// The value itself: to connect or to compare with, never to show.
     pub fn expose(&self) -> &str {
         &self.0
     }

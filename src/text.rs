@@ -1,5 +1,10 @@
-//! Owns what text from outside is made into before it is stored or sent, and how numbers, counts and shell words are
-//! written for people. `terminal` makes text safe to show.
+//! Owns how text from outside is cleaned and bounded before it is stored or sent, and how numbers, counts and shell words
+//! are written for people. Never makes text safe to show: that is `terminal`.
+
+/// The most header names of a rejected request that are kept, ...
+pub const REJECTED_HEADERS: usize = 40;
+/// ... and the longest of its texts (address, code, name of a header), in bytes.
+pub const WORD_MAX: usize = 100;
 
 /// Cuts `text` to at most `max` bytes at a character boundary and replaces control characters, so that it is safe in a
 /// header, a log line and a table.

@@ -10,7 +10,7 @@ pub fn now() -> Millis {
     Utc::now().timestamp_millis()
 }
 
-/// A time as RFC 3339 in UTC, to the millisecond; `-` where it is none.
+/// A time as RFC 3339 in UTC, to the millisecond; `-` where it is out of range.
 pub fn rfc3339(at: Millis) -> String {
     DateTime::<Utc>::from_timestamp_millis(at)
         .map_or_else(|| "-".into(), |time| time.to_rfc3339_opts(SecondsFormat::Millis, true))

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use faulty_letters::FaultyLetters;
 use headcount::{
-    clerk::sample::Sample,
+    clerk::made_up::Person,
     letters::capture,
     message::{Message, MessageId},
     queue::{Action, Burial, Queue, Reason, Settlement, Source},
@@ -36,7 +36,7 @@ const BOTH: [Backends; 2] = [Backends::Embedded, Backends::RabbitPostgres];
 
 fn body(user: &str) -> Bytes {
     let born = now() - 3_600_000;
-    let mut sample = Sample::of(user, born);
+    let mut sample = Person::of(user, born);
     sample.email = Some(format!("{user}@example.com"));
     sample.event("user.created", born).into()
 }

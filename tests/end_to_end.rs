@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use headcount::{
-    clerk::sample::{Sample, user_id},
+    clerk::made_up::{Person, user_id},
     cli::post::Poster,
     time::now,
 };
@@ -51,7 +51,7 @@ fn stream(webhooks: usize) -> (Vec<Webhook>, Expected) {
     let born = now() - 3_600_000;
     for n in 0..webhooks / 5 {
         let id = user_id(&mut rng);
-        let mut sample = Sample::of(&id, born);
+        let mut sample = Person::of(&id, born);
         sample.email = Some(format!("user{n}@example.com"));
         let mut push = |name: String, body: Vec<u8>| stream.push((name, Bytes::from(body)));
         push(format!("msg_{n}_created"), sample.event("user.created", born));
@@ -125,7 +125,7 @@ async fn the_main_job(backends: Backends) {
     let world = World::new(backends);
     let up = world.start(&["up"]);
     let poster = up.poster();
-    let mut sample = Sample::of("user_main", 1_700_000_000_000);
+    let mut sample = Person::of("user_main", 1_700_000_000_000);
     sample.email = Some("Main@Example.com".into());
     for (id, event) in
         [("msg_1", "user.created"), ("msg_2", "session.created"), ("msg_3", "organization.created")]
@@ -335,7 +335,7 @@ async fn a_process_stops_in_time_with_its_servers_away() {
     let mut database = Server::postgres();
     let world = World::on(Some(broker.url()), Some(database.url()));
     let up = world.start(&["up"]);
-    let sample = Sample::of("user_1", now());
+    let sample = Person::of("user_1", now());
     assert_eq!(up.poster().post("msg_1", sample.event("user.created", now()).into()).await.unwrap(), 202);
     world.until_drained().await;
 
@@ -374,7 +374,7 @@ async fn nothing_personal_is_logged() {
     let mut world = World::new(Backends::Embedded);
     world.set("RUST_LOG", "trace");
     let up = world.start(&["up"]);
-    let mut sample = Sample::of("user_private", now());
+    let mut sample = Person::of("user_private", now());
     sample.email = Some("very.private@example.com".into());
     sample.first_name = Some("Privatissima".into());
     for (id, event) in [("msg_1", "user.created"), ("msg_2", "user.updated"), ("msg_3", "user.deleted")] {

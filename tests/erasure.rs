@@ -16,7 +16,7 @@ mod stores;
 use std::{collections::BTreeSet, sync::Arc};
 
 use headcount::{
-    clerk::{self, sample::Sample},
+    clerk::{self, made_up::Person},
     message::MessageId,
     rules::users::{Event, OnDelete, Outcome, Policy, Relink},
     store::{
@@ -38,8 +38,8 @@ const ERASE: Policy = Policy { relink: Relink::Deleted, on_delete: OnDelete::Era
 const MARK: &str = "zzmarkzz";
 
 /// A user whose every mirrored text holds the mark.
-fn marked(id: &str) -> Sample {
-    let mut sample = Sample::of(id, 1_767_323_045_678);
+fn marked(id: &str) -> Person {
+    let mut sample = Person::of(id, 1_767_323_045_678);
     sample.email = Some(format!("{MARK}.{id}@example.com"));
     sample.verified = true;
     sample.phone = Some(format!("+49{MARK}"));
@@ -53,7 +53,7 @@ fn marked(id: &str) -> Sample {
     sample
 }
 
-fn body(sample: &Sample, event_type: &str, sent: i64) -> Vec<u8> {
+fn body(sample: &Person, event_type: &str, sent: i64) -> Vec<u8> {
     let body = String::from_utf8(sample.event(event_type, sent)).unwrap();
     // The avatar's address is made of the id; a real one could be of the name.
     body.replace("\"image_url\":\"https://", &format!("\"image_url\":\"https://{MARK}.")).into_bytes()

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headcount::{clerk::sample::Sample, time::now};
+use headcount::{clerk::made_up::Person, time::now};
 use http::StatusCode;
 use support::{
     eventually,
@@ -30,7 +30,7 @@ fn data(world: &World) -> PathBuf {
 }
 
 async fn post(process: &Process, n: u64) -> StatusCode {
-    let body = Sample::of(format!("user_{n}"), now()).event("user.created", now());
+    let body = Person::of(format!("user_{n}"), now()).event("user.created", now());
     process.poster().post(&format!("msg_{n}"), body.into()).await.unwrap()
 }
 

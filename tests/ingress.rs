@@ -15,7 +15,8 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use fake_queue::{FakeQueue, Mode};
 use headcount::{
-    ingress::{self, Bounds, Ingress, Verifier},
+    clerk::signature::Verifier,
+    ingress::{self, Bounds, Ingress},
     message::Rejected,
     net,
     secret::Secret,

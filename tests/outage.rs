@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headcount::{clerk::sample::Sample, cli::post::Poster, time::now};
+use headcount::{clerk::made_up::Person, cli::post::Poster, time::now};
 use support::{
     PATIENCE, eventually,
     process::{Backends, World},
@@ -244,7 +244,7 @@ async fn a_locked_table_buries_nothing_and_a_locked_row_holds_up_its_user_only()
     let row =
         locking(&database.url(), "UPDATE users SET credits_balance = 1 WHERE clerk_id = 'user_before_7'")
             .await;
-    let news = Sample { updated_at: now(), ..Sample::of("user_before_7", now()) };
+    let news = Person { updated_at: now(), ..Person::of("user_before_7", now()) };
     let news = news.event("user.updated", now()).into();
     assert_eq!(up.poster().post("msg_locked", news).await.unwrap(), 202);
     let (mut beside, locked) = (0, Instant::now());
@@ -298,7 +298,7 @@ async fn a_message_that_aborts_its_worker_is_dead_as_a_crash_loop_and_its_neighb
     assert!(world.run(&["migrate"]).status.success());
     let ingress = world.start(&["ingress"]);
     let post = async |id: &str, user: &str| {
-        let body = Sample::of(user, now()).event("user.created", now()).into();
+        let body = Person::of(user, now()).event("user.created", now()).into();
         assert_eq!(ingress.poster().post(id, body).await.unwrap(), 202);
     };
     for n in 0..100 {

@@ -15,7 +15,7 @@ mod stores;
 use std::sync::Arc;
 
 use headcount::{
-    clerk::{self, sample::Sample},
+    clerk::{self, made_up::Person},
     message::MessageId,
     rules::users::{Event, Outcome},
     store::{Incoming, Store},
@@ -114,7 +114,7 @@ fn nasty() -> Vec<String> {
 
 /// A payload with one value replaced by raw text.
 fn body(id: &str, field: &str, value: &str) -> String {
-    let mut sample = Sample::of(id, 1_700_000_000_000);
+    let mut sample = Person::of(id, 1_700_000_000_000);
     sample.email = Some(format!("{id}@example.com"));
     sample.phone = Some("+15555550100".into());
     let mut payload: Value =
@@ -209,7 +209,7 @@ async fn no_event_is_buried_for_want_of_a_time(home: Arc<Home>) {
 async fn whom_an_import_brings_back_with_an_old_creation_time_is_relinked(home: Arc<Home>) {
     let store = home.store().await;
     let user = |id: &str, sent: i64, created_at: i64| {
-        let mut sample = Sample::of(id, created_at);
+        let mut sample = Person::of(id, created_at);
         sample.email = Some("ada@example.com".into());
         String::from_utf8(sample.event("user.created", sent)).unwrap()
     };

@@ -12,7 +12,7 @@ mod support;
 
 use std::{process::Command, time::Duration};
 
-use headcount::{clerk::sample::Sample, time::now};
+use headcount::{clerk::made_up::Person, time::now};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use support::{
     PATIENCE, eventually,
@@ -101,7 +101,7 @@ impl Application {
 
     /// A letter dies, is looked at and is replayed, and the doctor has nothing to say.
     async fn commands_work(&self) {
-        let sample = Sample::of(format!("user_{}_x", self.name), now());
+        let sample = Person::of(format!("user_{}_x", self.name), now());
         let body = String::from_utf8(sample.event("user.created", now())).unwrap();
         let broken = body.replace(&format!("\"user_{}_x\"", self.name), "7");
         self.ingress.poster().post("msg_broken", broken.into()).await.unwrap();

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use headcount::{clerk::sample::Sample, time::now};
+use headcount::{clerk::made_up::Person, time::now};
 use support::{
     eventually,
     process::{Backends, World},
@@ -213,7 +213,7 @@ async fn many_buried_messages_are_two_lines_in_the_log() {
     let stranger = headcount::secret::Secret::new("whsec_c29tZWJvZHkgZWxzZSdzIHNlY3JldCwgbm90IG91cnM=");
     let stranger = headcount::cli::post::Poster::new(up.webhooks.as_deref().unwrap(), &stranger).unwrap();
     for n in 0..50 {
-        let body = Sample::of("user_1", now()).event("user.created", now());
+        let body = Person::of("user_1", now()).event("user.created", now());
         assert_eq!(stranger.post(&format!("msg_{n}"), body.into()).await.unwrap(), 401);
     }
     up.terminate();

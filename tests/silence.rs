@@ -22,7 +22,7 @@ use std::{
 
 use futures_util::StreamExt;
 use headcount::{
-    clerk::sample::Sample,
+    clerk::made_up::Person,
     message::Rejected,
     rules::users::Outcome::Created,
     secret::Secret,
@@ -242,7 +242,7 @@ async fn a_worker_whose_database_connections_fall_silent_under_load_has_applied_
     let posting = futures_util::stream::iter(0..WEBHOOKS).for_each_concurrent(50, |n| {
         let poster = ingress.poster();
         async move {
-            let body = Sample::of(format!("user_{n}"), now()).event("user.created", now()).into();
+            let body = Person::of(format!("user_{n}"), now()).event("user.created", now()).into();
             assert_eq!(poster.post(&format!("msg_{n}"), body).await.unwrap(), 202);
         }
     });

@@ -23,7 +23,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use headcount::{clerk::sample::Sample, cli::post::Poster, secret::Secret, time::now};
+use headcount::{clerk::made_up::Person, cli::post::Poster, secret::Secret, time::now};
 use sqlx::{Connection, PgConnection};
 use support::{
     process::{self, Process, SECRET, World},
@@ -253,7 +253,7 @@ impl Scene {
             .for_each_concurrent(500, |n| {
                 let poster = poster.clone();
                 async move {
-                    let sample = Sample::of(user(n), now());
+                    let sample = Person::of(user(n), now());
                     let body = bytes::Bytes::from(sample.event("user.created", now()));
                     let id = format!("msg_{n}");
                     let started = Instant::now();
@@ -371,7 +371,7 @@ async fn whatever_happens_exactly_the_guilty_are_dead_and_all_others_are_applied
         );
         if dead.len() < guilty.len() {
             // Some go on coming: where nothing succeeds nobody can be to blame.
-            let body = Sample::of(format!("user_good_after_{good}"), now()).event("user.created", now());
+            let body = Person::of(format!("user_good_after_{good}"), now()).event("user.created", now());
             process::post_stubbornly(|| poster.clone(), &format!("msg_after_{good}"), body.into()).await;
             good += 1;
         }

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, path::Path, process::Output, time::Duration};
 
 use bytes::Bytes;
 use headcount::{
-    clerk::sample::Sample,
+    clerk::made_up::Person,
     message::{Message, MessageId, Rejected},
     store::letters::{Captured, Status},
     terminal::is_hidden,
@@ -32,8 +32,8 @@ const BOTH: [Backends; 2] = [Backends::Embedded, Backends::RabbitPostgres];
 const HOSTILE: &str =
     "A\u{1b}]0;pwned\u{7}\nerror: forged\u{9b}2J\u{202e}x\u{2066}\u{2028}\u{200b}\u{feff}\u{7f}Z";
 
-fn sample(user: &str) -> Sample {
-    let mut sample = Sample::of(user, now() - 3_600_000);
+fn sample(user: &str) -> Person {
+    let mut sample = Person::of(user, now() - 3_600_000);
     sample.email = Some(format!("{user}@example.com"));
     sample
 }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use headcount::{
-    clerk::sample::Sample,
+    clerk::made_up::Person,
     cli::post::Poster,
     message::{Message, MessageId},
     queue::{
@@ -75,7 +75,7 @@ fn world(url: String) -> World {
 }
 
 fn body(user: &str) -> bytes::Bytes {
-    Sample::of(user, now()).event("user.created", now()).into()
+    Person::of(user, now()).event("user.created", now()).into()
 }
 
 /// Whether a webhook is answered 202.

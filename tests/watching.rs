@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headcount::{clerk::sample::Sample, store::letters::Status, time::now};
+use headcount::{clerk::made_up::Person, store::letters::Status, time::now};
 use support::{
     eventually,
     process::{Backends, Process, World},
@@ -42,7 +42,7 @@ async fn post(process: &Process, id: &str, body: impl Into<bytes::Bytes>) {
 }
 
 fn user(id: &str) -> Vec<u8> {
-    Sample::of(id, now()).event("user.created", now())
+    Person::of(id, now()).event("user.created", now())
 }
 
 async fn sqlite(world: &World, statement: &'static str) {

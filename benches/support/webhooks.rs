@@ -1,7 +1,7 @@
 //! Owns the webhooks that are measured: bodies about users who come round again and again, each time with newer news, in
 //! an order that jumps from one end of the table to the other. The same number gives the same body, whoever asks.
 
-use headcount::{clerk::sample::Sample, time::Millis};
+use headcount::{clerk::made_up::Person, time::Millis};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -68,7 +68,7 @@ impl Webhooks {
 
 impl Template {
     fn new(number: u64, padding: usize) -> Outcome<Self> {
-        let mut sample = Sample::of(format!("user_bench{number:07}"), START);
+        let mut sample = Person::of(format!("user_bench{number:07}"), START);
         sample.id = format!("user_{PLACE}");
         sample.email = Some(email(PLACE));
         sample.second_email = None;

@@ -1,8 +1,8 @@
-//! Owns reading the addresses that people write into `AMQP_URL` and `DATABASE_URL`: what a URL's own rules make of a
-//! password with an `@` in it, or of `jdbc:postgresql:`, helps nobody.
+//! Owns reading the addresses that people write into `AMQP_URL` and `DATABASE_URL`. A URL parser alone would leave them
+//! without help where a password holds an `@`, or the address begins with `jdbc:postgresql:`.
 //!
-//! Pure: no file, no network, no environment. Promises that nothing of a user, a password or a parameter's value gets into
-//! a problem, a hint or a warning, and that a host is taken for one only where it cannot be a part of a password.
+//! Pure: no file, no network, no environment. Promises that no problem, hint or warning holds anything of a user, a
+//! password or a parameter's value, and that a text is shown as a host only where it cannot be a part of a password.
 
 mod amqp;
 mod postgres;
@@ -20,7 +20,7 @@ pub use postgres::{Postgres, postgres};
 /// Why an address cannot be used. Both parts are without secrets.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Wrong {
-    /// Goes on behind the variable's name: "stands in quotes".
+    /// Continues the variable's name: "stands in quotes".
     pub problem: String,
     /// What to do.
     pub hint: String,
@@ -76,7 +76,7 @@ struct Parts<'t> {
     query: Vec<(String, String)>,
 }
 
-/// The value without what is no part of an address.
+/// The value, trimmed, unless it is plainly no address.
 fn bare<'t>(text: &'t str, variable: &str) -> Result<&'t str, Wrong> {
     let text = text.trim();
     if text.starts_with(['"', '\'', '`', '\u{201c}', '\u{2018}']) {
@@ -126,7 +126,7 @@ fn split<'t>(text: &'t str, schemes: &[&str], example: &str) -> Result<Parts<'t>
     }
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, behind) = rest.split_at(end);
-    // Where the user's part ends cannot be told: it may be here, or at the next one.
+    // It cannot be told where the user's part ends: at this @ or at a later one.
     if behind.contains('@') {
         return Err(wrong("holds an @ behind a /, a ? or a #", ESCAPES));
     }
@@ -134,7 +134,7 @@ fn split<'t>(text: &'t str, schemes: &[&str], example: &str) -> Result<Parts<'t>
         return Err(wrong("holds a #", ESCAPES));
     }
     let (path, query) = behind.split_once('?').unwrap_or((behind, ""));
-    // The last one: an @ of the password's that was left as it is does no harm.
+    // The last @ counts: one that stands unescaped in the password does no harm.
     let (user, place) = match authority.rsplit_once('@') {
         Some((user, place)) => (Some(user), place),
         None => (None, authority),

@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt};
 use serde::Deserialize;
 use serde_json::{error::Category, value::RawValue};
 
-use super::{metadata, text::repair, without_mark};
+use super::json::{self, repair};
 use crate::time::Millis;
 
 /// The longest text field, in bytes.
@@ -112,7 +112,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// A string that something is found by: 1 to `max` bytes, taken as it is or not at all.
+    /// A string that rows are found by: 1 to `max` bytes, taken unchanged or refused.
     pub(super) fn name(&self, max: usize) -> Result<Option<Cow<'a, str>>, PayloadError> {
         let Some(text) = self.any_text()? else { return Ok(None) };
         let repaired = || self.raw.is_some_and(|raw| matches!(repair(raw.get()), Cow::Owned(_)));
@@ -175,11 +175,11 @@ impl<'a> Field<'a> {
         if kind(raw) != "an object" {
             return Err(self.unexpected("an object", raw));
         }
-        metadata::check(raw.get()).map_err(|problem| self.error(problem))?;
+        json::check(raw.get()).map_err(|problem| self.error(problem))?;
         Ok(Some(repair(raw.get()).into_owned()))
     }
 
-    /// The same, but null where it is no object, or more than databases hold.
+    /// The same, but null where it is no object or no database can hold it.
     pub(super) fn document_or_null(&self) -> Option<String> {
         self.document().unwrap_or_default()
     }
@@ -197,8 +197,13 @@ pub(super) fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, PayloadE
     Err(path.error(format_args!("expected an object, found {}", kind(raw))))
 }
 
-/// What serde has to say. Its syntax errors are fixed texts and a place; its data errors can quote the body, so of those
-/// only the name of a duplicate field is passed on, which is one of ours.
+/// A body without the byte order mark that some senders put in front of it.
+fn without_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
+}
+
+/// Serde's error without anything of the body. Its syntax errors are fixed texts and a place. Its data errors can quote
+/// the body: of those only the name of a duplicate field is passed on, which is one of ours.
 fn problem(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match error.classify() {

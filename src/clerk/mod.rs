@@ -1,42 +1,45 @@
-//! Owns Clerk's wire types: from the raw body of a verified webhook to what it changes. Promises that a payload either
-//! gives all that the rules read or an error that names the field, and that no error holds a value of the body. Never
-//! decides what wins: that is [`crate::rules::users`].
+//! Owns all that is Clerk's and nothing else: its signatures and secrets, its envelope, its wire types, and made-up
+//! events in its shape. Promises that a payload either gives all that the rules read or an error that names the field,
+//! and that no error holds a value of the body. Never decides which news wins: that is [`crate::rules`].
 //!
-//! The body is split, not decoded: an event of another type costs one pass over its bytes. Dispatch is on `type`, never
-//! on `data.object`, which Clerk's own examples contradict.
+//! In a webhook's order: [`signature`] checks it, this file reads its envelope, `user` reads what it says. The body is
+//! split, not decoded: an event of another type costs one pass over its bytes. Dispatch is on `type`, never on
+//! `data.object`, which Clerk's own examples contradict.
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
 use serde::Deserialize;
 
 pub use self::field::PayloadError;
-use self::field::{Field, Path, Raw};
+use self::field::{Field, Raw};
 use crate::{
     message::{EVENT_TYPE_MAX, MessageId},
-    rules::users::{Change, Claim, Profile, Upsert, UpsertKind, Version},
+    rules::users::{Change, UpsertKind},
     text::clean,
     time::Millis,
 };
 
 mod field;
-mod metadata;
-pub mod sample;
-mod text;
+mod json;
+pub mod made_up;
+pub mod secret;
+pub mod signature;
+mod user;
+
+/// The types of events about users: those that `user` reads.
+pub const USER_TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
 
 /// The longest Clerk id, in bytes.
 const ID_MAX: usize = 255;
 
-/// The longest e-mail address, in bytes: it stands in an index.
-const ADDRESS_MAX: usize = 512;
-
 /// What a webhook says.
 #[derive(Clone, Debug)]
 pub struct Parsed {
-    /// To an account.
+    /// What becomes of an account.
     pub change: Change,
     /// The envelope's `type`, cleaned, at most [`EVENT_TYPE_MAX`] bytes.
     pub event_type: String,
-    /// The envelope's `timestamp`.
+    /// The envelope's `timestamp`: when Clerk sent the event first.
     pub sent: Option<Millis>,
 }
 
@@ -44,73 +47,43 @@ pub struct Parsed {
 /// has no time of its own.
 ///
 /// # Errors
-/// The body is no Clerk event, or one about a user that lacks what a user needs: names the field.
+/// The body is no Clerk event, or one about a user that lacks what a user needs. The error names the field.
 pub fn parse(body: &[u8], message_id: &MessageId, received_at: Millis) -> Result<Parsed, PayloadError> {
-    let envelope: Envelope<'_> = field::body(body)?;
-    let kind = Field::at("type", envelope.kind);
-    let event_type = kind.any_text()?.filter(|text| !text.is_empty()).ok_or_else(|| kind.error("missing"))?;
-    let timestamp = || Field::at("timestamp", envelope.timestamp).time();
-    let news = |sent| News { sent, message_id, received_at };
-
-    let (change, sent) = match &*event_type {
-        "user.created" => {
-            let sent = timestamp()?;
-            (news(sent).upsert(envelope.data, UpsertKind::Created)?, sent)
-        }
-        "user.updated" => {
-            let sent = timestamp()?;
-            (news(sent).upsert(envelope.data, UpsertKind::Updated)?, sent)
-        }
-        "user.deleted" => {
-            let sent = timestamp()?;
-            (news(sent).delete(envelope.data)?, sent)
-        }
-        // Nothing is asked of what is not used.
-        _ => (Change::Other, timestamp().unwrap_or_default()),
+    let envelope = Envelope::read(body)?;
+    let event_type = envelope.event_type()?;
+    let sent = || Field::at("timestamp", envelope.timestamp).time();
+    let news = || Ok(user::News { sent: sent()?, message_id, received_at });
+    let change = match &*event_type {
+        "user.created" => news()?.upsert(envelope.data, UpsertKind::Created)?,
+        "user.updated" => news()?.upsert(envelope.data, UpsertKind::Updated)?,
+        "user.deleted" => news()?.delete(envelope.data)?,
+        // Of an event that headcount does not use nothing is asked, not even a sound timestamp.
+        _ => Change::Other,
     };
-    Ok(Parsed { change, event_type: clean(&event_type, EVENT_TYPE_MAX), sent })
+    Ok(Parsed { change, event_type: clean(&event_type, EVENT_TYPE_MAX), sent: sent().unwrap_or_default() })
 }
 
-/// A body without the byte order mark that some senders put in front of it.
-pub fn without_mark(body: &[u8]) -> &[u8] {
-    body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
-}
-
-/// The envelope's `type`, read without building the document; `unknown` where there is none.
+/// The envelope's `type`, cleaned; `unknown` where the body has none. Never fails.
 pub fn event_type(body: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Envelope<'a> {
-        #[serde(borrow, rename = "type")]
-        kind: Cow<'a, str>,
-    }
-    let body = without_mark(body);
-    if !body.trim_ascii_start().starts_with(b"{") {
-        return "unknown".into(); // Serde would take an array's first element for the type.
-    }
-    match serde_json::from_slice::<Envelope<'_>>(body) {
-        Ok(envelope) if !envelope.kind.is_empty() => clean(&envelope.kind, EVENT_TYPE_MAX),
-        _ => "unknown".into(),
-    }
+    let kind = Envelope::read(body).and_then(|envelope| envelope.event_type());
+    kind.map_or_else(|_| "unknown".into(), |kind| clean(&kind, EVENT_TYPE_MAX))
 }
 
 /// The account that a body is about, as far as it tells: its own id in events about users, and `user_id` in those about
 /// their sessions, addresses and the like. Never fails.
 pub fn whose(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
-    struct Envelope {
-        #[serde(rename = "type")]
-        kind: String,
-        data: serde_json::Value,
+    struct About<'a> {
+        #[serde(borrow)]
+        id: Raw<'a>,
+        #[serde(borrow)]
+        user_id: Raw<'a>,
     }
-    let body = without_mark(body);
-    // An array would be taken for the fields in order.
-    if !body.trim_ascii_start().starts_with(b"{") {
-        return None;
-    }
-    let envelope: Envelope = serde_json::from_slice(body).ok()?;
-    let place = if envelope.kind.starts_with("user.") { "id" } else { "user_id" };
-    let id = envelope.data.get(place)?.as_str()?;
-    (!id.is_empty()).then(|| clean(id, ID_MAX))
+    let envelope = Envelope::read(body).ok()?;
+    let about: About<'_> = Field::at("data", envelope.data).object().ok()??;
+    let is_user = envelope.event_type().ok()?.starts_with("user.");
+    let id = Field::at("data.id", if is_user { about.id } else { about.user_id }).any_text().ok()??;
+    (!id.is_empty()).then(|| clean(&id, ID_MAX))
 }
 
 /// What surrounds every event (Clerk: "Webhooks overview, payload structure"). It holds no id of the event: that is
@@ -125,197 +98,16 @@ struct Envelope<'a> {
     data: Raw<'a>,
 }
 
-/// `data` of `user.created` and `user.updated`, as far as it is mirrored.
-#[derive(Deserialize)]
-struct User<'a> {
-    #[serde(borrow)]
-    id: Raw<'a>,
-    #[serde(borrow)]
-    email_addresses: Raw<'a>,
-    #[serde(borrow)]
-    primary_email_address_id: Raw<'a>,
-    #[serde(borrow)]
-    phone_numbers: Raw<'a>,
-    #[serde(borrow)]
-    primary_phone_number_id: Raw<'a>,
-    #[serde(borrow)]
-    username: Raw<'a>,
-    #[serde(borrow)]
-    first_name: Raw<'a>,
-    #[serde(borrow)]
-    last_name: Raw<'a>,
-    #[serde(borrow)]
-    image_url: Raw<'a>,
-    #[serde(borrow)]
-    external_id: Raw<'a>,
-    #[serde(borrow)]
-    public_metadata: Raw<'a>,
-    #[serde(borrow)]
-    private_metadata: Raw<'a>,
-    #[serde(borrow)]
-    unsafe_metadata: Raw<'a>,
-    #[serde(borrow)]
-    banned: Raw<'a>,
-    #[serde(borrow)]
-    locked: Raw<'a>,
-    #[serde(borrow)]
-    last_sign_in_at: Raw<'a>,
-    #[serde(borrow)]
-    created_at: Raw<'a>,
-    #[serde(borrow)]
-    updated_at: Raw<'a>,
-}
-
-/// One of `email_addresses` or `phone_numbers`.
-#[derive(Deserialize)]
-struct Contact<'a> {
-    #[serde(borrow)]
-    id: Raw<'a>,
-    #[serde(borrow)]
-    email_address: Raw<'a>,
-    #[serde(borrow)]
-    phone_number: Raw<'a>,
-    #[serde(borrow)]
-    verification: Raw<'a>,
-}
-
-/// How far a contact is proved: unverified, verified, failed, expired or transferable.
-#[derive(Deserialize)]
-struct Verification<'a> {
-    #[serde(borrow)]
-    status: Raw<'a>,
-}
-
-/// `data` of `user.deleted`: `{object, id, deleted: true}`. Its times are not there today.
-#[derive(Deserialize)]
-struct Deleted<'a> {
-    #[serde(borrow)]
-    id: Raw<'a>,
-    #[serde(borrow)]
-    created_at: Raw<'a>,
-    #[serde(borrow)]
-    updated_at: Raw<'a>,
-}
-
-/// What is known of an event beside its `data`.
-struct News<'a> {
-    sent: Option<Millis>,
-    message_id: &'a MessageId,
-    received_at: Millis,
-}
-
-impl News<'_> {
-    fn upsert(&self, data: Raw<'_>, kind: UpsertKind) -> Result<Change, PayloadError> {
-        let user: User<'_> = content(data)?;
-        let clerk_id = account(user.id)?;
-        let created_at = Field::at("data.created_at", user.created_at).time()?;
-        let updated_at = Field::at("data.updated_at", user.updated_at).time()?;
-        let version = Version {
-            at: self.happened(updated_at, created_at),
-            sent: self.sent.unwrap_or_default(),
-            kind,
-            message_id: self.message_id.as_str().to_owned(),
-        };
-        let claim = primary_email(&user)?;
-        let profile = Profile {
-            phone: primary_phone(&user)?,
-            username: text("data.username", user.username)?,
-            first_name: text("data.first_name", user.first_name)?,
-            last_name: text("data.last_name", user.last_name)?,
-            image_url: text("data.image_url", user.image_url)?,
-            external_id: text("data.external_id", user.external_id)?,
-            public_metadata: Field::at("data.public_metadata", user.public_metadata).document()?,
-            private_metadata: Field::at("data.private_metadata", user.private_metadata).document()?,
-            // Written by the user's browser, so it must not be able to hold up news about the user, a ban for one.
-            unsafe_metadata: Field::at("data.unsafe_metadata", user.unsafe_metadata).document_or_null(),
-            banned: Field::at("data.banned", user.banned).flag()?,
-            locked: Field::at("data.locked", user.locked).flag()?,
-            last_sign_in_at: Field::at("data.last_sign_in_at", user.last_sign_in_at).time()?,
-            created_at,
-            updated_at,
-        };
-        // Whoever imports users can set `created_at` to any time.
-        let made = if kind == UpsertKind::Created { self.sent } else { None };
-        let born = made.or(created_at).unwrap_or(version.at);
-        Ok(Change::Upsert(Box::new(Upsert { clerk_id, version, born, claim, profile: Arc::new(profile) })))
+impl<'a> Envelope<'a> {
+    fn read(body: &'a [u8]) -> Result<Self, PayloadError> {
+        field::body(body)
     }
 
-    fn delete(&self, data: Raw<'_>) -> Result<Change, PayloadError> {
-        let deleted: Deleted<'_> = content(data)?;
-        let clerk_id = account(deleted.id)?;
-        let created_at = Field::at("data.created_at", deleted.created_at).time()?;
-        let updated_at = Field::at("data.updated_at", deleted.updated_at).time()?;
-        Ok(Change::Delete { clerk_id, at: self.happened(updated_at, created_at) })
+    /// As it was sent: not yet bounded.
+    fn event_type(&self) -> Result<Cow<'a, str>, PayloadError> {
+        let kind = Field::at("type", self.kind);
+        kind.any_text()?.filter(|text| !text.is_empty()).ok_or_else(|| kind.error("missing"))
     }
-
-    /// When the news is from: by the user's own clock where it has one, else by the envelope's. No event is buried for
-    /// want of a time.
-    fn happened(&self, updated_at: Option<Millis>, created_at: Option<Millis>) -> Millis {
-        updated_at.or(self.sent).or(created_at).unwrap_or(self.received_at)
-    }
-}
-
-/// The object that `data` has to be.
-fn content<'a, T: Deserialize<'a>>(data: Raw<'a>) -> Result<T, PayloadError> {
-    let data = Field::at("data", data);
-    data.object()?.ok_or_else(|| data.error("missing"))
-}
-
-fn account(id: Raw<'_>) -> Result<String, PayloadError> {
-    let id = Field::at("data.id", id);
-    let name = id.name(ID_MAX)?.ok_or_else(|| id.error("missing"))?;
-    if name.contains(char::is_whitespace) {
-        return Err(id.error("holds white space"));
-    }
-    Ok(name.into_owned())
-}
-
-fn text(path: &'static str, raw: Raw<'_>) -> Result<Option<String>, PayloadError> {
-    Ok(Field::at(path, raw).text()?.map(Cow::into_owned))
-}
-
-/// The address whose id is the primary one: never simply the first, which may be an unverified secondary.
-fn primary_email(user: &User<'_>) -> Result<Option<Claim>, PayloadError> {
-    const LIST: &str = "data.email_addresses";
-    let id = Field::at("data.primary_email_address_id", user.primary_email_address_id);
-    let Some((index, contact)) = primary(LIST, user.email_addresses, id)? else { return Ok(None) };
-    let address = Field::new(Path::element(LIST, index, ".email_address"), contact.email_address);
-    let Some(address) = address.name(ADDRESS_MAX)? else { return Ok(None) };
-    let verification = Field::new(Path::element(LIST, index, ".verification"), contact.verification);
-    let status = match verification.object::<Verification<'_>>()? {
-        Some(verification) => {
-            Field::new(Path::element(LIST, index, ".verification.status"), verification.status).text()?
-        }
-        None => None,
-    };
-    Ok(Some(Claim::new(address, status.as_deref() == Some("verified"))))
-}
-
-fn primary_phone(user: &User<'_>) -> Result<Option<String>, PayloadError> {
-    const LIST: &str = "data.phone_numbers";
-    let id = Field::at("data.primary_phone_number_id", user.primary_phone_number_id);
-    let Some((index, contact)) = primary(LIST, user.phone_numbers, id)? else { return Ok(None) };
-    let number = Field::new(Path::element(LIST, index, ".phone_number"), contact.phone_number);
-    Ok(number.text()?.map(Cow::into_owned))
-}
-
-/// The contact whose id equals `id`, with its place in the list. Every id in the list is read, nothing else of the rest.
-fn primary<'a>(
-    list: &'static str,
-    contacts: Raw<'a>,
-    id: Field<'a>,
-) -> Result<Option<(usize, Contact<'a>)>, PayloadError> {
-    let wanted = id.text()?;
-    let mut found = None;
-    for (index, element) in Field::at(list, contacts).array()?.into_iter().enumerate() {
-        let element = Field::new(Path::element(list, index, ""), Some(element));
-        let contact: Contact<'_> = element.object()?.ok_or_else(|| element.error("missing"))?;
-        let id = Field::new(Path::element(list, index, ".id"), contact.id).text()?;
-        if found.is_none() && id.is_some() && id == wanted {
-            found = Some((index, contact));
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

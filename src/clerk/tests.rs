@@ -1,9 +1,11 @@
+//! Every way that a payload can be wrong, and what is read from one that is right.
+
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::*;
-use crate::rules::users::Upsert;
+use super::{user::ADDRESS_MAX, *};
+use crate::rules::users::{Claim, Profile, Upsert, Version};
 
 const AT: i64 = 1_760_000_000_123;
 
@@ -652,4 +654,25 @@ fn the_event_type_is_read_from_any_body() {
     // Depth is no way to overflow the stack.
     let deep = format!(r#"{{"data":{}1{},"type":"user.created"}}"#, "[".repeat(200_000), "]".repeat(200_000));
     assert!(["user.created", "unknown"].contains(&event_type(deep.as_bytes()).as_str()));
+}
+
+#[test]
+fn the_account_that_a_body_is_about_is_found_as_far_as_it_tells() {
+    for (body, expected) in [
+        (r#"{"data":{"id":"user_1","user_id":"no"},"type":"user.deleted"}"#, Some("user_1")),
+        (r#"{"data":{"id":"sess_1","user_id":"user_1"},"type":"session.created"}"#, Some("user_1")),
+        ("\u{feff}{\"data\":{\"id\":\"us\\u0065r_1\"},\"type\":\"user.created\"}", Some("user_1")),
+        (r#"{"data":{"id":"a\nb"},"type":"user.created"}"#, Some("a\u{fffd}b")),
+        (r#"{"data":{"id":"sess_1"},"type":"session.created"}"#, None),
+        (r#"{"data":{"id":""},"type":"user.created"}"#, None),
+        (r#"{"data":{"id":7},"type":"user.created"}"#, None),
+        (r#"{"data":["user_1"],"type":"user.created"}"#, None),
+        (r#"{"data":{"id":"user_1"}}"#, None),
+        (r#"["user.created",0,{"id":"user_1"}]"#, None),
+        ("not JSON", None),
+    ] {
+        assert_eq!(whose(body.as_bytes()).as_deref(), expected, "{body}");
+    }
+    let long = format!(r#"{{"data":{{"id":"{}"}},"type":"user.created"}}"#, "é".repeat(200));
+    assert_eq!(whose(long.as_bytes()).unwrap().len(), ID_MAX - 1);
 }

@@ -1,6 +1,5 @@
-//! Owns the demo: a lively stream of webhooks through the front door, over HTTP as Clerk's would come, so that what it
-//! shows is what there is. Promises to send again what got no 2xx, as Svix does, within bounds, and to stop at once when
-//! told. Never touches the queue or the store.
+//! Owns the demo: a stream of made-up webhooks, posted over HTTP to the real ingress. Promises to send again what got no
+//! 2xx, as Svix does, within bounds, and to stop at once when told. Never touches the queue or the store.
 
 use std::{
     cmp::Reverse,
@@ -9,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use http::StatusCode;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -18,15 +16,18 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use self::world::{Kind, Webhook, World};
 use crate::{
-    cli::post::{NoAnswer, Poster},
+    clerk::{
+        made_up::world::{Kind, Webhook, World},
+        secret,
+    },
+    cli::post::Poster,
     failure::Failure,
+    net::NoAnswer,
+    secret::Secret,
     text::number,
+    time::now,
 };
-use crate::{secret::Secret, time::now};
-
-mod world;
 
 /// Posts that wait for their answer at the same time.
 const CONCURRENCY: usize = 32;
@@ -58,8 +59,7 @@ pub async fn run(
     rate: f64,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
-    let forger = Secret::new(format!("whsec_{}", STANDARD.encode(rand::random::<[u8; 32]>())));
-    let (poster, forger) = (Poster::new(url, secret)?, Poster::new(url, &forger)?);
+    let (poster, forger) = (Poster::new(url, secret)?, Poster::new(url, &secret::random())?);
     let mut world = World::new(rand::random());
     let mut tally = Tally::default();
     let line = progress();
@@ -102,7 +102,7 @@ pub async fn run(
     Ok(())
 }
 
-/// A webhook and what came of it.
+/// A webhook and its answer.
 struct Posted {
     webhook: Webhook,
     tries: usize,
@@ -137,7 +137,7 @@ impl Ord for Again {
     }
 }
 
-/// What has come of the stream so far.
+/// Counts the stream's answers.
 #[derive(Debug, Default)]
 struct Tally {
     /// Settled, by kind: accepted, and for a forged one turned away.

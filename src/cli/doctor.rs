@@ -1,9 +1,9 @@
 //! Owns `doctor`: checks configuration, files, queue, database, the process on this machine, secret and clock, and says how
 //! to mend what is wrong.
 //!
-//! Promises to leave no trace in anything that people are alerted by: the ingress is asked with a signed webhook of a type
-//! that it answers and neither publishes nor counts ([`crate::message::PROBE`]); the database with one made-up user, who
-//! is saved in a transaction that is taken back.
+//! Promises to leave no trace in anything that people are alerted by. The ingress is asked with a signed webhook that it
+//! answers and neither publishes nor counts ([`crate::message::PROBE`]). The database is asked with one made-up user, who
+//! is saved in a transaction that is rolled back.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -11,45 +11,49 @@ use serde::Serialize;
 
 use crate::{
     app,
-    clerk::{self, sample::Sample},
-    config::Config,
-    datafile::{EXAMINE_LIMIT, Examined, Leftover},
-    message::{MessageId, PROBE},
-    ops::status,
-    queue::{Depth, QueueConfig},
-    rejections::{SAMPLES, explain},
-    rules::users::Event,
-    store::{
-        Backend, Class, Incoming, Store, StoreError, Stranger,
-        letters::{Filter, Status},
+    clerk::{
+        self,
+        made_up::{self, Person},
+        secret,
     },
-    time::now,
-};
-use crate::{
     cli::{
         Listing,
         output::Output,
-        post::Poster,
+        post::{Poster, front_door, signing_secret},
         process::{self, Asked},
-        secret,
-        send::front_door,
     },
+    config::Config,
+    datafile::{EXAMINE_LIMIT, Examined, Leftover},
     failure::Failure,
+    message::MessageId,
+    ops::status,
+    queue::{Depth, Source},
+    rejections::{SAMPLES, explain},
+    rules::users::Event,
+    store::{
+        Class, Incoming, Store, StoreError, Stranger,
+        letters::{Filter, Status},
+    },
     text::number,
+    time::now,
 };
 
-/// One line of the report.
+/// How long the ingress may take to answer.
+const INGRESS_LIMIT: Duration = Duration::from_secs(10);
+
+/// What was checked, and how it is.
 #[derive(Debug, Serialize)]
 struct Check {
     name: &'static str,
-    verdict: Verdict,
+    #[serde(rename = "verdict")]
+    mark: Mark,
     message: String,
     hints: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Verdict {
+enum Mark {
     Ok,
     Warning,
     Failed,
@@ -57,15 +61,15 @@ enum Verdict {
 
 impl Check {
     fn ok(name: &'static str, message: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Ok, message: message.into(), hints: Vec::new() }
+        Self { name, mark: Mark::Ok, message: message.into(), hints: Vec::new() }
     }
 
     fn warning(name: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Warning, message: message.into(), hints: vec![hint.into()] }
+        Self { name, mark: Mark::Warning, message: message.into(), hints: vec![hint.into()] }
     }
 
     fn failed(name: &'static str, failure: Failure) -> Self {
-        Self { name, verdict: Verdict::Failed, message: failure.message, hints: failure.hints }
+        Self { name, mark: Mark::Failed, message: failure.message, hints: failure.hints }
     }
 }
 
@@ -85,10 +89,10 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
         output.json(&checks)?;
     } else {
         for check in &checks {
-            let mark = match check.verdict {
-                Verdict::Ok => "ok",
-                Verdict::Warning => "warning",
-                Verdict::Failed => "FAILED",
+            let mark = match check.mark {
+                Mark::Ok => "ok",
+                Mark::Warning => "warning",
+                Mark::Failed => "FAILED",
             };
             output.line(format!("{mark:<8} {:<14} {}", check.name, check.message))?;
             for hint in &check.hints {
@@ -96,7 +100,7 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
             }
         }
     }
-    match checks.iter().filter(|check| check.verdict == Verdict::Failed).count() {
+    match checks.iter().filter(|check| check.mark == Mark::Failed).count() {
         0 => Ok(()),
         1 => Err(Failure::new("one check failed")),
         failed => Err(Failure::new(format!("{failed} checks failed"))),
@@ -135,7 +139,8 @@ async fn queue(config: &Config) -> Vec<Check> {
         Err(failure) => return vec![Check::failed("queue", failure)],
     };
     let depths = queue.depths().await;
-    let part = if matches!(config.queue(), QueueConfig::RabbitMq { .. }) { "broker" } else { "queue" };
+    let shared = config.queue().is_shared();
+    let part = if shared { "broker" } else { "queue" };
     let findings = queue.examine().await;
     let broken = findings.iter().any(|finding| finding.broken);
     let mut checks: Vec<Check> = findings
@@ -146,25 +151,26 @@ async fn queue(config: &Config) -> Vec<Check> {
         })
         .collect();
     match depths {
-        // Said once, however often it was met.
+        // Said once, however often the look at the queue met it.
         Err(error) if checks.iter().any(|check| check.message == error.to_string()) => {}
-        Err(error) => checks.insert(0, Check::failed("queue", app::queue_failure(&error))),
-        // What does not work is said, and nothing above it is well.
+        Err(error) => checks.insert(0, Check::failed("queue", error.into())),
+        // The findings say what does not work: no line above them says that all is well.
         Ok(_) if broken => {}
-        Ok(depths) => checks.insert(0, waiting(&format!("{queue:?}"), &depths, part == "broker")),
+        Ok(depths) => checks.insert(0, waiting(&format!("{queue:?}"), &depths, shared)),
     }
     queue.close().await;
     checks
 }
 
-/// Where workers are on other machines, their absence is all that can be seen of a pause.
+/// What waits, and for how many workers. Where workers are on other machines, a paused one shows only as missing.
 fn waiting(queue: &str, depths: &[Depth], shared: bool) -> Check {
     let (mut waiting, mut dead) = (0, 0);
     for depth in depths {
-        match depth.queue.as_str() {
-            "dead" => dead += depth.messages,
-            "rejections" => {}
-            _ => waiting += depth.messages,
+        let is = |source: Source| depth.queue == source.queue();
+        if is(Source::Dead) {
+            dead += depth.messages;
+        } else if !is(Source::Rejections) {
+            waiting += depth.messages;
         }
     }
     let consumers = status::consumers(depths);
@@ -180,7 +186,7 @@ fn waiting(queue: &str, depths: &[Depth], shared: bool) -> Check {
     }
 }
 
-/// How the process on this machine says that it is; nothing where none answers.
+/// What the process on this machine says of itself; nothing where none answers.
 async fn process(config: &Config) -> Vec<Check> {
     let process = match process::ask(config).await {
         Asked::Nobody => return Vec::new(),
@@ -226,12 +232,9 @@ async fn store(config: &Config) -> Vec<Check> {
     };
     let checks = look_into(&store).await;
     store.close().await;
-    let mut checks =
-        checks.unwrap_or_else(|error| vec![Check::failed("database", app::store_failure(&error))]);
-    if let Backend::Sqlite { path } = config.store().backend {
-        let leftover = Leftover::beside(&path);
-        checks.extend(leftover.map(|found| Check::warning("database", found.message, found.hint)));
-    }
+    let mut checks = checks.unwrap_or_else(|error| vec![Check::failed("database", error.into())]);
+    let leftover = config.store().backend.file().and_then(Leftover::beside);
+    checks.extend(leftover.map(|found| Check::warning("database", found.message, found.hint)));
     checks
 }
 
@@ -282,13 +285,13 @@ async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
     Ok(checks)
 }
 
-/// Nobody: saved and taken back.
+/// Nobody's news: saved and rolled back.
 fn made_up_user() -> Result<Incoming, StoreError> {
     let fresh_row = uuid::Uuid::now_v7();
-    let sample = Sample::of(format!("user_doctor{}", fresh_row.simple()), now());
+    let person = Person::of(format!("user_doctor{}", fresh_row.simple()), now());
     let id = MessageId::of_body(fresh_row.as_bytes());
     let parsed =
-        clerk::parse(&sample.event("user.created", now()), &id, now()).map_err(|error| StoreError {
+        clerk::parse(&person.event("user.created", now()), &id, now()).map_err(|error| StoreError {
             class: Class::Permanent,
             code: String::new(),
             message: error.detail,
@@ -312,7 +315,7 @@ fn secret(config: &Config) -> Check {
             format!("{count} signing secret{} configured", if count == 1 { "" } else { "s" }),
         );
     }
-    match secret::development_secret(&config.data_dir, false) {
+    match secret::development(&config.data_dir) {
         Ok(Some(_)) => Check::warning(
             "secret",
             "only the development secret: Clerk's webhooks will be refused",
@@ -327,10 +330,10 @@ fn secret(config: &Config) -> Check {
     }
 }
 
-/// Asks the ingress with a signature of ours over nothing that counts: its answer tells of secret and clock.
+/// Asks the ingress with a signed webhook that it does not queue: the answer tells of secret, clock and queue.
 async fn ingress(config: &Config) -> Check {
     let url = front_door(config);
-    let Ok(secret) = secret::signing_secret(config) else {
+    let Ok(secret) = signing_secret(config) else {
         return Check::warning("ingress", "not asked: there is no secret to sign with", "see above");
     };
     let poster = match Poster::new(&url, &secret) {
@@ -339,8 +342,7 @@ async fn ingress(config: &Config) -> Check {
     };
     let id = format!("doctor_{}", uuid::Uuid::now_v7().simple());
     debug_assert!(MessageId::parse(&id).is_some());
-    let body = format!(r#"{{"data":{{}},"object":"event","timestamp":{},"type":"{PROBE}"}}"#, now());
-    match tokio::time::timeout(Duration::from_secs(10), poster.post(&id, body.into())).await {
+    match tokio::time::timeout(INGRESS_LIMIT, poster.post(&id, made_up::probe(now()).into())).await {
         Ok(Ok(status)) if status.is_success() => {
             Check::ok("ingress", format!("{url} takes a signed webhook"))
         }
@@ -354,7 +356,7 @@ async fn ingress(config: &Config) -> Check {
             };
             Check::failed("ingress", Failure::new(format!("{url} answered {status}")).hint(hint))
         }
-        _ => Check::warning(
+        Ok(Err(_)) | Err(_) => Check::warning(
             "ingress",
             format!("{url} does not answer"),
             "start it: headcount up, or headcount ingress",

@@ -17,7 +17,6 @@ pub mod post;
 mod process;
 mod progress;
 pub mod rejections;
-pub mod secret;
 pub mod send;
 pub mod status;
 mod table;
@@ -71,7 +70,10 @@ pub enum Command {
     /// Make an event, sign it and post it, as Clerk would
     Send(send::Send),
 
-    /// Show queue depths, lag, the last webhook and dead letters
+    /// Show queue depths, workers, users, the last webhook, lag and dead letters
+    ///
+    /// The lag is the time from receipt to commit of the last event. The last webhook is known where an ingress runs on this
+    /// machine.
     Status(Listing),
 
     /// List users, or show what happened to one

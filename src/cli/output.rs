@@ -1,5 +1,4 @@
-//! Owns how commands speak: data on stdout, errors with a `hint:` and remarks on stderr. Promises that a reader who goes
-//! away early is no error, and that no text from outside steers the terminal or forges a line: whatever is printed for
+//! Owns what commands print: data on stdout, remarks on stderr. Promises that a reader who goes away early is no error, and that no text from outside steers the terminal or forges a line: whatever is printed for
 //! people goes through [`terminal::safe`] here, and JSON through [`terminal::safe_json`].
 
 use std::{
@@ -11,7 +10,7 @@ use serde::Serialize;
 
 use crate::{cli::table::table, failure::Failure, terminal};
 
-/// A line on stderr, beside the data: a warning, or what a question is about. A stderr that is gone is nobody's error.
+/// A line on stderr, beside the data: a warning, or what a question is about. A closed stderr is no error.
 pub fn remark(line: impl fmt::Display) {
     let line = format!("{}\n", terminal::safe(&line.to_string()));
     let _ = io::stderr().write_all(line.as_bytes());
@@ -40,7 +39,7 @@ impl Output {
         Self { to: Box::new(to), open: true, columns: None }
     }
 
-    /// Whether somebody still reads: a long listing stops where nobody does.
+    /// Whether the reader is still there: a long listing stops where it is not.
     pub fn is_open(&self) -> bool {
         self.open
     }

@@ -1,33 +1,31 @@
-//! Owns asking the process that runs on this machine how it is: `/readyz` and `/metrics` on its operators' listener. Promises an answer
-//! within a few seconds, and that nobody there is no error.
+//! Owns asking the process that runs on this machine for its state: `/readyz` and `/metrics` on its operators' listener.
+//! Promises an answer within 4 s, and that an absent process is no error.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use bytes::Bytes;
 use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use http_body_util::Full;
 use serde::Deserialize;
 
-use crate::{config::Config, time::Millis};
+use crate::{
+    config::Config,
+    net::{self, Client},
+    time::Millis,
+};
 
 /// Longer than `/readyz` takes.
 const TIMEOUT: Duration = Duration::from_secs(4);
 /// An answer is read this far.
 const ANSWER_MAX: usize = 1024 * 1024;
 
-/// What the process says.
+/// The answer, if there is one.
 #[derive(Debug)]
 pub(super) enum Asked {
-    /// Nobody answers there, or somebody else.
+    /// No process answers there, or it is not headcount.
     Nobody,
     /// It wants another token.
     Refused,
-    /// How each of its parts is.
+    /// The state of each of its parts.
     Is(Process),
 }
 
@@ -45,7 +43,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Why a part cannot do its work: since when and why the worker takes no messages, say.
+    /// Why a part cannot do its work; of the worker also since when. `None` while it can.
     pub(super) fn trouble(&self, part: &str) -> Option<&str> {
         self.checks.get(part).map(String::as_str).filter(|said| *said != "ok")
     }
@@ -63,25 +61,19 @@ struct Ready {
 
 /// Asks the process that listens where `HEADCOUNT_OPS_LISTEN` says.
 pub(super) async fn ask(config: &Config) -> Asked {
-    let ip = match config.ops_listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    let at = SocketAddr::new(ip, config.ops_listen.port());
+    let at = net::reachable(config.ops_listen);
     if at.port() == 0 {
         return Asked::Nobody;
     }
-    let client = Client::builder(TokioExecutor::new()).build_http();
+    let client = Client::http();
     let get = async |path: &str| {
         let mut request = Request::get(format!("http://{at}{path}"));
         if let Some(token) = &config.ops_token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.expose()));
         }
-        let answer = client.request(request.body(Full::<Bytes>::default()).ok()?).await.ok()?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await.ok()?;
-        Some((status, body.to_bytes()))
+        let (status, body) =
+            client.send(request.body(Full::default()).ok()?, TIMEOUT, ANSWER_MAX).await.ok()?;
+        Some((status, body?))
     };
     let answer = async {
         let (status, body) = get("/readyz").await?;

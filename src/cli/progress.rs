@@ -1,10 +1,10 @@
-//! Owns the progress bar of what takes a while: on stderr, only on a terminal.
+//! Owns the progress bar of long commands: on stderr, and only on a terminal.
 
 use std::{fmt::Write, io::IsTerminal};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-/// A bar with rate and remaining time; hidden where nobody looks or it would be over at once.
+/// A bar with rate and remaining time; hidden where stderr is no terminal, or less than two steps are expected.
 pub(super) fn bar(expected: u64) -> ProgressBar {
     if expected < 2 || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -12,7 +12,7 @@ pub(super) fn bar(expected: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(expected), ProgressDrawTarget::stderr_with_hz(8));
     let style = ProgressStyle::with_template("[{bar:30}] {human_pos}/{human_len}  {rate}  {eta} left");
     let shown = |state: &ProgressState, to: &mut dyn Write| {
-        // A terminal that is gone is nobody's error.
+        // A closed terminal is no error.
         let _ = to.write_str(&rate(state.per_sec()));
     };
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());

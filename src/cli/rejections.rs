@@ -1,10 +1,12 @@
 //! Owns `rejections list`: requests that the ingress turned away, and what they say.
 
-use crate::{app, config::Config, rejections::explain, time::now};
 use crate::{
+    app,
     cli::{RejectionList, Rejections, output::Output},
+    config::Config,
     failure::Failure,
-    time::rfc3339,
+    rejections::explain,
+    time::{now, rfc3339},
 };
 
 /// Prints what was asked for.
@@ -14,11 +16,10 @@ use crate::{
 pub async fn run(args: Rejections, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let Rejections::List(args) = args;
     let store = app::look_at_store(config).await?;
-    store.check_schema().await.map_err(|error| app::store_failure(&error))?;
+    store.check_schema().await?;
     let samples = store.newest(args.limit).await;
     store.close().await;
-    let samples = samples.map_err(|error| app::store_failure(&error))?;
-    list(&args, &samples, output)
+    list(&args, &samples?, output)
 }
 
 fn list(

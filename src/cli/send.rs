@@ -1,10 +1,9 @@
 //! Owns `send`: makes an event of any type, signs it and posts it as Svix would, as often and as fast as asked. Promises
-//! a summary of every answer, and failure where one was no 2xx. Never retries: what was refused is said.
+//! a summary of every answer, and failure where one was no 2xx. Never retries.
 
 use std::{
     collections::BTreeMap,
     io::Read,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,29 +17,27 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    clerk::sample::{Sample, message_id, user_id},
-    config::Config,
-    message::EVENT_TYPE_MAX,
-    time::now,
-};
-use crate::{
+    clerk::made_up::{Person, message_id, user_id},
     cli::{
         output::Output,
-        post::{NoAnswer, Poster},
+        post::{Poster, front_door, signing_secret},
         progress,
-        secret::signing_secret,
     },
+    config::Config,
     failure::Failure,
+    message::EVENT_TYPE_MAX,
+    net::NoAnswer,
     text::number,
+    time::now,
 };
 
 /// Posts that wait for their answer at the same time.
 const CONCURRENCY: usize = 64;
 
-/// An account that an event other than its creation is about is this old where nothing else is known.
+/// How old an account is made where the event is not its creation, in ms.
 const ACCOUNT_AGE: i64 = 24 * 3600 * 1000;
 
-/// Seconds that nobody waits: what the clock is sure to reach.
+/// The furthest that a post is put off, in seconds: what the clock is sure to reach.
 const FAR_OFF: f64 = 1e9;
 
 /// Arguments of `send`.
@@ -66,7 +63,7 @@ pub struct Send {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["user", "email"])]
     pub file: Option<PathBuf>,
 
-    /// The Clerk id of the user that it is about [default: a new one]
+    /// The Clerk id of the event's user [default: a new one]
     #[arg(long, value_name = "ID")]
     pub user: Option<String>,
 
@@ -102,22 +99,23 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// What came of it all.
+/// All answers, counted.
 #[derive(Debug, Default, Serialize)]
 struct Summary {
     sent: u64,
     accepted: u64,
     /// By status.
     refused: BTreeMap<u16, u64>,
-    /// By what happened instead of an answer.
+    /// By the reason why there was no answer.
     unanswered: BTreeMap<&'static str, u64>,
     seconds: f64,
-    /// Where one event was made: whom it is about.
+    /// The Clerk id that all events are about, where it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     user: Option<String>,
     interrupted: bool,
     #[serde(skip)]
-    silence: Option<NoAnswer>,
+    /// The most surprising reason of those.
+    no_answer: Option<NoAnswer>,
 }
 
 /// Sends as `args` say. Ctrl-C ends it with the summary of what was sent.
@@ -132,17 +130,7 @@ pub async fn run(args: &Send, config: &Config, output: &mut Output) -> Result<()
     let summary = pump(args, &poster, &source, &bar).await;
     bar.finish_and_clear();
     print(&summary, args.json, output)?;
-    verdict(&summary)
-}
-
-/// The address of this configuration's own ingress.
-pub fn front_door(config: &Config) -> String {
-    let ip = match config.listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    format!("http://{}{}", SocketAddr::new(ip, config.listen.port()), config.webhook_path)
+    result(&summary)
 }
 
 /// Where the bodies come from.
@@ -157,7 +145,7 @@ impl Source {
             return Ok(Self::Given(read(file)?));
         }
         let event_type = args.event_type.clone().unwrap_or_default();
-        // The id is settled here, so that every event of one call is about one user unless {i} tells them apart.
+        // The id is chosen here, so that every event of one call is about one user unless {i} tells them apart.
         let user = match (&args.user, args.count) {
             (None, 1) => Some(user_id(&mut rand::rng())),
             (user, _) => user.clone(),
@@ -175,7 +163,7 @@ impl Source {
         let id = user.as_ref().map_or_else(|| user_id(&mut rand::rng()), numbered);
         let now = now();
         let born = if event_type == "user.created" { now } else { now - ACCOUNT_AGE };
-        let mut sample = Sample::of(id, born);
+        let mut sample = Person::of(id, born);
         sample.updated_at = now;
         if let Some(email) = email {
             sample.email = Some(numbered(email));
@@ -255,16 +243,16 @@ impl Summary {
         match answer {
             Ok(status) if status.is_success() => self.accepted += 1,
             Ok(status) => *self.refused.entry(status.as_u16()).or_default() += 1,
-            Err(silence) => {
-                *self.unanswered.entry(silence.as_str()).or_default() += 1;
-                self.silence = self.silence.max(Some(silence));
+            Err(reason) => {
+                *self.unanswered.entry(reason.as_str()).or_default() += 1;
+                self.no_answer = self.no_answer.max(Some(reason));
             }
         }
     }
 
-    /// Nobody has answered at all: the rest would fare the same.
+    /// Nothing has answered at all: the remaining posts would get no answer either.
     fn hopeless(&self) -> bool {
-        self.accepted == 0 && self.refused.is_empty() && self.silence.is_some()
+        self.accepted == 0 && self.refused.is_empty() && self.no_answer.is_some()
     }
 }
 
@@ -300,8 +288,8 @@ fn print(summary: &Summary, json: bool, output: &mut Output) -> Result<(), Failu
     }
 }
 
-/// Exit code and hints.
-fn verdict(summary: &Summary) -> Result<(), Failure> {
+/// Success, or the failure with a hint for each kind of answer.
+fn result(summary: &Summary) -> Result<(), Failure> {
     let refused: u64 = summary.refused.values().sum();
     let unanswered: u64 = summary.unanswered.values().sum();
     if refused + unanswered == 0 {
@@ -323,7 +311,7 @@ fn verdict(summary: &Summary) -> Result<(), Failure> {
         300..=399 => "a redirect is no acceptance, for Clerk neither: give the final URL",
         _ => "is it headcount that answers there? compare --url with HEADCOUNT_LISTEN",
     });
-    for hint in hints.chain(summary.silence.map(silence_hint)) {
+    for hint in hints.chain(summary.no_answer.map(no_answer_hint)) {
         if !failure.hints.iter().any(|known| known == hint) {
             failure = failure.hint(hint);
         }
@@ -331,8 +319,8 @@ fn verdict(summary: &Summary) -> Result<(), Failure> {
     Err(failure)
 }
 
-fn silence_hint(silence: NoAnswer) -> &'static str {
-    match silence {
+fn no_answer_hint(reason: NoAnswer) -> &'static str {
+    match reason {
         NoAnswer::Refused => "connection refused: is headcount running? start it with `headcount up`",
         NoAnswer::UnknownHost => "host not found: check the host's name in --url, and this machine's DNS",
         NoAnswer::Unreachable => {

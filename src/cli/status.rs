@@ -1,24 +1,22 @@
-//! Owns `status`: queue depths, workers, lag, the last webhook and dead letters at a glance. Promises to tell what is
-//! known where the database does not answer.
+//! Owns `status`: queue depths, workers, users, the last webhook, lag and dead letters at a glance. Promises to show the
+//! queues even where the database does not answer.
 
 use crate::{
     app,
-    config::Config,
-    ops::status::{self, Status, StatusError},
-    queue::{Depth, QueueConfig},
-};
-use crate::{
     cli::{
         Listing,
         output::Output,
         process::{self, Asked, Process},
     },
+    config::Config,
     failure::Failure,
+    ops::status::{self, Overview, StatusError},
+    queue::Depth,
     text::number,
     time::rfc3339,
 };
 
-/// Prints it.
+/// Prints the overview.
 ///
 /// # Errors
 /// Queue or store do not answer.
@@ -36,15 +34,15 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
         Ok(()) => status::read(queue.as_ref(), &store, paused.clone()).await,
         Err(error) => Err(error.into()),
     };
-    // What a database that is away says nothing about.
+    // The queues are shown without the database.
     let depths = if read.is_err() { queue.depths().await.ok() } else { None };
     queue.close().await;
     store.close().await;
     let failure = match read {
         Ok(status) if args.json => return output.json(&status),
         Ok(status) => return at_a_glance(&status, process.as_ref(), config, output),
-        Err(StatusError::Queue(error)) => app::queue_failure(&error),
-        Err(StatusError::Store(error)) => app::store_failure(&error),
+        Err(StatusError::Queue(error)) => error.into(),
+        Err(StatusError::Store(error)) => error.into(),
     };
     if let Some(depths) = depths.filter(|_| !args.json) {
         queues(&depths, paused.as_deref(), held, config, output)?;
@@ -53,7 +51,7 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
 }
 
 fn at_a_glance(
-    status: &Status,
+    status: &Overview,
     process: Option<&Process>,
     config: &Config,
     output: &mut Output,
@@ -66,7 +64,7 @@ fn at_a_glance(
         number(status.users.live_users),
         number(status.users.deleted_users)
     ))?;
-    // Only an ingress knows: what came in may be waiting, or dead.
+    // Only the ingress knows: the last webhook may still wait in the queue, or be dead.
     if let Some(at) = process.and_then(|process| process.last_webhook) {
         output.line(format!("last webhook    {}, at the ingress on this machine", rfc3339(at)))?;
     }
@@ -111,10 +109,9 @@ fn queues(
         (None, consumers) => format!("{consumers} consuming"),
     };
     output.line(format!("workers         {workers}"))?;
-    let shared = matches!(config.queue(), QueueConfig::RabbitMq { .. });
     let here = held.map(|held| format!("{} by the worker on this machine", number(held)));
-    // The embedded queue counts them above.
-    let elsewhere = (shared && consumers > 0)
+    // The embedded queue's depths include them.
+    let elsewhere = (config.queue().is_shared() && consumers > 0)
         .then(|| format!("RabbitMQ does not tell what others hold, at most {} each", config.prefetch));
     let held: Vec<String> = here.into_iter().chain(elsewhere).collect();
     if !held.is_empty() {

@@ -1,8 +1,8 @@
 //! Owns tables: columns by their widest cell, two spaces between, numbers to the right, readable without colour.
 //!
 //! On a terminal a table fits its width: the widest columns are cut, with an ellipsis, but never the first, which names
-//! the row, nor a number. Where even that does not fit, each row becomes a block of lines. Where nobody looks (a pipe, a
-//! file) nothing is cut, and a cell that is much longer than others does not widen its column.
+//! the row, nor a number. Where even that does not fit, each row becomes a block of lines. In a pipe or
+//! a file nothing is cut, and a cell that is much longer than others does not widen its column.
 
 use crate::terminal::{cut, safe, width};
 

@@ -4,15 +4,13 @@ use std::sync::Arc;
 
 use crate::{
     app,
+    cli::{UserList, UserShow, Users, output::Output},
     config::Config,
+    failure::Failure,
     store::{
         Store, StoreError, User, UserHistory, UserQuery,
         letters::{Filter, Letter, Letters, Page, Status},
     },
-};
-use crate::{
-    cli::{UserList, UserShow, Users, output::Output},
-    failure::Failure,
     text::quoted,
 };
 
@@ -22,7 +20,7 @@ use crate::{
 /// The store does not answer, or there is no such user.
 pub async fn run(args: Users, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let store = app::look_at_store(config).await?;
-    store.check_schema().await.map_err(|error| app::store_failure(&error))?;
+    store.check_schema().await?;
     let result = match args {
         Users::List(args) => list(&args, store.as_ref(), output).await,
         Users::Show(args) => show(&args, &store, output).await,
@@ -34,7 +32,7 @@ pub async fn run(args: Users, config: &Config, output: &mut Output) -> Result<()
 async fn list(args: &UserList, store: &dyn Store, output: &mut Output) -> Result<(), Failure> {
     let query =
         UserQuery { limit: args.limit, after: args.after, deleted: args.deleted, text: args.text.clone() };
-    let users = store.users(&query).await.map_err(|error| app::store_failure(&error))?;
+    let users = store.users(&query).await?;
     if args.listing.json {
         return output.json(&users);
     }
@@ -66,7 +64,7 @@ async fn list(args: &UserList, store: &dyn Store, output: &mut Output) -> Result
 }
 
 async fn show(args: &UserShow, store: &Arc<dyn Store>, output: &mut Output) -> Result<(), Failure> {
-    let found = store.user(&args.reference).await.map_err(|error| app::store_failure(&error))?;
+    let found = store.user(&args.reference).await?;
     let Some(history) = found else {
         return Err(unknown(&args.reference, app::letters(store).as_ref()).await);
     };
@@ -77,7 +75,7 @@ async fn show(args: &UserShow, store: &Arc<dyn Store>, output: &mut Output) -> R
     let ids = history.user.iter().map(|user| user.clerk_id.as_str());
     for id in ids.chain(history.former.iter().map(|former| former.clerk_id.as_str())) {
         let open = about(id, Some(Status::Open), app::letters(store).as_ref()).await;
-        if let Some(letter) = open.map_err(|error| app::store_failure(&error))?.first() {
+        if let Some(letter) = open?.first() {
             output.line("")?;
             output.line(format!("a dead letter about {id} is open: {}: {}", letter.reason, letter.detail))?;
             output.line(format!("hint: see it: headcount dead list --user {}", quoted(id)))?;
@@ -86,7 +84,7 @@ async fn show(args: &UserShow, store: &Arc<dyn Store>, output: &mut Output) -> R
     Ok(())
 }
 
-/// Who has no row may have dead letters all the same.
+/// A user without a row may have dead letters all the same.
 async fn unknown(reference: &str, letters: &dyn Letters) -> Failure {
     let unknown = format!("no user is known by {reference:?}");
     match about(reference, None, letters).await.ok().as_deref() {

@@ -1,7 +1,7 @@
 //! Owns the configuration: environment, then `headcount.toml`, then defaults, all in one table of [`SETTINGS`].
 //! Every wrong value is named with a hint. Never prints a secret.
 //!
-//! `raw` reads what is written and where, `names` tells what a mistyped name means, `signing` checks signing secrets.
+//! `raw` reads what is written and where, `names` tells what a mistyped name means.
 
 use std::{
     net::SocketAddr,
@@ -11,30 +11,22 @@ use std::{
 
 use crate::{
     address::{self, Database},
+    clerk,
     failure::Failure,
     net::TrustedProxies,
     queue::{Ladder, QueueConfig},
     rules::users::{OnDelete, Policy, Relink},
     secret::Secret,
     store::{Backend, StoreConfig, housekeeping::Retention},
+    telemetry::logs::LogFormat,
 };
 
 mod names;
 mod raw;
 mod settings;
-mod signing;
 
 use raw::Raw;
 pub use settings::{SETTINGS, Setting};
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
 
 /// The typed configuration: one field per setting of [`SETTINGS`], in its order.
 #[derive(Clone, Debug)]
@@ -65,13 +57,13 @@ pub struct Config {
     pub drain_limit: Duration,
     pub log_filter: String,
     pub log_format: LogFormat,
-    /// What looks like a mistake and is none for sure.
+    /// What looks like a mistake but can be used, one sentence each.
     pub warnings: Vec<String>,
-    /// Where the backends were chosen.
+    /// Which settings chose the backends.
     chosen: Chosen,
 }
 
-/// What the settings that choose the backends are called where they are written.
+/// The settings that choose the backends, as they are called where they are written; `None` where they are not set.
 #[derive(Clone, Debug, Default)]
 struct Chosen {
     queue: Option<String>,
@@ -88,7 +80,7 @@ pub struct ConfigError {
     pub hint: String,
 }
 
-/// An address that cannot be used, of a variable.
+/// The error of a variable whose address cannot be used.
 fn of(variable: &str, wrong: address::Wrong) -> ConfigError {
     ConfigError { message: format!("{variable} {}", wrong.problem), hint: wrong.hint }
 }
@@ -97,7 +89,7 @@ fn wrong(message: impl Into<String>, hint: impl Into<String>) -> ConfigError {
     ConfigError { message: message.into(), hint: hint.into() }
 }
 
-/// The name of the file that is read where it exists, in the working directory.
+/// The file in the working directory that is read where it exists.
 pub const FILE: &str = "headcount.toml";
 
 impl Config {
@@ -151,10 +143,10 @@ impl Config {
         }
         let day = Duration::from_secs(24 * 3600);
         let config = Self {
-            signing_secrets: signing::secrets(
-                &raw.name("CLERK_WEBHOOK_SIGNING_SECRET"),
+            signing_secrets: clerk::secret::list(
                 raw.written("CLERK_WEBHOOK_SIGNING_SECRET").unwrap_or_default(),
-            )?,
+            )
+            .map_err(|bad| wrong(bad.named(&raw.name("CLERK_WEBHOOK_SIGNING_SECRET")), bad.hint))?,
             amqp_url,
             database_url,
             data_dir: raw.get("HEADCOUNT_DATA_DIR").unwrap_or_default().into(),
@@ -256,7 +248,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Which queue it is, and why, for people.
+    /// Which queue is used, and why, for people.
     pub fn queue_choice(&self) -> String {
         match &self.chosen.queue {
             Some(setting) => format!("RabbitMQ, because {setting} is set"),
@@ -264,20 +256,18 @@ impl Config {
         }
     }
 
-    /// Which store it is, and why, for people.
+    /// Which store is used, and why, for people.
     pub fn store_choice(&self) -> String {
-        match (self.store().backend, &self.chosen.store) {
-            (Backend::Postgres { schema, .. }, Some(setting)) => {
-                format!("PostgreSQL, schema {schema}, because {setting} is set")
-            }
-            (Backend::Sqlite { path }, Some(setting)) => {
+        match (&self.chosen.store, self.store().backend.file()) {
+            (Some(setting), None) => format!("PostgreSQL, schema {}, because {setting} is set", self.schema),
+            (Some(setting), Some(path)) => {
                 format!("embedded, in {}, because {setting} names it", path.display())
             }
-            _ => format!("embedded, in {}, because DATABASE_URL is not set", self.data_dir.display()),
+            (None, _) => format!("embedded, in {}, because DATABASE_URL is not set", self.data_dir.display()),
         }
     }
 
-    /// The queue that is configured.
+    /// The configured queue.
     pub fn queue(&self) -> QueueConfig {
         match &self.amqp_url {
             Some(url) => QueueConfig::RabbitMq {
@@ -291,7 +281,7 @@ impl Config {
         }
     }
 
-    /// The store that is configured.
+    /// The configured store.
     pub fn store(&self) -> StoreConfig {
         let backend = match &self.database_url {
             Some(url) => match address::sqlite(url.expose()) {
@@ -304,7 +294,7 @@ impl Config {
             backend,
             policy: Policy { relink: self.relink, on_delete: self.on_delete },
             default_credits: self.default_credits,
-            // Each transaction of a worker's has its own, and some are left for readiness, dead letters and people.
+            // One for each transaction of a worker, and four for readiness, dead letters and people.
             connections: crate::worker::TRANSACTIONS + 4,
         }
     }
@@ -319,7 +309,7 @@ impl Config {
     }
 }
 
-/// A token has no fewer characters: what is short can be guessed.
+/// The fewest characters of a token: a shorter one can be guessed.
 const TOKEN_LEAST: usize = 8;
 
 /// The operators' token.

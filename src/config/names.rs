@@ -4,7 +4,7 @@ use strsim::osa_distance;
 
 use super::SETTINGS;
 
-/// Names that other tools have for the same thing, or that come to mind.
+/// Names that other tools use for the same thing, or that people are likely to guess.
 const ALIASES: [(&str, &[&str]); 5] = [
     (
         "CLERK_WEBHOOK_SIGNING_SECRET",
@@ -59,12 +59,12 @@ const ALIASES: [(&str, &[&str]); 5] = [
     ("HEADCOUNT_LISTEN", &["HEADCOUNT_BIND", "HEADCOUNT_ADDR", "HEADCOUNT_ADDRESS", "HEADCOUNT_HTTP_LISTEN"]),
 ];
 
-/// Whether a name is one of those that Kubernetes gives each container for each service called headcount, or headcount-….
+/// Whether a name is one that Kubernetes sets in each container for a service called headcount or headcount-….
 pub(super) fn is_of_kubernetes(name: &str) -> bool {
     name.ends_with("_PORT") || name.contains("_PORT_") || name.contains("_SERVICE_")
 }
 
-/// The variable that an environment's name probably means; `None` where it is somebody else's.
+/// The variable that a name in the environment probably means; `None` where it belongs to other software.
 pub(super) fn variable(name: &str) -> Option<&'static str> {
     let name = name.to_uppercase();
     let bare = name.strip_prefix("HEADCOUNT_").unwrap_or(&name);
@@ -74,7 +74,7 @@ pub(super) fn variable(name: &str) -> Option<&'static str> {
     let known = ALIASES.iter().find(|(_, aliases)| aliases.contains(&name.as_str()));
     known.map(|(variable, _)| *variable).or_else(|| {
         nearest(&name, SETTINGS.iter().map(|setting| setting.variable), |variable| {
-            // Ours begin with our name; of the others there are many, and short ones are soon alike.
+            // Of names without our prefix there are many, and short ones soon look alike.
             if variable.starts_with("HEADCOUNT_") { 3 } else { variable.len() / 6 }
         })
     })

@@ -1,5 +1,5 @@
-//! Owns the values as they are written, and where: in the environment or in the file. Promises that an error names the
-//! setting as it stands there, and that a value which may be a secret is in none. Never decides what a value means.
+//! Owns the values as they are written, in the environment or in the file. Promises that an error names the setting as it
+//! is written there, and that no error holds a value that may be a secret. Never decides what a value means.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,7 +27,7 @@ struct Written {
 }
 
 impl Raw {
-    /// Reads both. Tells of what looks like a mistake and is none for sure.
+    /// Reads both. Also returns warnings about names that look like mistakes.
     pub(super) fn read(
         environment: impl IntoIterator<Item = (String, String)>,
         file: Option<&Path>,
@@ -49,7 +49,7 @@ impl Raw {
         }
         others.sort_unstable();
         let warnings = others.iter().filter_map(|name| {
-            // No error: others set such names too, Kubernetes for one.
+            // No error: other software sets such names too, Kubernetes for one.
             let ours = name.starts_with("HEADCOUNT_") && !names::is_of_kubernetes(name);
             match names::variable(name).filter(|near| ours || raw.written(near).is_none()) {
                 Some(near) => Some(format!("{name} is not a setting; did you mean {near}?")),
@@ -68,7 +68,7 @@ impl Raw {
         let shown = self.file.display().to_string();
         let text = match std::fs::read_to_string(&self.file) {
             Ok(text) => text,
-            // A link that leads nowhere is there.
+            // A link that leads nowhere exists.
             Err(error)
                 if error.kind() == std::io::ErrorKind::NotFound
                     && !has_to_exist
@@ -115,7 +115,7 @@ impl Raw {
         Ok(())
     }
 
-    /// Files for Docker's `--env-file` and the like take quotes for a part of the value.
+    /// Docker's `--env-file` and the like make quotes a part of the value.
     fn refuse_quotes(&self, variable: &'static str) -> Result<(), ConfigError> {
         let text = self.written(variable).unwrap_or_default();
         let quoted = |quote| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote);

@@ -1,7 +1,7 @@
-//! Owns the table of settings: every variable, its key in the file and its default. `tests/docs.rs` holds it to the
+//! Owns the table of settings: every variable, its key in the file and its default. `tests/docs.rs` compares it with the
 //! documentation.
 
-/// One setting: its variable, its default, and what it means.
+/// One setting. The documentation says what it means.
 #[derive(Debug)]
 pub struct Setting {
     /// The environment variable.

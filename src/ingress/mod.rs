@@ -1,35 +1,64 @@
-//! Owns the public listener: its one route and what it takes on at most.
+//! Owns the public listener: the way of a webhook from its request to its answer, and what the listener takes on at
+//! most. This file bounds, verifies, publishes and answers; `body` reads bodies within their memory; `refusal` says no.
 //!
-//! In a request's order: this room bounds it, `read` reads its body, [`verify`] checks its signature (pure), `accept`
-//! publishes it and answers; of those that were turned away, `sample` keeps a few. Never touches the database, and never shows anything that is for operators.
+//! Promises 2xx only after the queue has said that the message is durable, and an answer within the bounds whatever the
+//! client and the queue do. Never touches the database, never shows what is for operators, and never logs a body, an
+//! address or, above debug level, each request.
 
-use std::{sync::Arc, time::Duration};
-
-use axum::{Router, routing::post};
-use tokio::{net::TcpListener, sync::watch};
-
-use crate::{
-    net,
-    queue::{PUBLISH_LIMIT, Queue},
-    telemetry::metrics::IngressMetrics,
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-mod accept;
-mod read;
-mod room;
-mod sample;
-pub mod verify;
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    response::Response,
+    routing::post,
+};
+use http::{HeaderMap, Method, StatusCode, request::Parts};
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, timeout_at},
+};
+use tracing::{debug, error, info, warn};
 
-pub use verify::{Rejection, Verified, Verifier};
+use self::{
+    body::{Read, Reader},
+    refusal::{Refusal, Refusals},
+};
+use crate::{
+    clerk::{
+        self,
+        signature::{SignedHeaders, Verified, Verifier, is_claimed},
+    },
+    message::{Message, PROBE},
+    net::{self, Visitor, json_response, not_found},
+    queue::{PUBLISH_LIMIT, PUBLISHING, Queue},
+    telemetry::metrics::{Answer, IngressMetrics},
+    time::{Millis, now},
+};
+
+mod body;
+mod refusal;
+
+/// What a message in flight to the queue takes beside its body, in bytes.
+const MESSAGE_OVERHEAD: usize = 1024;
 
 /// What the ingress takes on at most.
 #[derive(Clone, Debug)]
 pub struct Bounds {
-    /// Of its connections.
+    /// The connections.
     pub http: net::Bounds,
     /// Bytes of a body; more are answered 413. Svix carries up to about 350 kB.
     pub body_limit: usize,
-    /// From the headers' end to the body's end, else 408. A large body waits as long for its room, else 503.
+    /// From the headers' end to the body's end, else 408. A body over 16 KiB waits as long for memory, each time that it
+    /// outgrows what it has, else 503; that wait does not count as the sender's.
     pub body_timeout: Duration,
     /// How long a large body may take for 4 KiB more, else 408.
     pub pace: Duration,
@@ -39,7 +68,9 @@ pub struct Bounds {
     pub reading_bytes: usize,
     /// Bytes of messages on their way to the queue, all together.
     pub publishing_bytes: usize,
-    /// From verified to durable, else 503: the queue's own limit and a margin.
+    /// From verified to durable, else 503: the queue's own limit of 5 s and a margin of 0.5 s. With the wait for memory, a
+    /// sender whose webhook cannot be queued has its 503 at most 15.5 s after the last byte of a large body, and 5.5 s after
+    /// that of any other.
     pub publish_limit: Duration,
 }
 
@@ -60,13 +91,13 @@ impl Default for Bounds {
 
 /// The ingress: what it needs to serve.
 pub struct Ingress {
-    /// Where verified webhooks go.
+    /// Takes the verified webhooks.
     pub queue: Arc<dyn Queue>,
-    /// With the signing secrets.
+    /// Knows the signing secrets.
     pub verifier: Verifier,
     /// `HEADCOUNT_WEBHOOK_PATH`
     pub path: String,
-    /// Bounds.
+    /// What it takes on at most.
     pub bounds: Bounds,
     /// What it counts.
     pub metrics: IngressMetrics,
@@ -84,11 +115,201 @@ impl Ingress {
 pub async fn serve(listener: TcpListener, ingress: Ingress, stop: watch::Receiver<bool>) {
     let Ingress { queue, verifier, path, bounds, metrics } = ingress;
     let (of_connections, connections) = (bounds.http.clone(), metrics.connections.clone());
-    let intake = Arc::new(accept::Intake::new(verifier, queue, bounds, metrics));
+    let intake = Intake {
+        verifier,
+        refusals: Refusals::new(Arc::clone(&queue)),
+        queue,
+        reader: Reader::new(&bounds),
+        publishing: Arc::new(Semaphore::new(bounds.publishing_bytes)),
+        publish_limit: bounds.publish_limit,
+        metrics,
+        failing: AtomicBool::new(false),
+    };
     let router = Router::new()
-        .route(&path, post(accept::accept))
+        .route(&path, post(accept))
         .method_not_allowed_fallback(net::method_not_allowed)
-        .fallback(accept::elsewhere)
-        .with_state(intake);
+        .fallback(elsewhere)
+        .with_state(Arc::new(intake));
     net::serve(listener, router, of_connections, connections, stop).await;
+}
+
+/// What the requests of one listener share.
+struct Intake {
+    verifier: Verifier,
+    queue: Arc<dyn Queue>,
+    reader: Reader,
+    /// Room, in bytes, for messages being published: only what was verified takes it up.
+    publishing: Arc<Semaphore>,
+    publish_limit: Duration,
+    metrics: IngressMetrics,
+    refusals: Refusals,
+    /// Whether the last publish failed, so that an outage is logged once and not per request.
+    failing: AtomicBool,
+}
+
+/// What a request is answered 202 for.
+enum Taken {
+    /// The webhook is durable.
+    Queued,
+    /// `doctor` asked whether one would be.
+    Checked,
+}
+
+/// Answers a request to the webhook path.
+async fn accept(State(intake): State<Arc<Intake>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let accepted = |status| json_response(StatusCode::ACCEPTED, &serde_json::json!({ "status": status }));
+    let (answer, response) = match intake.take_in(&head, body).await {
+        Ok(Taken::Queued) => (Answer::Queued, accepted("queued")),
+        Ok(Taken::Checked) => return accepted("checked"),
+        Err(Refusal::Unchecked) => return Refusal::Unchecked.response(),
+        Err(refusal) => intake.refusals.refuse(refusal, &head),
+    };
+    intake.metrics.answered(answer);
+    response
+}
+
+/// Answers a request to any other path: 404. A webhook that came to it is logged and counted, because its sender does
+/// not know that no webhook is taken there.
+async fn elsewhere(State(intake): State<Arc<Intake>>, request: Request) -> Response {
+    let (head, _) = request.into_parts();
+    if head.method != Method::POST || !is_claimed(&head.headers) {
+        return not_found().await;
+    }
+    let (answer, response) = intake.refusals.refuse(Refusal::WrongPath, &head);
+    intake.metrics.answered(answer);
+    response
+}
+
+impl Intake {
+    /// The whole way of a webhook through the ingress.
+    async fn take_in(&self, head: &Parts, body: Body) -> Result<Taken, Refusal> {
+        let received_at = now();
+        self.reader.admits(&body)?;
+        let headers = SignedHeaders::read(&head.headers, received_at)?;
+        // The room for the body is given back after `publish` has taken its own.
+        let Read { body, room: _room } = self.reader.read(body).await?;
+        let verified = self.verifier.verify_body(headers, body)?;
+        if let Some(visitor) = head.extensions.get::<Visitor>() {
+            visitor.verified();
+        }
+        let message = message(verified, received_at, traceparent(&head.headers));
+        if message.event_type == PROBE {
+            return self.check().await;
+        }
+        self.publish(message).await.map(|()| Taken::Queued)
+    }
+
+    /// Whether a message could be made durable now.
+    async fn check(&self) -> Result<Taken, Refusal> {
+        let ready = timeout_at(Instant::now() + self.publish_limit, self.queue.ready()).await;
+        let publishes = || self.queue.troubles().iter().all(|trouble| trouble.part != PUBLISHING);
+        match ready.is_ok_and(|ready| ready.is_ok()) && publishes() {
+            true => Ok(Taken::Checked),
+            false => Err(Refusal::Unchecked),
+        }
+    }
+
+    /// Makes a message durable. The queue promises an answer in time; this does not rely on it.
+    async fn publish(&self, message: Message) -> Result<(), Refusal> {
+        let started = Instant::now();
+        let deadline = started + self.publish_limit;
+        let room = take(&self.publishing, message.body.len() + MESSAGE_OVERHEAD);
+        let Ok(Some(room)) = timeout_at(deadline, room).await else {
+            self.failed("too much is on its way to it");
+            return Err(Refusal::Unavailable);
+        };
+        let (id, queue) = (message.id.clone(), Arc::clone(&self.queue));
+        // A task of its own: neither a client that goes away nor our deadline cancels a publish half-way, and its
+        // memory stays counted until it has ended.
+        let publish = tokio::spawn(async move {
+            let result = queue.publish(message).await;
+            drop(room);
+            result
+        });
+        match timeout_at(deadline, publish).await {
+            // Only now is it durable. A crash after the confirm and before the answer makes the sender repeat it, and
+            // the inbox absorbs that.
+            Ok(Ok(Ok(()))) => {
+                self.metrics.publish_seconds.record(started.elapsed().as_secs_f64());
+                if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
+                    info!("webhooks are queued again");
+                }
+                debug!(message_id = %id, "queued {id}");
+                return Ok(());
+            }
+            Ok(Ok(Err(error))) => self.failed(&error.to_string()),
+            Ok(Err(_)) => {
+                error!(message_id = %id, "publishing {id} panicked");
+                self.failed("publishing panicked");
+            }
+            Err(_) => self.failed(&format!("no answer within {:?}", self.publish_limit)),
+        }
+        Err(Refusal::Unavailable)
+    }
+
+    fn failed(&self, why: &str) {
+        if !self.failing.swap(true, Ordering::Relaxed) {
+            warn!("webhooks are answered 503 until the queue takes them: {why}");
+        }
+    }
+}
+
+async fn take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(room).acquire_many_owned(u32::try_from(bytes).ok()?).await.ok()
+}
+
+/// What travels. Takes nothing but what was verified.
+fn message(verified: Verified, received_at: Millis, traceparent: Option<String>) -> Message {
+    let (id, body) = verified.into_parts();
+    let event_type = clerk::event_type(&body);
+    Message { id, event_type, received_at, attempt: 0, waits: 0, round: 0, traceparent, body }
+}
+
+/// The request's W3C trace context (<https://www.w3.org/TR/trace-context/#traceparent-header>), if it is well-formed.
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    let hex = |part: &str| part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let zero = |part: &str| part.bytes().all(|b| b == b'0');
+    let parts: Vec<&str> = text.split('-').collect();
+    let [version, trace, parent, flags] = parts[..] else { return None };
+    let well_formed = [version.len(), trace.len(), parent.len(), flags.len()] == [2, 32, 16, 2]
+        && parts.iter().all(|part| hex(part))
+        && version != "ff"
+        && !zero(trace)
+        && !zero(parent);
+    well_formed.then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn only_a_well_formed_trace_context_travels() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let read = |value: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", HeaderValue::from_bytes(value).unwrap());
+            traceparent(&headers)
+        };
+        assert_eq!(read(good.as_bytes()).as_deref(), Some(good));
+        assert_eq!(traceparent(&HeaderMap::new()), None);
+        for bad in [
+            &good.to_uppercase(),
+            &good[..54],
+            &format!("{good}-00"),
+            &good.replacen("00", "ff", 1),
+            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+            &good.replace("00f067aa0ba902b7", &"0".repeat(16)),
+            &good.replace('4', "g"),
+            &good.replace('-', "0"),
+            "",
+        ] {
+            assert_eq!(read(bad.as_bytes()), None, "{bad}");
+        }
+        assert_eq!(read(b"\xff"), None);
+    }
 }

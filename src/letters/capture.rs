@@ -63,7 +63,7 @@ impl Sink for Capture {
         // After the commit, and only what is new: a letter that comes again was counted before.
         for dead in dead.iter().filter(|dead| !dead.counted && new.contains(&dead.letter.message_id)) {
             let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == dead.letter.reason);
-            metrics::given_up(reason.unwrap_or(Reason::Unroutable));
+            metrics::given_up(reason.unwrap_or(Reason::Unroutable).as_str());
         }
         Ok(())
     }

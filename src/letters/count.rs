@@ -29,7 +29,7 @@ pub async fn run(store: Arc<dyn Housekeeping>) {
         // While the database is away the gauge keeps what was last known; the worker says that it is away.
         if let Ok(statuses) = store.statuses().await {
             for status in Status::ALL {
-                metrics::dead_letters(status, statuses.get(&status).copied().unwrap_or_default());
+                metrics::dead_letters(status.as_str(), statuses.get(&status).copied().unwrap_or_default());
             }
             last = Some((asked, Instant::now()));
         }

@@ -1,7 +1,7 @@
 //! Owns one connection: its requests one after the other, its age, and how it ends.
 //!
 //! Promises that a refusal closes it, and that the client can read the answer before that. Never looks at a request,
-//! but adds the [`Peer`] that it came from and the [`Visitor`] that it came over.
+//! but adds the [`Peer`] that it came from and the [`Visitor`] for its connection.
 
 use std::{
     convert::Infallible,
@@ -134,8 +134,8 @@ impl Drop for Answer {
     }
 }
 
-/// Ends a connection whose client may still be writing: what comes is read and thrown away until the client ends it
-/// too, for a connection closed over unread bytes is reset, and the client may never see the answer.
+/// Ends a connection whose client may still be writing: reads and discards until the client ends it too. A connection
+/// that is closed over unread bytes is reset, and the client may never see the answer.
 async fn linger(mut stream: TcpStream, mut bytes: usize) {
     let mut buffer = vec![0; 8 * 1024];
     if stream.shutdown().await.is_err() {

@@ -1,9 +1,9 @@
-//! Owns who is in: each open connection of a listener, whether it has brought anything, and which of them goes when a
-//! newcomer finds no place.
+//! Owns a listener's places: its open connections, what each has brought, and which one is closed when a newcomer finds
+//! no place.
 //!
-//! Promises that a verified request is answered before its connection can be sent away, that a newcomer has its grace,
-//! that a crowd pays for itself, and that of those who may go, one of the peer with the most goes first, and of equals
-//! the one that has brought nothing for the longest. Never touches a socket.
+//! Promises that a verified request is answered before its connection can be closed, that a newcomer has its grace, and
+//! that of the connections that may be closed, one of the peer with the most goes first, and among equals the one that
+//! has brought nothing for the longest. Never touches a socket.
 
 use std::{
     cmp::Reverse,
@@ -21,7 +21,7 @@ use tokio::{task::AbortHandle, time::Instant};
 
 use crate::telemetry::metrics::ListenerMetrics;
 
-/// A peer is a crowd if it holds one place of so many, or more, with connections that bring nothing.
+/// A peer is a crowd if connections that bring nothing hold at least one place in so many for it.
 const CROWD: usize = 8;
 
 /// The connections of one listener.
@@ -29,17 +29,17 @@ pub(super) struct Door {
     places: usize,
     grace: Duration,
     metrics: ListenerMetrics,
-    /// Somebody waits for a place, and nobody may be sent away.
+    /// A newcomer waits for a place, and no connection may be closed.
     crowded: AtomicBool,
     register: Mutex<Register>,
 }
 
-/// What came of trying to send a connection away.
+/// The result of trying to close a connection for a newcomer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Shed {
-    /// One was told to go; its task ends soon.
+    /// One was told to close; its task ends soon.
     Told,
-    /// The first whose grace ends may go then.
+    /// None may be closed before this time, when a grace ends.
     At(Instant),
     /// Every connection has a verified request under way.
     Nobody,
@@ -57,14 +57,14 @@ impl Door {
         Stay { peer, visitor: Visitor { door: Arc::clone(self), id } }
     }
 
-    /// Tells how the connection is ended.
+    /// Registers the task whose end closes the connection.
     pub(super) fn ends_by(&self, visitor: &Visitor, task: AbortHandle) {
         if let Some(place) = self.register().places.get_mut(&visitor.id) {
             place.task = Some(task);
         }
     }
 
-    /// Sends one connection away, if one may go.
+    /// Closes one connection, if one may be closed.
     pub(super) fn shed(&self, now: Instant) -> Shed {
         let mut register = self.register();
         match register.choose(now, self.grace, self.places.div_ceil(CROWD)) {
@@ -80,7 +80,7 @@ impl Door {
         }
     }
 
-    /// Whether answers are to free their places, because somebody waits whom shedding does not help.
+    /// Whether answers are to free their places: a newcomer waits, and no connection may be closed for it.
     pub(super) fn crowd(&self, crowded: bool) {
         self.crowded.store(crowded, Relaxed);
     }
@@ -118,8 +118,8 @@ pub struct Visitor {
 }
 
 impl Visitor {
-    /// The request is from somebody who may ask: it is answered whatever crowd is at the door, and whatever the answer,
-    /// its connection is kept.
+    /// The request is verified: it is answered however full the listener is, and its connection is kept whatever the
+    /// answer.
     pub fn verified(&self) {
         self.door.register().change(self.id, |place| place.standing = Standing::Served);
     }
@@ -166,7 +166,7 @@ impl Visitor {
     }
 }
 
-/// What a connection is worth, from the one that goes first to the one that stays.
+/// What a connection is worth, from the first to be closed to the one that stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
     /// Its request was refused; it is about to be closed.
@@ -179,7 +179,7 @@ enum Standing {
     Served,
 }
 
-/// Whom a connection is counted under: an IPv4 address, or an IPv6 network of 64 bits, of which one host has as many
+/// The address that a connection is counted under: an IPv4 address, or an IPv6 network of 64 bits, of which one host has as many
 /// addresses as it likes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Origin(IpAddr);
@@ -194,9 +194,9 @@ impl Origin {
 }
 
 struct Place {
-    /// Whom the connection comes from, ...
+    /// Where the connection comes from, ...
     home: Origin,
-    /// ... and its request: not the same behind a trusted proxy.
+    /// ... and where its request does: behind a trusted proxy, another address.
     origin: Origin,
     standing: Standing,
     /// Since when it has brought nothing.
@@ -241,7 +241,7 @@ impl Register {
         Some(place)
     }
 
-    /// One that was sent away has no place to change.
+    /// A connection that was told to close has no place to change.
     fn change(&mut self, id: u64, change: impl FnOnce(&mut Place)) {
         if let Some(mut place) = self.leave(id) {
             change(&mut place);
@@ -267,9 +267,10 @@ impl Register {
         }
     }
 
-    /// One of a peer with `crowd` or more goes first, and has its grace before it does: else those of a small peer, who are
-    /// in no hurry, would go while the many of a large one, who come back at once, are always within theirs. Where there
-    /// is no crowd, but strangers of as many addresses, those whose grace is over go before a busy sender's.
+    /// A connection of a peer with `crowd` or more goes first, after its grace. Otherwise a small peer's connections, which
+    /// are in no hurry, would be closed while those of a large peer, which come back at once, are always within their grace.
+    /// Where the strangers have as many addresses as connections, and so no crowd, those past their grace go before a busy
+    /// sender's.
     fn choose(&self, now: Instant, grace: Duration, crowd: usize) -> Choice {
         let candidates = self.places.iter().filter(|(_, place)| place.standing != Standing::Served);
         let first = candidates.min_by_key(|(id, place)| {
@@ -281,8 +282,10 @@ impl Register {
         let Some((id, place)) = first else { return Choice::Nobody };
         match place.standing {
             Standing::Refused => Choice::Place(*id),
-            _ if place.since + grace <= now => Choice::Place(*id),
-            _ => Choice::Later(place.since + grace),
+            Standing::Unproven | Standing::Resting | Standing::Served => match place.since + grace {
+                over if over <= now => Choice::Place(*id),
+                later => Choice::Later(later),
+            },
         }
     }
 }

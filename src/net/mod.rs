@@ -1,12 +1,12 @@
-//! Owns listening: HTTP/1 connections that are bounded in number, headers, time and age, for both listeners, and how
-//! an error looks on the wire.
+//! Owns HTTP/1 in both directions: listeners whose connections are bounded in number, headers, time and age; the client;
+//! and how an error looks on the wire.
 //!
-//! In a connection's order: this room accepts it, `door` gives it a place and takes it away, `connection` serves it;
-//! `proxies` says whom it speaks for. Promises that a full house makes room for a newcomer, that a stop takes no new
+//! In a connection's order: this file accepts it, `door` gives it a place and takes that away, `connection` serves it,
+//! `proxies` tells its client's address. `client` asks other servers. Promises that a full listener makes room for a newcomer, that a stop takes no new
 //! connection, closes idle ones at once and lets requests finish, and that nothing outlives [`serve`].
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -32,14 +32,16 @@ use self::{
 };
 use crate::telemetry::metrics::ListenerMetrics;
 
+mod client;
 mod connection;
 mod door;
 mod proxies;
 
+pub use client::{Client, NoAnswer};
 pub use door::Visitor;
 pub use proxies::TrustedProxies;
 
-/// After this long without a newcomer that found no place, a listener is said to have room again.
+/// A listener is logged as having room again after this long without a newcomer that found no place.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// What one listener takes on at most.
@@ -49,7 +51,7 @@ pub struct Bounds {
     pub connections: usize,
     /// How long a connection may bring nothing before a newcomer can take its place.
     pub grace: Duration,
-    /// Whose `X-Forwarded-For` counts.
+    /// The proxies whose `X-Forwarded-For` counts.
     pub trusted_proxies: TrustedProxies,
     /// From a connection's start, or its last answer, to the end of the next request's headers: so also how long a
     /// kept connection may be idle. It is closed without an answer.
@@ -69,8 +71,8 @@ pub struct Bounds {
     pub linger_bytes: usize,
 }
 
-/// Who asks: the other end of the request's connection, as the kernel tells it, or whom a trusted proxy forwards for. In
-/// the request's extensions.
+/// The address of a request's client: the other end of its connection, as the kernel tells it, or the address that a
+/// trusted proxy forwards for. In the request's extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub IpAddr);
 
@@ -91,8 +93,8 @@ impl Default for Bounds {
     }
 }
 
-/// Connections that the system completes before they are accepted, if it lets us. Where they are fewer than those who
-/// come at once, a sender's first packet is thrown away, and it waits a second before it sends another.
+/// Connections that the system completes before they are accepted, as far as it allows. Where more come at once, it drops
+/// a sender's first packet, and the sender waits a second before it sends another.
 const BACKLOG: u32 = 4096;
 
 /// Listens on an address of this machine.
@@ -101,10 +103,20 @@ const BACKLOG: u32 = 4096;
 /// It is in use, not ours, or not allowed.
 pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // As every server does, to listen again at once where the last process had connections.
+    // So that a restarted process listens at once, although connections of the last one linger.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// Where a process of this machine reaches a listener: one that listens on every address is reached on the loopback.
+pub fn reachable(listener: SocketAddr) -> SocketAddr {
+    let ip = match listener.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listener.port())
 }
 
 /// Serves `router` until `stop` becomes true or its sender is gone; returns when every connection has ended. The
@@ -130,7 +142,7 @@ pub async fn serve(
     let mut accepting = true;
     // The next to come in: accepted, but there may be no place yet.
     let mut waiting: Option<(TcpStream, IpAddr)> = None;
-    // Somebody was told to go for it.
+    // A connection was told to close for it.
     let mut told = false;
     loop {
         let mut again = None;
@@ -187,13 +199,13 @@ pub async fn serve(
     }
 }
 
-/// Says once that a listener is full, and once that it has room again.
+/// Logs once that a listener is full, and once that it has room again.
 struct Crowd {
     listener: &'static str,
     places: usize,
     /// Newcomers that found no place at once.
     newcomers: u64,
-    /// When it will have been quiet long enough, if a crowd is here.
+    /// While the listener is full: when it will have been quiet for long enough.
     ends: Option<Instant>,
 }
 

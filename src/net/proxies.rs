@@ -1,10 +1,10 @@
-//! Owns which peers are believed when they say for whom they ask. Pure.
+//! Owns which peers are believed when they say which client they forward for. Pure.
 
 use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 
-/// The proxies whose `X-Forwarded-For` counts. Nobody's by default.
+/// The proxies whose `X-Forwarded-For` counts. None by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<Network>);
 
@@ -29,8 +29,8 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.holds(address))
     }
 
-    /// Who asks: `peer`, or whom a trusted one forwards for. Read from the end, where the nearest proxy has written, up
-    /// to the first that is not trusted; what stands before that can be anybody's invention.
+    /// The client: `peer`, or the one that a trusted peer forwards for. The header is read from its end, where the nearest
+    /// proxy has written, up to the first address that is not trusted. What stands before that, anybody can invent.
     pub(super) fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer;
         for value in headers.get_all("x-forwarded-for").iter().rev() {

@@ -1,6 +1,6 @@
 //! Owns liveness and readiness.
 //!
-//! Promises an answer within [`READY_LIMIT`], and at most one check of each part at a time, however often it is asked.
+//! Promises an answer within [`READY_LIMIT`], and at most one check of each part at a time, however many requests come.
 //! Never cancels a check.
 
 use std::{
@@ -25,21 +25,21 @@ use crate::{net::json_response, queue::Queue, store::Batches, worker};
 pub(super) const READY_LIMIT: Duration = Duration::from_secs(2);
 
 /// What readiness depends on.
-pub(super) struct Health {
+pub(super) struct Readiness {
     queue: Arc<dyn Queue>,
     store: Option<Arc<dyn Batches>>,
     worker: Option<watch::Receiver<worker::Health>>,
-    queue_check: Check,
-    store_check: Check,
+    queue_check: OneAtATime,
+    store_check: OneAtATime,
 }
 
-impl Health {
+impl Readiness {
     pub(super) fn new(
         queue: Arc<dyn Queue>,
         store: Option<Arc<dyn Batches>>,
         worker: Option<watch::Receiver<worker::Health>>,
     ) -> Self {
-        Self { queue, store, worker, queue_check: Check::default(), store_check: Check::default() }
+        Self { queue, store, worker, queue_check: OneAtATime::default(), store_check: OneAtATime::default() }
     }
 
     async fn queue(&self) -> Result<(), String> {
@@ -88,10 +88,10 @@ pub(super) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// 200 while queue, store and worker can do their work, else 503; says which cannot, and why.
-pub(super) async fn readyz(State(health): State<Arc<Health>>) -> Response {
-    let (queue, store) = tokio::join!(health.queue(), health.store());
-    let checks = [("queue", Some(queue)), ("store", store), ("worker", health.worker())];
+/// 200 while queue, store and worker can do their work, else 503. The body says which of them cannot, and why.
+pub(super) async fn readyz(State(parts): State<Arc<Readiness>>) -> Response {
+    let (queue, store) = tokio::join!(parts.queue(), parts.store());
+    let checks = [("queue", Some(queue)), ("store", store), ("worker", parts.worker())];
     let checks = checks.into_iter().filter_map(|(name, check)| Some((name, check?)));
     let (mut ready, mut shown) = (true, Map::new());
     for (name, check) in checks {
@@ -102,9 +102,9 @@ pub(super) async fn readyz(State(health): State<Arc<Health>>) -> Response {
     json_response(status, &json!({ "ready": ready, "checks": shown }))
 }
 
-/// A check that runs at most once at a time; who asks meanwhile gets the same answer.
+/// Runs a check at most once at a time: requests that come meanwhile share its answer.
 #[derive(Default)]
-struct Check {
+struct OneAtATime {
     running: Mutex<Option<Running>>,
 }
 
@@ -113,7 +113,7 @@ struct Running {
     answer: Shared<BoxFuture<'static, Result<(), String>>>,
 }
 
-impl Check {
+impl OneAtATime {
     async fn ask<F>(&self, limit: Duration, check: impl FnOnce() -> F) -> Result<(), String>
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
@@ -149,7 +149,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_hanging_check_runs_once_and_is_never_cancelled() {
-        let check = Check::default();
+        let check = OneAtATime::default();
         let (release, begun, ended) =
             (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let start = || {

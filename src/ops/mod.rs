@@ -1,4 +1,4 @@
-//! Owns the operators' listener: who may see it, and its pages.
+//! Owns the operators' listener: its pages, and the check whether a request may see them.
 //!
 //! Promises that a stranger's browser cannot be made to read it, that with a token nothing but `/livez` answers without
 //! it, and that strangers' connections keep no probe out. Never reachable through the public listener.
@@ -37,19 +37,19 @@ use api::{problem::Problem, replays::Operations};
 
 /// The operators' listener: what it needs to serve.
 pub struct Ops {
-    /// Asked for readiness.
+    /// For readiness and the API.
     pub queue: Arc<dyn Queue>,
-    /// Asked for readiness, where this process has a store.
+    /// For readiness, where this process has a store.
     pub store: Option<Arc<dyn Batches>>,
-    /// What the API serves, where this process has a store: it, and replays.
+    /// For the API, where this process has a store: the store, and the replays that run in this process.
     pub api: Option<(Arc<dyn Store>, Arc<Operations>)>,
-    /// How the worker fares, where this process has one.
+    /// The worker's state, where this process has one.
     pub worker: Option<watch::Receiver<worker::Health>>,
     /// What `/metrics` renders.
     pub metrics: PrometheusHandle,
     /// `HEADCOUNT_OPS_TOKEN`
     pub token: Option<Secret>,
-    /// Of its connections.
+    /// What the listener takes on at most.
     pub bounds: Bounds,
 }
 
@@ -72,11 +72,11 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>)
         }
         None => api::absent(),
     };
-    let health = Arc::new(health::Health::new(queue, store, worker));
+    let readiness = Arc::new(health::Readiness::new(queue, store, worker));
     let router = Router::new()
         .route("/", get(index))
         .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz).with_state(health))
+        .route("/readyz", get(health::readyz).with_state(readiness))
         .route("/metrics", get(render).with_state(Arc::new((metrics, Mutex::new(())))))
         .nest("/api/v1", api)
         .method_not_allowed_fallback(method_not_allowed)
@@ -94,18 +94,18 @@ async fn index() -> &'static str {
      /api/v1   users, dead letters, rejected requests; see /api/v1/openapi.json\n"
 }
 
-/// One at a time: however many ask, they leave the processor to webhooks.
+/// Renders for one request at a time: however many come, they leave the processor to webhooks.
 async fn render(State(shared): State<Arc<(PrometheusHandle, Mutex<()>)>>) -> Response {
     let (metrics, turn) = &*shared;
     let _turn = turn.lock().await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()).into_response()
 }
 
-/// Who is let in.
+/// Decides which requests are let in.
 struct Guard {
     /// SHA-256 of the token.
     token: Option<[u8; 32]>,
-    /// What a browser may call us where there is no token.
+    /// Where there is no token: the names under which a browser may ask for this listener.
     hosts: Vec<String>,
 }
 
@@ -128,8 +128,8 @@ impl Guard {
         )
     }
 
-    /// Whether the request was meant for us. A page whose name was rebound to the loopback address sends its own name,
-    /// which is how a foreign site would read what has no token. What sends no name is no browser.
+    /// Whether the request was meant for this listener. A foreign page whose name was rebound to the loopback address sends
+    /// its own name: without this check it could read what needs no token. A client that sends no name is no browser.
     fn is_called(&self, headers: &HeaderMap, uri: &Uri) -> bool {
         let ours = |host: &str| self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host));
         uri.host().is_none_or(ours)
@@ -144,7 +144,7 @@ impl Guard {
 
 async fn guarded(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let known = guard.token.as_ref().is_some_and(|token| Guard::knows(token, request.headers()));
-    // Who brings no token has no claim on a connection, even where none is asked for.
+    // A request without the token has no claim on its connection, even where no token is set.
     if known && let Some(visitor) = request.extensions().get::<Visitor>() {
         visitor.verified();
     }
@@ -166,7 +166,7 @@ async fn guarded(State(guard): State<Arc<Guard>>, request: Request, next: Next) 
     }
 }
 
-/// What operators see is for nobody's cache, and no browser takes it for what it is not.
+/// Keeps every answer out of caches, and keeps browsers from guessing its type.
 async fn unshared(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -174,7 +174,7 @@ async fn unshared(mut response: Response) -> Response {
     response
 }
 
-/// As the errors of the path look that was asked for.
+/// An error in the format of the path's other errors.
 fn refusal(uri: &Uri, status: StatusCode, code: &'static str, message: &str) -> Response {
     match uri.path().starts_with("/api/") {
         true => Problem::new(status, code, message).into_response(),

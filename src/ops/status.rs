@@ -1,5 +1,4 @@
-//! Owns the state of affairs at a glance: queues, users, dead letters, and what rejected requests say; for `status`, for
-//! the API and for the page.
+//! Owns the overview: queues, users, dead letters, and what rejected requests say; for `status` and for the API.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,9 +11,9 @@ use crate::{
     time::now,
 };
 
-/// How things stand.
+/// The state of everything, at a glance.
 #[derive(Debug, Serialize)]
-pub struct Status {
+pub struct Overview {
     /// How many messages wait, by queue.
     pub queues: Vec<Depth>,
     /// Rows, and the last event.
@@ -23,12 +22,12 @@ pub struct Status {
     pub dead_letters: BTreeMap<letters::Status, u64>,
     /// What the newest rejected requests say.
     pub rejections: Vec<Explanation>,
-    /// Since when and why the worker of the process that was asked takes no messages; `None` while it works, or where
-    /// nobody could be asked.
+    /// Since when and why the worker of the process that was asked takes no messages. `None` while it works, or where no
+    /// process answered.
     pub paused: Option<String>,
 }
 
-/// Who does not answer.
+/// Which of the two does not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
     /// The queue.
@@ -39,7 +38,7 @@ pub enum StatusError {
     Store(#[from] StoreError),
 }
 
-/// Looks.
+/// Reads it.
 ///
 /// # Errors
 /// Queue or store do not answer.
@@ -47,17 +46,17 @@ pub async fn read(
     queue: &dyn Queue,
     store: &Arc<dyn Store>,
     paused: Option<String>,
-) -> Result<Status, StatusError> {
+) -> Result<Overview, StatusError> {
     let queues = queue.depths().await?;
     let (users, mut dead_letters) = (store.totals().await?, store.statuses().await?);
     let samples = store.newest(SAMPLES).await?;
     for status in letters::Status::ALL {
         dead_letters.entry(status).or_default();
     }
-    Ok(Status { queues, users, dead_letters, rejections: explain(&samples, now()), paused })
+    Ok(Overview { queues, users, dead_letters, rejections: explain(&samples, now()), paused })
 }
 
-/// Workers that consume events: one that is paused does not.
+/// How many workers consume events: one that is paused does not.
 pub fn consumers(depths: &[Depth]) -> u32 {
     let events = depths.iter().filter(|depth| depth.queue == Source::Events.queue());
     events.map(|depth| depth.consumers).sum()

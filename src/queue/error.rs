@@ -1,5 +1,7 @@
 //! Owns how a queue says what is wrong, and what to do about it.
 
+use crate::failure::Failure;
+
 /// What can go wrong with a queue.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum QueueError {
@@ -51,5 +53,18 @@ impl QueueError {
             ),
             Self::Misconfigured { hint, .. } | Self::Refused { hint, .. } => Some(hint),
         }
+    }
+}
+
+impl From<&QueueError> for Failure {
+    fn from(error: &QueueError) -> Self {
+        let hint = error.hint().unwrap_or("check that the broker runs and that AMQP_URL is right");
+        Self::new(error.to_string()).hint(hint)
+    }
+}
+
+impl From<QueueError> for Failure {
+    fn from(error: QueueError) -> Self {
+        Self::from(&error)
     }
 }

@@ -318,6 +318,14 @@ impl QueueConfig {
             Self::RabbitMq { .. } => None,
         }
     }
+
+    /// Whether processes on several hosts can use it.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Self::Embedded { .. } => false,
+            Self::RabbitMq { .. } => true,
+        }
+    }
 }
 
 /// What a queue is opened for.

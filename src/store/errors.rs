@@ -11,6 +11,7 @@ use sqlx::{
 };
 
 use super::{Class, StoreError, entry};
+use crate::failure::Failure;
 
 /// What `apply` does not yet call the message's fault: two transactions can clash over a unique key without either
 /// message being wrong.
@@ -347,6 +348,20 @@ fn sqlite(extended: i32) -> Class {
         3 | 7 | 8 | 9 | 10 | 11 | 13 | 14 | 15 | 22 | 23 | 26 => Class::Outage,
         // ERROR (a missing table or column, an application's trigger), and whatever is not known.
         _ => Class::Unclear,
+    }
+}
+
+impl From<&StoreError> for Failure {
+    fn from(error: &StoreError) -> Self {
+        let hint =
+            error.hint.as_deref().unwrap_or("check that the database runs and that DATABASE_URL is right");
+        Self::new(error.to_string()).hint(hint)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::from(&error)
     }
 }
 

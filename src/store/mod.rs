@@ -352,6 +352,13 @@ pub struct StoreConfig {
     pub connections: u32,
 }
 
+impl StoreConfig {
+    /// Whether processes of one host only can use it.
+    pub fn is_local(&self) -> bool {
+        self.backend.file().is_some()
+    }
+}
+
 /// Where the store is.
 #[derive(Clone, Debug)]
 pub enum Backend {

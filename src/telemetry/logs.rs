@@ -20,7 +20,16 @@ use tracing_subscriber::{
     layer::SubscriberExt,
 };
 
-use crate::{config::LogFormat, terminal};
+use crate::terminal;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
 
 /// Installs the process's logging.
 ///
@@ -61,7 +70,7 @@ fn shown(to: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Res
     }
 }
 
-/// Passes lines of JSON on, escaped.
+/// Escapes lines of JSON before they are written.
 struct Escaping<W>(W);
 
 impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Escaping<W> {
@@ -86,8 +95,8 @@ impl<W: Write> Write for Escaping<W> {
     }
 }
 
-/// lapin's own lines, and those of sqlx's pool, only where the filter asks for them: what they tell of a broker and of a
-/// database, hundreds of times, our lines tell once.
+/// Adds lapin's own lines, and those of sqlx's pool, only where the filter asks for them: our lines say once what theirs
+/// say hundreds of times.
 fn parse(filter: &str) -> Result<EnvFilter, String> {
     for part in filter.split(',').map(str::trim) {
         // EnvFilter takes a mistyped level for a crate's name, and would log next to nothing.
@@ -111,8 +120,8 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
     Ok(parsed)
 }
 
-/// Whatever the filter asks for: lapin logs returned messages with their bodies, and frames at trace level; sqlx logs
-/// statements.
+/// Whether a line may be logged, whatever the filter asks for: lapin logs returned messages with their bodies, and frames
+/// at trace level; sqlx logs statements.
 fn harmless(metadata: &Metadata<'_>) -> bool {
     let of = |module: &str| {
         metadata.target().strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))

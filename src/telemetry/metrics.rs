@@ -1,38 +1,31 @@
-//! Owns every metric's name, type, labels and buckets, and the handles that hot paths keep. A label never carries an
-//! id or anything that a stranger can choose. `tests/docs.rs` holds this file to the documentation.
+//! Owns every metric's name, type, labels and buckets, and the handles that hot paths keep. Callers hand labels over as
+//! fixed words: this file knows none of their types. A label never carries an id or anything that a stranger can choose.
+//! `tests/docs.rs` compares this file with the documentation.
 
 use std::sync::{Arc, OnceLock};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::{
-    queue::{PARTS, Reason, Trouble},
-    rules::users::Outcome,
-    store::letters::Status,
-};
-
-/// Counter or gauge or histogram.
+/// A metric's Prometheus type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
 pub enum Kind {
-    /// Only grows.
     Counter,
-    /// Goes up and down.
     Gauge,
-    /// Seconds or sizes in buckets.
     Histogram,
 }
 
 /// A metric as it is documented.
 #[derive(Debug)]
 pub struct Metric {
-    /// Its name, with its base unit.
+    /// Ends in its base unit.
     pub name: &'static str,
-    /// Its type.
+    /// How Prometheus treats it.
     pub kind: Kind,
-    /// Its labels.
+    /// The names of its labels.
     pub labels: &'static [&'static str],
-    /// What it tells.
+    /// One line for `/metrics`, without a full stop.
     pub help: &'static str,
 }
 
@@ -160,9 +153,6 @@ impl RetryReason {
     }
 }
 
-/// The event types that are labels; all others are `other`.
-const TYPES: [&str; 4] = ["user.created", "user.updated", "user.deleted", "other"];
-
 /// Handles for the connections of one listener.
 #[derive(Clone)]
 pub struct ListenerMetrics {
@@ -229,10 +219,31 @@ impl Default for IngressMetrics {
     }
 }
 
+/// Counters of one metric that differ in one label.
+#[derive(Clone)]
+struct Counters(Vec<(&'static str, Counter)>);
+
+impl Counters {
+    /// Registers a counter for each value, so that each is shown as 0 before anything is counted.
+    fn new(values: &[&'static str], register: impl Fn(&'static str) -> Counter) -> Self {
+        Self(values.iter().map(|value| (*value, register(value))).collect())
+    }
+
+    fn count(&self, value: &str) {
+        if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == value) {
+            counter.increment(1);
+        }
+    }
+}
+
+/// The label of event types that have none of their own.
+const OTHER: &str = "other";
+
 /// Handles for the worker's path.
 #[derive(Clone)]
 pub struct WorkerMetrics {
-    events: [[Counter; Outcome::ALL.len()]; TYPES.len()],
+    /// By event type, [`OTHER`] last.
+    events: Vec<(&'static str, Counters)>,
     /// `headcount_batch_messages`
     pub batch_messages: Histogram,
     /// `headcount_batch_seconds`
@@ -242,32 +253,40 @@ pub struct WorkerMetrics {
     /// `headcount_event_age_seconds`
     pub event_age_seconds: Histogram,
     retries: [Counter; RetryReason::ALL.len()],
-    dead_letters: [Counter; Reason::ALL.len()],
+    dead_letters: Counters,
     /// `headcount_paused`
     pub paused: Gauge,
 }
 
 impl WorkerMetrics {
-    /// Registers them.
-    pub fn new() -> Self {
+    /// Registers them, with every event type that has a label of its own, every outcome and every reason of a burial.
+    pub fn new(types: &[&'static str], outcomes: &[&'static str], reasons: &[&'static str]) -> Self {
+        let events = types.iter().copied().chain([OTHER]).map(|kind| {
+            let register = |outcome| counter!("headcount_events_total", "type" => kind, "outcome" => outcome);
+            (kind, Counters::new(outcomes, register))
+        });
         Self {
-            events: TYPES.map(|kind| {
-                Outcome::ALL.map(|outcome| counter!("headcount_events_total", "type" => kind, "outcome" => outcome.as_str()))
-            }),
+            events: events.collect(),
             batch_messages: histogram!("headcount_batch_messages"),
             batch_seconds: histogram!("headcount_batch_seconds"),
             sync_lag_seconds: histogram!("headcount_sync_lag_seconds"),
             event_age_seconds: histogram!("headcount_event_age_seconds"),
-            retries: RetryReason::ALL.map(|reason| counter!("headcount_retries_total", "reason" => reason.as_str())),
-            dead_letters: Reason::ALL.map(|reason| counter!("headcount_dead_letters_total", "reason" => reason.as_str())),
+            retries: RetryReason::ALL
+                .map(|reason| counter!("headcount_retries_total", "reason" => reason.as_str())),
+            dead_letters: Counters::new(
+                reasons,
+                |reason| counter!("headcount_dead_letters_total", "reason" => reason),
+            ),
             paused: gauge!("headcount_paused"),
         }
     }
 
     /// Counts a settled event.
-    pub fn settled(&self, event_type: &str, outcome: Outcome) {
-        let kind = TYPES.iter().position(|known| *known == event_type).unwrap_or(TYPES.len() - 1);
-        self.events[kind][outcome as usize].increment(1);
+    pub fn settled(&self, event_type: &str, outcome: &'static str) {
+        let known = self.events.iter().find(|(kind, _)| *kind == event_type).or(self.events.last());
+        if let Some((_, outcomes)) = known {
+            outcomes.count(outcome);
+        }
     }
 
     /// Counts a message sent to a retry queue.
@@ -276,14 +295,8 @@ impl WorkerMetrics {
     }
 
     /// Counts a burial.
-    pub fn buried(&self, reason: Reason) {
-        self.dead_letters[reason as usize].increment(1);
-    }
-}
-
-impl Default for WorkerMetrics {
-    fn default() -> Self {
-        Self::new()
+    pub fn buried(&self, reason: &'static str) {
+        self.dead_letters.count(reason);
     }
 }
 
@@ -306,8 +319,8 @@ impl Drop for Holding {
 }
 
 /// Counts a death that no worker has counted: the queue gave the message up.
-pub fn given_up(reason: Reason) {
-    counter!("headcount_dead_letters_total", "reason" => reason.as_str()).increment(1);
+pub fn given_up(reason: &'static str) {
+    counter!("headcount_dead_letters_total", "reason" => reason).increment(1);
 }
 
 /// Sets `headcount_paused`, for a worker that has not begun.
@@ -320,17 +333,14 @@ pub fn queue_messages(queue: &str, messages: u64) {
     gauge!("headcount_queue_messages", "queue" => queue.to_owned()).set(messages as f64);
 }
 
-/// Sets `headcount_queue_trouble` of every part.
-pub fn queue_troubles(troubles: &[Trouble]) {
-    for part in PARTS {
-        let in_trouble = troubles.iter().any(|trouble| trouble.part == part);
-        gauge!("headcount_queue_trouble", "part" => part).set(f64::from(u8::from(in_trouble)));
-    }
+/// Sets `headcount_queue_trouble` of one part of the queue.
+pub fn queue_trouble(part: &'static str, in_trouble: bool) {
+    gauge!("headcount_queue_trouble", "part" => part).set(f64::from(u8::from(in_trouble)));
 }
 
 /// Sets `headcount_dead_letters`.
-pub fn dead_letters(status: Status, letters: u64) {
-    gauge!("headcount_dead_letters", "status" => status.as_str()).set(letters as f64);
+pub fn dead_letters(status: &'static str, letters: u64) {
+    gauge!("headcount_dead_letters", "status" => status).set(letters as f64);
 }
 
 /// Installs the process's recorder. Call [`PrometheusHandle::run_upkeep`] every few seconds, or memory grows.

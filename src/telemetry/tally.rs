@@ -1,8 +1,8 @@
-//! Owns log lines about what can come in floods: the first of a kind is said at once, those that follow are counted, and
-//! the counts are said once a minute, by kind.
+//! Owns log lines about events that can come in floods: the first of a kind is logged at once, those that follow are
+//! counted, and the counts are logged once a minute, by kind.
 //!
-//! Promises that nothing counted is left unsaid, and a line at once again after a minute without that kind. A kind is one
-//! of a few fixed words, never anything that a stranger can choose.
+//! Promises that every count is logged, and that after a minute without a kind its next event is logged at once. A kind is
+//! one of a few fixed words, never anything that a stranger can choose.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use std::{
 /// Between two lines of counts.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Counts of one kind of event. Its user logs the first of a kind, which it knows more about.
+/// Counts events by kind. The caller logs the first of a kind, since it knows more about it.
 #[derive(Debug)]
 pub struct Tally {
     counts: Arc<Counts>,
@@ -21,11 +21,11 @@ pub struct Tally {
     say: fn(&str),
 }
 
-/// How many of each kind are counted and not said; a kind is there for as long as it keeps coming.
+/// How many of each kind are counted and not yet logged. A kind is dropped after a minute without it.
 #[derive(Debug, Default)]
 struct Counts(Mutex<BTreeMap<&'static str, u64>>);
 
-/// What counting one has shown.
+/// Whether a counted event is the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Noted {
     /// The first of its kind, and of all kinds.
@@ -52,7 +52,7 @@ impl Counts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is to be said, and whether more may come.
+    /// The text to log, and whether any kind is still counted.
     fn take(&self) -> (String, bool) {
         let mut counts = self.lock();
         counts.retain(|_, count| *count > 0);
@@ -88,7 +88,7 @@ impl Drop for Tally {
     }
 }
 
-/// Until nothing more came for a minute.
+/// Logs the counts each minute, until a minute brought none.
 async fn go_on_saying(counts: std::sync::Weak<Counts>, say: fn(&str)) {
     loop {
         tokio::time::sleep(MINUTE).await;

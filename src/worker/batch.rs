@@ -374,7 +374,7 @@ impl Pipeline {
         for (((held, incoming), sent), outcome) in
             part.held.into_iter().zip(part.incoming.iter()).zip(part.sent).zip(outcomes)
         {
-            self.metrics.settled(&incoming.event_type, *outcome);
+            self.metrics.settled(&incoming.event_type, outcome.as_str());
             if outcome.is_final() {
                 // A replay would measure how long people took.
                 if held.delivery.message.round == 0 {

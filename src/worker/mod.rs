@@ -15,7 +15,9 @@ use tokio::sync::watch;
 use tracing::{debug, info};
 
 use crate::{
-    queue::{Queue, QueueError},
+    clerk,
+    queue::{Queue, QueueError, Reason},
+    rules::users::Outcome,
     store::Batches,
     telemetry::{metrics::WorkerMetrics, tally::Tally},
 };
@@ -48,7 +50,8 @@ pub async fn run(
     health: watch::Sender<Health>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), QueueError> {
-    let metrics = WorkerMetrics::new();
+    let (outcomes, reasons) = (Outcome::ALL.map(Outcome::as_str), Reason::ALL.map(Reason::as_str));
+    let metrics = WorkerMetrics::new(&clerk::USER_TYPES, &outcomes, &reasons);
     let pipeline = Pipeline {
         store,
         settings: settings.clone(),

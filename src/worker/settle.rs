@@ -108,8 +108,8 @@ impl Settling {
                 }
             }
             Verdict::Bury(burial) => {
-                metrics.settled(&message.event_type, Outcome::Buried);
-                metrics.buried(burial.reason);
+                metrics.settled(&message.event_type, Outcome::Buried.as_str());
+                metrics.buried(burial.reason.as_str());
                 let (reason, detail) = (burial.reason.as_str(), &burial.detail);
                 match self.buried.is_first(reason) {
                     true => warn!(message_id = %id, reason, "message {id} is buried: {reason}: {detail}"),

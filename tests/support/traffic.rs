@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use headcount::{clerk::sample::Sample, cli::post::Poster, time::now};
+use headcount::{clerk::made_up::Person, cli::post::Poster, time::now};
 
 use super::process::Process;
 
@@ -20,7 +20,7 @@ pub async fn steady(poster: Poster, prefix: &str, count: u64, rate: u64, patienc
         .for_each_concurrent(500, |n| {
             let poster = poster.clone();
             async move {
-                let sample = Sample::of(format!("user_{prefix}_{n}"), now());
+                let sample = Person::of(format!("user_{prefix}_{n}"), now());
                 let (id, body) =
                     (format!("msg_{prefix}_{n}"), bytes::Bytes::from(sample.event("user.created", now())));
                 let deadline = Instant::now() + patience;

@@ -1,3 +1,5 @@
+//! `send` against a front door of its own: what is posted, how it is counted, and what each failure says.
+
 use std::{
     collections::HashSet,
     io,

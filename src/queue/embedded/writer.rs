@@ -332,7 +332,7 @@ impl Writer {
         }
         for (index, claim) in effects.claimed {
             for message_id in claim.crash_loops {
-                metrics::given_up(Reason::CrashLoop);
+                metrics::given_up(Reason::CrashLoop.as_str());
                 if self.crash_loops.is_first(Reason::CrashLoop.as_str()) {
                     warn_crash_loop(&message_id);
                 }

@@ -1,7 +1,8 @@
-//! Owns the memory for large bodies that are being read.
+//! Owns reading a body: within its size, its time, and the memory that large bodies share.
 //!
-//! Promises that who needs least is served first, that half-read bodies never wait for each other, and that where others
-//! wait, a body whose sender has stalled gives way. Never touches a body.
+//! Promises that memory is taken up by bytes that have come, never by what a head declares; that the body that needs least
+//! is served first; that half-read bodies never wait for each other; and that a stalled sender's body gives way where
+//! others wait. Never looks at what it reads.
 
 use std::{
     collections::HashMap,
@@ -9,19 +10,114 @@ use std::{
     time::Duration,
 };
 
+use axum::body::Body;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
-/// How many bodies may grow to their end where there is no room left, so that those who have a part of it all do not wait
-/// for ever.
+use super::{Bounds, refusal::Refusal};
+
+/// Bodies up to this size take up no room: the bound on connections bounds them.
+const SMALL_BODY: usize = 16 * 1024;
+
+/// How many bytes of a large body have to come in each [`Bounds::pace`].
+const PACE_BYTES: usize = 4 * 1024;
+
+/// Reads the bodies of one listener.
+pub(super) struct Reader {
+    limit: usize,
+    patience: Duration,
+    pace: Duration,
+    room: Arc<Room>,
+}
+
+/// A body, and the room that it takes up until this is dropped.
+pub(super) struct Read {
+    pub(super) body: Bytes,
+    pub(super) room: Hold,
+}
+
+impl Reader {
+    pub(super) fn new(bounds: &Bounds) -> Self {
+        let room = Room::new(bounds.reading_bytes, bounds.stalled);
+        Self { limit: bounds.body_limit, patience: bounds.body_timeout, pace: bounds.pace, room }
+    }
+
+    /// Refuses a body that its head declares too large, before anything of it is read.
+    pub(super) fn admits(&self, body: &Body) -> Result<(), Refusal> {
+        if declared(body) > self.limit { Err(Refusal::TooLarge) } else { Ok(()) }
+    }
+
+    /// Reads a body to its end.
+    pub(super) async fn read(&self, mut body: Body) -> Result<Read, Refusal> {
+        let declared = declared(&body);
+        let mut bytes = Vec::with_capacity(declared.min(SMALL_BODY));
+        let mut room = Hold::new(&self.room);
+        let now = Instant::now();
+        let (mut deadline, mut pace) = (now + self.patience, Pace { from: now, bytes: 0 });
+        loop {
+            let large = declared.max(bytes.len()) > SMALL_BODY;
+            let until = if large { deadline.min(pace.from + self.pace) } else { deadline };
+            let frame = tokio::select! {
+                frame = timeout_at(until, body.frame()) => frame.map_err(|_| Refusal::TooSlow)?,
+                () = room.yields() => return Err(Refusal::TooSlow),
+            };
+            let Some(frame) = frame else { break };
+            // Anything else is a trailer, which means nothing here.
+            let Ok(data) = frame.map_err(|_| Refusal::BrokenBody)?.into_data() else { continue };
+            let length = bytes.len() + data.len();
+            if length > self.limit {
+                return Err(Refusal::TooLarge);
+            }
+            if length > bytes.capacity() {
+                // Twice as much each time, so that a body in many small pieces is not copied for each of them.
+                let most = if declared >= length { declared } else { self.limit };
+                let capacity = (2 * bytes.capacity()).clamp(length, most);
+                let asked = Instant::now();
+                let wanted = capacity.saturating_sub(bytes.capacity().max(SMALL_BODY));
+                timeout(self.patience, room.take(wanted))
+                    .await
+                    .map_err(|_| Refusal::Unavailable)?
+                    .map_err(|_: Yield| Refusal::TooSlow)?;
+                // That wait was ours, not the sender's.
+                let waited = asked.elapsed();
+                (deadline, pace.from) = (deadline + waited, pace.from + waited);
+                bytes.reserve_exact(capacity - bytes.len());
+            }
+            bytes.extend_from_slice(&data);
+            if bytes.len() >= pace.bytes + PACE_BYTES {
+                pace = Pace { from: Instant::now(), bytes: bytes.len() };
+            }
+            room.has(bytes.len());
+        }
+        room.finish();
+        Ok(Read { body: Bytes::from(bytes), room })
+    }
+}
+
+/// A body's length where its head tells, else 0.
+fn declared(body: &Body) -> usize {
+    usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX)
+}
+
+/// Where the current stretch of a body began.
+struct Pace {
+    from: Instant,
+    bytes: usize,
+}
+
+/// How many bodies may grow to their end although no room is left, so that half-read bodies do not wait for each other for
+/// ever.
 const LANES: usize = 8;
 
-/// A sender that has not brought so many bytes for a while has stalled: less than the first round trip of a far one brings.
+/// A sender that has brought fewer bytes for a while has stalled. The first round trip of a distant one brings more.
 const PIECE: usize = 8 * 1024;
 
-/// Memory for large bodies that are being read. Anybody can take it up.
+/// Memory for large bodies that are being read. A stranger can take it up, because signatures are checked after reading.
 pub(super) struct Room {
     state: Mutex<State>,
 }
@@ -40,10 +136,10 @@ struct Large {
     /// It may grow to its end.
     lane: bool,
     stage: Stage,
-    /// When its sender last had brought a good piece, and how many bytes there were then.
+    /// When its sender last had brought [`PIECE`] more, and how many bytes there were then.
     brought: Instant,
     bytes: usize,
-    /// Told when the stage changes.
+    /// Notified when the stage changes.
     changed: Arc<Notify>,
 }
 
@@ -72,12 +168,12 @@ impl Room {
 }
 
 impl State {
-    /// Hands out what is free: to those who need least first, so that whoever fills the room with large bodies does not
-    /// keep the usual ones out.
+    /// Hands out what is free, to the bodies that need least first, so that a sender that fills the room with large bodies
+    /// does not keep the usual ones out.
     fn hand_out(&mut self) {
         let waiting = self.large.iter().filter_map(|(id, large)| match large.stage {
             Stage::Waiting(bytes) => Some((bytes, *id)),
-            _ => None,
+            Stage::Reading | Stage::Yielding | Stage::Whole => None,
         });
         let mut waiting: Vec<(usize, u64)> = waiting.collect();
         waiting.sort_unstable();
@@ -97,8 +193,7 @@ impl State {
         }
     }
 
-    /// Makes the body whose sender has stalled longest give way to those who wait, one at a time. Tells when to try
-    /// again.
+    /// Makes the body whose sender has stalled longest give way, one at a time. Returns when to try again.
     fn reclaim(&mut self, now: Instant) -> Instant {
         let stalled = self.stalled;
         let later = now + stalled;
@@ -139,7 +234,7 @@ impl Hold {
         Self { room: Arc::clone(room), id: None, changed: Arc::new(Notify::new()) }
     }
 
-    /// Takes up room for so many bytes more.
+    /// Takes up room for so many bytes more; waits for it.
     pub(super) async fn take(&mut self, bytes: usize) -> Result<(), Yield> {
         if bytes == 0 {
             return Ok(());
@@ -159,8 +254,8 @@ impl Hold {
             });
             match large.stage {
                 Stage::Yielding => return Err(Yield),
-                _ if large.lane => return Ok(()),
-                _ => large.stage = Stage::Waiting(bytes),
+                Stage::Reading | Stage::Waiting(_) | Stage::Whole if large.lane => return Ok(()),
+                Stage::Reading | Stage::Waiting(_) | Stage::Whole => large.stage = Stage::Waiting(bytes),
             }
             state.hand_out();
         }

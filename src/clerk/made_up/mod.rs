@@ -1,11 +1,13 @@
-//! Owns made-up events: what `send`, the demo and tests post in Clerk's place. Promises bodies shaped as Clerk's are
+//! Owns made-up events: what `send`, `doctor`, the demo and tests post in Clerk's place. Promises bodies shaped as Clerk's are
 //! (keys in alphabetical order, milliseconds, 2 to 3 kB a user) about people who do not exist, at addresses that
 //! nobody can have. Never reads a clock: the same call gives the same bytes.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 
-use crate::time::Millis;
+use crate::{message::PROBE, time::Millis};
+
+pub mod world;
 
 #[rustfmt::skip]
 const FIRST_NAMES: &[&str] = &[
@@ -26,9 +28,9 @@ const LAST_NAMES: &[&str] = &[
 /// Domains that are reserved for examples (RFC 2606).
 const DOMAINS: &[&str] = &["example.com", "example.org", "example.net"];
 
-/// One made-up user, as Clerk would know it. Change the fields and take the next event.
+/// A made-up user, as Clerk would know it. Change the fields and take the next event.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sample {
+pub struct Person {
     /// `user_2…`
     pub id: String,
     /// The primary address.
@@ -67,7 +69,7 @@ pub struct Sample {
     pub last_sign_in_at: Option<Millis>,
 }
 
-impl Sample {
+impl Person {
     /// The user of this id: the same person each time, so that events sent one by one are about one user.
     pub fn of(id: impl Into<String>, created_at: Millis) -> Self {
         let id = id.into();
@@ -322,6 +324,11 @@ impl Sample {
     }
 }
 
+/// The body that `doctor` asks an ingress with.
+pub fn probe(now: Millis) -> Vec<u8> {
+    json!({"data": {}, "object": "event", "timestamp": now, "type": PROBE}).to_string().into_bytes()
+}
+
 /// A new Clerk user id: `user_2…`, 27 base62 characters.
 pub fn user_id(rng: &mut impl RngExt) -> String {
     base62("user_2", rng)
@@ -394,38 +401,38 @@ mod tests {
     #[test]
     fn a_sample_is_read_as_what_it_is() {
         for n in 0..200 {
-            let mut sample = Sample::of(format!("user_{n}"), AT);
-            sample.verified = n % 3 > 0;
-            sample.banned = n % 2 > 0;
-            sample.updated_at = AT + 5;
-            let body = sample.event("user.updated", AT + 9);
+            let mut person = Person::of(format!("user_{n}"), AT);
+            person.verified = n % 3 > 0;
+            person.banned = n % 2 > 0;
+            person.updated_at = AT + 5;
+            let body = person.event("user.updated", AT + 9);
             assert!((1500..=3500).contains(&body.len()), "{} bytes", body.len());
             let clerk::Parsed { change: Change::Upsert(user), event_type, sent } = parsed(&body) else {
                 panic!()
             };
             assert_eq!((event_type.as_str(), sent), ("user.updated", Some(AT + 9)));
-            assert_eq!((user.clerk_id, user.born, user.version.at), (sample.id, AT, AT + 5));
-            assert_eq!(user.claim, Some(Claim::new(sample.email.unwrap(), sample.verified)));
-            assert_eq!(user.profile.phone, sample.phone);
-            assert_eq!(user.profile.username, sample.username);
-            assert_eq!(user.profile.first_name, sample.first_name);
-            assert_eq!(user.profile.external_id, sample.external_id);
-            assert_eq!(user.profile.public_metadata, Some(sample.public_metadata.to_string()));
-            assert_eq!(user.profile.banned, Some(sample.banned));
+            assert_eq!((user.clerk_id, user.born, user.version.at), (person.id, AT, AT + 5));
+            assert_eq!(user.claim, Some(Claim::new(person.email.unwrap(), person.verified)));
+            assert_eq!(user.profile.phone, person.phone);
+            assert_eq!(user.profile.username, person.username);
+            assert_eq!(user.profile.first_name, person.first_name);
+            assert_eq!(user.profile.external_id, person.external_id);
+            assert_eq!(user.profile.public_metadata, Some(person.public_metadata.to_string()));
+            assert_eq!(user.profile.banned, Some(person.banned));
             assert_eq!(user.profile.last_sign_in_at, Some(AT));
         }
     }
 
     #[test]
     fn the_same_call_gives_the_same_bytes() {
-        let body = || Sample::of("user_1", AT).event("user.created", AT);
+        let body = || Person::of("user_1", AT).event("user.created", AT);
         assert_eq!(body(), body());
-        assert_ne!(Sample::of("user_1", AT).email, Sample::of("user_2", AT).email);
+        assert_ne!(Person::of("user_1", AT).email, Person::of("user_2", AT).email);
     }
 
     #[test]
     fn keys_are_in_alphabetical_order_as_on_the_wire() {
-        let body = String::from_utf8(Sample::of("user_1", AT).event("user.created", AT)).unwrap();
+        let body = String::from_utf8(Person::of("user_1", AT).event("user.created", AT)).unwrap();
         let place = |key: &str| body.find(&format!("\"{key}\":")).unwrap();
         assert!(place("data") < place("event_attributes"));
         assert!(place("object") < place("timestamp") && place("timestamp") < place("type"));
@@ -434,15 +441,15 @@ mod tests {
 
     #[test]
     fn other_types_are_other_types() {
-        let sample = Sample::of("user_1", AT);
+        let person = Person::of("user_1", AT);
         for event_type in
             ["session.created", "organization.created", "email.created", "sms.created", "role.deleted", "x"]
         {
-            let body = sample.event(event_type, AT);
+            let body = person.event(event_type, AT);
             assert!(matches!(parsed(&body).change, Change::Other), "{event_type}");
             assert!((300..2000).contains(&body.len()));
         }
-        let deleted = parsed(&sample.event("user.deleted", AT)).change;
+        let deleted = parsed(&person.event("user.deleted", AT)).change;
         assert!(matches!(deleted, Change::Delete { clerk_id, at: AT } if clerk_id == "user_1"));
     }
 }

@@ -1,5 +1,5 @@
-//! Owns the made-up world of the demo: people who sign up, change, leave and come back, and what an unreliable sender
-//! makes of the news. Promises a consistent story: no event about an account that was never announced, but for those
+//! Owns the demo's made-up world: people who sign up, change, leave and come back, and what an unreliable sender makes
+//! of the news. Promises a consistent story: no event about an account that was never announced, but for those
 //! that are broken on purpose. Pure but for the dice and the clock that it is given.
 
 use std::collections::VecDeque;
@@ -8,10 +8,8 @@ use bytes::Bytes;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
-use crate::{
-    clerk::sample::{Sample, message_id, user_id},
-    time::Millis,
-};
+use super::{Person, message_id, user_id};
+use crate::time::Millis;
 
 /// The most accounts alive; beyond it nobody signs up.
 const LIVE_MAX: usize = 2000;
@@ -24,7 +22,7 @@ const REMEMBERED: usize = 50;
 
 /// What a webhook of the demo is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Kind {
+pub enum Kind {
     /// Somebody signs up.
     Created,
     /// Somebody changes something.
@@ -46,7 +44,8 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 9] = [
+    /// Every kind.
+    pub const ALL: [Self; 9] = [
         Self::Created,
         Self::Updated,
         Self::Deleted,
@@ -58,7 +57,8 @@ impl Kind {
         Self::Forged,
     ];
 
-    pub(super) fn as_str(self) -> &'static str {
+    /// As the demo counts it.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Created => "created",
             Self::Updated => "updated",
@@ -90,17 +90,21 @@ impl Kind {
 
 /// One webhook to be posted.
 #[derive(Clone, Debug)]
-pub(super) struct Webhook {
-    pub(super) kind: Kind,
-    pub(super) id: String,
-    pub(super) body: Bytes,
+pub struct Webhook {
+    /// What it is for.
+    pub kind: Kind,
+    /// The webhook's id: the same again in a duplicate.
+    pub id: String,
+    /// To be signed and posted.
+    pub body: Bytes,
 }
 
+/// Everybody in it, and the news that is still to go out.
 #[derive(Debug)]
-pub(super) struct World {
+pub struct World {
     rng: StdRng,
-    live: Vec<Sample>,
-    gone: VecDeque<Sample>,
+    live: Vec<Person>,
+    gone: VecDeque<Person>,
     sent: VecDeque<Webhook>,
     /// News that is held back, with the step at which it goes out.
     held: VecDeque<(u64, Webhook)>,
@@ -110,7 +114,8 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64) -> Self {
+    /// An empty world. The same seed and the same times give the same story.
+    pub fn new(seed: u64) -> Self {
         Self {
             rng: StdRng::seed_from_u64(seed),
             live: Vec::new(),
@@ -123,7 +128,7 @@ impl World {
     }
 
     /// What happens next.
-    pub(super) fn next(&mut self, now: Millis) -> Webhook {
+    pub fn next(&mut self, now: Millis) -> Webhook {
         self.step += 1;
         self.clock = now.max(self.clock + 1);
         if self.held.front().is_some_and(|(due, _)| *due <= self.step)
@@ -167,7 +172,7 @@ impl World {
         webhook
     }
 
-    fn tell(&mut self, kind: Kind, event_type: &str, user: &Sample) -> Webhook {
+    fn tell(&mut self, kind: Kind, event_type: &str, user: &Person) -> Webhook {
         let webhook = self.webhook(kind, user.event(event_type, self.clock + 40));
         self.remember(webhook)
     }
@@ -176,7 +181,7 @@ impl World {
         if self.live.len() >= LIVE_MAX {
             return self.change();
         }
-        let mut user = Sample::of(user_id(&mut self.rng), self.clock);
+        let mut user = Person::of(user_id(&mut self.rng), self.clock);
         user.verified = self.rng.random_bool(0.95);
         if self.rng.random_bool(0.05) {
             // A few have no address at all: only a phone.
@@ -190,7 +195,7 @@ impl World {
 
     fn come_back(&mut self) -> Webhook {
         let Some(former) = self.gone.pop_front() else { return self.sign_up() };
-        let user = Sample {
+        let user = Person {
             id: user_id(&mut self.rng),
             created_at: self.clock,
             updated_at: self.clock,
@@ -204,7 +209,7 @@ impl World {
     }
 
     /// Something about somebody changes; `None` in an empty world.
-    fn changed(&mut self) -> Option<Sample> {
+    fn changed(&mut self) -> Option<Person> {
         if self.live.is_empty() {
             return None;
         }
@@ -302,7 +307,7 @@ impl World {
     }
 
     fn forged(&mut self) -> Webhook {
-        let user = Sample::of(user_id(&mut self.rng), self.clock);
+        let user = Person::of(user_id(&mut self.rng), self.clock);
         self.webhook(Kind::Forged, user.event("user.created", self.clock))
     }
 }

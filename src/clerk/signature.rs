@@ -1,5 +1,5 @@
-//! Owns the signature check: which headers count, which clock skew is borne, and that only what was signed with one
-//! of our secrets becomes a [`Verified`].
+//! Owns the signature: which headers carry it, which clock skew is borne, what signing is, and that only a body signed
+//! with one of our secrets becomes a [`Verified`].
 //!
 //! Pure: the time is an argument. Shapes and times are checked before any HMAC is computed. Never looks inside the
 //! body, and never puts a value of a request into an error.
@@ -9,10 +9,11 @@ use std::fmt;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use hmac_sha256::HMAC;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName};
 use svix::webhooks::Webhook;
 
-use crate::{config::ConfigError, message::MessageId, secret::Secret, time::Millis};
+use super::secret::{self, WrongSecret};
+use crate::{message::MessageId, secret::Secret, time::Millis};
 
 /// How far a signature's time may be off, either way, in seconds: Svix's own tolerance.
 pub const TOLERANCE_SECONDS: i64 = 300;
@@ -32,12 +33,69 @@ const FAMILIES: [[HeaderName; 3]; 2] = [
     ],
 ];
 
-/// Whether a request says that it is a signed webhook: a full set of the headers is there, whatever they hold.
-pub(super) fn is_signed(headers: &HeaderMap) -> bool {
+/// Whether a request claims to be a signed webhook: a full set of the headers is there, whatever they hold.
+pub fn is_claimed(headers: &HeaderMap) -> bool {
     FAMILIES.iter().any(|family| family.iter().all(|name| headers.contains_key(name)))
 }
 
-/// Why a request was turned away.
+/// One signing secret, ready to sign and to check.
+pub struct Key {
+    svix: Webhook,
+    bytes: Vec<u8>,
+}
+
+impl Key {
+    /// Takes a `whsec_…`.
+    ///
+    /// # Errors
+    /// It is no signing secret.
+    pub fn new(secret: &Secret) -> Result<Self, WrongSecret> {
+        let bytes = secret::bytes(secret).ok_or(WrongSecret::UNREADABLE)?;
+        let svix = Webhook::from_bytes(bytes.clone()).map_err(|_| WrongSecret::UNREADABLE)?;
+        Ok(Self { svix, bytes })
+    }
+
+    /// The headers that Svix sends with this body: id, timestamp (in seconds) and signature.
+    pub fn headers(&self, id: &str, timestamp: i64, body: &[u8]) -> [(HeaderName, String); 3] {
+        let [id_name, timestamp_name, signature_name] = FAMILIES[0].clone();
+        [
+            (id_name, id.to_owned()),
+            (timestamp_name, timestamp.to_string()),
+            (signature_name, self.sign(id, timestamp, body)),
+        ]
+    }
+
+    /// `v1,…`: the HMAC over `id.timestamp.body`.
+    fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
+        // Svix's own implementation takes UTF-8 only, but a sender can sign any bytes.
+        self.svix.sign(id, timestamp, body).unwrap_or_else(|_| {
+            let mut mac = HMAC::new(&self.bytes);
+            mac.update(format!("{id}.{timestamp}."));
+            mac.update(body);
+            format!("v1,{}", STANDARD.encode(mac.finalize()))
+        })
+    }
+
+    /// Whether one of the signatures is ours. One HMAC, however long the list is.
+    fn signed(&self, headers: &SignedHeaders, body: &[u8]) -> bool {
+        let ours = self.sign(headers.id.as_str(), headers.timestamp, body);
+        let given = headers.signatures.split(' ');
+        given.filter(|given| same(given.as_bytes(), ours.as_bytes())).count() > 0
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key")
+    }
+}
+
+/// Whether two texts are the same, in a time that tells nothing but their lengths.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+}
+
+/// Why a request is not taken for a signed webhook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rejection {
     /// There is no full set of signature headers; a blank one counts as missing.
@@ -65,7 +123,7 @@ impl Rejection {
         Self::NoMatchingSignature,
     ];
 
-    /// The stable code: in answers and logs.
+    /// The stable code: in answers, logs and samples.
     pub fn code(self) -> &'static str {
         match self {
             Self::MissingHeader => "missing_signature_header",
@@ -93,16 +151,6 @@ impl Rejection {
                 "no v1 signature matches: check that CLERK_WEBHOOK_SIGNING_SECRET is this endpoint's secret and that \
                  nothing on the way changes the body"
             }
-        }
-    }
-
-    /// What it is answered with.
-    pub fn status(self) -> StatusCode {
-        match self {
-            Self::MissingHeader | Self::MalformedHeader | Self::MalformedTimestamp | Self::MalformedId => {
-                StatusCode::BAD_REQUEST
-            }
-            Self::TimestampOutOfRange | Self::NoMatchingSignature => StatusCode::UNAUTHORIZED,
         }
     }
 }
@@ -198,11 +246,6 @@ pub struct Verifier {
     keys: Vec<Key>,
 }
 
-struct Key {
-    svix: Webhook,
-    bytes: Vec<u8>,
-}
-
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Verifier").field("keys", &self.keys.len()).finish()
@@ -213,21 +256,12 @@ impl Verifier {
     /// Takes one or more `whsec_…`: during a rotation the old and the new one.
     ///
     /// # Errors
-    /// Where there is none, or one is not a secret.
-    pub fn new(secrets: &[Secret]) -> Result<Self, ConfigError> {
-        let hint = "copy it from the endpoint's page in the Clerk dashboard; it starts with whsec_";
-        let error = |message: String| ConfigError { message, hint: hint.into() };
+    /// There is none, or one of them is no signing secret.
+    pub fn new(secrets: &[Secret]) -> Result<Self, WrongSecret> {
         if secrets.is_empty() {
-            return Err(error("CLERK_WEBHOOK_SIGNING_SECRET is not set".into()));
+            return Err(WrongSecret::MISSING);
         }
-        let keys = secrets.iter().enumerate().map(|(index, secret)| {
-            let secret = secret.expose();
-            let bytes = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret)).ok();
-            bytes.zip(Webhook::new(secret).ok()).map(|(bytes, svix)| Key { svix, bytes }).ok_or_else(|| {
-                error(format!("CLERK_WEBHOOK_SIGNING_SECRET: value {} is not a signing secret", index + 1))
-            })
-        });
-        Ok(Self { keys: keys.collect::<Result<_, _>>()? })
+        Ok(Self { keys: secrets.iter().map(Key::new).collect::<Result<_, _>>()? })
     }
 
     /// Checks a request whose body is at hand.
@@ -243,50 +277,17 @@ impl Verifier {
     /// # Errors
     /// [`Rejection::NoMatchingSignature`]
     pub fn verify_body(&self, headers: SignedHeaders, body: Bytes) -> Result<Verified, Rejection> {
-        let matches = if std::str::from_utf8(&body).is_ok() {
-            let canonical = headers.canonical()?;
-            // The tolerance was applied to our `now` already.
-            self.keys.iter().any(|key| key.svix.verify_ignoring_timestamp(&body, &canonical).is_ok())
-        } else {
-            // Svix's implementation refuses such bodies, though the sender can sign them.
-            self.keys.iter().any(|key| key.signed_raw(&headers, &body))
-        };
-        if matches { Ok(Verified { id: headers.id, body }) } else { Err(Rejection::NoMatchingSignature) }
+        match self.keys.iter().any(|key| key.signed(&headers, &body)) {
+            true => Ok(Verified { id: headers.id, body }),
+            false => Err(Rejection::NoMatchingSignature),
+        }
     }
-}
-
-impl SignedHeaders {
-    /// As one family and nothing else, so that what was checked here is what is verified.
-    fn canonical(&self) -> Result<HeaderMap, Rejection> {
-        let [id, timestamp, signatures] = &FAMILIES[0];
-        let value = |text: &str| HeaderValue::from_str(text).map_err(|_| Rejection::MalformedHeader);
-        Ok(HeaderMap::from_iter([
-            (id.clone(), value(self.id.as_str())?),
-            (timestamp.clone(), HeaderValue::from(self.timestamp)),
-            (signatures.clone(), value(&self.signatures)?),
-        ]))
-    }
-}
-
-impl Key {
-    /// The same check over bytes that are not UTF-8. One HMAC, however long the list of signatures is.
-    fn signed_raw(&self, headers: &SignedHeaders, body: &[u8]) -> bool {
-        let mut mac = HMAC::new(&self.bytes);
-        mac.update(format!("{}.{}.", headers.id, headers.timestamp));
-        mac.update(body);
-        let expected = STANDARD.encode(mac.finalize());
-        let given = headers.signatures.split(' ').filter_map(|part| part.strip_prefix("v1,"));
-        given.filter(|given| same(given.as_bytes(), expected.as_bytes())).count() > 0
-    }
-}
-
-/// Whether two texts are the same, in a time that tells nothing but their lengths.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     /// Published with Svix's and Standard Webhooks' libraries: secret, id, seconds, body, signature.
@@ -541,6 +542,20 @@ mod tests {
             assert_eq!(verify(bad, body.clone()), Err(Rejection::NoMatchingSignature), "{bad}");
         }
         assert_eq!(verify(&good, Bytes::from_static(b"\xff")), Err(Rejection::NoMatchingSignature));
+    }
+
+    #[test]
+    fn what_is_signed_here_carries_the_published_signature_and_verifies() {
+        for (secret, id, at, body, signature) in PUBLISHED {
+            let key = Key::new(&Secret::new(secret)).unwrap();
+            let signed = key.headers(id, at, body.as_bytes());
+            assert_eq!(signed.clone().map(|(_, value)| value), [id, &at.to_string(), signature]);
+            for body in [body.as_bytes(), b"\xff"] {
+                let headers = key.headers(id, at, body).map(|(name, value)| (name, value.parse().unwrap()));
+                let body = Bytes::copy_from_slice(body);
+                verifier(&[secret]).verify(&HeaderMap::from_iter(headers), body, at * 1000).unwrap();
+            }
+        }
     }
 
     #[test]

@@ -1,0 +1,260 @@
+//! Owns a running process: opens the seams, starts what its roles run, and stops it in order: intake, drain, close.
+//! Never decides what a message means.
+//!
+//! Promises to end within `HEADCOUNT_DRAIN_LIMIT` of being asked to. A fifth of it, at most [`CLOSING`], is kept for
+//! closing the connections; the rest is for finishing what is in flight, and what is not finished by then comes back from
+//! the queue.
+//!
+//! What runs, by role, and when it ends:
+//!
+//! | task | runs where | at a stop |
+//! |---|---|---|
+//! | the operators' listener | every process | last |
+//! | upkeep: depths, troubles, recorders | every process | last |
+//! | counting dead letters | with a worker | last |
+//! | the ingress | with an ingress | finishes its requests |
+//! | the worker | with a worker | settles what it holds |
+//! | capture of dead letters, of rejected requests; retention | with a worker | finish their step |
+//! | replays through the API | with a worker | finish their step |
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tracing::{info, warn};
+
+use self::open::bind;
+pub use self::open::{
+    exposed, look_at_queue, look_at_store, open_queue, open_store, queue_failure, split_table, store_failure,
+};
+use crate::{
+    clerk::signature::Verifier,
+    config::Config,
+    failure::Failure,
+    ingress::{self, Ingress},
+    letters::{self, replay::Replayer},
+    ops::{self, Ops, api::replays::Operations},
+    queue::{PARTS, Queue},
+    secret::Secret,
+    stop::until,
+    store::{Batches, Store, letters::Letters},
+    telemetry::metrics,
+    worker,
+};
+
+mod open;
+mod work;
+
+/// What a process does.
+#[derive(Clone, Debug)]
+pub struct Roles {
+    /// Takes webhooks in, verified with these secrets.
+    pub ingress: Option<Vec<Secret>>,
+    /// Folds webhooks into users.
+    pub worker: bool,
+    /// Applies the migrations first.
+    pub migrate: bool,
+}
+
+/// Where a running process listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// The public listener.
+    pub ingress: Option<SocketAddr>,
+    /// The operators' listener.
+    pub ops: SocketAddr,
+}
+
+/// How often depths are read and recorders are tidied.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The longest that closing the connections may take.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Runs until `stop` turns true, then stops in order. `started` learns where the process listens.
+///
+/// # Errors
+/// The process cannot start as configured, or finds later that it cannot work so.
+pub async fn run(
+    config: &Config,
+    roles: Roles,
+    prometheus: PrometheusHandle,
+    started: impl FnOnce(Addresses),
+    stop: watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    let public = match &roles.ingress {
+        Some(secrets) => Some((bind("HEADCOUNT_LISTEN", config.listen)?, Verifier::new(secrets)?)),
+        None => None,
+    };
+    let ops_listener = bind("HEADCOUNT_OPS_LISTEN", config.ops_listen)?;
+    let addresses = Addresses {
+        ingress: public.as_ref().map(|(listener, _)| listener.local_addr().unwrap_or(config.listen)),
+        ops: ops_listener.local_addr().unwrap_or(config.ops_listen),
+    };
+    let queue = open_queue(config).await?;
+    let store = match roles.worker {
+        true => Some(open_store(config).await?),
+        false => None,
+    };
+    if let (true, Some(warning)) = (roles.worker, split_table(config)) {
+        warn!("{warning}");
+    }
+    if let Some(exposed) = exposed(config) {
+        warn!("{}; {}", exposed.message, exposed.hint);
+    }
+    let operations = store
+        .as_ref()
+        .map(|store| Arc::new(Operations::new(Replayer::new(letters(store), Arc::clone(&queue)))));
+    let (health, worker_health) = watch::channel(worker::Health::default());
+
+    // Ends after all else, so that operators see a stop to its end.
+    let (stop_ops, ops_stop) = watch::channel(false);
+    let mut beside = JoinSet::new();
+    let ops = Ops {
+        queue: Arc::clone(&queue),
+        store: store.clone().map(|store| store as Arc<dyn Batches>),
+        api: store.clone().zip(operations.clone()),
+        worker: roles.worker.then_some(worker_health),
+        metrics: prometheus.clone(),
+        token: config.ops_token.clone(),
+        bounds: Ops::bounds(),
+    };
+    beside.spawn(ops::serve(ops_listener, ops, ops_stop));
+    beside.spawn(upkeep(Arc::clone(&queue), prometheus));
+    if let Some(store) = &store {
+        beside.spawn(letters::count::run(Arc::clone(store) as _));
+    }
+
+    // Each ends by itself at a stop.
+    let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
+    if let Some((listener, verifier)) = public {
+        tasks.spawn(take_in(listener, ingress(config, &queue, verifier), stop.clone()));
+    }
+    if let Some(store) = &store {
+        let (queue, store) = (Arc::clone(&queue), Arc::clone(store));
+        tasks.spawn(work::run(config.clone(), roles.migrate, queue, store, health, stop.clone()));
+    }
+    if let Some(operations) = operations {
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            until(&stop, |stop| *stop).await;
+            operations.finish().await;
+            Ok(())
+        });
+    }
+    started(addresses);
+    let closing = CLOSING.min(config.drain_limit / 5);
+    let result = finish(config.drain_limit - closing, tasks, &stop).await;
+
+    stop_ops.send_replace(true);
+    close(closing, queue, store).await;
+    beside.shutdown().await;
+    result
+}
+
+fn ingress(config: &Config, queue: &Arc<dyn Queue>, verifier: Verifier) -> Ingress {
+    let mut ingress = Ingress::new(Arc::clone(queue), verifier, &config.webhook_path);
+    ingress.bounds.http.trusted_proxies = config.trusted_proxies.clone();
+    ingress
+}
+
+async fn take_in(
+    listener: TcpListener,
+    ingress: Ingress,
+    stop: watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    ingress::serve(listener, ingress, stop).await;
+    Ok(())
+}
+
+async fn upkeep(queue: Arc<dyn Queue>, prometheus: PrometheusHandle) {
+    let mut tick = tokio::time::interval(UPKEEP);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        prometheus.run_upkeep();
+        let troubles = queue.troubles();
+        for part in PARTS {
+            metrics::queue_trouble(part, troubles.iter().any(|trouble| trouble.part == part));
+        }
+        if let Ok(depths) = queue.depths().await {
+            for depth in depths {
+                metrics::queue_messages(&depth.queue, depth.messages);
+            }
+        }
+    }
+}
+
+/// Waits until every task has ended, until one has failed, or until the limit after a stop.
+async fn finish(
+    limit: Duration,
+    mut tasks: JoinSet<Result<(), Failure>>,
+    stop: &watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let deadline = async {
+        until(stop, |stop| *stop).await;
+        info!("stopping: no more intake, finishing what is in flight");
+        tokio::time::sleep(limit).await;
+    };
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            ended = tasks.join_next() => match ended {
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(failure))) => return Err(failure),
+                Some(Err(error)) => return Err(Failure::new(format!("a task failed: {error}"))),
+                None => return Ok(()),
+            },
+            () = &mut deadline => {
+                let limit = humantime::format_duration(limit);
+                warn!("not everything was finished within {limit}; what is left comes back from the queue");
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn close(limit: Duration, queue: Arc<dyn Queue>, store: Option<Arc<dyn Store>>) {
+    let store = async {
+        if let Some(store) = store {
+            store.close().await;
+        }
+    };
+    // Side by side, so that neither waits for the other where that does not answer. Nor does the process: everything that
+    // counts is durable.
+    let closing = async { tokio::join!(queue.close(), store) };
+    if tokio::time::timeout(limit, closing).await.is_err() {
+        warn!("the connections did not close in time");
+    }
+    info!("stopped");
+}
+
+/// Turns true at the first SIGTERM or SIGINT. A second one ends the process at once.
+///
+/// # Errors
+/// The system does not let us listen for signals.
+pub fn stop_signal() -> std::io::Result<watch::Receiver<bool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (stop, stopping) = watch::channel(false);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stop.send_replace(true) {
+                std::process::exit(1);
+            }
+        }
+    });
+    Ok(stopping)
+}
+
+/// A store, as its dead letters and rejected requests are reached.
+pub fn letters(store: &Arc<dyn Store>) -> Arc<dyn Letters> {
+    Arc::clone(store) as Arc<dyn Letters>
+}

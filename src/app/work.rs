@@ -1,0 +1,92 @@
+//! Owns the worker's role: brings the schema up or checks it, then runs the worker and what goes on beside it. Promises to
+//! wait for a database that is away, and to fail where waiting would not help.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    failure::Failure,
+    letters::capture,
+    pause::Pauses,
+    queue::Queue,
+    rejections, retention,
+    stop::until,
+    store::{Class, Store, StoreError},
+    telemetry::metrics,
+    time::{now, rfc3339},
+    worker,
+};
+
+/// Works until `stop` turns true.
+///
+/// # Errors
+/// The schema is not ours, the database refuses us, or the queue cannot be consumed as configured.
+pub(super) async fn run(
+    config: Config,
+    migrate: bool,
+    queue: Arc<dyn Queue>,
+    store: Arc<dyn Store>,
+    health: watch::Sender<worker::Health>,
+    stop: watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    if !prepare(store.as_ref(), migrate, &health, &stop).await? {
+        return Ok(());
+    }
+    let (captured, rejected, kept) = (Arc::clone(&store), Arc::clone(&store), Arc::clone(&store));
+    let worker = worker::run(Arc::clone(&queue), store, worker::Settings::new(&config), health, stop.clone());
+    let beside = async {
+        tokio::join!(
+            capture::run(Arc::clone(&queue), captured, stop.clone()),
+            rejections::run(Arc::clone(&queue), rejected, stop.clone()),
+            retention::run(kept, config.retention(), stop.clone()),
+        );
+        Ok(())
+    };
+    // The first that fails ends the others: a worker that can never consume is of no use.
+    tokio::try_join!(async { worker.await.map_err(Failure::from) }, beside)?;
+    Ok(())
+}
+
+/// Brings the schema up or checks it; waits for a database that is away. `false`: the stop came first.
+async fn prepare(
+    store: &dyn Store,
+    migrate: bool,
+    health: &watch::Sender<worker::Health>,
+    stop: &watch::Receiver<bool>,
+) -> Result<bool, Failure> {
+    let mut pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(5));
+    let since = rfc3339(now());
+    loop {
+        let prepared = if migrate {
+            store.migrate().await.map(|names| names.iter().for_each(|name| info!("applied migration {name}")))
+        } else {
+            store.check_for_work().await
+        };
+        let error = match prepared {
+            Ok(()) => {
+                health.send_replace(worker::Health::default());
+                metrics::paused(false);
+                return Ok(true);
+            }
+            Err(error) if is_hopeless(&error) => return Err(error.into()),
+            Err(error) => error,
+        };
+        metrics::paused(true);
+        let paused = Some(format!("since {since}: {error}"));
+        if health.send_if_modified(|health| std::mem::replace(&mut health.paused, paused).is_none()) {
+            warn!("waiting for the database: {error}");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pauses.next_pause()) => {}
+            () = until(stop, |stop| *stop) => return Ok(false),
+        }
+    }
+}
+
+/// Whether waiting would not help: the schema is not ours, or user, password or database are wrong (SQLSTATE class 28, 3D).
+fn is_hopeless(error: &StoreError) -> bool {
+    error.class == Class::Unusable || error.code.starts_with("28") || error.code.starts_with("3D")
+}
