@@ -17,7 +17,7 @@ use bytes::Bytes;
 use headcount::{
     letters::replay::Replayer,
     message::Rejected,
-    ops::{self, Ops, api, replays::Operations},
+    ops::{self, Ops, api, api::replays::Operations},
     queue::{Queue, QueueConfig},
     secret::Secret,
     store::{

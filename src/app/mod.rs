@@ -33,7 +33,7 @@ use crate::{
     failure::Failure,
     ingress::{self, Ingress},
     letters::{self, replay::Replayer},
-    ops::{self, Ops, replays::Operations},
+    ops::{self, Ops, api::replays::Operations},
     queue::{PARTS, Queue},
     secret::Secret,
     stop::until,

@@ -31,11 +31,9 @@ use crate::{
 
 pub mod api;
 mod health;
-pub mod replays;
 pub mod status;
 
-use api::problem::Problem;
-use replays::Operations;
+use api::{problem::Problem, replays::Operations};
 
 /// The operators' listener: what it needs to serve.
 pub struct Ops {

@@ -19,10 +19,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
-use super::{
-    StoreError,
-    columns::{ActionName, At, Body, Id, Many, OutcomeName, Small, StatusName, from_row},
-};
+use super::StoreError;
 use crate::{
     rules::Outcome,
     time::{Millis, rfc3339},
@@ -254,22 +251,6 @@ impl Letter {
     }
 }
 
-from_row!(Letter {
-    id: Id,
-    message_id: String,
-    round: Small,
-    event_type: String,
-    clerk_id: Option<String>,
-    reason: String,
-    detail: String,
-    attempts: Small,
-    first_seen: At,
-    died_at: At,
-    status: StatusName,
-    outcome: OutcomeName,
-    group = "grp": String,
-});
-
 /// A letter, whole.
 #[derive(Clone, Debug)]
 pub struct LetterDetail {
@@ -298,8 +279,6 @@ pub struct HistoryEntry {
     /// What was said about it; for a death its reason and detail.
     pub note: Option<String>,
 }
-
-from_row!(HistoryEntry { at: At, action: ActionName, round: Small, by: String, note: Option<String> });
 
 /// What is done to a letter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -374,8 +353,6 @@ pub struct Count {
     pub letters: u64,
 }
 
-from_row!(Count { event_type: String, reason: String, letters: Many });
-
 /// A claimed letter, to be published.
 #[derive(Clone, Debug)]
 pub struct Claimed {
@@ -392,15 +369,6 @@ pub struct Claimed {
     /// What to publish.
     pub body: Bytes,
 }
-
-from_row!(Claimed {
-    id: Id,
-    message_id: String,
-    round: Small,
-    event_type: String,
-    first_seen: At,
-    body: Body
-});
 
 /// A time as JSON: RFC 3339 in UTC.
 fn text<S: Serializer>(at: &Millis, serializer: S) -> Result<S::Ok, S::Error> {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     StoreError,
-    columns::{At, Body, Many, StatusName, from_row},
+    columns::{ActionName, At, Body, Id, Many, OutcomeName, Small, StatusName, from_row},
     filter::{Conditions, Dialect, Value},
     letters::{Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Page, Status, group_id},
     reference::EVENTS_MAX,
@@ -77,6 +77,35 @@ const ONE: &str = "SELECT id, message_id, round, event_type, clerk_id, reason, d
 /// The newest of what happened to a letter.
 const HISTORY: &str = "SELECT at, action, round, by, note FROM (SELECT * FROM dead_letter_history WHERE letter_id = $1 \
      ORDER BY n DESC LIMIT $2) AS newest ORDER BY n";
+
+from_row!(Letter {
+    id: Id,
+    message_id: String,
+    round: Small,
+    event_type: String,
+    clerk_id: Option<String>,
+    reason: String,
+    detail: String,
+    attempts: Small,
+    first_seen: At,
+    died_at: At,
+    status: StatusName,
+    outcome: OutcomeName,
+    group = "grp": String,
+});
+
+from_row!(HistoryEntry { at: At, action: ActionName, round: Small, by: String, note: Option<String> });
+
+from_row!(Count { event_type: String, reason: String, letters: Many });
+
+from_row!(Claimed {
+    id: Id,
+    message_id: String,
+    round: Small,
+    event_type: String,
+    first_seen: At,
+    body: Body
+});
 
 /// Answers [`Letters::groups`](super::letters::Letters::groups).
 pub(super) async fn groups(store: &impl Asked, filter: &Filter) -> Result<Vec<Group>, StoreError> {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     letters::{edit::EditError, replay::End, select::SelectError},
-    ops::{replays::Busy, status::StatusError},
+    ops::{api::replays::Busy, status::StatusError},
     queue::QueueError,
     store::StoreError,
     terminal::safe_json,
