@@ -1,7 +1,7 @@
 //! Owns the configuration: environment, then `headcount.toml`, then defaults, all in one table of [`SETTINGS`].
 //! Every wrong value is named with a hint. Never prints a secret.
 //!
-//! `raw` reads what is written and where, `names` tells what a mistyped name means.
+//! `raw` reads what is written and where, `settings` lists them and tells what a mistyped name means.
 
 use std::{
     net::SocketAddr,
@@ -22,7 +22,6 @@ use crate::{
     worker,
 };
 
-mod names;
 mod raw;
 mod settings;
 
@@ -431,7 +430,7 @@ mod tests {
             ("HEADCOUNT_ERASE", "1"),
             ("AMPQ_URL", "amqp://localhost"),
             ("DATABASE_URI", "postgres://localhost/app"),
-            // Somebody else's: ours is set.
+            // Other software's: ours is set.
             ("CLERK_WEBHOOK_SECRET", "hunter2"),
             ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
         ]);

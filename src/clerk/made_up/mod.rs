@@ -1,6 +1,6 @@
 //! Owns made-up events: what `send`, `doctor`, the demo and tests post in Clerk's place. Promises bodies shaped as Clerk's are
 //! (keys in alphabetical order, milliseconds, 2 to 3 kB a user) about people who do not exist, at addresses that
-//! nobody can have. Never reads a clock: the same call gives the same bytes.
+//! are reserved for examples. Never reads a clock: the same call gives the same bytes.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Person, message_id, user_id};
 use crate::time::Millis;
 
-/// The most accounts alive; beyond it nobody signs up.
+/// The most accounts alive at once; beyond them there are no sign-ups.
 const LIVE_MAX: usize = 2000;
 
 /// Departed accounts that may come back.
