@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Worker, batch::Progress, blame::Judgement, course::PAUSES, held::Held, verdict::Verdict};
 use crate::{
-    pause::Pauses,
+    pause::Recovery,
     queue::{QueueError, Source, Subscription},
     stop::until,
 };
@@ -65,7 +65,7 @@ impl Worker {
         &mut self,
         stop: &watch::Receiver<bool>,
     ) -> Result<Option<Begun>, QueueError> {
-        let mut pauses = Pauses::new(PAUSES.0, PAUSES.1);
+        let mut recovery = Recovery::new(PAUSES.0, PAUSES.1);
         let most = self.settling.count() + UNSETTLED;
         loop {
             // A frozen server does not answer at once, and nothing is in its hands that would be lost.
@@ -98,9 +98,8 @@ impl Worker {
                 },
             };
             self.health.paused(&why);
-            tokio::select! {
-                () = tokio::time::sleep(pauses.next_pause()) => {}
-                () = until(stop, |stop| *stop) => return Ok(None),
+            if recovery.pause(until(stop, |stop| *stop)).await {
+                return Ok(None);
             }
         }
     }

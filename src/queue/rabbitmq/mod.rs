@@ -13,23 +13,21 @@ use super::{
 };
 use crate::{message::Message, secret::Secret};
 
-mod acks;
-mod broker;
+mod connection;
 mod consumer;
-mod declare;
+mod death;
+mod deliveries;
 mod examine;
 mod greeting;
 mod keeper;
 mod lane;
-mod link;
 mod outstanding;
 mod publisher;
-mod samples;
 mod subscription;
 mod troubles;
 mod wire;
 
-use broker::Broker;
+use connection::Broker;
 use keeper::{Keeper, Observer};
 use lane::Route;
 use publisher::Publisher;

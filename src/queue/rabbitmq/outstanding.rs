@@ -1,6 +1,5 @@
-//! Owns which publishes of one channel wait for the broker's word, and what a confirm or a return means for whom.
-//! Promises that a returned message is never taken for a confirmed one, whichever confirm the return came with.
-//! No I/O and no clock.
+//! Owns which publishes of one channel wait for the broker's confirm, and which of them a confirm or a return concerns.
+//! Promises that a returned message is never taken for a confirmed one, whichever confirm the return came with. Pure.
 
 use std::{
     collections::{BTreeMap, HashMap},
