@@ -59,7 +59,7 @@ pub struct Death {
     pub reason: String,
     /// Of our burial; else what the broker did to it.
     pub detail: String,
-    /// By the clock of whoever buried it, or of this process.
+    /// By the clock of the process that buried it; of this process where the broker did.
     pub died_at: Millis,
     /// Every header, as text, bounded in number and length.
     pub headers: BTreeMap<String, String>,

@@ -11,7 +11,7 @@
 //! - A retry comes back after its delay and not before. A burial lands in the dead queue with its reason.
 //!   Both are durable before the delivery is settled.
 //! - A settlement never settles another delivery, whatever their order.
-//! - What is buried comes out of [`Source::Dead`] with its [`Death`], again and again until it is settled: nothing else
+//! - A buried message comes out of [`Source::Dead`] with its [`Death`], again and again until it is settled: nothing else
 //!   takes it away. An action means there what it means for events.
 //! - Samples come out of [`Source::Rejections`]: the newest thousand of those that were not lost.
 
@@ -66,8 +66,8 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// What does not work at present, by part; empty while all is well. Cheap: never asks the backend.
     fn troubles(&self) -> Vec<Trouble>;
 
-    /// Asks the backend what would not work for this user, and what is known to be wrong with its version, or reads the
-    /// file through to find damage: for `doctor`. Changes nothing; takes up to 30 s.
+    /// For `doctor`: asks a broker what this user may not do and whether its version has known faults, or reads the file
+    /// through to find damage. Changes nothing; takes up to 30 s.
     async fn examine(&self) -> Vec<Finding> {
         Vec::new()
     }
@@ -212,7 +212,7 @@ pub enum Action {
 /// The longest time that [`Queue::publish`] takes to say yes or no.
 pub const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 
-/// How many samples of rejected requests are kept for those who consume them.
+/// How many samples of rejected requests are kept until they are consumed.
 pub const SAMPLES_MAX: i64 = 1000;
 
 /// How many messages one queue holds.
@@ -260,7 +260,7 @@ impl QueueConfig {
 /// What a queue is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To publish or to consume: what is missing on a broker is declared.
+    /// To publish or to consume. On a broker, missing queues are declared.
     Work,
     /// Only to look: nothing is made on a broker.
     Look,
@@ -277,7 +277,7 @@ pub async fn open(config: &QueueConfig) -> Result<std::sync::Arc<dyn Queue>, Que
 /// Opens the queue for this purpose.
 ///
 /// # Errors
-/// Those of [`open`]; of those who only look, also where the broker has no such queues.
+/// Those of [`open`]; for [`Purpose::Look`], also where the broker has no such queues.
 pub async fn open_to(
     purpose: Purpose,
     config: &QueueConfig,
@@ -323,7 +323,7 @@ pub enum QueueError {
 }
 
 impl QueueError {
-    /// What is wrong, for a sentence that says by itself what does not work.
+    /// What is wrong, without "the queue is not available": for a sentence that names the part which does not work.
     pub fn reason(&self) -> &str {
         match self {
             Self::Unavailable(why) | Self::Blocked(why) | Self::File(why) => why,

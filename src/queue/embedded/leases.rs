@@ -35,7 +35,7 @@ pub(super) async fn prolong(
     Ok(ids)
 }
 
-/// Registers a consumer: whom leases belong to.
+/// Registers a consumer. Leases belong to consumers.
 async fn register(db: &mut SqliteConnection, source: Source, alive_until: Millis) -> Result<i64> {
     sqlx::query("INSERT INTO consumers (queue, alive_until) VALUES (?1, ?2) RETURNING id")
         .bind(source.queue())
@@ -80,7 +80,7 @@ pub(super) async fn mend_times(
         .bind(alive_until)
         .execute(&mut *db)
         .await?;
-    // What is leased may come back, and was due already.
+    // A leased message may come back, and was due already.
     sqlx::query("UPDATE messages SET available_at = ?1 WHERE lease_owner IS NOT NULL AND available_at > ?1")
         .bind(now)
         .execute(&mut *db)
@@ -108,7 +108,7 @@ pub(super) async fn unregister(db: &mut SqliteConnection, consumer: i64) -> Resu
     sqlx::query("DELETE FROM consumers WHERE id = ?1").bind(consumer).execute(db).await.map(drop)
 }
 
-/// Makes available again what nobody has seen: as if it had not been delivered.
+/// Makes available again what was leased and never handed out, as if it had not been delivered.
 pub(super) async fn give_back(db: &mut SqliteConnection, receipts: &[Receipt]) -> Result<()> {
     if receipts.is_empty() {
         return Ok(());
@@ -232,7 +232,7 @@ pub(super) async fn lease(
     Ok(leased)
 }
 
-/// When something that nobody holds can next be leased from any of these queues; 0 where it waits for no time.
+/// When a message can next be leased from any of these queues; 0 where one can be leased at any time.
 pub(super) async fn next_due(db: &mut SqliteConnection, sources: &[Source]) -> Result<Option<Millis>> {
     let mut next: Option<Millis> = None;
     for source in sources {

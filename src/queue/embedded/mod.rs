@@ -170,7 +170,7 @@ impl Queue for EmbeddedQueue {
     async fn depths(&self) -> Result<Vec<Depth>, QueueError> {
         self.file.check().map_err(|trouble| unusable(&trouble))?;
         let (file, ladder) = (self.file.clone(), self.ladder.clone());
-        // A task of its own: a caller who gives up must not leave a statement behind half done.
+        // In a task of its own: a caller who gives up must not leave a statement half done.
         let counting = tokio::spawn(async move {
             let mut connection = file::open(file.real(), file::BUSY_PATIENCE).await?;
             let depths = rows::depths(&mut connection, &ladder, crate::time::now()).await?;

@@ -1,4 +1,4 @@
-//! Owns a consumer's book: what was leased to it and not yet handed out, and what is in its hands. The writer fills
+//! Owns a consumer's book: the messages that are leased to it, handed out or not yet. The writer fills
 //! it, the subscription empties it. Never touches SQL.
 
 use std::{
@@ -87,7 +87,7 @@ impl Consumer {
         Vec::new()
     }
 
-    /// Strikes what has been settled.
+    /// Strikes settled messages.
     pub(super) fn strike<'a>(&self, receipts: impl Iterator<Item = &'a Receipt>) {
         let mut book = self.book();
         for receipt in receipts {
@@ -155,7 +155,7 @@ pub(super) struct EmbeddedSubscription {
 impl Subscription for EmbeddedSubscription {
     async fn next(&self) -> Option<Delivery> {
         loop {
-            // Listening before looking: what is put up in between still wakes.
+            // Listen before looking, so that a delivery which is put up in between still wakes this call.
             let changed = self.consumer.changed.notified();
             match self.consumer.take() {
                 Ok(Some(delivery)) => return Some(delivery),

@@ -48,7 +48,7 @@ struct Effects {
     registered: Vec<(usize, i64)>,
     /// Leases, by index of the member.
     leased: Vec<(usize, Leased)>,
-    /// When the next event that nobody holds can be leased.
+    /// When the next waiting event can be leased.
     next_due: Option<Millis>,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct Writer {
     wake_at: Instant,
     renew_at: Instant,
     pulse: Pulse,
-    /// The least that the wall clock shows if nobody set it back; at first that is not known.
+    /// The least that the wall clock shows unless it was set back. At first that is not known.
     clock: Millis,
     /// Something is known to be waiting: no need to look first.
     eager: bool,
@@ -105,7 +105,8 @@ impl Writer {
         }
     }
 
-    /// Works until the queue is closed or dropped. Returns whom to tell once the file is no longer in use.
+    /// Works until the queue is closed or dropped. Returns the closing caller, if there is one, to be answered once
+    /// the file is no longer in use.
     pub(super) async fn run(mut self) -> Option<oneshot::Sender<()>> {
         while let Some(asked) = self.wait().await {
             if !asked && !self.worthwhile().await {
@@ -389,7 +390,7 @@ impl Writer {
 fn wake_at(now: Instant, at: Millis, poll: Duration, due: Option<Millis>) -> Instant {
     let wait = due.map_or(poll, |due| {
         let until = u64::try_from(due - at).map_or(Duration::ZERO, Duration::from_millis);
-        // What is due already and was not leased waits for room, which a request will bring.
+        // A message that is due and was not leased waits for room at a consumer, and a request tells of that.
         if until.is_zero() { poll } else { until.min(poll) }
     });
     now + wait

@@ -89,7 +89,7 @@ impl Broker {
         .await
     }
 
-    /// What is asked of the broker, within the time that connecting and declaring may take.
+    /// Bounds what is asked of the broker by the time that connecting and declaring may take.
     pub(super) async fn within<T>(
         &self,
         asked: impl Future<Output = Result<T, QueueError>>,

@@ -1,5 +1,5 @@
-//! Owns the deliveries of a subscription's connection: those that nobody has asked for yet, those that are not acked, and
-//! with which acks settled ones are told to the broker. A connection's life is a generation.
+//! Owns the deliveries of a subscription's connection: those that wait for a call of `next`, those that are not acked, and
+//! the acks that tell the broker of settled ones. A connection's life is a generation.
 //! Promises never to hand over or ack a delivery of an earlier generation, which the broker has taken back; and that a
 //! multiple-ack never passes the lowest unsettled tag. Never connects.
 
@@ -49,7 +49,7 @@ struct Life {
     unsettled: Unsettled,
 }
 
-/// Deliveries that nobody has asked for yet: at most the prefetch.
+/// Deliveries that wait for a call of `next`: at most the prefetch.
 #[derive(Default)]
 struct Waiting {
     deliveries: VecDeque<Delivery>,
@@ -99,7 +99,7 @@ impl Deliveries {
         self.arrived.notify_waiters();
     }
 
-    /// The broker sends no more: what has arrived is all there is.
+    /// The broker sends no more, and all that it sent has arrived.
     pub(super) fn no_more(&self) {
         self.waiting().over = true;
         self.arrived.notify_waiters();

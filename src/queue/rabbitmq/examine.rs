@@ -14,7 +14,7 @@ use super::{
 };
 use crate::queue::{Finding, QueueError, Source};
 
-/// What would not work, and what is known to be wrong with the broker's version. Nothing of one that does not answer.
+/// What would not work for this user, and the known faults of the broker's version. Finds nothing where it does not answer.
 pub(super) async fn examine(broker: &Broker) -> Vec<Finding> {
     if broker.is_silent() {
         return Vec::new();
@@ -101,7 +101,7 @@ async fn may_consume(channel: &Channel, queue: &str) -> Option<String> {
 }
 
 fn refusal(error: lapin::Error) -> Option<String> {
-    // What is missing is told by itself.
+    // `compare` tells what is missing.
     (!matches!(code(&error), Some(404 | 406))).then(|| text(&error))
 }
 

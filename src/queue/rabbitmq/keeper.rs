@@ -1,6 +1,6 @@
 //! Owns the topology on a broker. A process that works declares what is missing when it connects, looks after the topology
-//! now and then, and at once where there is evidence that a queue or a binding is gone. One that only looks is told what is
-//! missing. Depths are looked at over the same connection.
+//! now and then, and at once where there is evidence that a queue or a binding is gone. A process that only looks is told
+//! what is missing. Depths are looked at over the same connection.
 //! Promises that looking makes nothing, that a queue that was deleted stays away for a moment, and that declaring has a
 //! bounded rate.
 
@@ -171,8 +171,8 @@ impl Observer {
 }
 
 impl Broker {
-    /// For those who work, the topology is there afterwards; names the queues whose bindings this user may not make:
-    /// whether they are there cannot be asked. For those who look, an error tells where there is nothing of it.
+    /// For [`Purpose::Work`], the topology is there afterwards. Returns the queues whose bindings this user may not make:
+    /// whether those are there cannot be asked. For [`Purpose::Look`], it is an error where nothing of it is there.
     pub(super) async fn ensure(&self, connection: &Connection) -> Result<Vec<String>, QueueError> {
         let channel = self.channel(connection).await?;
         let (channel, unbound) = match self.purpose {
@@ -180,22 +180,22 @@ impl Broker {
                 let channel = self.declare(channel, connection, |_| true).await?;
                 self.bind(channel, connection).await?
             }
-            // What is left can be looked at.
+            // The part that is there can be looked at.
             Purpose::Look => (self.look(channel, connection).await?.0, Vec::new()),
         };
         channel.close(200, "declared".into()).await.map_err(|error| self.explain(&error))?;
         Ok(unbound)
     }
 
-    /// Whether what is there is as it has to be. Only the declaration of what exists makes the broker compare arguments
-    /// and makes nothing, so it is looked at first.
+    /// Whether everything is there with the right arguments. Only a declaration makes the broker compare arguments, and
+    /// only one of what exists makes nothing: so what exists is looked at first.
     pub(super) async fn compare(&self, connection: &Connection) -> Result<(), QueueError> {
         let channel = self.whole(self.channel(connection).await?, connection).await?;
         self.declare(channel, connection, |exchange| !exchange.optional).await?;
         Ok(())
     }
 
-    /// An error that tells what is missing, where something is.
+    /// Looks, and fails where anything is missing that is not optional.
     async fn whole(&self, channel: Channel, connection: &Connection) -> Result<Channel, QueueError> {
         let (channel, missing) = self.look(channel, connection).await?;
         match missing.is_empty() {
@@ -209,7 +209,7 @@ impl Broker {
         }
     }
 
-    /// What is missing of what nobody can do without. An error where all of it is.
+    /// Returns what is missing and not optional. It is an error where all of it is.
     async fn look(
         &self,
         mut channel: Channel,

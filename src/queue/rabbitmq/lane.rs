@@ -44,7 +44,7 @@ const WINDOW_BYTES: usize = 64 * 1024 * 1024;
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// A confirm that is missing for so long, while others come, will not come.
 const LOST_LIMIT: Duration = Duration::from_secs(10);
-/// A lane that has been open for so long without a failure is well, even if nobody published.
+/// A lane that has been open for so long without a failure is well, even if nothing was published.
 const WELL_AFTER: Duration = Duration::from_secs(30);
 
 /// Why publishing is refused at once, if it is.

@@ -64,7 +64,7 @@ impl RabbitQueue {
     /// The same for this purpose.
     ///
     /// # Errors
-    /// Those of [`open`](Self::open); of those who only look, also where the topology is not there.
+    /// Those of [`open`](Self::open); for [`Purpose::Look`], also where the topology is not there.
     pub async fn open_to(
         purpose: Purpose,
         url: &Secret,

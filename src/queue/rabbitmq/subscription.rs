@@ -1,5 +1,5 @@
-//! Owns a subscription: what is wished of its consumer, and settling. `consumer` keeps the connection, `deliveries` what has
-//! come over it. Promises that a retry or a burial is confirmed before its delivery is acked, and that settling goes on
+//! Owns a subscription: what its consumer is asked to do, and settling. `consumer` keeps the connection, `deliveries` the
+//! messages that came over it. Promises that a retry or a burial is confirmed before its delivery is acked, and that settling goes on
 //! when its caller does not wait for it.
 
 use std::{
@@ -37,7 +37,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub(super) enum Wish {
     Consume,
-    /// Take no more; what is here can still be settled.
+    /// Take no more. What was delivered can still be settled.
     Cancel,
     /// Let go of everything.
     Close,
@@ -117,7 +117,7 @@ impl Subscription for RabbitSubscription {
 
     async fn settle(&self, settlements: Vec<Settlement>) {
         let shared = Arc::clone(&self.shared);
-        // In a task of its own: a caller who goes must not leave deliveries unsettled that nobody holds any more.
+        // In a task of its own: a caller who gives up would leave deliveries that no one can settle any more.
         let _ = tokio::spawn(async move { shared.settle(settlements).await }).await;
     }
 
