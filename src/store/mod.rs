@@ -61,9 +61,6 @@ pub trait Batches: Send + Sync + fmt::Debug {
 
     /// Whether the database answers and takes our writes, within a few seconds: writes a row of ours, has the database
     /// check all that [`apply`](Self::apply) would run, and leaves nothing behind.
-    ///
-    /// # Errors
-    /// [`StoreError`] says why not.
     async fn ready(&self) -> Result<(), StoreError>;
 }
 
@@ -71,22 +68,13 @@ pub trait Batches: Send + Sync + fmt::Debug {
 #[async_trait]
 pub trait Users: Send + Sync {
     /// One page of users, newest first.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError>;
 
     /// One user and what happened to it, by our id, a Clerk id (also a former one) or an e-mail address;
     /// `None` where there is none.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError>;
 
     /// Counts for `status`.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn totals(&self) -> Result<Totals, StoreError>;
 }
 
@@ -120,16 +108,10 @@ pub trait Schema: Send + Sync {
 pub trait Diagnosis: Send + Sync {
     /// Folds and saves a batch as [`Batches::apply`] does, and takes all of it back: what an application's triggers,
     /// policies and constraints say to it.
-    ///
-    /// # Errors
-    /// What the database says to the batch.
     async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError>;
 
     /// Roles that anybody on the internet can have where the schema is served as an API, and that may read our tables.
     /// None where the database has no roles.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn strangers(&self) -> Result<Vec<Stranger>, StoreError>;
 
     /// Reads the database through, for so long, where it is a file of ours; `None` where it is a server's.
@@ -180,56 +162,41 @@ pub struct UserQuery {
 
 /// A row of `users`, for people. Times are RFC 3339 in UTC.
 #[derive(Clone, Debug, Serialize, PartialEq)]
+#[allow(missing_docs)] // Each field is the column of its name.
 pub struct User {
-    /// Ours.
+    /// Ours, stable over relinks.
     pub id: Uuid,
-    /// Clerk's.
     pub clerk_id: String,
-    /// Shown address.
+    /// The claim, where this row is the best claimant of the address.
     pub email: Option<String>,
-    /// Claimed address.
+    /// The address that Clerk last gave the account: its claim.
     pub clerk_email: Option<String>,
-    /// Of the claim.
     pub email_verified: bool,
-    /// Primary phone number.
     pub phone: Option<String>,
-    /// User name.
     pub username: Option<String>,
-    /// Given name.
     pub first_name: Option<String>,
-    /// Family name.
     pub last_name: Option<String>,
-    /// Avatar.
     pub image_url: Option<String>,
-    /// The application's id.
     pub external_id: Option<String>,
-    /// JSON.
     pub public_metadata: Option<serde_json::Value>,
-    /// JSON.
     pub private_metadata: Option<serde_json::Value>,
-    /// JSON.
     pub unsafe_metadata: Option<serde_json::Value>,
-    /// Banned.
     pub banned: Option<bool>,
-    /// Locked.
     pub locked: Option<bool>,
     /// The application's.
     pub subscription_tier: String,
     /// The application's.
     pub credits_balance: i64,
-    /// Last sign-in.
     pub last_sign_in_at: Option<String>,
-    /// Clerk's.
     pub clerk_created_at: Option<String>,
-    /// Clerk's.
     pub clerk_updated_at: Option<String>,
-    /// Version of the mirror, milliseconds.
+    /// Of the mirror, milliseconds: see [`crate::rules::users::Version`].
     pub version: Millis,
-    /// Deletion, by Clerk's clock.
+    /// By Clerk's clock.
     pub deleted_at: Option<String>,
-    /// Row made, by the database's clock.
+    /// When the row was made, by the database's clock.
     pub created_at: String,
-    /// Row changed, by the database's clock.
+    /// When the row was changed, by the database's clock.
     pub updated_at: String,
 }
 

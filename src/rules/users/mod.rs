@@ -65,16 +65,12 @@ impl Claim {
 
 /// Every mirrored column but the claim and the version. `None` is SQL null.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // Each field is the column of its name.
 pub struct Profile {
-    /// The primary phone number.
     pub phone: Option<String>,
-    /// Clerk's user name.
     pub username: Option<String>,
-    /// Given name.
     pub first_name: Option<String>,
-    /// Family name.
     pub last_name: Option<String>,
-    /// Avatar.
     pub image_url: Option<String>,
     /// The application's own id of the user, as Clerk holds it.
     pub external_id: Option<String>,
@@ -84,11 +80,9 @@ pub struct Profile {
     pub private_metadata: Option<String>,
     /// JSON text; written by the user's browser, so never to be trusted.
     pub unsafe_metadata: Option<String>,
-    /// Banned from signing in.
     pub banned: Option<bool>,
     /// Locked after failed sign-ins.
     pub locked: Option<bool>,
-    /// Last sign-in.
     pub last_sign_in_at: Option<Millis>,
     /// `data.created_at`.
     pub created_at: Option<Millis>,
