@@ -1,5 +1,5 @@
-//! Owns the way of the dead from the queue into the table. Reading one is pure and never fails on content; the body is
-//! taken as it is. Promises that a letter is settled only after it is committed.
+//! Owns how a dead message becomes a letter in the table. Reading a message is pure and cannot fail on content; the body
+//! is taken as it is. Promises that a delivery is settled only after its letter is committed.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -23,15 +23,15 @@ use crate::{
     time::{Millis, now},
 };
 
-/// The longest reason, in bytes.
+/// The longest reason that is kept, in bytes.
 const REASON_MAX: usize = 64;
-/// Headers kept at most, ...
+/// The most headers that are kept.
 const HEADERS_MAX: usize = 64;
-/// ... and the longest name and value of one, in bytes.
+/// The longest name and the longest value of a header, in bytes.
 const HEADER_MAX: usize = 1024;
-/// More rounds or attempts than these were not counted by us.
+/// The most rounds and attempts. A higher number was written by another hand.
 const COUNT_MAX: u32 = 1_000_000;
-/// The end of the year 9999: a database's last day.
+/// The end of the year 9999, the last day that both databases hold.
 const TIME_MAX: Millis = 253_402_300_799_999;
 
 /// Moves the dead queue into the table until `stop` turns true.
@@ -60,7 +60,7 @@ impl Sink for Capture {
     async fn take(&self, dead: &[Dead]) -> Result<(), StoreError> {
         let letters: Vec<Captured> = dead.iter().map(|dead| dead.letter.clone()).collect();
         let new = self.0.capture(&letters).await?;
-        // After the commit, and only what is new: a letter that comes again was counted before.
+        // After the commit, and only deaths that are new: one that is delivered again was counted before.
         for dead in dead.iter().filter(|dead| !dead.counted && new.contains(&dead.letter.message_id)) {
             let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == dead.letter.reason);
             metrics::given_up(reason.unwrap_or(Reason::Unroutable).as_str());
@@ -69,14 +69,15 @@ impl Sink for Capture {
     }
 }
 
-/// A letter to be captured, and whether its death was counted where it happened.
+/// A letter to be captured.
 #[derive(Clone)]
 struct Dead {
     letter: Captured,
+    /// The process that buried the message has counted the death.
     counted: bool,
 }
 
-/// What a dead message is in the table.
+/// What a dead message is as a letter.
 pub fn captured(delivery: &Delivery) -> Captured {
     let (message, death) = (&delivery.message, delivery.death.as_deref());
     let reason = death.map_or(Reason::Unroutable.as_str(), |death| death.reason.as_str());
@@ -107,7 +108,7 @@ pub fn captured(delivery: &Delivery) -> Captured {
     }
 }
 
-/// A time that every database takes.
+/// The time, or now where no database holds it.
 fn plausible(time: Millis) -> Millis {
     if (0..=TIME_MAX).contains(&time) { time } else { now() }
 }
