@@ -16,19 +16,13 @@ use crate::{
     queue::{DETAIL_MAX, Delivery, Queue, Reason, Source},
     store::{
         StoreError,
-        letters::{Captured, Letters},
+        letters::{Captured, HEADER_NAME_MAX, HEADER_VALUE_MAX, HEADERS_MAX, Letters, REASON_MAX},
     },
     telemetry::metrics,
     text::clean,
     time::{Millis, now},
 };
 
-/// The longest reason that is kept, in bytes.
-const REASON_MAX: usize = 64;
-/// The most headers that are kept.
-const HEADERS_MAX: usize = 64;
-/// The longest name and the longest value of a header, in bytes.
-const HEADER_MAX: usize = 1024;
 /// The most rounds and attempts. A higher number was written by another hand.
 const COUNT_MAX: u32 = 1_000_000;
 /// The end of the year 9999, the last day that both databases hold.
@@ -90,7 +84,7 @@ pub fn captured(delivery: &Delivery) -> Captured {
     let headers = death.map(|death| &death.headers).into_iter().flatten();
     let headers = headers
         .take(HEADERS_MAX)
-        .map(|(name, value)| (clean(name, HEADER_MAX), clean(value, HEADER_MAX)))
+        .map(|(name, value)| (clean(name, HEADER_NAME_MAX), clean(value, HEADER_VALUE_MAX)))
         .collect();
     Captured {
         message_id: message.id.as_str().to_owned(),
@@ -215,11 +209,11 @@ mod tests {
         dead.message.event_type = "\0".repeat(9999);
         let letter = captured(&dead);
         assert!(letter.reason.len() <= REASON_MAX && letter.detail.len() <= DETAIL_MAX);
-        assert!(letter.group.len() <= super::super::GROUP_MAX);
+        assert!(letter.group.len() <= crate::store::letters::GROUP_MAX);
         assert!(letter.headers.len() <= HEADERS_MAX);
         let texts = letter.headers.iter().flat_map(|(name, value)| [name, value]);
         for text in texts.chain([&letter.reason, &letter.detail, &letter.group, &letter.event_type]) {
-            assert!(text.len() <= HEADER_MAX && !text.chars().any(char::is_control), "{text:?}");
+            assert!(text.len() <= HEADER_VALUE_MAX && !text.chars().any(char::is_control), "{text:?}");
         }
         assert!(letter.round <= COUNT_MAX && letter.attempts <= COUNT_MAX);
         assert!((0..=TIME_MAX).contains(&letter.first_seen) && (0..=TIME_MAX).contains(&letter.died_at));

@@ -3,10 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::text::clean;
-
-/// The longest group key, in bytes.
-pub const GROUP_MAX: usize = 200;
+use crate::{store::letters::GROUP_MAX, text::clean};
 
 /// A word with a digit in it that is at least this long, in bytes, is an id and not a name with a number.
 const ID_LENGTH: usize = 12;

@@ -16,4 +16,4 @@ pub mod outcomes;
 pub mod replay;
 pub mod select;
 
-pub use group::{GROUP_MAX, group};
+pub use group::group;
