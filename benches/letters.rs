@@ -10,7 +10,10 @@ use std::{
 };
 
 use headcount::{
-    rules::users::{Change, Event, OnDelete, Policy, Relink},
+    rules::{
+        Change, Event,
+        users::{OnDelete, Policy, Relink},
+    },
     secret::Secret,
     store::{
         self, Backend, Incoming, Store, StoreConfig,

@@ -18,7 +18,7 @@ pub const MESSAGE_ID_MAX: usize = 255;
 pub const EVENT_TYPE_MAX: usize = 128;
 
 /// The type of the webhook that `doctor` asks an ingress with. It is signed like any other and answered as any other would
-/// be now, but never published, counted or kept: people are alerted by what is.
+/// be now, but never published, counted or kept, because those alert people.
 pub const PROBE: &str = "headcount.doctor";
 
 /// The id that the sender gave the webhook (`svix-id`): the same over the sender's retries and replays.

@@ -18,7 +18,10 @@ use std::{collections::BTreeSet, sync::Arc};
 use headcount::{
     clerk::{self, made_up::Person},
     message::MessageId,
-    rules::users::{Event, OnDelete, Outcome, Policy, Relink},
+    rules::{
+        Event, Outcome,
+        users::{OnDelete, Policy, Relink},
+    },
     store::{
         Incoming, Store,
         letters::{Actor, Captured, Filter, Status},

@@ -17,7 +17,7 @@ use fake_queue::{FakeQueue, Mode};
 use headcount::{
     ops::{self, Ops},
     queue::Queue,
-    rules::users::Outcome,
+    rules::Outcome,
     secret::Secret,
     store::{Batches, Class, Incoming, StoreError},
 };

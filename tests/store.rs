@@ -17,10 +17,9 @@ mod contended;
 use std::sync::Arc;
 
 use headcount::{
-    rules::users::{
-        OnDelete,
+    rules::{
         Outcome::{self, *},
-        Policy, Relink,
+        users::{OnDelete, Policy, Relink},
     },
     secret::Secret,
     store::{self, Backend, Class, Store, StoreConfig, StoreError, UserQuery, sqlite::SqliteStore},

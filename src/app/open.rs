@@ -52,7 +52,7 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
 /// # Errors
 /// There is none yet, or it can never work as configured.
 pub async fn look_at_queue(config: &Config) -> Result<Arc<dyn Queue>, Failure> {
-    // Beside a store that is there, a queue that nobody has used is an empty one.
+    // Beside a store that exists, an unused queue counts as an empty one.
     let store = config.store().backend;
     if store.file().is_none_or(datafile::is_unused) {
         refuse_unused(config.queue().file().as_deref(), "HEADCOUNT_DATA_DIR")?;
@@ -90,7 +90,7 @@ pub fn exposed(config: &Config) -> Option<Exposed> {
     datafile::exposed(&config.data_dir, &names, store.filter(|_| config.database_url.is_some()))
 }
 
-/// What is wrong with a queue for many hosts before a table on one.
+/// The warning where a queue for several hosts feeds a table on one.
 pub fn split_table(config: &Config) -> Option<&'static str> {
     (config.queue().is_shared() && config.store().is_local()).then_some(
         "RabbitMQ with a SQLite store: workers on more than one host would each keep a part of the users; set DATABASE_URL to PostgreSQL for that",

@@ -36,7 +36,7 @@ pub(super) async fn run(
         return Ok(());
     }
     let (captured, rejected, kept) = (Arc::clone(&store), Arc::clone(&store), Arc::clone(&store));
-    let worker = worker::run(Arc::clone(&queue), store, worker::Settings::new(&config), health, stop.clone());
+    let worker = worker::run(Arc::clone(&queue), store, config.worker(), health, stop.clone());
     let beside = async {
         tokio::join!(
             capture::run(Arc::clone(&queue), captured, stop.clone()),

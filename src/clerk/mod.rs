@@ -14,7 +14,7 @@ pub use self::field::PayloadError;
 use self::field::{Field, Raw};
 use crate::{
     message::{EVENT_TYPE_MAX, MessageId},
-    rules::users::{Change, UpsertKind},
+    rules::{Change, users::UpsertKind},
     text::clean,
     time::Millis,
 };

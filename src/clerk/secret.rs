@@ -71,7 +71,7 @@ pub fn list(list: &str) -> Result<Vec<Secret>, WrongSecret> {
     parts.iter().enumerate().map(check).collect()
 }
 
-/// What is wrong with a text as a secret, and what to do.
+/// Why a text is no secret, and what to do.
 fn problem(text: &str) -> Option<(&'static str, &'static str)> {
     const COPY: &str = "copy it whole from the endpoint's page in the Clerk dashboard; it starts with whsec_, several are separated by commas";
     if text.starts_with(['"', '\'', '`']) || text.ends_with(['"', '\'', '`']) {
@@ -106,7 +106,7 @@ fn problem(text: &str) -> Option<(&'static str, &'static str)> {
     }
 }
 
-/// A new one that nobody knows.
+/// A new secret.
 pub fn random() -> Secret {
     Secret::new(format!("{PREFIX}{}", STANDARD.encode(rand::random::<[u8; 32]>())))
 }

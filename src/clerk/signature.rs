@@ -135,7 +135,7 @@ impl Rejection {
         }
     }
 
-    /// For the sender, and for people who look for what is wrong.
+    /// For the sender, and for people who look for the cause.
     pub fn message(self) -> &'static str {
         match self {
             Self::MissingHeader => {

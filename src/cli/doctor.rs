@@ -29,7 +29,7 @@ use crate::{
     ops::status,
     queue::{Depth, Source},
     rejections::{SAMPLES, explain},
-    rules::users::Event,
+    rules::Event,
     store::{
         Class, Incoming, Store, StoreError, Stranger,
         letters::{Filter, Status},
@@ -285,7 +285,7 @@ async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
     Ok(checks)
 }
 
-/// Nobody's news: saved and rolled back.
+/// An event about no real user: saved and rolled back.
 fn made_up_user() -> Result<Incoming, StoreError> {
     let fresh_row = uuid::Uuid::now_v7();
     let person = Person::of(format!("user_doctor{}", fresh_row.simple()), now());

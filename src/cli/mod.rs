@@ -1,5 +1,5 @@
 //! Owns the command line: every command's name, arguments and help, and one file per command that has grown beyond a few
-//! lines. Promises data on stdout, everything else on stderr, and the exit codes of [`Exit`]. A secret is never an
+//! lines. Promises data on stdout, everything else on stderr, and the exit codes of [`crate::failure::Exit`]. A secret is never an
 //! argument: others can read those in the list of processes.
 
 use std::path::PathBuf;
@@ -23,8 +23,6 @@ mod table;
 pub mod users;
 #[cfg(test)]
 mod testing;
-
-pub use crate::failure::Exit;
 
 /// Keeps an application's users table in step with Clerk.
 ///
@@ -132,7 +130,7 @@ pub struct UserList {
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub limit: u32,
 
-    /// Go on after this user, the last of the page before (its id is in the first column)
+    /// Continue after this user: the last of the previous page (its id is in the first column)
     #[arg(long, value_name = "ID")]
     pub after: Option<Uuid>,
 
@@ -175,7 +173,7 @@ pub struct RejectionList {
 /// This process's arguments. Asking for help, or wrong arguments, end it here.
 pub fn parse() -> Cli {
     Cli::try_parse().unwrap_or_else(|error| {
-        // Once more, with arguments that can be quoted: what is wrong with them stays the same.
+        // Once more, with arguments that are safe to show in the error, which stays the same.
         let quotable = std::env::args_os().map(|word| terminal::safe(&word.to_string_lossy()).into_owned());
         Cli::try_parse_from(quotable).err().unwrap_or(error).exit()
     })
@@ -186,6 +184,7 @@ mod tests {
     use clap::{CommandFactory, error::ErrorKind};
 
     use super::*;
+    use crate::failure::Exit;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split_whitespace())

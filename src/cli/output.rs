@@ -1,4 +1,5 @@
-//! Owns what commands print: data on stdout, remarks on stderr. Promises that a reader who goes away early is no error, and that no text from outside steers the terminal or forges a line: whatever is printed for
+//! Owns what commands print: data on stdout, remarks on stderr. Promises that a reader who goes away early is no error,
+//! and that no text from outside steers the terminal or forges a line: text printed for
 //! people goes through [`terminal::safe`] here, and JSON through [`terminal::safe_json`].
 
 use std::{

@@ -13,7 +13,7 @@ const WIDEST: usize = 60;
 /// Between columns.
 const GAP: &str = "  ";
 
-/// Lays rows out for a terminal of `columns`, or for whoever reads a pipe.
+/// Lays rows out for a terminal of `columns`, or for a pipe.
 pub(super) fn table(header: &[&str], rows: &[Vec<String>], columns: Option<usize>) -> String {
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| safe(cell).into_owned()).collect()).collect();

@@ -1,7 +1,7 @@
 //! Owns the configuration: environment, then `headcount.toml`, then defaults, all in one table of [`SETTINGS`].
 //! Every wrong value is named with a hint. Never prints a secret.
 //!
-//! `raw` reads what is written and where, `names` tells what a mistyped name means.
+//! `raw` reads what is written and where, `settings` lists them and tells what a mistyped name means.
 
 use std::{
     net::SocketAddr,
@@ -19,9 +19,9 @@ use crate::{
     secret::Secret,
     store::{Backend, StoreConfig, housekeeping::Retention},
     telemetry::logs::LogFormat,
+    worker,
 };
 
-mod names;
 mod raw;
 mod settings;
 
@@ -295,7 +295,19 @@ impl Config {
             policy: Policy { relink: self.relink, on_delete: self.on_delete },
             default_credits: self.default_credits,
             // One for each transaction of a worker, and four for readiness, dead letters and people.
-            connections: crate::worker::TRANSACTIONS + 4,
+            connections: worker::TRANSACTIONS + 4,
+        }
+    }
+
+    /// The settings of a worker.
+    pub fn worker(&self) -> worker::Settings {
+        worker::Settings {
+            prefetch: self.prefetch,
+            batch_max: self.batch_max,
+            batch_wait: self.batch_wait,
+            patience: self.conflict_patience,
+            ladder: self.retry_delays.clone(),
+            silence: Duration::from_secs(5),
         }
     }
 
@@ -418,7 +430,7 @@ mod tests {
             ("HEADCOUNT_ERASE", "1"),
             ("AMPQ_URL", "amqp://localhost"),
             ("DATABASE_URI", "postgres://localhost/app"),
-            // Somebody else's: ours is set.
+            // Other software's: ours is set.
             ("CLERK_WEBHOOK_SECRET", "hunter2"),
             ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
         ]);

@@ -9,7 +9,7 @@ use std::{
 
 use toml::Value;
 
-use super::{ConfigError, FILE, SETTINGS, Setting, names, wrong};
+use super::{ConfigError, FILE, SETTINGS, Setting, settings, wrong};
 use crate::queue::delay_name;
 
 /// What is written, by variable.
@@ -50,8 +50,8 @@ impl Raw {
         others.sort_unstable();
         let warnings = others.iter().filter_map(|name| {
             // No error: other software sets such names too, Kubernetes for one.
-            let ours = name.starts_with("HEADCOUNT_") && !names::is_of_kubernetes(name);
-            match names::variable(name).filter(|near| ours || raw.written(near).is_none()) {
+            let ours = name.starts_with("HEADCOUNT_") && !settings::is_of_kubernetes(name);
+            match settings::variable(name).filter(|near| ours || raw.written(near).is_none()) {
                 Some(near) => Some(format!("{name} is not a setting; did you mean {near}?")),
                 None => ours.then(|| format!("{name} is not a setting")),
             }
@@ -93,7 +93,7 @@ impl Raw {
         })?;
         for (key, value) in table {
             let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
-                let hint = match names::key(&key) {
+                let hint = match settings::key(&key) {
                     Some(near) => format!("did you mean {near}?"),
                     None => "see the headcount.toml that headcount ships with".into(),
                 };

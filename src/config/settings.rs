@@ -1,5 +1,7 @@
-//! Owns the table of settings: every variable, its key in the file and its default. `tests/docs.rs` compares it with the
-//! documentation.
+//! Owns the table of settings, every variable with its key in the file and its default, and what a mistyped name of one
+//! means. Pure. `tests/docs.rs` compares the table with the documentation.
+
+use strsim::osa_distance;
 
 /// One setting. The documentation says what it means.
 #[derive(Debug)]
@@ -40,3 +42,164 @@ pub const SETTINGS: &[Setting] = &[
     Setting { variable: "RUST_LOG", key: "log", default: "info" },
     Setting { variable: "HEADCOUNT_LOG_FORMAT", key: "log_format", default: "text" },
 ];
+
+/// Names that other tools use for the same thing, or that people are likely to guess.
+const ALIASES: [(&str, &[&str]); 5] = [
+    (
+        "CLERK_WEBHOOK_SIGNING_SECRET",
+        &[
+            "CLERK_WEBHOOK_SECRET",
+            "CLERK_WEBHOOK_SECRET_KEY",
+            "CLERK_WEBHOOK_KEY",
+            "CLERK_SIGNING_SECRET",
+            "CLERK_SVIX_SECRET",
+            "SVIX_SECRET",
+            "SVIX_SIGNING_SECRET",
+            "SVIX_WEBHOOK_SECRET",
+            "WEBHOOK_SECRET",
+            "WEBHOOK_SIGNING_SECRET",
+            "SIGNING_SECRET",
+            "HEADCOUNT_SIGNING_SECRET",
+            "HEADCOUNT_WEBHOOK_SECRET",
+        ],
+    ),
+    (
+        "AMQP_URL",
+        &[
+            "AMQP_ADDR",
+            "AMQP_ADDRESS",
+            "AMQPS_URL",
+            "BROKER_URL",
+            "CLOUDAMQP_URL",
+            "RABBIT_URL",
+            "RABBITMQ_URL",
+            "RABBITMQ_URI",
+            "HEADCOUNT_AMQP_URL",
+            "HEADCOUNT_RABBITMQ_URL",
+            "HEADCOUNT_QUEUE_URL",
+        ],
+    ),
+    (
+        "DATABASE_URL",
+        &[
+            "DATABASE_DSN",
+            "DB_URL",
+            "DB_URI",
+            "PG_URL",
+            "POSTGRES_URL",
+            "POSTGRES_URI",
+            "POSTGRESQL_URL",
+            "POSTGRESQL_URI",
+            "HEADCOUNT_DATABASE_URL",
+            "HEADCOUNT_DB_URL",
+        ],
+    ),
+    ("RUST_LOG", &["HEADCOUNT_LOG", "HEADCOUNT_LOG_LEVEL", "HEADCOUNT_LOG_FILTER", "LOG_LEVEL"]),
+    ("HEADCOUNT_LISTEN", &["HEADCOUNT_BIND", "HEADCOUNT_ADDR", "HEADCOUNT_ADDRESS", "HEADCOUNT_HTTP_LISTEN"]),
+];
+
+/// Whether a name is one that Kubernetes sets in each container for a service called headcount or headcount-….
+pub(super) fn is_of_kubernetes(name: &str) -> bool {
+    name.ends_with("_PORT") || name.contains("_PORT_") || name.contains("_SERVICE_")
+}
+
+/// The variable that a name in the environment probably means; `None` where it belongs to other software.
+pub(super) fn variable(name: &str) -> Option<&'static str> {
+    let name = name.to_uppercase();
+    let bare = name.strip_prefix("HEADCOUNT_").unwrap_or(&name);
+    if let Some(setting) = SETTINGS.iter().find(|setting| setting.variable == bare) {
+        return Some(setting.variable);
+    }
+    let known = ALIASES.iter().find(|(_, aliases)| aliases.contains(&name.as_str()));
+    known.map(|(variable, _)| *variable).or_else(|| {
+        nearest(&name, SETTINGS.iter().map(|setting| setting.variable), |variable| {
+            // Of names without our prefix there are many, and short ones soon look alike.
+            if variable.starts_with("HEADCOUNT_") { 3 } else { variable.len() / 6 }
+        })
+    })
+}
+
+/// The key that a name in the file probably means.
+pub(super) fn key(name: &str) -> Option<&'static str> {
+    let of_variable = |variable: &str| {
+        SETTINGS.iter().find(|setting| setting.variable == variable).map(|setting| setting.key)
+    };
+    let near = nearest(&name.to_lowercase(), SETTINGS.iter().map(|setting| setting.key), |key| key.len() / 3);
+    near.or_else(|| of_variable(variable(name)?))
+}
+
+fn nearest(
+    name: &str,
+    known: impl Iterator<Item = &'static str>,
+    tolerance: impl Fn(&str) -> usize,
+) -> Option<&'static str> {
+    known
+        .map(|known| (osa_distance(name, known), known))
+        .filter(|(distance, known)| *distance <= tolerance(known))
+        .min()
+        .map(|(_, known)| known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_write_means_a_variable() {
+        for (name, meant) in [
+            ("AMPQ_URL", "AMQP_URL"),
+            ("AMQP_URI", "AMQP_URL"),
+            ("RABBITMQ_URL", "AMQP_URL"),
+            ("DATABASE_URI", "DATABASE_URL"),
+            ("DATABSE_URL", "DATABASE_URL"),
+            ("DATABASEURL", "DATABASE_URL"),
+            ("POSTGRES_URL", "DATABASE_URL"),
+            ("database_url", "DATABASE_URL"),
+            ("HEADCOUNT_CLERK_WEBHOOK_SIGNING_SECRET", "CLERK_WEBHOOK_SIGNING_SECRET"),
+            ("HEADCOUNT_RUST_LOG", "RUST_LOG"),
+            ("CLERK_WEBHOOK_SECRET", "CLERK_WEBHOOK_SIGNING_SECRET"),
+            ("CLERK_WEBHOOK_SIGNIN_SECRET", "CLERK_WEBHOOK_SIGNING_SECRET"),
+            ("HEADCOUNT_LOG_LEVEL", "RUST_LOG"),
+            ("RUST_LOGS", "RUST_LOG"),
+            ("HEADCOUNT_PREFECH", "HEADCOUNT_PREFETCH"),
+            ("HEADCOUNT_SCHEMAS", "HEADCOUNT_SCHEMA"),
+        ] {
+            assert_eq!(variable(name), Some(meant), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_others_means_nothing() {
+        for name in [
+            "PATH",
+            "HOME",
+            "RUSTUP_HOME",
+            "CLERK_SECRET_KEY",
+            "CLERK_PUBLISHABLE_KEY",
+            "HEADCOUNT_PORT",
+            "HEADCOUNT_PORT_8080_TCP_ADDR",
+            "HEADCOUNT_SERVICE_HOST",
+            "HEADCOUNT_SERVICE_PORT",
+            "REDIS_URL",
+            "APP_URL",
+            "DATABASE_NAME",
+        ] {
+            assert_eq!(variable(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_the_file_is_never_said_to_mean_itself() {
+        for (name, meant) in [
+            ("lisen", Some("listen")),
+            ("DATABASE_URL", Some("database_url")),
+            ("HEADCOUNT_LISTEN", Some("listen")),
+            ("Prefetch", Some("prefetch")),
+            ("retry_delay", Some("retry_delays")),
+            ("log_level", Some("log")),
+            ("colour", None),
+        ] {
+            assert_eq!(key(name), meant, "{name}");
+        }
+    }
+}

@@ -156,7 +156,7 @@ enum Stage {
 }
 
 impl Room {
-    /// Room for so many bytes; a sender that has brought too little for `stalled` gives way to those who wait.
+    /// Room for so many bytes; a sender that has brought too little for `stalled` gives way where others wait.
     pub(super) fn new(bytes: usize, stalled: Duration) -> Arc<Self> {
         let state = State { free: bytes, stalled, lanes: LANES, next: 0, large: HashMap::new() };
         Arc::new(Self { state: Mutex::new(state) })

@@ -68,9 +68,9 @@ pub struct Bounds {
     pub reading_bytes: usize,
     /// Bytes of messages on their way to the queue, all together.
     pub publishing_bytes: usize,
-    /// From verified to durable, else 503: the queue's own limit of 5 s and a margin of 0.5 s. With the wait for memory, a
-    /// sender whose webhook cannot be queued has its 503 at most 15.5 s after the last byte of a large body, and 5.5 s after
-    /// that of any other.
+    /// From verified to durable, else 503: the queue's own limit of 5 s and a margin of 0.5 s. So a webhook of up to 16 KiB
+    /// that cannot be queued is answered within 5.5 s of its last byte. A larger one may wait for memory before that, up to
+    /// five times [`Self::body_timeout`].
     pub publish_limit: Duration,
 }
 

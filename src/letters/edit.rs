@@ -10,7 +10,7 @@ use super::{
 use crate::{
     clerk::{self, Parsed},
     message::MessageId,
-    rules::users::Change,
+    rules::{Change, users},
     store::{
         StoreError,
         letters::{Actor, Letter, LetterDetail, Status},
@@ -81,8 +81,8 @@ pub fn check(letter: &LetterDetail, body: Bytes) -> Result<Mended, EditError> {
 fn warnings(letter: &Letter, parsed: &Parsed) -> Vec<String> {
     let mut warnings = Vec::new();
     let now = match &parsed.change {
-        Change::Upsert(user) => Some(&user.clerk_id),
-        Change::Delete { clerk_id, .. } => {
+        Change::User(users::Change::Upsert(user)) => Some(&user.clerk_id),
+        Change::User(users::Change::Delete { clerk_id, .. }) => {
             if letter.event_type != parsed.event_type {
                 warnings.push("the new body deletes the user, which is final".into());
             }

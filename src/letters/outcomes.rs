@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     pause::Pauses,
-    rules::users::Outcome,
+    rules::Outcome,
     stop::until,
     store::{
         StoreError,

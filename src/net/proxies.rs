@@ -19,7 +19,7 @@ impl TrustedProxies {
     /// Reads addresses and networks, as `10.0.0.7, 192.0.2.0/24, 2001:db8::/32`.
     ///
     /// # Errors
-    /// What is wrong with the first that is none.
+    /// Names the first part that is neither, and why.
     pub fn parse(text: &str) -> Result<Self, String> {
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
         parts.map(Network::parse).collect::<Result<_, _>>().map(Self)

@@ -54,7 +54,7 @@ pub struct Ops {
 }
 
 impl Ops {
-    /// Bounds that suit a few operators and their probes, beside strangers who hold connections.
+    /// Bounds that suit a few operators and their probes, while strangers hold connections.
     pub fn bounds() -> Bounds {
         Bounds { connections: places(512, 4), ..Bounds::default() }
     }

@@ -17,7 +17,7 @@ use super::{
     letters::{Action, Status},
     plain::time_in_range,
 };
-use crate::{rules::users::Outcome, time::Millis};
+use crate::{rules::Outcome, time::Millis};
 
 /// A column's value, and what it is in a struct.
 pub(super) trait Column {

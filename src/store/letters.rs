@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::{
-    rules::users::Outcome,
+    rules::Outcome,
     time::{Millis, rfc3339},
 };
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use self::watchdog::Watched;
 use crate::{
     datafile::Examined,
-    rules::users::{Event, Outcome, Policy},
+    rules::{Event, Outcome, users::Policy},
     time::Millis,
 };
 
@@ -316,8 +316,10 @@ pub enum Class {
     /// One message's trouble or everybody's, which the code does not tell: a trigger that raises, a policy, a lock that
     /// somebody holds, a statement that takes too long, a table that is missing. Evidence decides.
     Unclear,
-    /// The database could not be asked: no connection, no answer, shutting down, read-only, out of connections.
+    /// The database could not be asked: no connection, shutting down, read-only, out of connections.
     Outage,
+    /// The database did not answer in time. Whether the call takes effect is not known; it may still be under way.
+    Unanswered,
     /// Ours to mend before anything can work: schema missing, too old, or a table that is not ours; wrong URL.
     Unusable,
 }

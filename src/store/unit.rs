@@ -17,7 +17,10 @@ use super::{
     retry::{self, LAST_BEGIN},
     users::{Answer, Statements, Users},
 };
-use crate::rules::users::{Change, Event, OnDelete, Outcome};
+use crate::rules::{
+    Change, Event, Outcome,
+    users::{self as account, OnDelete},
+};
 
 /// What nobody else may change while a batch decides by it. PostgreSQL turns it into an advisory lock.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -140,14 +143,19 @@ async fn within(
     let messages: Vec<&str> = sorted(batch.iter().map(message_id));
     let remembered = tx.remembered(&messages, &users.clerk_ids()).await?;
 
-    // Fold what is new.
+    // Fold what is new: each event by the rules of its family. An event of no family is ignored.
     let fresh = Fresh::of(batch, &remembered.messages);
-    let folded = users.fold(rows, remembered.former, &fresh.events());
-    let outcomes = fresh.outcomes(&folded.outcomes)?;
+    let mut decided = vec![Outcome::Ignored; fresh.positions.len()];
+    let (places, news) = fresh.family(|change| matches!(change, Change::User(_)));
+    let folded = users.fold(rows, remembered.former, &news)?;
+    for (place, outcome) in places.into_iter().zip(&folded.outcomes) {
+        decided[place] = *outcome;
+    }
+    let outcomes = fresh.outcomes(&decided);
 
     // Save, and record.
     users.save(tx, &folded).await?;
-    let entries = fresh.entries(&folded.outcomes);
+    let entries = fresh.entries(&decided);
     if !entries.is_empty() {
         tx.record(&entries).await?;
     }
@@ -228,8 +236,8 @@ fn effective<'b>(batch: &'b [Incoming], outcomes: &[Outcome]) -> impl Iterator<I
 /// The Clerk ids that the batch's deletions are about.
 fn deleted(batch: &[Incoming]) -> impl Iterator<Item = &str> {
     batch.iter().filter_map(|incoming| match &incoming.event.change {
-        Change::Delete { clerk_id, .. } => Some(clerk_id.as_str()),
-        Change::Upsert(_) | Change::Other => None,
+        Change::User(account::Change::Delete { clerk_id, .. }) => Some(clerk_id.as_str()),
+        Change::User(account::Change::Upsert(_)) | Change::Other => None,
     })
 }
 
@@ -266,30 +274,29 @@ impl<'a> Fresh<'a> {
         Self { batch, positions, spoken_for }
     }
 
-    /// What to fold, in the order of the batch.
-    fn events(&self) -> Vec<Event> {
-        self.positions.iter().map(|&position| self.batch[position].event.clone()).collect()
+    /// The events of one family, each with its place among those to be folded.
+    fn family(&self, is_of_it: impl Fn(&Change) -> bool) -> (Vec<usize>, Vec<Event>) {
+        let events = self.positions.iter().map(|&position| &self.batch[position].event);
+        let family = events.enumerate().filter(|(_, event)| is_of_it(&event.change));
+        family.map(|(place, event)| (place, event.clone())).unzip()
     }
 
-    /// One outcome per message of the batch, given one per event of [`Self::events`]. A second copy is a duplicate of
-    /// what took effect; where nothing did, it shares the first one's fate.
-    fn outcomes(&self, folded: &[Outcome]) -> Result<Vec<Outcome>, StoreError> {
-        if folded.len() != self.positions.len() {
-            return Err(errors::broken("the fold answered for another number of events than it was given"));
-        }
+    /// One outcome per message of the batch, given one per event to be folded. A second copy is a duplicate of what took
+    /// effect; where nothing did, it shares the first one's fate.
+    fn outcomes(&self, decided: &[Outcome]) -> Vec<Outcome> {
         let one = |(position, speaker): (usize, &Option<usize>)| match *speaker {
             None => Outcome::Duplicate,
-            Some(speaker) if self.positions[speaker] == position => folded[speaker],
-            Some(speaker) if folded[speaker].is_final() => Outcome::Duplicate,
-            Some(speaker) => folded[speaker],
+            Some(speaker) if self.positions[speaker] == position => decided[speaker],
+            Some(speaker) if decided[speaker].is_final() => Outcome::Duplicate,
+            Some(speaker) => decided[speaker],
         };
-        Ok(self.spoken_for.iter().enumerate().map(one).collect())
+        self.spoken_for.iter().enumerate().map(one).collect()
     }
 
     /// What to record, in the order of message ids: final outcomes only, so that whatever is tried again can still
     /// take effect.
-    fn entries(&self, folded: &[Outcome]) -> Vec<(&'a Incoming, Outcome)> {
-        let pairs = self.positions.iter().zip(folded).filter(|(_, outcome)| outcome.is_final());
+    fn entries(&self, decided: &[Outcome]) -> Vec<(&'a Incoming, Outcome)> {
+        let pairs = self.positions.iter().zip(decided).filter(|(_, outcome)| outcome.is_final());
         let mut rows: Vec<_> = pairs.map(|(&position, &outcome)| (&self.batch[position], outcome)).collect();
         rows.sort_by(|(a, _), (b, _)| message_id(a).cmp(message_id(b)));
         rows
@@ -314,11 +321,13 @@ mod tests {
     fn repeats_are_set_aside_and_outcomes_keep_the_order_of_the_batch() {
         let batch = ["d", "a", "b", "a", "b", "c"].map(incoming);
         let fresh = Fresh::of(&batch, &HashSet::from(["c".to_owned()]));
-        let ids: Vec<_> = fresh.events().into_iter().map(|event| event.message_id).collect();
-        assert_eq!(ids, ["d", "a", "b"]);
+        let (places, events) = fresh.family(|_| true);
+        let ids: Vec<_> = events.iter().map(|event| event.message_id.as_str()).collect();
+        assert_eq!((places, ids), (vec![0, 1, 2], vec!["d", "a", "b"]));
+        assert_eq!(fresh.family(|change| matches!(change, Change::User(_))).0, [0; 0]);
         let folded = [Outcome::Stale, Outcome::Created, Outcome::Waiting];
         assert_eq!(
-            fresh.outcomes(&folded).unwrap(),
+            fresh.outcomes(&folded),
             [
                 Outcome::Stale,
                 Outcome::Created,

@@ -1,6 +1,6 @@
-//! Owns what is logged and how it looks: to standard error, as text or JSON.
+//! Owns the log: which lines are written, and how they look. They go to standard error, as text or JSON.
 //!
-//! Promises that no filter can make another crate log what is personal, and that no text from outside forges a line or
+//! Promises that no filter can make another crate log anything personal, and that no text from outside forges a line or
 //! steers the terminal that shows the log. Never writes to standard output.
 
 use std::{

@@ -31,7 +31,10 @@ use std::{
 use bytes::Bytes;
 use headcount::{
     message::Rejected,
-    rules::users::{OnDelete, Outcome::*, Policy, Relink},
+    rules::{
+        Outcome::*,
+        users::{OnDelete, Policy, Relink},
+    },
     secret::Secret,
     store::{
         Backend, Class, Store, StoreConfig,

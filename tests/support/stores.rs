@@ -3,8 +3,9 @@
 use std::{future::Future, path::PathBuf, sync::Arc};
 
 use headcount::{
-    rules::users::{
-        Change, Claim, Event, OnDelete, Outcome, Policy, Profile, Relink, Upsert, UpsertKind, Version,
+    rules::{
+        Change, Event, Outcome,
+        users::{self, Claim, OnDelete, Policy, Profile, Relink, Upsert, UpsertKind, Version},
     },
     secret::Secret,
     store::{self, Backend, Incoming, Store, StoreConfig, StoreError, User, UserQuery},
@@ -295,7 +296,7 @@ impl News {
             UpsertKind::Created => "user.created",
             UpsertKind::Updated => "user.updated",
         };
-        let change = Change::Upsert(Box::new(self.upsert));
+        let change = Change::User(users::Change::Upsert(Box::new(self.upsert)));
         let mut incoming = incoming(&message_id, event_type, change);
         incoming.event.patience_over = self.patience_over;
         incoming
@@ -303,7 +304,7 @@ impl News {
 }
 
 pub(crate) fn deleted(clerk_id: &str, at: Millis) -> Incoming {
-    let change = Change::Delete { clerk_id: clerk_id.to_owned(), at };
+    let change = Change::User(users::Change::Delete { clerk_id: clerk_id.to_owned(), at });
     incoming(&format!("{clerk_id}:Deleted:{at}"), "user.deleted", change)
 }
 

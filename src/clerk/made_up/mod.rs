@@ -1,6 +1,6 @@
 //! Owns made-up events: what `send`, `doctor`, the demo and tests post in Clerk's place. Promises bodies shaped as Clerk's are
 //! (keys in alphabetical order, milliseconds, 2 to 3 kB a user) about people who do not exist, at addresses that
-//! nobody can have. Never reads a clock: the same call gives the same bytes.
+//! are reserved for examples. Never reads a clock: the same call gives the same bytes.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
@@ -380,7 +380,10 @@ mod tests {
     use crate::{
         clerk,
         message::MessageId,
-        rules::users::{Change, Claim},
+        rules::{
+            Change,
+            users::{self, Claim},
+        },
     };
 
     const AT: Millis = 1_760_000_000_123;
@@ -407,7 +410,9 @@ mod tests {
             person.updated_at = AT + 5;
             let body = person.event("user.updated", AT + 9);
             assert!((1500..=3500).contains(&body.len()), "{} bytes", body.len());
-            let clerk::Parsed { change: Change::Upsert(user), event_type, sent } = parsed(&body) else {
+            let clerk::Parsed { change: Change::User(users::Change::Upsert(user)), event_type, sent } =
+                parsed(&body)
+            else {
                 panic!()
             };
             assert_eq!((event_type.as_str(), sent), ("user.updated", Some(AT + 9)));
@@ -450,6 +455,8 @@ mod tests {
             assert!((300..2000).contains(&body.len()));
         }
         let deleted = parsed(&person.event("user.deleted", AT)).change;
-        assert!(matches!(deleted, Change::Delete { clerk_id, at: AT } if clerk_id == "user_1"));
+        assert!(
+            matches!(deleted, Change::User(users::Change::Delete { clerk_id, at: AT }) if clerk_id == "user_1")
+        );
     }
 }

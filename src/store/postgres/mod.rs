@@ -20,7 +20,7 @@ use super::{
     Batches, Diagnosis, Incoming, Schema, Store, StoreConfig, StoreError, Stranger, Terms, Totals, User,
     UserHistory, UserQuery, Users, errors, migrations, watchdog::Renewable,
 };
-use crate::{address, datafile::Examined, rules::users::Outcome, secret::Secret};
+use crate::{address, datafile::Examined, rules::Outcome, secret::Secret};
 
 /// What foreign tables are answered with.
 const HINT: &str = "set HEADCOUNT_SCHEMA to a schema of its own, such as headcount";
@@ -61,7 +61,7 @@ impl PostgresStore {
 }
 
 impl Renewable for PostgresStore {
-    const ANSWER: Duration = Duration::from_secs(10);
+    const BREAK_OFF: Duration = Duration::from_secs(10);
 
     fn renewed(&self) -> Option<Self> {
         let connections = self.connections.renewed();

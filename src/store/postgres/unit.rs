@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{PostgresStore, connections::Tx};
 use crate::{
-    rules::users::Outcome,
+    rules::Outcome,
     store::{
         Incoming, StoreError, Terms,
         batch::time_or_null,

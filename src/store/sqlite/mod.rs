@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     datafile::{DataFile, Examined, Guard},
-    rules::users::Outcome,
+    rules::Outcome,
 };
 
 /// What foreign tables are answered with.
@@ -94,7 +94,7 @@ impl SqliteStore {
 
 impl Renewable for SqliteStore {
     // Longer than the waiting for other processes; what is broken off closes its connection.
-    const ANSWER: Duration = Duration::from_secs(35);
+    const BREAK_OFF: Duration = Duration::from_secs(35);
 
     fn renewed(&self) -> Option<Self> {
         None
@@ -168,7 +168,7 @@ impl Diagnosis for SqliteStore {
     }
 
     async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
-        let examined = file::examine_at(self.file.real(), limit).await;
+        let examined = file::examine(self.file.real(), limit).await;
         self.file.judge(examined).map(Some).map_err(file::unusable)
     }
 }

@@ -9,7 +9,7 @@ use sqlx::{SqliteConnection, types::Json};
 
 use super::{SqliteStore, writing::Writing};
 use crate::{
-    rules::users::Outcome,
+    rules::Outcome,
     store::{
         Incoming, StoreError, Terms,
         batch::{rfc3339, time_or_null},

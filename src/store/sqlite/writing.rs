@@ -4,16 +4,13 @@
 //! SQLite ends some transactions by itself, when the disk is full for one; sqlx's own `Transaction` would go on
 //! believing in it and refuse to begin another on that connection.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
 
 use super::file;
 use crate::{
-    datafile::DataFile,
+    datafile::{DataFile, connection},
     store::{StoreError, errors},
 };
 
@@ -33,17 +30,9 @@ impl Writing {
         file.check().map_err(file::unusable)?;
         let connection = Some(writer.acquire().await?);
         let mut writing = Self { connection, file: Arc::clone(file) };
-        let started = Instant::now();
-        loop {
-            let begun = sqlx::raw_sql("BEGIN IMMEDIATE").execute(writing.connection()?).await;
-            match begun.map_err(StoreError::from) {
-                Ok(_) => return Ok(writing),
-                // BUSY.
-                Err(error) if error.primary_code() == Some(5) && started.elapsed() < PATIENCE => {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                Err(error) => return Err(writing.blame(error)),
-            }
+        match connection::begin(writing.connection()?, PATIENCE).await {
+            Ok(()) => Ok(writing),
+            Err(error) => Err(writing.blame(error.into())),
         }
     }
 

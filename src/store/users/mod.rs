@@ -10,7 +10,10 @@ use super::{
     unit::{Lock, Transaction},
 };
 use crate::{
-    rules::users::{self, ChangedRow, Event, Folded, FormerId, Loaded, Outcome, Row},
+    rules::{
+        Event, Outcome,
+        users::{self, ChangedRow, Folded, FormerId, Loaded, Row},
+    },
     store::Incoming,
 };
 
@@ -104,8 +107,19 @@ impl<'b> Users<'b> {
     }
 
     /// Decides. `former` are those of the batch's Clerk ids that are remembered as deleted.
-    pub(super) fn fold(&self, rows: Vec<Row>, former: HashSet<String>, events: &[Event]) -> Folded {
-        users::fold(&self.terms.policy, Loaded { rows, former }, events)
+    pub(super) fn fold(
+        &self,
+        rows: Vec<Row>,
+        former: HashSet<String>,
+        events: &[Event],
+    ) -> Result<Folded, StoreError> {
+        let folded = users::fold(&self.terms.policy, Loaded { rows, former }, events);
+        match folded.outcomes.len() == events.len() {
+            true => Ok(folded),
+            false => {
+                Err(errors::broken("the rules decided about another number of events than they were given"))
+            }
+        }
     }
 
     /// Writes what was decided.
