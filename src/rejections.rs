@@ -1,5 +1,5 @@
-//! Owns the requests that the ingress turned away: their way from the queue into the table, and what they say about a
-//! secret that was rotated or a clock that is wrong. Lossy by design: a sample that cannot be read is thrown away.
+//! Owns samples of requests that the ingress turned away: how they move from the queue into the table, and what they say
+//! about a secret that was rotated or a clock that is wrong. A sample that cannot be read is dropped.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
     time::{Millis, now, rfc3339},
 };
 
-/// What is older says nothing about now.
+/// Samples that are older, in milliseconds, say nothing about now.
 const RECENT: Millis = 60 * 60 * 1000;
 
 /// Moves the samples into the table until `stop` turns true.
@@ -81,9 +81,9 @@ impl From<&Rejected> for Sample {
 pub struct Explanation {
     /// The code that they were answered.
     pub reason: String,
-    /// How many of the newest samples.
+    /// How many of the newest samples have this reason.
     pub samples: usize,
-    /// The newest, RFC 3339.
+    /// When the newest of them came in, RFC 3339.
     pub newest: String,
     /// What it means.
     pub meaning: &'static str,
@@ -91,10 +91,10 @@ pub struct Explanation {
     pub hint: &'static str,
 }
 
-/// Samples that an explanation looks at.
+/// How many samples an explanation looks at, the newest.
 pub const SAMPLES: u32 = 200;
 
-/// What the samples of the last hour say, the most frequent first.
+/// What the samples of the last hour say, the most frequent reason first.
 pub fn explain(samples: &[Rejected], now: Millis) -> Vec<Explanation> {
     let mut explanations: Vec<(Millis, Explanation)> = Vec::new();
     for sample in samples.iter().filter(|sample| now - sample.at <= RECENT) {

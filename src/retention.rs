@@ -1,5 +1,5 @@
-//! Owns forgetting: what is past its retention, and at the start what a deletion of before has kept and is to be erased
-//! by now, goes in small steps that block nobody. Never decides how long things are kept.
+//! Owns when things are forgotten: rows past their retention, and once at the start what deleted users left behind while
+//! `HEADCOUNT_ON_DELETE` was `keep`. Promises small steps that block nobody. Never decides how long things are kept.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,14 +16,15 @@ use crate::{
     },
 };
 
-/// Rows in one step.
+/// The most rows of each kind in one step.
 const STEP: u32 = 500;
-/// Between two steps.
+/// The pause between two steps.
 const BREATH: Duration = Duration::from_millis(200);
-/// Between two rounds. The first comes after one of these too, scattered, so that processes take turns.
+/// The time between two rounds, and before the first one; scattered by half, so that processes take turns.
 const EVERY: Duration = Duration::from_secs(600);
 
-/// Prunes every ten minutes or so, or every hour while nobody asks the database for anything, until `stop` turns true.
+/// Prunes about every ten minutes until `stop` turns true; about every hour while this process asks the database for
+/// nothing else.
 pub async fn run(store: Arc<dyn Housekeeping>, retention: Retention, stop: watch::Receiver<bool>) {
     let (mut failing, mut leapt) = (false, false);
     let mut last: Option<(u64, Instant)> = None;
@@ -53,15 +54,15 @@ pub async fn run(store: Arc<dyn Housekeeping>, retention: Retention, stop: watch
                 }
                 leapt = clock_ahead.is_some();
             }
-            // Whoever works says that the database is away; this only waits.
+            // One line is enough: the worker logs that the database is away.
             Err(error) if !std::mem::replace(&mut failing, true) => warn!("nothing is pruned: {error}"),
             Err(_) => {}
         }
     }
 }
 
-/// Erases users that were deleted while deletions were kept, until there are no more: once, since those that are deleted
-/// from now on are erased as `HEADCOUNT_ON_DELETE` says. `true`: asked to stop.
+/// Erases the users that were deleted while `HEADCOUNT_ON_DELETE` was `keep`, until there are no more. Once is enough: a
+/// user that is deleted from now on is erased at once. `true`: `stop` turned true meanwhile.
 async fn erase_kept(store: &dyn Housekeeping, stop: &watch::Receiver<bool>) -> bool {
     let mut pauses = Pauses::new(BREATH, EVERY);
     let (mut erased, mut failing, mut step) = (0, false, STEP);
@@ -92,7 +93,7 @@ async fn erase_kept(store: &dyn Housekeeping, stop: &watch::Receiver<bool>) -> b
     }
 }
 
-/// Until nothing more is past its retention.
+/// Prunes in steps until nothing more is past its retention.
 async fn round(
     store: &dyn Housekeeping,
     retention: Retention,
@@ -111,7 +112,7 @@ async fn round(
     }
 }
 
-/// `true`: asked to stop.
+/// Sleeps; `true`: `stop` turned true meanwhile.
 async fn slept(time: Duration, stop: &watch::Receiver<bool>) -> bool {
     tokio::select! {
         () = tokio::time::sleep(time) => false,

@@ -11,8 +11,8 @@ use crate::{
     datafile::{self, Exposed},
     failure::Failure,
     net,
-    queue::{self, Purpose, Queue, QueueError},
-    store::{self, Store, StoreError},
+    queue::{self, Purpose, Queue},
+    store::{self, Store},
 };
 
 /// Listens where a setting says.
@@ -60,11 +60,11 @@ pub async fn look_at_queue(config: &Config) -> Result<Arc<dyn Queue>, Failure> {
     Ok(queue::open_to(Purpose::Look, &config.queue()).await?)
 }
 
-/// Opens the configured store to look at it; makes no file where there is none yet.
+/// Opens the configured store as it is: makes no file where there is none yet.
 ///
 /// # Errors
 /// There is none yet, or it can never work as configured.
-pub async fn look_at_store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
+pub async fn existing_store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
     let setting = if config.database_url.is_some() { "DATABASE_URL" } else { "HEADCOUNT_DATA_DIR" };
     refuse_unused(config.store().backend.file(), setting)?;
     open_store(config).await
@@ -95,14 +95,4 @@ pub fn split_table(config: &Config) -> Option<&'static str> {
     (config.queue().is_shared() && config.store().is_local()).then_some(
         "RabbitMQ with a SQLite store: workers on more than one host would each keep a part of the users; set DATABASE_URL to PostgreSQL for that",
     )
-}
-
-/// A queue's error, for people.
-pub fn queue_failure(error: &QueueError) -> Failure {
-    error.into()
-}
-
-/// A store's error, for people.
-pub fn store_failure(error: &StoreError) -> Failure {
-    error.into()
 }

@@ -226,7 +226,7 @@ fn read_through(examined: Option<Examined>) -> &'static str {
 }
 
 async fn store(config: &Config) -> Vec<Check> {
-    let store = match app::look_at_store(config).await {
+    let store = match app::existing_store(config).await {
         Ok(store) => store,
         Err(failure) => return vec![Check::failed("database", failure)],
     };

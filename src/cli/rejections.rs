@@ -15,7 +15,7 @@ use crate::{
 /// The store does not answer.
 pub async fn run(args: Rejections, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let Rejections::List(args) = args;
-    let store = app::look_at_store(config).await?;
+    let store = app::existing_store(config).await?;
     store.check_schema().await?;
     let samples = store.newest(args.limit).await;
     store.close().await;

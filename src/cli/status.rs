@@ -22,7 +22,7 @@ use crate::{
 /// Queue or store do not answer.
 pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let queue = app::look_at_queue(config).await?;
-    let store = app::look_at_store(config).await?;
+    let store = app::existing_store(config).await?;
     let process = match process::ask(config).await {
         Asked::Is(process) => Some(process),
         Asked::Nobody | Asked::Refused => None,

@@ -19,7 +19,7 @@ use crate::{
 /// # Errors
 /// The store does not answer, or there is no such user.
 pub async fn run(args: Users, config: &Config, output: &mut Output) -> Result<(), Failure> {
-    let store = app::look_at_store(config).await?;
+    let store = app::existing_store(config).await?;
     store.check_schema().await?;
     let result = match args {
         Users::List(args) => list(&args, store.as_ref(), output).await,

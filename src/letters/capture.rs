@@ -1,5 +1,5 @@
-//! Owns the way of the dead from the queue into the table. Reading one is pure and never fails on content; the body is
-//! taken as it is. Promises that a letter is settled only after it is committed.
+//! Owns how a dead message becomes a letter in the table. Reading a message is pure and cannot fail on content; the body
+//! is taken as it is. Promises that a delivery is settled only after its letter is committed.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,22 +16,16 @@ use crate::{
     queue::{DETAIL_MAX, Delivery, Queue, Reason, Source},
     store::{
         StoreError,
-        letters::{Captured, Letters},
+        letters::{Captured, HEADER_NAME_MAX, HEADER_VALUE_MAX, HEADERS_MAX, Letters, REASON_MAX},
     },
     telemetry::metrics,
     text::clean,
     time::{Millis, now},
 };
 
-/// The longest reason, in bytes.
-const REASON_MAX: usize = 64;
-/// Headers kept at most, ...
-const HEADERS_MAX: usize = 64;
-/// ... and the longest name and value of one, in bytes.
-const HEADER_MAX: usize = 1024;
-/// More rounds or attempts than these were not counted by us.
+/// The most rounds and attempts. A higher number was written by another hand.
 const COUNT_MAX: u32 = 1_000_000;
-/// The end of the year 9999: a database's last day.
+/// The end of the year 9999, the last day that both databases hold.
 const TIME_MAX: Millis = 253_402_300_799_999;
 
 /// Moves the dead queue into the table until `stop` turns true.
@@ -60,7 +54,7 @@ impl Sink for Capture {
     async fn take(&self, dead: &[Dead]) -> Result<(), StoreError> {
         let letters: Vec<Captured> = dead.iter().map(|dead| dead.letter.clone()).collect();
         let new = self.0.capture(&letters).await?;
-        // After the commit, and only what is new: a letter that comes again was counted before.
+        // After the commit, and only deaths that are new: one that is delivered again was counted before.
         for dead in dead.iter().filter(|dead| !dead.counted && new.contains(&dead.letter.message_id)) {
             let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == dead.letter.reason);
             metrics::given_up(reason.unwrap_or(Reason::Unroutable).as_str());
@@ -69,14 +63,15 @@ impl Sink for Capture {
     }
 }
 
-/// A letter to be captured, and whether its death was counted where it happened.
+/// A letter to be captured.
 #[derive(Clone)]
 struct Dead {
     letter: Captured,
+    /// The process that buried the message has counted the death.
     counted: bool,
 }
 
-/// What a dead message is in the table.
+/// What a dead message is as a letter.
 pub fn captured(delivery: &Delivery) -> Captured {
     let (message, death) = (&delivery.message, delivery.death.as_deref());
     let reason = death.map_or(Reason::Unroutable.as_str(), |death| death.reason.as_str());
@@ -89,7 +84,7 @@ pub fn captured(delivery: &Delivery) -> Captured {
     let headers = death.map(|death| &death.headers).into_iter().flatten();
     let headers = headers
         .take(HEADERS_MAX)
-        .map(|(name, value)| (clean(name, HEADER_MAX), clean(value, HEADER_MAX)))
+        .map(|(name, value)| (clean(name, HEADER_NAME_MAX), clean(value, HEADER_VALUE_MAX)))
         .collect();
     Captured {
         message_id: message.id.as_str().to_owned(),
@@ -107,7 +102,7 @@ pub fn captured(delivery: &Delivery) -> Captured {
     }
 }
 
-/// A time that every database takes.
+/// The time, or now where no database holds it.
 fn plausible(time: Millis) -> Millis {
     if (0..=TIME_MAX).contains(&time) { time } else { now() }
 }
@@ -214,11 +209,11 @@ mod tests {
         dead.message.event_type = "\0".repeat(9999);
         let letter = captured(&dead);
         assert!(letter.reason.len() <= REASON_MAX && letter.detail.len() <= DETAIL_MAX);
-        assert!(letter.group.len() <= super::super::GROUP_MAX);
+        assert!(letter.group.len() <= crate::store::letters::GROUP_MAX);
         assert!(letter.headers.len() <= HEADERS_MAX);
         let texts = letter.headers.iter().flat_map(|(name, value)| [name, value]);
         for text in texts.chain([&letter.reason, &letter.detail, &letter.group, &letter.event_type]) {
-            assert!(text.len() <= HEADER_MAX && !text.chars().any(char::is_control), "{text:?}");
+            assert!(text.len() <= HEADER_VALUE_MAX && !text.chars().any(char::is_control), "{text:?}");
         }
         assert!(letter.round <= COUNT_MAX && letter.attempts <= COUNT_MAX);
         assert!((0..=TIME_MAX).contains(&letter.first_seen) && (0..=TIME_MAX).contains(&letter.died_at));

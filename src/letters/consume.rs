@@ -1,7 +1,7 @@
-//! Owns the way from a queue into the table: take in batches, commit, then settle.
+//! Owns how messages move from a queue into a table: receive a batch, commit it, then settle it.
 //!
-//! Promises: nothing is settled before it is committed; while the database is away the subscription is given up, so
-//! that everything waits, durable, in the queue; one message that the database refuses never holds up the others.
+//! Promises that nothing is settled before it is committed; that while the database is away the subscription is given up,
+//! so that the messages wait, durable, in the queue; and that a message which the database refuses holds up no other.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,36 +17,36 @@ use crate::{
     store::{Class, StoreError},
 };
 
-/// Unsettled deliveries at most, and so the largest batch.
+/// The most unsettled deliveries, and so the largest batch.
 const PREFETCH: u16 = 100;
 /// A batch is closed beyond this many bytes of bodies.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
-/// Messages that may fail, one after the other with none taken, before they are blameless.
+/// How many messages may fail one after the other, with none taken, before the database is to blame instead of them.
 const SUSPECTS: usize = 3;
-/// Times that a lost race is run again at once.
+/// How often a call that lost a race is run again at once.
 const RACES: u32 = 5;
 
-/// Where messages go.
+/// A table that messages go into.
 #[async_trait]
 pub(crate) trait Sink: Send + Sync + 'static {
-    /// What becomes of a message.
+    /// A message as the table takes it.
     type Item: Clone + Send + Sync + 'static;
-    /// In log lines: "dead letters".
+    /// What the messages are called in log lines, in the plural.
     const WHAT: &'static str;
-    /// Where they come from.
+    /// The queue that they come from.
     const SOURCE: Source;
 
-    /// Reads a delivery; `None` for one that is nothing of ours and is thrown away.
+    /// Reads a delivery. `None` for one that headcount did not write: it is settled and dropped.
     fn read(&self, delivery: &Delivery) -> Option<Self::Item>;
 
-    /// What is left of an item that the database refused: only what it has to have.
+    /// An item that the database refused, reduced to what a row has to have.
     fn bare(&self, item: Self::Item) -> Self::Item;
 
-    /// Commits them.
+    /// Commits items, in one transaction.
     async fn take(&self, items: &[Self::Item]) -> Result<(), StoreError>;
 }
 
-/// Moves messages until `stop` turns true; a batch that is on its way into the table is finished.
+/// Moves messages until `stop` turns true. A batch that is on its way into the table is finished first.
 pub(crate) async fn run<S: Sink>(queue: Arc<dyn Queue>, sink: Arc<S>, stop: watch::Receiver<bool>) {
     let mut pauses = Pauses::new(Duration::from_millis(500), Duration::from_secs(30));
     let mut waiting = false;
@@ -83,14 +83,14 @@ pub(crate) async fn run<S: Sink>(queue: Arc<dyn Queue>, sink: Arc<S>, stop: watc
     }
 }
 
-/// Until asked to stop, or the database does not take them.
+/// Moves messages of one subscription until `stop` turns true, the subscription ends, or the database takes none.
 async fn consume<S: Sink>(
     subscription: &dyn Subscription,
     sink: &Arc<S>,
     mut moved: impl FnMut(),
     stop: &watch::Receiver<bool>,
 ) -> Result<(), StoreError> {
-    // Refused even bare: left unsettled, in the queue, until this subscription ends.
+    // Deliveries that the database refuses even bare. They stay unsettled until this subscription ends.
     let mut refused = Vec::new();
     loop {
         let first = tokio::select! {
@@ -108,7 +108,7 @@ async fn consume<S: Sink>(
             bytes += delivery.message.body.len();
             batch.push(delivery);
         }
-        // What is not ours any more comes again.
+        // A delivery that this subscription holds no longer comes again.
         refused.retain(|delivery: &Delivery| subscription.holds(delivery.receipt));
         let items: Vec<S::Item> = batch.iter().filter_map(|delivery| sink.read(delivery)).collect();
         let done = match take(sink, items).await {
@@ -127,13 +127,13 @@ async fn consume<S: Sink>(
     }
 }
 
-/// Whether it may be the trouble of some of a batch, or of its size.
+/// Whether some messages of the batch, or its size, may be the cause.
 fn is_for_one(error: &StoreError, batch: &[Delivery]) -> bool {
     error.class == Class::Unclear && batch.len() > 1
 }
 
-/// A batch that was refused, message by message: those that are taken, and those that are not while others are. With
-/// none taken of [`SUSPECTS`], it is everybody's trouble.
+/// Takes a refused batch message by message. Returns the deliveries that were taken, and those that were not while others
+/// were. Where none is taken, not even of [`SUSPECTS`], the database is to blame, and its error is returned.
 async fn one_by_one<S: Sink>(
     sink: &Arc<S>,
     batch: Vec<Delivery>,
@@ -164,7 +164,7 @@ async fn one_by_one<S: Sink>(
     Ok((done, refused))
 }
 
-/// One of a batch that was refused. `false`: it cannot be taken however it is put.
+/// Takes one message of a refused batch, whole or else bare. `false`: the database refuses both.
 async fn take_alone<S: Sink>(sink: &Arc<S>, delivery: &Delivery) -> Result<bool, StoreError> {
     let Some(item) = sink.read(delivery) else { return Ok(true) };
     let bare = sink.bare(item.clone());

@@ -1,5 +1,5 @@
-//! Owns `headcount_dead_letters`: counts the letters by status now and then. Promises to leave a database alone that
-//! nobody else asks, but for once an hour: one that falls asleep when it is idle may go on sleeping.
+//! Owns the gauge `headcount_dead_letters`: counts the letters by status every fifteen seconds. Promises that a database
+//! which this process asks for nothing else is asked once an hour only, so that one that sleeps when idle can sleep.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,12 +10,12 @@ use crate::{
     telemetry::metrics,
 };
 
-/// Between two counts while the database is asked for something.
+/// The time between two counts while the process asks the database for something else too.
 const EVERY: Duration = Duration::from_secs(15);
-/// Between two questions of the process's own while it is not.
+/// The time between two counts while it does not.
 const IDLE: Duration = Duration::from_secs(3_600);
 
-/// Counts until it is dropped. A frozen database holds up nothing else.
+/// Counts until it is dropped. A database that does not answer holds up this task alone.
 pub async fn run(store: Arc<dyn Housekeeping>) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -26,7 +26,7 @@ pub async fn run(store: Arc<dyn Housekeeping>) {
         if !is_due(last, asked) {
             continue;
         }
-        // While the database is away the gauge keeps what was last known; the worker says that it is away.
+        // While the database is away the gauge keeps its value, and the worker logs that it is away.
         if let Ok(statuses) = store.statuses().await {
             for status in Status::ALL {
                 metrics::dead_letters(status.as_str(), statuses.get(&status).copied().unwrap_or_default());
@@ -36,7 +36,8 @@ pub async fn run(store: Arc<dyn Housekeeping>) {
     }
 }
 
-/// Whether to ask a database that had been asked for so much at the last time, and for so much by now.
+/// Whether to ask the database again: `last` is how often the process had asked it by the last time, and when that was;
+/// `asked` is how often by now.
 pub(crate) fn is_due(last: Option<(u64, Instant)>, asked: u64) -> bool {
     last.is_none_or(|(before, at)| before != asked || at.elapsed() >= IDLE)
 }

@@ -1,5 +1,5 @@
-//! Owns mending a letter: a new body is held to what a worker would accept before anything is committed, and goes out
-//! once. The message id stays, so that what was applied meanwhile stays applied once.
+//! Owns edits: a new body is checked as a worker would check it before anything is committed, and is published once. The
+//! message id stays, so that a message which took effect meanwhile does not take effect twice.
 
 use bytes::Bytes;
 
@@ -18,47 +18,47 @@ use crate::{
     time::now,
 };
 
-/// The largest body, in bytes: what the ingress would take.
+/// The largest body, in bytes: the ingress takes none that is larger.
 pub const BODY_MAX: usize = 512 * 1024;
 
-/// A body that would be accepted.
+/// A new body that a worker would accept.
 #[derive(Clone, Debug)]
 pub struct Mended {
-    /// The bytes.
+    /// As it will be published.
     pub body: Bytes,
-    /// Against the letter's body.
+    /// What differs from the letter's body, for people.
     pub difference: Vec<Line>,
-    /// What whoever sends it may not have meant.
+    /// What the person who sends it may not have meant.
     pub warnings: Vec<String>,
 }
 
 /// Why an edit was not sent.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    /// A worker would bury it again.
+    /// A worker would bury the message again, for this reason.
     #[error("the new body would be buried again: {0}")]
     Refused(String),
-    /// Nothing differs.
+    /// The new body says what the old one says.
     #[error("the new body says what the old one says")]
     Unchanged,
     /// Only an open letter can be edited.
     #[error("the letter is {}, not open", .0.as_str())]
     NotOpen(Status),
-    /// Another was quicker.
+    /// Another edit, replay or discard was quicker.
     #[error("the letter is not open any more")]
     Gone,
     /// The database does not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It is committed and not published.
+    /// The edit is committed and not published. A replay of the letter publishes it.
     #[error("the edit is committed and could not be published yet")]
     Unpublished(Box<End>),
 }
 
-/// Holds a new body to what would be accepted for this letter.
+/// Checks a new body for a letter.
 ///
 /// # Errors
-/// It would be buried again, or says what the old one says.
+/// A worker would bury it again, it says what the old one says, or the letter is not open.
 pub fn check(letter: &LetterDetail, body: Bytes) -> Result<Mended, EditError> {
     if letter.letter.status != Status::Open {
         return Err(EditError::NotOpen(letter.letter.status));
@@ -77,7 +77,7 @@ pub fn check(letter: &LetterDetail, body: Bytes) -> Result<Mended, EditError> {
     Ok(Mended { body, difference, warnings })
 }
 
-/// What an accepted body does that a mended one seldom should.
+/// What an accepted body does that a mended body seldom should.
 fn warnings(letter: &Letter, parsed: &Parsed) -> Vec<String> {
     let mut warnings = Vec::new();
     let now = match &parsed.change {
@@ -102,11 +102,11 @@ fn warnings(letter: &Letter, parsed: &Parsed) -> Vec<String> {
     warnings
 }
 
-/// Commits the body with the claim, publishes it and stamps it.
+/// Commits the body together with the claim, publishes it and stamps it. Returns the round that began.
 ///
 /// # Errors
-/// The letter is not open any more, or the database is away: nothing was sent. Or the queue is away: it is committed,
-/// and a replay of this letter publishes it.
+/// The letter is not open any more, or the database is away: nothing was sent. Or the queue is away: the edit is
+/// committed, and a replay of this letter publishes it.
 pub async fn send(
     replayer: &Replayer,
     letter: &LetterDetail,

@@ -1,5 +1,5 @@
-//! Owns a letter written out whole: for `show --json`, for the export and for the API. Nothing is left out, and a body
-//! that is no text travels as base64.
+//! Owns how a letter is written out whole, for `show --json`, for exports and for the API. Nothing is left out. A body that
+//! is not UTF-8 is written as base64.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::store::{
     letters::{Filter, HistoryEntry, Letter, LetterDetail, Letters, Page},
 };
 
-/// Letters read at a time.
+/// How many letters are read at a time.
 const PAGE: u32 = 100;
 
 /// A letter, whole, as JSON.
@@ -21,9 +21,9 @@ pub struct Whole {
     /// As in a listing.
     #[serde(flatten)]
     pub letter: Letter,
-    /// A listing goes on after this letter with it.
+    /// With this cursor a listing goes on after this letter.
     pub cursor: String,
-    /// Of the message.
+    /// The message's, as it died.
     pub headers: BTreeMap<String, String>,
     /// What a replay publishes.
     pub body: String,
@@ -36,20 +36,20 @@ pub struct Whole {
 /// How a body is written as text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub enum Encoding {
-    /// As it is.
+    /// The body as it is.
     #[default]
     #[serde(rename = "utf-8")]
     Utf8,
-    /// Bytes that are no text.
+    /// For a body that is not UTF-8.
     #[serde(rename = "base64")]
     Base64,
 }
 
 impl Encoding {
-    /// The bytes.
+    /// The bytes that a text stands for.
     ///
     /// # Errors
-    /// The text is no base64 where it has to be.
+    /// The encoding is base64 and the text is not.
     pub fn decode(self, body: String) -> Result<Vec<u8>, base64::DecodeError> {
         match self {
             Self::Utf8 => Ok(body.into_bytes()),
@@ -76,7 +76,7 @@ impl From<LetterDetail> for Whole {
     }
 }
 
-/// Reads letters whole, page by page, the last to die first.
+/// Letters read whole, page by page, the last to die first.
 pub struct Export {
     letters: Arc<dyn Letters>,
     filter: Filter,
@@ -85,7 +85,7 @@ pub struct Export {
 }
 
 impl Export {
-    /// Of what the filter selects, at most `limit`, after the letter of `page`'s cursor.
+    /// Starts an export of what the filter selects: at most `limit` letters, those after the letter `after`.
     pub fn new(
         letters: Arc<dyn Letters>,
         filter: Filter,
@@ -95,7 +95,7 @@ impl Export {
         Self { letters, filter, page: Page { limit: PAGE, after }, left: limit }
     }
 
-    /// The next letters; empty at the end.
+    /// The next page; empty at the end.
     ///
     /// # Errors
     /// What the database says.
@@ -107,7 +107,7 @@ impl Export {
         let listed = self.letters.list(&self.filter, &self.page).await?;
         let mut whole = Vec::with_capacity(listed.len());
         for letter in listed {
-            // Gone meanwhile, past its retention: nothing to write out.
+            // `None`: retention has deleted the letter meanwhile.
             if let Some(detail) = self.letters.show(&letter.id.to_string()).await? {
                 whole.push(Whole::from(detail));
             }

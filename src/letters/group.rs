@@ -1,17 +1,14 @@
-//! Owns what letters of one cause share: the reason and the detail, with everything folded that differs from letter to
-//! letter. Pure.
+//! Owns the key of a group: what letters of one cause share. It is the reason and the detail, with every value that
+//! differs from letter to letter folded to a placeholder. Pure.
 
 use std::borrow::Cow;
 
-use crate::text::clean;
+use crate::{store::letters::GROUP_MAX, text::clean};
 
-/// The longest group key, in bytes.
-pub const GROUP_MAX: usize = 200;
-
-/// A word of this length with a digit in it is an id, not a name with a number.
+/// A word with a digit in it that is at least this long, in bytes, is an id and not a name with a number.
 const ID_LENGTH: usize = 12;
 
-/// What carries a number in its name: an encoding, an algorithm, a type. `UTF-8` is no value.
+/// Names that carry a number: encodings, algorithms, types. `UTF-8` is no value.
 const NUMBERED: [&str; 13] =
     ["utf", "ucs", "iso", "latin", "base", "sha", "md", "int", "uint", "float", "http", "ipv", "tlsv"];
 
@@ -62,7 +59,8 @@ fn quoted(rest: &str, before: Option<char>) -> Option<(char, &str, &str)> {
     Some((quote, text, after))
 }
 
-/// A column's, table's or constraint's name: part of the cause. Values never stand in a detail unless another hand wrote it.
+/// Whether the text can be the name of a column, a table or a constraint, which is part of the cause. headcount itself
+/// writes no value into a detail.
 fn is_identifier(text: &str) -> bool {
     !text.is_empty() && text.len() <= 63 && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
 }

@@ -1,9 +1,9 @@
-//! Owns what people and the process do with dead letters, for the command line, the API and the page alike: from the
-//! dead queue into the table ([`capture`]), which of them are meant ([`select`]), back into the queue ([`replay`],
-//! [`edit`]) and on to their outcome ([`outcomes`]), and out of the house ([`export`]).
+//! Owns what people and the process do with dead letters, the same for the command line and the API. In the order of a
+//! letter's life: [`capture`] moves it from the dead queue into the table, [`select`] says which letters are meant,
+//! [`replay`] and [`edit`] publish it again, [`outcomes`] tells what became of it, and [`export`] writes it out whole.
 //!
-//! Promises that each step may be cut off anywhere: what is not settled comes back, what is claimed and not stamped is
-//! published again, and the inbox makes a repeat of nothing. Never touches SQL or AMQP; a body is never logged.
+//! Promises that each step may be cut off anywhere: a delivery that was not settled comes again, a claim that was not
+//! stamped is published again, and the inbox makes a repeat change nothing. Never touches SQL or AMQP; never logs a body.
 
 pub mod capture;
 pub(crate) mod consume;
@@ -16,4 +16,4 @@ pub mod outcomes;
 pub mod replay;
 pub mod select;
 
-pub use group::{GROUP_MAX, group};
+pub use group::group;

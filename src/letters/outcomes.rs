@@ -1,5 +1,5 @@
-//! Owns what became of letters that were sent back: looks at them for a few seconds, until each has its outcome or died
-//! again. Changes nothing.
+//! Owns what became of letters that a replay published: looks at them for up to five seconds, until each was applied or
+//! died again. Changes nothing.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,19 +16,19 @@ use crate::{
     },
 };
 
-/// How many letters are looked at.
+/// The most letters that are looked at.
 pub const FOLLOWED_MAX: usize = 1000;
-/// How long they are looked at.
+/// How long they are looked at, at most.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What became of letters.
+/// What became of letters that were published again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcomes {
     /// How many took effect, by the outcome's name.
     pub applied: BTreeMap<&'static str, u64>,
     /// How many died again.
     pub died: u64,
-    /// How many are still on their way.
+    /// How many are not applied yet.
     pub under_way: u64,
 }
 
@@ -69,8 +69,8 @@ pub fn meaning(outcome: Outcome) -> Option<&'static str> {
     }
 }
 
-/// Looks at letters that were sent back, with the rounds that began, until each has its outcome, `stop` turns true, or
-/// five seconds are over. At most [`FOLLOWED_MAX`] of them.
+/// Looks at letters that were published again until each was applied or died again, `stop` turns true, or five seconds are
+/// over. Of more than [`FOLLOWED_MAX`], the first are looked at.
 ///
 /// # Errors
 /// What the database says.

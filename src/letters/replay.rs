@@ -1,9 +1,9 @@
-//! Owns sending letters back: claim, publish with confirm, stamp.
+//! Owns replays: claim letters, publish them, stamp them.
 //!
-//! Promises that a replay may be cut off anywhere and taken up again: a claim is committed before anything is published,
-//! what is claimed and not stamped is published again first, and what was published twice takes effect once, by the
-//! inbox. Two replays of the same letters share them: each is claimed by one. Claims are few at a time, so that little
-//! is on its way when somebody stops it.
+//! Promises that a replay may be cut off anywhere. A claim is committed before its letter is published; the next replay of
+//! the same letters publishes claims without a stamp first; and the inbox lets a message that was published twice take
+//! effect once. Two replays of the same letters share them: one of the two claims each letter. A replay claims few letters
+//! at a time, so that few are on their way when somebody stops it.
 
 use std::{
     collections::HashSet,
@@ -26,52 +26,53 @@ use crate::{
     },
 };
 
-/// Claims at a time at full pace; at a rate, as many as go in a second.
+/// How many letters are claimed at a time. At a rate, no more than a second's worth.
 const CHUNK: u32 = 100;
 
-/// What to replay, and how.
+/// What a replay shall do.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// Which letters; of these the open ones, and those whose publication is not stamped.
+    /// Selects letters. Those of them are replayed that are open, or claimed and not stamped.
     pub filter: Filter,
-    /// At most so many.
+    /// The most letters to publish.
     pub limit: u64,
-    /// So many per second; `None` for as fast as the queue confirms.
+    /// Letters per second; `None` for as fast as the queue confirms.
     pub rate: Option<f64>,
-    /// Who asks for it, and why.
+    /// Who asks for the replay, and why: for the letters' histories.
     pub by: Actor,
 }
 
 /// How far a replay has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Progress {
-    /// Claims of an earlier replay that are published again.
+    /// Claims that an earlier replay left without a stamp, and that this one publishes.
     pub taken_up: u64,
-    /// Letters claimed by this one.
+    /// Letters that this replay claimed.
     pub claimed: u64,
-    /// Letters that are in the queue again, for certain.
+    /// Letters that are durable in the queue again.
     pub published: u64,
-    /// Claims in our hands that are not stamped: the next replay of the same letters publishes them again.
+    /// Claims without a stamp so far. The next replay of the same letters publishes them again.
     pub unstamped_left: u64,
 }
 
 /// How a replay ended.
 #[derive(Debug)]
 pub enum End {
-    /// Every letter that was selected and open when it began is on its way. What dies again is left for the next one.
+    /// It published every letter that was selected and open when it began. Letters that die again meanwhile are left for
+    /// the next replay.
     Complete,
-    /// The limit is reached; there may be more.
+    /// It reached its limit; more letters may be open.
     Limit,
     /// Somebody stopped it.
     Stopped,
-    /// The queue does not take messages.
+    /// The queue did not take messages.
     Queue(QueueError),
-    /// The database does not answer.
+    /// The database did not answer.
     Store(StoreError),
 }
 
-/// Why what is sent back will not be taken up at once, in words; `None` where a worker takes messages, or where the
-/// queue does not tell. A worker that is paused consumes nothing.
+/// Why no worker would take a message at once, in words. `None` where one would, or where the queue does not tell. A worker
+/// that is paused consumes nothing.
 pub async fn nobody_works(queue: &dyn Queue) -> Option<String> {
     let depths = queue.depths().await.ok()?;
     let events = depths.iter().find(|depth| depth.queue == Source::Events.queue())?;
@@ -82,25 +83,26 @@ pub async fn nobody_works(queue: &dyn Queue) -> Option<String> {
     })
 }
 
-/// Sends letters back.
+/// Publishes letters again.
 #[derive(Clone)]
 pub struct Replayer {
-    /// Where they are.
+    /// The letters' table.
     pub letters: Arc<dyn Letters>,
-    /// Where they go.
+    /// The queue that the letters are published to.
     pub queue: Arc<dyn Queue>,
-    /// How long a queue that is away is waited for before the replay gives up.
+    /// How long a replay waits for a queue that is away before it gives up.
     pub patience: Duration,
 }
 
 impl Replayer {
-    /// Waits for a queue that is away for so long that a command ends within about ten seconds.
+    /// A replayer that waits eight seconds for a queue that is away: a command then ends within about ten.
     pub fn new(letters: Arc<dyn Letters>, queue: Arc<dyn Queue>) -> Self {
         Self { letters, queue, patience: Duration::from_secs(8) }
     }
 
-    /// Replays what is selected and open by now, until none is left, the limit is reached, or `stop` turns true: then what is claimed is
-    /// still published and stamped. `progress` is called after each step, with what it has published.
+    /// Replays the letters that are selected and open by now, until none is left, the limit is reached, or `stop` turns
+    /// true; then it still publishes and stamps what it has claimed. Calls `progress` after each step, with the letters
+    /// that the step published.
     pub async fn run(
         &self,
         order: &Order,
@@ -120,10 +122,10 @@ impl Replayer {
         (run.report, ended)
     }
 
-    /// Publishes claims that were just made and stamps them: an edit's, for one.
+    /// Publishes and stamps claims that the caller has just made, such as an edit's.
     ///
     /// # Errors
-    /// The queue or the database is away; a replay of the same letters takes them up.
+    /// The queue or the database is away; a replay of the same letters publishes them.
     pub async fn send(&self, claims: Vec<Claimed>) -> Result<(), End> {
         let (_stop, stopped) = watch::channel(false);
         let order = Order {
@@ -157,9 +159,9 @@ struct Run<'a> {
 impl Run<'_> {
     async fn all(&mut self) -> Result<End, End> {
         self.take_up().await?;
-        // What dies again is open again, and selected: it must not be replayed for ever. The first to die come first, so
-        // as many as are open now are those that are open now; where another replay takes some, the second look at a
-        // letter tells.
+        // A letter that dies again is open and selected again, and must not be replayed for ever. Claims begin with the
+        // first to die, so the next `left` claims are the letters that are open now. Where another replay takes some of
+        // them, a letter that is claimed for the second time tells.
         let mut left = self.open().await?;
         let mut seen: HashSet<Uuid> = HashSet::new();
         loop {
@@ -168,7 +170,7 @@ impl Run<'_> {
             if limit == 0 {
                 return Ok(End::Complete);
             }
-            // Commit before publish: a crash from here on leaves claims without a stamp, which are taken up.
+            // Commit before publish: a crash from here on leaves claims without a stamp, which the next replay publishes.
             let claims = self.replayer.letters.claim(&self.order.filter, limit, &self.order.by);
             let claims = claims.await.map_err(End::Store)?;
             if claims.is_empty() {
@@ -184,17 +186,17 @@ impl Run<'_> {
         }
     }
 
-    /// How many letters the selection means now.
+    /// How many selected letters are open now.
     async fn open(&self) -> Result<u64, End> {
         let filter = Filter { status: Some(Status::Open), ..self.order.filter.clone() };
         let counts = self.replayer.letters.count(&filter).await.map_err(End::Store)?;
         Ok(counts.iter().map(|count| count.letters).sum())
     }
 
-    /// Publishes what an earlier replay of these letters claimed and did not stamp. A replay that runs at this moment
-    /// may publish the same ones: the inbox absorbs that.
+    /// Publishes the letters that an earlier replay claimed and did not stamp. A replay that runs at this moment may publish
+    /// the same ones: the inbox absorbs that.
     async fn take_up(&mut self) -> Result<(), End> {
-        // By the clock that stamps the claims: this host's may be behind it.
+        // By the database's clock, which dates the claims. This host's may be behind it.
         let before = self.replayer.letters.clock().await.map_err(End::Store)?;
         let mut seen: HashSet<(Uuid, u32)> = HashSet::new();
         loop {
@@ -211,8 +213,8 @@ impl Run<'_> {
         }
     }
 
-    /// How many may be claimed now; waits for the pace, so that nothing is claimed long before it is published.
-    /// `None`: the limit is reached.
+    /// How many letters may be claimed now; `None` where the limit is reached. Waits for the pace, so that no letter is
+    /// claimed long before it is published.
     async fn room(&mut self) -> Result<Option<u32>, End> {
         tokio::select! {
             biased;
@@ -224,7 +226,7 @@ impl Run<'_> {
         Ok(u32::try_from(left).map_or(Some(chunk), |left| (left > 0).then_some(left.min(chunk))))
     }
 
-    /// Publishes and stamps claims, whoever asks to stop meanwhile.
+    /// Publishes and stamps claims, also where `stop` turns true meanwhile.
     async fn chunk(&mut self, claims: Vec<Claimed>) -> Result<(), End> {
         self.report.unstamped_left += claims.len() as u64;
         (self.progress)(&self.report, &[]);
@@ -239,7 +241,7 @@ impl Run<'_> {
         failed.map_or(Ok(()), |error| Err(End::Queue(error)))
     }
 
-    /// Those that are durable in the queue, and why others are not.
+    /// Publishes claims. Returns those that are durable in the queue, and why the others are not.
     async fn publish(&mut self, claims: Vec<Claimed>) -> (Vec<Publication>, Option<QueueError>) {
         let mut published = Vec::with_capacity(claims.len());
         let mut pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(2));
@@ -287,9 +289,9 @@ impl Run<'_> {
     }
 }
 
-/// A letter as it travels in its new round: its tries start over. It keeps the time at which the ingress took it in,
-/// so that what the table, the inbox and a later death say of it stays true; the worker leaves replays out of the sync
-/// lag, which would measure people otherwise.
+/// The message of a letter in its new round, with no attempts so far. It keeps the time at which the ingress took it in, so
+/// that the table, the inbox and a later death agree. The worker leaves replays out of the sync lag, which would otherwise
+/// measure how long people took.
 fn message(claim: &Claimed) -> Option<Message> {
     Some(Message {
         id: MessageId::parse(&claim.message_id)?,
@@ -303,7 +305,7 @@ fn message(claim: &Claimed) -> Option<Message> {
     })
 }
 
-/// So many per second, evenly. A stall is not made up for.
+/// An even pace of so many per second. It does not catch up after a stall.
 struct Pace {
     step: Option<Duration>,
     next: tokio::time::Instant,
@@ -317,22 +319,22 @@ impl Pace {
         Self { step, next: tokio::time::Instant::now() }
     }
 
-    /// As many as go in a second, at least one.
+    /// How many go in a second, at least one.
     fn a_second(&self) -> u32 {
         self.step.map_or(CHUNK, |step| ((1.0 / step.as_secs_f64()) as u32).max(1))
     }
 
-    /// Waits until the next may go. Cancel-safe.
+    /// Waits until the next may go. Safe to cancel.
     async fn due(&self) {
         if self.step.is_some() {
             tokio::time::sleep_until(self.next).await;
         }
     }
 
-    /// One goes.
+    /// Counts one that goes.
     fn spend(&mut self) {
         if let Some(step) = self.step {
-            // The timer is good to a millisecond: a few that are late may go together.
+            // The timer is precise to a millisecond, so a few that are late may go together.
             let lag = Duration::from_millis(100);
             let now = tokio::time::Instant::now();
             self.next = self.next.max(now.checked_sub(lag).unwrap_or(now)) + step;

@@ -1,5 +1,5 @@
-//! Owns which letters are meant, as people write it: on the command line, in a query, in a request's body. Promises that
-//! an unknown id, an unreadable time and an empty selection are errors that say what to do.
+//! Owns selections: which letters people mean, as they write it on the command line, in a query or in a request's body.
+//! Promises that an unknown id, an unreadable time and an empty selection are errors that say what to do.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::{
+    failure::Failure,
     queue::Reason,
     store::{
         StoreError,
@@ -17,7 +18,7 @@ use crate::{
     time::Millis,
 };
 
-/// Letters as people select them. All conditions hold together.
+/// Letters as people select them: those that all conditions hold for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Selection {
@@ -53,7 +54,7 @@ pub struct Selection {
     pub all: bool,
 }
 
-/// A condition that is there: null would be a value that somebody did not have.
+/// Reads a condition that is there. Null is refused: a script whose variable is unset would otherwise select more.
 fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     String::deserialize(value).map(Some)
 }
@@ -61,16 +62,16 @@ fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error
 /// What was selected.
 #[derive(Clone, Debug)]
 pub struct Selected {
-    /// For the store.
+    /// What it means to the store.
     pub filter: Filter,
     /// The letters that were named, in the order given.
     pub named: Vec<Letter>,
 }
 
-/// Why a selection cannot be used.
+/// Why a selection selects nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum SelectError {
-    /// As written it means nothing.
+    /// It cannot be understood as it is written.
     #[error("{message}")]
     Unreadable {
         /// What is wrong.
@@ -87,6 +88,20 @@ pub enum SelectError {
     /// The database does not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<SelectError> for Failure {
+    fn from(error: SelectError) -> Self {
+        let failure = match &error {
+            SelectError::Store(error) => return error.into(),
+            SelectError::Unreadable { .. } => Self::usage(error.to_string()),
+            SelectError::Unknown(_) | SelectError::UnknownGroup(_) => Self::new(error.to_string()),
+        };
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
 }
 
 impl SelectError {
@@ -127,10 +142,10 @@ impl Selection {
         ]
     }
 
-    /// For an action: everything is only meant where `all` says so, and then there is no other condition.
+    /// Checks a selection of an action: it has to name letters or conditions, or say `all` and nothing else.
     ///
     /// # Errors
-    /// Nothing is selected, or both everything and something.
+    /// It does neither, or both.
     pub fn check_action(&self) -> Result<(), SelectError> {
         match (self.all, self.is_unconditional()) {
             (false, true) => Err(unreadable(
@@ -144,8 +159,8 @@ impl Selection {
         }
     }
 
-    /// What it means to the store. Without a status, `status` is meant; but letters that are named are, whatever
-    /// theirs.
+    /// What it means to the store. Where it says no status, `status` is meant, but letters named by id are meant whatever
+    /// their status.
     ///
     /// # Errors
     /// An unreadable time, status or reason, an unknown id or group, or the database does not answer.
@@ -155,7 +170,7 @@ impl Selection {
         status: Option<Status>,
         now: Millis,
     ) -> Result<Selected, SelectError> {
-        // A script's variable that was not set must not select everything.
+        // A script's variable that is unset must not select everything.
         if let Some((name, _)) = self.conditions().iter().find(|(_, text)| text.is_some_and(str::is_empty)) {
             return Err(unreadable(format!("the {name} is empty"), "give it a value, or leave it out"));
         }
@@ -188,7 +203,7 @@ impl Selection {
     }
 }
 
-/// The key of the group that is meant.
+/// The key of the group that has this id or this key.
 async fn group_named(letters: &Arc<dyn Letters>, name: Option<&str>) -> Result<Option<String>, SelectError> {
     let Some(name) = name else { return Ok(None) };
     let mut keys = letters.groups_named(name).await?;
@@ -202,7 +217,7 @@ async fn group_named(letters: &Arc<dyn Letters>, name: Option<&str>) -> Result<O
     }
 }
 
-/// A reason of ours, or one that another hand gave and that a letter died for.
+/// One of headcount's own reasons, or one that another hand gave and that a letter died for.
 async fn reason_named(letters: &Arc<dyn Letters>, name: Option<&str>) -> Result<Option<String>, SelectError> {
     let Some(name) = name else { return Ok(None) };
     let ours = Reason::ALL.map(Reason::as_str);
@@ -222,7 +237,7 @@ fn one_of(words: &[&str]) -> String {
 }
 
 fn status_named(name: &str) -> Result<Status, SelectError> {
-    Status::ALL.into_iter().find(|status| status.as_str() == name).ok_or_else(|| {
+    Status::parse(name).ok_or_else(|| {
         unreadable(format!("{name:?} is no status"), "use open, replayed, applied, discarded or all")
     })
 }
@@ -249,7 +264,7 @@ pub fn parse_time(text: &str, now: Millis) -> Result<Millis, SelectError> {
     })
 }
 
-/// Where a listing goes on after this letter: opaque to whoever holds it.
+/// With this cursor a listing goes on after this letter. Clients do not look into it.
 pub fn cursor(letter: &Letter) -> String {
     URL_SAFE_NO_PAD.encode(format!("{}.{}", letter.died_at, letter.id.simple()))
 }

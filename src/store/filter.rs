@@ -67,15 +67,15 @@ pub(super) use binding;
 
 /// One thing that a letter has to be.
 enum Condition<'f> {
-    /// One of these.
+    /// It is one of these.
     Ids(&'f [Uuid]),
-    /// Of this value in a column.
+    /// A column has this value.
     Is(&'static str, &'f str),
-    /// With this text, in lower case, in `search`.
+    /// `search` contains this text, which is in lower case.
     Contains(String),
-    /// With a time in `died_at`, compared by this operator.
+    /// `died_at` compares so with a time.
     Died(&'static str, Millis),
-    /// Behind this letter in a listing.
+    /// It comes after this letter in a listing.
     After(Millis, Uuid),
 }
 
@@ -104,19 +104,20 @@ impl Condition<'_> {
     }
 }
 
-/// What a filter asks for.
+/// The conditions of a filter.
 pub(super) struct Conditions<'f> {
     all: Vec<Condition<'f>>,
     status: Option<Status>,
-    /// Only columns that the tallies have.
+    /// The tallies have all its columns.
     tallied: bool,
 }
 
-/// What indexes have before the status, which a listing needs to know to be read in their order.
+/// The columns whose indexes have the status next: a listing by one of them is read in the order of the index where the
+/// status is known.
 const BEFORE_STATUS: [&str; 3] = ["grp", "reason", "event_type"];
 
 impl<'f> Conditions<'f> {
-    /// `None`: no letter can be meant.
+    /// `None`: no letter can be selected.
     pub(super) fn of(filter: &'f Filter) -> Option<Self> {
         let mut all = Vec::new();
         for (column, value) in [
@@ -149,14 +150,14 @@ impl<'f> Conditions<'f> {
         Some(Self { all, status: filter.status, tallied })
     }
 
-    /// The same of one status alone; `None` where the filter asks for another.
+    /// The conditions for letters of one status; `None` where the filter asks for another.
     pub(super) fn of_status(filter: &'f Filter, status: Status) -> Option<Self> {
         let conditions = Self::of(filter)?;
         conditions.status.is_none_or(|asked| asked == status).then_some(())?;
         Some(Self { status: Some(status), ..conditions })
     }
 
-    /// The same of one status, whatever the filter says of it.
+    /// The conditions for letters of one status, whichever the filter asks for.
     pub(super) fn despite_status(filter: &'f Filter, status: Status) -> Option<Self> {
         Some(Self { status: Some(status), ..Self::of(filter)? })
     }
@@ -178,8 +179,8 @@ impl<'f> Conditions<'f> {
         self.all.iter().for_each(|condition| condition.push(query));
     }
 
-    /// A page. Where an index has the status in front of the time and the filter names none, one page of each status
-    /// is read, in the order of the index, and the pages are merged.
+    /// Asks for a page. Where an index has the status before the time and the filter names no status, this reads one page of
+    /// each status, in the order of the index, and merges them.
     pub(super) fn page<D: Dialect>(mut self, page: &Page) -> QueryBuilder<D> {
         let limit = page.limit.min(LETTERS_MAX);
         if let Some((died_at, id)) = page.after {
@@ -202,12 +203,13 @@ impl<'f> Conditions<'f> {
         query
     }
 
-    /// Whether counting first is worth while: the tallies know the event types of a group, its indexes do not.
+    /// Whether counting first pays: the tallies know the event types of a group, its indexes do not.
     pub(super) fn may_be_few(&self) -> bool {
         self.tallied && self.all.iter().any(|condition| matches!(condition, Condition::Is("event_type", _)))
     }
 
-    /// Letters by group, the largest first. Where they are `few` they are read rather than looked up by group.
+    /// Asks for groups, the largest first. Where the letters are `few` it reads all of them; else it looks into the index
+    /// once for each group.
     pub(super) fn groups<D: Dialect>(&self, few: bool) -> QueryBuilder<D> {
         if few || !self.tallied {
             let mut query = QueryBuilder::new(
@@ -251,7 +253,7 @@ impl<'f> Conditions<'f> {
         query
     }
 
-    /// How many, by event type and reason.
+    /// Asks how many there are, by event type and reason.
     pub(super) fn count<D: Dialect>(&self) -> QueryBuilder<D> {
         let mut query = QueryBuilder::new(if self.tallied {
             "SELECT event_type, reason, CAST(sum(letters) AS bigint) AS letters FROM dead_letter_tallies"

@@ -25,11 +25,26 @@ use crate::{
     time::{Millis, rfc3339},
 };
 
-/// The most groups that are told.
+/// The most groups that are listed.
 pub const GROUPS_MAX: u32 = 500;
 
 /// The longest page of letters.
 pub const LETTERS_MAX: u32 = 10_000;
+
+/// The longest reason, in bytes.
+pub const REASON_MAX: usize = 64;
+
+/// The longest key of a group, in bytes.
+pub const GROUP_MAX: usize = 200;
+
+/// The most headers of a letter, and of a sample of a rejected request.
+pub const HEADERS_MAX: usize = 64;
+
+/// The longest name of a header, in bytes.
+pub const HEADER_NAME_MAX: usize = 128;
+
+/// The longest value of a header, in bytes.
+pub const HEADER_VALUE_MAX: usize = 1_024;
 
 /// A letter, and the round that began when it was published again.
 pub type Publication = (Uuid, u32);
@@ -134,53 +149,53 @@ pub struct Captured {
     pub event_type: String,
     /// The account, where the body tells.
     pub clerk_id: Option<String>,
-    /// A short stable code.
+    /// A short stable code, at most [`REASON_MAX`] bytes: one of headcount's own, or another hand's.
     pub reason: String,
-    /// For people.
+    /// What happened, for people.
     pub detail: String,
-    /// Failed tries of this round.
+    /// Failed attempts of this round.
     pub attempts: u32,
     /// When the ingress took it in.
     pub first_seen: Millis,
     /// When it died this time.
     pub died_at: Millis,
-    /// Reason and normalized detail: what letters of one cause share. At most 200 bytes.
+    /// What letters of one cause share: reason and folded detail, at most [`GROUP_MAX`] bytes.
     pub group: String,
-    /// Of the AMQP message.
+    /// The message's, as it died.
     pub headers: BTreeMap<String, String>,
-    /// Untouched.
+    /// As it was received.
     pub body: Bytes,
 }
 
-/// Which letters. All conditions hold together; an empty filter selects all.
+/// Selects letters: those that all conditions hold for. An empty filter selects all.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// These letters only.
+    /// Only these letters; any where it is empty.
     pub ids: Vec<Uuid>,
-    /// Of this group.
+    /// Only of the group with this key.
     pub group: Option<String>,
-    /// With this status.
+    /// Only with this status.
     pub status: Option<Status>,
-    /// Of this event type.
+    /// Only of this event type.
     pub event_type: Option<String>,
-    /// With this reason.
+    /// Only with this reason.
     pub reason: Option<String>,
-    /// About this Clerk id.
+    /// Only about this Clerk id.
     pub clerk_id: Option<String>,
-    /// Whose detail or message id contains this, without regard to case.
+    /// Only those whose detail or message id contains this, without regard to case.
     pub text: Option<String>,
-    /// Died at or after.
+    /// Only those that died at or after this time.
     pub since: Option<Millis>,
-    /// Died before.
+    /// Only those that died before this time.
     pub until: Option<Millis>,
 }
 
-/// A page of a listing, newest first.
+/// A page of a listing.
 #[derive(Clone, Debug)]
 pub struct Page {
-    /// At most so many.
+    /// The most letters, no more than [`LETTERS_MAX`].
     pub limit: u32,
-    /// Only what comes after this letter: its `died_at` and `id`.
+    /// Only the letters after this one of the listing: its `died_at` and `id`.
     pub after: Option<(Millis, Uuid)>,
 }
 
@@ -189,13 +204,13 @@ pub struct Page {
 pub struct Group {
     /// Short and stable, for people to type: [`group_id`].
     pub id: String,
-    /// Its key.
+    /// Its key: what its letters share.
     pub group: String,
-    /// The reason they share.
+    /// The reason of all its letters.
     pub reason: String,
     /// The detail of one of them.
     pub detail: String,
-    /// How many.
+    /// How many letters it has.
     pub letters: u64,
     /// The first death; `None` where the last letter of the group is going at this moment.
     #[serde(serialize_with = "text_or_nothing")]
@@ -213,7 +228,7 @@ pub fn group_id(key: &str) -> String {
 /// A letter in a listing.
 #[derive(Clone, Debug, Serialize, PartialEq)]
 pub struct Letter {
-    /// Ours.
+    /// Made when the letter was first captured; of version 7.
     pub id: Uuid,
     /// `svix-id`
     pub message_id: String,
@@ -223,16 +238,16 @@ pub struct Letter {
     pub event_type: String,
     /// The account.
     pub clerk_id: Option<String>,
-    /// A short stable code.
+    /// Why its message died, as a short stable code.
     pub reason: String,
-    /// For people.
+    /// What happened, for people.
     pub detail: String,
-    /// Failed tries of the last round.
+    /// Failed attempts of the last round.
     pub attempts: u32,
     /// When the ingress took it in.
     #[serde(serialize_with = "text")]
     pub first_seen: Millis,
-    /// The last death.
+    /// When its message died last.
     #[serde(serialize_with = "text")]
     pub died_at: Millis,
     /// Where it stands.
@@ -256,9 +271,9 @@ impl Letter {
 pub struct LetterDetail {
     /// As in a listing.
     pub letter: Letter,
-    /// Of the AMQP message.
+    /// The message's, as it died.
     pub headers: BTreeMap<String, String>,
-    /// What will be published by a replay.
+    /// What a replay publishes.
     pub body: Bytes,
     /// What happened to it, oldest first.
     pub history: Vec<HistoryEntry>,
@@ -274,9 +289,9 @@ pub struct HistoryEntry {
     pub action: Action,
     /// The round it was about.
     pub round: u32,
-    /// OS user or token name; `headcount` for what it did itself.
+    /// The actor's name; `headcount` for what it did by itself.
     pub by: String,
-    /// What was said about it; for a death its reason and detail.
+    /// The actor's note; for a death its reason and detail.
     pub note: Option<String>,
 }
 
@@ -333,34 +348,34 @@ impl Action {
     }
 }
 
-/// Who does something, and why.
+/// The person who acts, and why.
 #[derive(Clone, Debug)]
 pub struct Actor {
-    /// OS user or token name.
+    /// The user of the operating system, or the name of the API's token.
     pub name: String,
-    /// A note for the history.
+    /// Why, for the letters' histories.
     pub note: Option<String>,
 }
 
-/// Letters that an action would touch.
+/// Letters of one event type and reason.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 pub struct Count {
     /// The envelope's type.
     pub event_type: String,
-    /// The reason.
+    /// The reason of their death.
     pub reason: String,
-    /// How many.
+    /// How many there are.
     pub letters: u64,
 }
 
 /// A claimed letter, to be published.
 #[derive(Clone, Debug)]
 pub struct Claimed {
-    /// The letter.
+    /// The letter's.
     pub id: Uuid,
     /// `svix-id`
     pub message_id: String,
-    /// The round that begins.
+    /// The round that begins with the claim.
     pub round: u32,
     /// The envelope's type.
     pub event_type: String,

@@ -1,5 +1,5 @@
-//! Owns what letters, actors and rejections are made into before they are stored: text without control characters and
-//! bounded, numbers and times that both databases hold. So that storing them cannot fail on content. Never touches SQL.
+//! Owns how letters, actors and samples are made fit to be stored, so that storing them cannot fail on content: texts
+//! without control characters and bounded, numbers and times that both databases hold. Never touches SQL.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     batch::time,
     columns::{At, Id},
-    letters::{Actor, Captured},
+    letters::{Actor, Captured, GROUP_MAX, HEADER_NAME_MAX, HEADER_VALUE_MAX, HEADERS_MAX, REASON_MAX},
 };
 use crate::{
     message::{EVENT_TYPE_MAX, MESSAGE_ID_MAX, Rejected},
@@ -17,29 +17,19 @@ use crate::{
     time::Millis,
 };
 
-/// The longest group key, in bytes.
-const GROUP_MAX: usize = 200;
-/// The longest reason.
-const REASON_MAX: usize = 64;
-/// The longest detail and the longest note.
+/// The longest detail and the longest note, in bytes.
 const DETAIL_MAX: usize = 1_000;
-/// The longest Clerk id, name of an actor or address.
+/// The longest Clerk id, name of an actor and address, in bytes.
 const NAME_MAX: usize = 255;
-/// The highest round, which leaves room for more.
+/// The highest round. It leaves room for as many more.
 const ROUND_MAX: u32 = u32::MAX / 2;
-/// The most headers of a letter or of a rejection.
-const HEADERS_MAX: usize = 64;
-/// The longest name of a header.
-const HEADER_NAME_MAX: usize = 128;
-/// The longest value of a header.
-const HEADER_VALUE_MAX: usize = 1_024;
 
-/// Who does what headcount does itself.
+/// The actor of what headcount does by itself.
 pub(super) const OURSELVES: &str = "headcount";
 
 /// A letter as it is stored.
 pub(super) struct Plain<'a> {
-    /// For the row, where there is none yet.
+    /// For a letter that has no row yet.
     pub(super) id: Id,
     pub(super) message_id: String,
     pub(super) round: i64,
@@ -98,7 +88,7 @@ impl<'a> Plain<'a> {
     }
 }
 
-/// What [`super::letters::Filter::text`] is looked for in. No stored text holds a line feed.
+/// The text that [`super::letters::Filter::text`] is looked for in. No stored text holds a line feed.
 fn searchable(detail: &str, message_id: &str) -> String {
     format!("{detail}\n{message_id}").to_lowercase()
 }
@@ -131,7 +121,7 @@ pub(super) fn actor(by: &Actor) -> (String, Option<String>) {
     (clean(&by.name, NAME_MAX), by.note.as_ref().map(|note| clean(note, DETAIL_MAX)))
 }
 
-/// A text as it is stored, to be compared with what is.
+/// A text to compare with stored ones. `None` where it holds a control character, as no stored text does.
 pub(super) fn stored(text: &str) -> Option<&str> {
     (!text.chars().any(char::is_control)).then_some(text)
 }
@@ -143,7 +133,7 @@ pub(super) fn time_in_range(at: Millis) -> DateTime<Utc> {
     time(at.clamp(YEAR_0, YEAR_9999)).unwrap_or_default()
 }
 
-/// So long before a moment, or as long as both databases hold.
+/// The time `age` before `at`.
 pub(super) fn earlier(at: Millis, age: Duration) -> At {
     At(at.saturating_sub(Millis::try_from(age.as_millis()).unwrap_or(Millis::MAX)))
 }

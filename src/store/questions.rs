@@ -57,7 +57,7 @@ pub(super) enum Planned {
     EachTime,
 }
 
-/// So many letters are read sooner than their groups are looked into.
+/// Up to so many letters are read sooner than their groups are looked up.
 const FEW: u64 = 50_000;
 
 /// The columns of what is to be published.

@@ -1,5 +1,5 @@
-//! Owns `dead replay`, `discard` and `restore`: what is meant is shown first, asked for, done in small steps, and can be
-//! interrupted. Whoever interrupts is told how to go on.
+//! Owns `dead replay`, `discard` and `restore`. Each shows the letters that are meant, asks, and works in small steps.
+//! Promises that Ctrl-C loses nothing, and that an interrupted command says how to go on.
 
 use std::{
     io::{self, BufRead, IsTerminal, Write},
@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::cli::dead::{Action, Discard, Replay, Restore, actor, select_failure};
+use super::{Action, Discard, Replay, Restore, actor};
 use crate::{
     app,
     cli::{
@@ -22,7 +22,10 @@ use crate::{
         replay::{End, Order, Progress, Replayer, nobody_works},
     },
     queue::Queue,
-    store::letters::{Actor, Count, Filter, Letters, Publication, Status},
+    store::{
+        StoreError,
+        letters::{Count, Filter, Letters, Publication, Status},
+    },
     terminal, text,
     text::{number, quoted},
     time::now,
@@ -33,20 +36,50 @@ const STEP: u32 = 500;
 /// Unfinished claims that a preview looks for.
 const LOOK: u32 = 20;
 
+/// What is done to letters, in words.
+struct Verb {
+    name: &'static str,
+    done: &'static str,
+    /// The status of the letters that it takes.
+    from: Status,
+    /// Claims that earlier replays left unfinished are part of its preview.
+    counts_unfinished: bool,
+    /// What to do where no such letter is selected.
+    hint: &'static str,
+}
+
+const REPLAY: Verb = Verb {
+    name: "replay",
+    done: "replayed",
+    from: Status::Open,
+    counts_unfinished: true,
+    hint: "look what there is: headcount dead groups, headcount dead list --status all",
+};
+
+const DISCARD: Verb = Verb { name: "discard", done: "discarded", ..REPLAY };
+
+const RESTORE: Verb = Verb {
+    name: "restore",
+    done: "restored",
+    from: Status::Discarded,
+    counts_unfinished: false,
+    hint: "look what there is: headcount dead list --status discarded",
+};
+
 /// What an action would touch.
 struct Preview {
     filter: Filter,
     counts: Vec<Count>,
-    /// Letters that the action can touch.
+    /// Letters that the action can touch: those that are selected, at most its limit.
     letters: u64,
-    /// Claims that an earlier replay left unfinished, as far as was looked.
+    /// Claims that an earlier replay left unfinished, counted up to [`LOOK`].
     unfinished: u64,
 }
 
 impl Preview {
     fn describe(
         &self,
-        verb: &str,
+        verb: &Verb,
         line: &mut dyn FnMut(String) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         for count in &self.counts {
@@ -58,20 +91,20 @@ impl Preview {
         }
         let all: u64 = self.counts.iter().map(|count| count.letters).sum();
         let of = if self.letters < all { format!(", of {}", number(all)) } else { String::new() };
-        line(format!("{:>10}  to {verb}{of}", number(self.letters)))
+        line(format!("{:>10}  to {}{of}", number(self.letters), verb.name))
     }
 }
 
-/// Replays.
+/// Runs `dead replay`.
 pub(super) async fn replay(
     args: &Replay,
     config: &Config,
     letters: &Arc<dyn Letters>,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let preview = preview(&args.action, Status::Open, letters).await?;
+    let preview = preview(&args.action, &REPLAY, letters).await?;
     if args.action.dry_run {
-        return preview.describe("replay", &mut |line| output.line(line));
+        return preview.describe(&REPLAY, &mut |line| output.line(line));
     }
     let queue = app::open_queue(config).await?;
     let result = send_back(args, preview, letters, &queue, output).await;
@@ -87,7 +120,7 @@ async fn send_back(
     output: &mut Output,
 ) -> Result<(), Failure> {
     let idle = warn_where_nobody_works(queue.as_ref()).await;
-    if !agreed("replay", "replayed", &args.action, &preview, output)? {
+    if !agreed(&REPLAY, &args.action, &preview, output)? {
         return Ok(());
     }
     let stop =
@@ -126,13 +159,13 @@ async fn send_back(
             };
         }
         End::Stopped => Failure::new("interrupted"),
-        End::Queue(error) => app::queue_failure(&error),
-        End::Store(error) => app::store_failure(&error),
+        End::Queue(error) => error.into(),
+        End::Store(error) => error.into(),
     };
     Err(failure.hint(format!("go on: {}", again(std::env::args(), left))))
 }
 
-/// Says so where what is sent will not be taken up at once.
+/// Warns where no worker would take the letters at once.
 pub(super) async fn warn_where_nobody_works(queue: &dyn Queue) -> bool {
     let why = nobody_works(queue).await;
     if let Some(why) = &why {
@@ -153,7 +186,7 @@ pub(super) async fn tell_outcomes(
     if sent.is_empty() {
         return Ok(());
     }
-    let outcomes = outcomes::follow(letters, sent, stop).await.map_err(|error| app::store_failure(&error))?;
+    let outcomes = outcomes::follow(letters, sent, stop).await?;
     let first = match of > sent.len() as u64 {
         true => format!(" of the first {}", number(sent.len() as u64)),
         false => String::new(),
@@ -179,7 +212,7 @@ async fn open(letters: &dyn Letters, filter: &Filter) -> Option<u64> {
     Some(counts.iter().map(|count| count.letters).sum())
 }
 
-/// Where each letter is.
+/// Says where each letter is.
 fn summary(report: &Progress, expected: u64, is_complete: bool, open: Option<u64>) -> String {
     let mut parts =
         vec![format!("replayed {}", text::letters(report.published.saturating_sub(report.taken_up)))];
@@ -203,7 +236,7 @@ fn summary(report: &Progress, expected: u64, is_complete: bool, open: Option<u64
     parts.join("; ")
 }
 
-/// Discards.
+/// Runs `dead discard`.
 pub(super) async fn discard(
     args: &Discard,
     letters: &Arc<dyn Letters>,
@@ -213,31 +246,32 @@ pub(super) async fn discard(
     if note.is_none() && !args.action.dry_run {
         return Err(Failure::usage("the note is empty").hint("say why: --note 'test data of 3 May'"));
     }
-    steps("discard", "discarded", Status::Open, &args.action, actor(note), letters, output).await
+    let by = actor(note);
+    let step = async |filter: &Filter, limit| letters.discard(filter, limit, &by).await;
+    steps(&DISCARD, &args.action, step, letters, output).await
 }
 
-/// Restores.
+/// Runs `dead restore`.
 pub(super) async fn restore(
     args: &Restore,
     letters: &Arc<dyn Letters>,
     output: &mut Output,
 ) -> Result<(), Failure> {
     let by = actor(args.note.as_deref());
-    steps("restore", "restored", Status::Discarded, &args.action, by, letters, output).await
+    let step = async |filter: &Filter, limit| letters.restore(filter, limit, &by).await;
+    steps(&RESTORE, &args.action, step, letters, output).await
 }
 
-/// Does it in small transactions, so that Ctrl-C leaves each letter as it was or done.
+/// Discards or restores in small transactions, so that Ctrl-C leaves each letter as it was or done.
 async fn steps(
-    verb: &str,
-    done: &str,
-    from: Status,
+    verb: &Verb,
     action: &Action,
-    by: Actor,
+    step: impl AsyncFn(&Filter, u32) -> Result<u64, StoreError>,
     letters: &Arc<dyn Letters>,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let preview = preview(action, from, letters).await?;
-    if !agreed(verb, done, action, &preview, output)? {
+    let preview = preview(action, verb, letters).await?;
+    if !agreed(verb, action, &preview, output)? {
         return Ok(());
     }
     let stop =
@@ -246,21 +280,17 @@ async fn steps(
     let limit = action.limit.unwrap_or(u64::MAX);
     let mut touched = 0;
     let ended = loop {
-        let step = u32::try_from(limit - touched).map_or(STEP, |left| left.min(STEP));
-        if step == 0 {
+        let next = u32::try_from(limit - touched).map_or(STEP, |left| left.min(STEP));
+        if next == 0 {
             break Ok(());
         }
         if *stop.borrow() {
             break Err(Failure::new("interrupted"));
         }
-        let stepped = match from {
-            Status::Open => letters.discard(&preview.filter, step, &by).await,
-            _ => letters.restore(&preview.filter, step, &by).await,
-        };
-        match stepped {
+        match step(&preview.filter, next).await {
             Ok(0) => break Ok(()),
             Ok(letters) => touched += letters,
-            Err(error) => break Err(app::store_failure(&error)),
+            Err(error) => break Err(error.into()),
         }
         bar.set_position(touched);
     };
@@ -269,27 +299,27 @@ async fn steps(
         true => open(letters.as_ref(), &preview.filter).await,
         false => None,
     };
-    let still = left.map(|left| format!("; {} still {}", number(left), from.as_str())).unwrap_or_default();
-    output.line(format!("{done} {}{still}", text::letters(touched)))?;
+    let still =
+        left.map(|left| format!("; {} still {}", number(left), verb.from.as_str())).unwrap_or_default();
+    output.line(format!("{} {}{still}", verb.done, text::letters(touched)))?;
     let rest = action.limit.map(|limit| limit - touched);
     ended.map_err(|failure| failure.hint(format!("go on: {}", again(std::env::args(), rest))))
 }
 
-async fn preview(action: &Action, from: Status, letters: &Arc<dyn Letters>) -> Result<Preview, Failure> {
+async fn preview(action: &Action, verb: &Verb, letters: &Arc<dyn Letters>) -> Result<Preview, Failure> {
+    let from = verb.from;
     let selection = action.select.selection(None, action.all);
-    selection.check_action().map_err(|error| select_failure(&error))?;
-    let selected = selection.resolve(letters, Some(from), now()).await;
-    let mut selected = selected.map_err(|error| select_failure(&error))?;
+    selection.check_action()?;
+    let mut selected = selection.resolve(letters, Some(from), now()).await?;
     selected.filter.status = Some(from);
     let filter = selected.filter;
-    let counts = letters.count(&filter).await.map_err(|error| app::store_failure(&error))?;
+    let counts = letters.count(&filter).await?;
     let all: u64 = counts.iter().map(|count| count.letters).sum();
-    let unfinished = match from {
-        Status::Open => {
-            let before = letters.clock().await.map_err(|error| app::store_failure(&error))?;
-            letters.unstamped(&filter, before, LOOK).await.map_err(|error| app::store_failure(&error))?.len()
-        }
-        _ => 0,
+    let unfinished = if verb.counts_unfinished {
+        let before = letters.clock().await?;
+        letters.unstamped(&filter, before, LOOK).await?.len()
+    } else {
+        0
     };
     if all == 0 && unfinished == 0 {
         let others: Vec<String> = selected
@@ -302,23 +332,15 @@ async fn preview(action: &Action, from: Status, letters: &Arc<dyn Letters>) -> R
             true => format!("no {} letter is selected", from.as_str()),
             false => others.join("; "),
         });
-        return Err(nothing.hint(match from {
-            Status::Discarded => "look what there is: headcount dead list --status discarded",
-            _ => "look what there is: headcount dead groups, headcount dead list --status all",
-        }));
+        return Err(nothing.hint(verb.hint));
     }
     let letters = action.limit.map_or(all, |limit| all.min(limit));
     Ok(Preview { filter, counts, letters, unfinished: unfinished as u64 })
 }
 
-/// Whether to go on: after `--yes`, or a yes at the terminal. A single letter needs neither where nobody can be asked.
-fn agreed(
-    verb: &str,
-    done: &str,
-    action: &Action,
-    preview: &Preview,
-    output: &mut Output,
-) -> Result<bool, Failure> {
+/// Whether to go on: with `--yes`, or after a yes at the terminal. Where there is no terminal to ask at, a single letter
+/// needs neither.
+fn agreed(verb: &Verb, action: &Action, preview: &Preview, output: &mut Output) -> Result<bool, Failure> {
     if action.dry_run {
         preview.describe(verb, &mut |line| output.line(line))?;
         return Ok(false);
@@ -332,7 +354,8 @@ fn agreed(
             Ok(true)
         } else {
             Err(Failure::usage(format!(
-                "this would {verb} {} letters, and nobody can be asked",
+                "this would {} {} letters, and nobody can be asked",
+                verb.name,
                 number(letters)
             ))
             .hint("look first: --dry-run; then add --yes"))
@@ -342,19 +365,19 @@ fn agreed(
         remark(line);
         Ok(())
     })?;
-    let agreed = ask(&format!("{verb} them? [y/N] "))?;
+    let agreed = ask(&format!("{} them? [y/N] ", verb.name))?;
     if !agreed {
-        output.line(format!("nothing was {done}"))?;
+        output.line(format!("nothing was {}", verb.done))?;
     }
     Ok(agreed)
 }
 
-/// Whether somebody sits there.
+/// Whether a person can be asked: input and errors are a terminal's.
 pub(super) fn is_interactive() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Asks at the terminal.
+/// Asks a question at the terminal; `true` for yes.
 pub(super) fn ask(question: &str) -> Result<bool, Failure> {
     let mut answer = String::new();
     let asked = write!(io::stderr(), "{}", terminal::safe(question))

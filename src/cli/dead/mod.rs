@@ -1,5 +1,5 @@
-//! Owns `dead`: what the commands about dead letters take, and what they share. What they do is [`crate::letters`]'s, so
-//! that the API does the same.
+//! Owns `dead`: the arguments of the commands about dead letters, and what the commands share. What they do is in
+//! [`crate::letters`], so that the API does the same.
 
 use std::sync::Arc;
 
@@ -7,14 +7,12 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use crate::{
     app,
-    config::Config,
-    letters::select::{SelectError, Selection},
-    store::letters::{Actor, Letters, Status},
-    text::clean,
-};
-use crate::{
     cli::{Listing, output::Output},
+    config::Config,
     failure::Failure,
+    letters::select::{SelectError, Selection},
+    store::letters::{Actor, LetterDetail, Letters, Status},
+    text::clean,
 };
 
 mod act;
@@ -49,7 +47,7 @@ pub enum Dead {
     Export(Export),
 }
 
-/// Which letters: all conditions hold together.
+/// The letters that are meant: those that all conditions hold for.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Select {
     /// Only these letters: their ids or message ids
@@ -128,7 +126,7 @@ impl StatusChoice {
 /// Arguments of `dead groups`.
 #[derive(Debug, Args)]
 pub struct Groups {
-    /// Which letters.
+    /// The letters that are meant.
     #[command(flatten)]
     pub select: Select,
 
@@ -144,7 +142,7 @@ pub struct Groups {
 /// Arguments of `dead list`.
 #[derive(Debug, Args)]
 pub struct List {
-    /// Which letters.
+    /// The letters that are meant.
     #[command(flatten)]
     pub select: Select,
 
@@ -183,7 +181,7 @@ pub struct Show {
     ["ids", "group", "reason", "event_type", "user", "text", "since", "until"]
 )))]
 pub struct Action {
-    /// Which letters.
+    /// The letters that are meant.
     #[command(flatten)]
     pub select: Select,
 
@@ -207,7 +205,7 @@ pub struct Action {
 /// Arguments of `dead replay`.
 #[derive(Debug, Args)]
 pub struct Replay {
-    /// Which, and how.
+    /// The letters that are meant, and how to go about it.
     #[command(flatten)]
     pub action: Action,
 
@@ -247,7 +245,7 @@ pub struct Edit {
 /// Arguments of `dead discard`.
 #[derive(Debug, Args)]
 pub struct Discard {
-    /// Which, and how.
+    /// The letters that are meant, and how to go about it.
     #[command(flatten)]
     pub action: Action,
 
@@ -259,7 +257,7 @@ pub struct Discard {
 /// Arguments of `dead restore`.
 #[derive(Debug, Args)]
 pub struct Restore {
-    /// Which, and how.
+    /// The letters that are meant, and how to go about it.
     #[command(flatten)]
     pub action: Action,
 
@@ -271,7 +269,7 @@ pub struct Restore {
 /// Arguments of `dead export`.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// Which letters.
+    /// The letters that are meant.
     #[command(flatten)]
     pub select: Select,
 
@@ -288,13 +286,13 @@ pub struct Export {
     pub after: Option<String>,
 }
 
-/// Does what was asked for.
+/// Runs a command about dead letters.
 ///
 /// # Errors
 /// Nothing was selected, the operation failed, or it was interrupted and says how to go on.
 pub async fn run(args: Dead, config: &Config, output: &mut Output) -> Result<(), Failure> {
-    let store = app::look_at_store(config).await?;
-    store.check_schema().await.map_err(|error| app::store_failure(&error))?;
+    let store = app::existing_store(config).await?;
+    store.check_schema().await?;
     let letters = app::letters(&store);
     let result = match args {
         Dead::Groups(args) => list::groups(&args, &letters, output).await,
@@ -311,27 +309,12 @@ pub async fn run(args: Dead, config: &Config, output: &mut Output) -> Result<(),
 }
 
 /// Finds one letter.
-async fn find(
-    letters: &Arc<dyn Letters>,
-    reference: &str,
-) -> Result<crate::store::letters::LetterDetail, Failure> {
-    let found = letters.show(reference).await.map_err(|error| app::store_failure(&error))?;
-    found.ok_or_else(|| select_failure(&SelectError::Unknown(reference.to_owned())))
+async fn find(letters: &Arc<dyn Letters>, reference: &str) -> Result<LetterDetail, Failure> {
+    let found = letters.show(reference).await?;
+    Ok(found.ok_or_else(|| SelectError::Unknown(reference.to_owned()))?)
 }
 
-fn select_failure(error: &SelectError) -> Failure {
-    let failure = match error {
-        SelectError::Store(error) => return app::store_failure(error),
-        SelectError::Unreadable { .. } => Failure::usage(error.to_string()),
-        SelectError::Unknown(_) | SelectError::UnknownGroup(_) => Failure::new(error.to_string()),
-    };
-    match error.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
-}
-
-/// Who runs this command: the OS user, also behind sudo.
+/// The user of the operating system who runs this command, also behind sudo.
 fn actor(note: Option<&str>) -> Actor {
     let named = |variable| std::env::var(variable).ok().filter(|name: &String| !name.is_empty());
     let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named).or_else(|| {

@@ -1,10 +1,10 @@
-//! Owns the routes that look at dead letters, and those that act on one.
+//! Owns the routes that show dead letters, and those that edit, discard or restore one.
 
 use std::sync::Arc;
 
 use axum::{
     body::Body,
-    extract::{RawQuery, State},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -30,7 +30,7 @@ use crate::{
     time::{Millis, now},
 };
 
-/// Letters of one export; it goes on with the last line's cursor.
+/// The most letters of one export. The next one goes on with the last line's cursor.
 const EXPORT_MAX: u64 = 100_000;
 
 #[derive(Serialize)]
@@ -44,14 +44,14 @@ struct Listed {
     next: Option<String>,
 }
 
-/// How many letters an action would touch.
+/// How many letters an action would touch, in all and by event type and reason.
 #[derive(Serialize)]
 pub(super) struct Counted {
     pub(super) letters: u64,
     pub(super) by: Vec<Count>,
 }
 
-/// A new body.
+/// The body of a request to edit a letter.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EditRequest {
@@ -66,14 +66,14 @@ pub(super) struct EditRequest {
 
 #[derive(Serialize)]
 struct Edited {
-    /// The round that began; null where it was only looked at.
+    /// The round that began; null after a dry run.
     round: Option<u32>,
     difference: Vec<String>,
-    /// What whoever sends it may not have meant, and why it will not be taken up at once.
+    /// What the person may not have meant, and why no worker would take the message at once.
     warnings: Vec<String>,
 }
 
-/// Why something is done.
+/// The body of a request to discard or restore a letter.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct NoteRequest {
@@ -99,11 +99,7 @@ fn after(query: &mut Query) -> Result<Option<(Millis, uuid::Uuid)>, Problem> {
     Ok(query.take("cursor").map(|cursor| parse_cursor(&cursor)).transpose()?)
 }
 
-pub(super) async fn groups(
-    State(api): State<Arc<Api>>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref())?;
+pub(super) async fn groups(State(api): State<Arc<Api>>, mut query: Query) -> Result<Response, Problem> {
     let selection = query.selection()?;
     query.end()?;
     let filter = select(&api, &selection, Some(Status::Open)).await?.filter;
@@ -111,11 +107,7 @@ pub(super) async fn groups(
     Ok(json(StatusCode::OK, &Groups { groups }))
 }
 
-pub(super) async fn list(
-    State(api): State<Arc<Api>>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref())?;
+pub(super) async fn list(State(api): State<Arc<Api>>, mut query: Query) -> Result<Response, Problem> {
     let (selection, after) = (query.selection()?, after(&mut query)?);
     let limit = query.number("limit", 50, 1000)? as u32;
     query.end()?;
@@ -126,11 +118,7 @@ pub(super) async fn list(
     Ok(json(StatusCode::OK, &Listed { letters, next }))
 }
 
-pub(super) async fn count(
-    State(api): State<Arc<Api>>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref())?;
+pub(super) async fn count(State(api): State<Arc<Api>>, mut query: Query) -> Result<Response, Problem> {
     let selection = query.selection()?;
     query.end()?;
     let filter = select(&api, &selection, Some(Status::Open)).await?.filter;
@@ -142,12 +130,9 @@ pub(super) async fn counted(api: &Api, filter: Filter) -> Result<Counted, Proble
     Ok(Counted { letters: by.iter().map(|count| count.letters).sum(), by })
 }
 
-/// JSON lines. Where the database fails on the way the connection breaks off, so that nobody takes a part for the whole.
-pub(super) async fn export(
-    State(api): State<Arc<Api>>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref())?;
+/// Writes letters as JSON lines. Where the database fails halfway the connection breaks off, so that no client takes a part
+/// for the whole.
+pub(super) async fn export(State(api): State<Arc<Api>>, mut query: Query) -> Result<Response, Problem> {
     let (selection, after) = (query.selection()?, after(&mut query)?);
     let limit = query.number("limit", 10_000, EXPORT_MAX)?;
     query.end()?;
@@ -193,7 +178,7 @@ pub(super) async fn edit(
         return Ok(json(StatusCode::OK, &Edited { round: None, difference, warnings }));
     }
     let (operations, by) = (Arc::clone(&api.operations), api.actor(request.note.as_deref()));
-    // A task of its own: whoever hangs up, what was committed is published.
+    // A task of its own: also when the client hangs up, a committed edit is published.
     let sent = tokio::spawn(async move { send(operations.replayer(), &letter, mended, by).await });
     let sent = sent.await.map_err(|_| Problem::unavailable("the edit broke off; look at the letter"))?;
     Ok(json(StatusCode::OK, &Edited { round: Some(sent?), difference, warnings }))
@@ -230,7 +215,7 @@ async fn one(api: &Api, reference: String) -> Result<(Letter, Filter), Problem> 
     Ok((letter, filter))
 }
 
-/// The letter as it is now, or why nothing was done.
+/// Answers with the letter as it is now, or with why nothing was done.
 async fn settled(api: &Api, letter: Letter, touched: u64, from: Status) -> Result<Response, Problem> {
     if touched == 0 {
         let (is, wanted) = (letter.standing(), from.as_str());

@@ -1,8 +1,8 @@
 //! Owns `/api/v1`: what the command line can do about users and dead letters, over HTTP. `openapi.json` documents it, and
-//! a test holds the two together.
+//! a test compares the two.
 //!
-//! Promises: every error is `application/problem+json`; database work is bounded in number and never cancelled, whoever
-//! hangs up; nothing changes by a request that a foreign web page can make a browser send.
+//! Promises that every error is `application/problem+json`; that calls to the database are bounded in number and go on
+//! when a client hangs up; and that no request which a foreign web page can make a browser send changes anything.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -39,14 +39,14 @@ pub(super) mod problem;
 pub mod replays;
 mod request;
 
-/// Database calls at a time.
+/// The most calls to the database at a time.
 const CALLS: usize = 16;
-/// How long a request waits for its turn, ...
+/// How long a request waits for its turn to call the database.
 const TURN: Duration = Duration::from_secs(5);
-/// ... and for its answer. The call goes on after it.
+/// How long a request waits for the database's answer. The call goes on after that.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// The document that describes all of it.
+/// The document that describes the API.
 pub const OPENAPI: &str = include_str!("../../../openapi.json");
 
 /// What the requests share.
@@ -54,7 +54,7 @@ pub(super) struct Api {
     pub(super) queue: Arc<dyn Queue>,
     pub(super) store: Arc<dyn Store>,
     pub(super) operations: Arc<Operations>,
-    /// How the worker of this process is.
+    /// How the worker of this process fares, where there is one.
     pub(super) worker: Option<watch::Receiver<worker::Health>>,
     /// `HEADCOUNT_OPS_TOKEN` is set: browsers send it to nobody by themselves.
     pub(super) has_token: bool,
@@ -76,14 +76,15 @@ impl Api {
         Arc::clone(&self.store) as Arc<dyn Letters>
     }
 
-    /// Who acts through this API.
+    /// The actor of a request through this API.
     fn actor(&self, note: Option<&str>) -> Actor {
         let name = if self.has_token { "token" } else { "api" };
         let note = note.map(|note| crate::text::clean(note, 1024));
         Actor { name: name.into(), note: note.filter(|note| !note.is_empty()) }
     }
 
-    /// Asks the database. A frozen one answers 503 or 504; what was asked goes on, and counts, until it ends.
+    /// Calls the database. A client is answered 503 or 504 where the database does not answer in time. The call itself goes
+    /// on, and takes one of the places, until it ends.
     async fn ask<T, F>(&self, call: impl FnOnce(Arc<dyn Store>) -> F) -> Result<T, Problem>
     where
         T: Send + 'static,
@@ -111,7 +112,7 @@ impl Api {
     }
 }
 
-/// A route: how it is asked, where, and what answers.
+/// A route: its method, its path below `/api/v1`, and its handler.
 pub(super) struct Route {
     pub(super) method: Method,
     pub(super) path: &'static str,
@@ -164,7 +165,7 @@ pub(super) fn router(api: Arc<Api>) -> Router {
     routes.fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(api)
 }
 
-/// In a process without a database.
+/// Answers everything in a process without a database.
 pub(super) fn absent() -> Router {
     Router::new().fallback(|| async {
         Problem::new(StatusCode::NOT_FOUND, "no_database", "this process has no database")
@@ -189,8 +190,8 @@ async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
-/// What changes something has to come from no page but our own where there is no token: a browser says which. And what it
-/// sends has to be JSON, which a foreign page's form cannot send.
+/// Guards the routes that change something. Without a token a request must not come from another site's page, which a
+/// browser names. And a body has to be JSON, which a foreign page's form cannot send.
 async fn guarded(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     if !api.has_token && !is_ours(request.headers()) {
         return Problem::new(
@@ -216,7 +217,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }
 
-/// Whether no other site's page sent this. What sends no `Origin` and no `Sec-Fetch-Site` is no page.
+/// Whether no other site's page sent the request. A request without `Origin` and `Sec-Fetch-Site` comes from no page.
 fn is_ours(headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("unreadable"));
     let host = text("host").unwrap_or_default();

@@ -1,11 +1,8 @@
-//! Owns the routes about the process as a whole, users and rejected requests.
+//! Owns the routes about users, rejected requests and the status of headcount as a whole.
 
 use std::sync::Arc;
 
-use axum::{
-    extract::{RawQuery, State},
-    response::Response,
-};
+use axum::{extract::State, response::Response};
 use http::StatusCode;
 use serde::Serialize;
 use uuid::Uuid;
@@ -50,11 +47,7 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Result<Response, Prob
     Ok(json(StatusCode::OK, &read.await??))
 }
 
-pub(super) async fn users(
-    State(api): State<Arc<Api>>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref())?;
+pub(super) async fn users(State(api): State<Arc<Api>>, mut query: Query) -> Result<Response, Problem> {
     let limit = query.number("limit", 50, 1000)? as u32;
     let deleted = query.flag("deleted")?;
     let after = query.take("cursor").map(|cursor| {
@@ -84,11 +77,7 @@ pub(super) async fn user(State(api): State<Arc<Api>>, Named(reference): Named) -
     Ok(json(StatusCode::OK, &user))
 }
 
-pub(super) async fn rejections(
-    State(api): State<Arc<Api>>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Problem> {
-    let mut query = Query::parse(query.as_deref())?;
+pub(super) async fn rejections(State(api): State<Arc<Api>>, mut query: Query) -> Result<Response, Problem> {
     let limit = query.number("limit", 50, 1000)? as u32;
     query.end()?;
     let samples = api.ask(|store| async move { store.newest(limit.max(SAMPLES)).await }).await?;

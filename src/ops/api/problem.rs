@@ -1,5 +1,5 @@
-//! Owns how the API says that something went wrong: `application/problem+json` (RFC 9457), with a stable `code` and,
-//! where there is one, a `hint`.
+//! Owns the API's errors as `application/problem+json` (RFC 9457), with a stable `code` and, where there is one, a
+//! `hint`.
 
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};

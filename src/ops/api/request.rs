@@ -1,4 +1,4 @@
-//! Owns reading requests: queries and bodies, bounded, with errors that name what is wrong.
+//! Owns reading requests: queries, paths and bodies, bounded, with errors that name what is wrong.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use url::form_urlencoded;
 use super::problem::Problem;
 use crate::letters::select::Selection;
 
-/// The largest request, in bytes: a body to edit, each byte escaped.
+/// The largest body of a request, in bytes: a letter's body of which each byte is escaped.
 const REQUEST_MAX: usize = 4 * 1024 * 1024;
-/// How long a request may take to arrive.
+/// How long the body of a request may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(10);
-/// Ids in one query.
+/// The most ids in one query.
 const IDS_MAX: usize = 1000;
 
-/// A request's JSON.
+/// The JSON of a request's body.
 pub(super) struct Json<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
@@ -35,7 +35,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             let message = format!("the request broke off or is larger than {REQUEST_MAX} bytes");
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
         })?;
-        // An action without anything to say needs no body.
+        // An action that needs no arguments needs no body.
         let body = if body.trim_ascii().is_empty() { b"{}" as &[u8] } else { &body };
         serde_json::from_slice(body)
             .map(Self)
@@ -43,7 +43,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-/// What a path names: the id of a letter, say.
+/// The name in a path, such as the id of a letter.
 pub(super) struct Named(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Named {
@@ -55,24 +55,28 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     }
 }
 
-/// A query's parameters.
+/// A query's parameters, each with a value. A handler takes those that it knows, and then calls [`end`](Self::end).
 pub(super) struct Query {
     pairs: Vec<(String, String)>,
 }
 
-impl Query {
+impl<S: Send + Sync> FromRequestParts<S> for Query {
+    type Rejection = Problem;
+
     /// Refuses a parameter without a value: an empty filter must not select everything.
-    pub(super) fn parse(query: Option<&str>) -> Result<Self, Problem> {
-        let pairs = form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect();
-        let query = Self { pairs };
-        match query.pairs.iter().find(|(_, value)| value.is_empty()) {
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = parts.uri.query().unwrap_or_default();
+        let pairs: Vec<_> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        match pairs.iter().find(|(_, value)| value.is_empty()) {
             Some((name, _)) => {
                 Err(Problem::bad_request(format!("{name:?} is empty: give it a value, or leave it out")))
             }
-            None => Ok(query),
+            None => Ok(Self { pairs }),
         }
     }
+}
 
+impl Query {
     /// Takes a parameter that may be there once.
     pub(super) fn take(&mut self, name: &str) -> Option<String> {
         let at = self.pairs.iter().position(|(known, _)| known == name)?;
@@ -121,7 +125,8 @@ impl Query {
         })
     }
 
-    /// What is left is unknown, or there twice: a filter that was misspelt must not select everything.
+    /// Refuses the parameters that were not taken: each is unknown, or there twice. A misspelt filter must not select
+    /// everything.
     pub(super) fn end(self) -> Result<(), Problem> {
         match self.pairs.first() {
             None => Ok(()),
