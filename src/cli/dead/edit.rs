@@ -1,5 +1,5 @@
-//! Owns `dead edit`: a copy of the body in the editor, or from a file, checked, shown as a difference, sent once. Promises
-//! that the copy is for its owner's eyes only and is removed afterwards, also where a signal ends the command.
+//! Owns `dead edit`: takes a new body from an editor or a file, checks it, shows what differs, and sends it once. Promises
+//! that only the owner can read the editor's copy, and that it is removed afterwards, also where a signal ends the command.
 
 use std::{
     fs::{DirBuilder, OpenOptions},
@@ -108,7 +108,7 @@ fn read(file: &Path) -> Result<Bytes, Failure> {
     Ok(body.into())
 }
 
-/// Lets people edit a copy until it would be accepted, or they give up.
+/// Lets the person edit a copy until a worker would accept it, or the person gives up.
 fn edited(letter: &LetterDetail) -> Result<Mended, Failure> {
     let Some(text) = diff::pretty(&letter.body) else {
         return Err(Failure::new("the body is no text that an editor could show")
@@ -148,8 +148,8 @@ fn edited(letter: &LetterDetail) -> Result<Mended, Failure> {
     }
 }
 
-/// A file in a directory that only its owner can enter; both are gone when dropped, with whatever the editor left beside
-/// the file.
+/// A file in a directory that only its owner can enter. Dropping it removes both, with what the editor left beside the
+/// file.
 struct Copy {
     directory: PathBuf,
     file: PathBuf,
@@ -162,9 +162,9 @@ impl Copy {
             Failure::new(format!("no copy can be written to {}: {error}", std::env::temp_dir().display()))
                 .hint("set TMPDIR to a directory that can be written")
         };
-        // Fails where there is something of this name.
+        // Fails where something has this name already.
         DirBuilder::new().mode(0o700).create(&directory).map_err(unwritten)?;
-        // From here on it goes, also half written.
+        // From here on dropping it removes it, also half written.
         let copy = Self { file: directory.join("body.json"), directory };
         let mut file = OpenOptions::new()
             .write(true)
@@ -183,7 +183,7 @@ impl Drop for Copy {
     }
 }
 
-/// An editor that is writing at this moment may make a file while the directory is emptied: it is tried again.
+/// Removes the directory. An editor that writes at this moment may make a file meanwhile, so this tries several times.
 fn remove(directory: &Path) {
     for _ in 0..10 {
         match std::fs::remove_dir_all(directory) {
@@ -194,8 +194,8 @@ fn remove(directory: &Path) {
     }
 }
 
-/// Ctrl-C is the editor's while it runs; else, and by a SIGTERM or a terminal that is closed, this process ends, and the
-/// copy goes with it. The copy is made afterwards, so that there is none that nobody would remove.
+/// Ends this process, and removes the copy, at a SIGTERM, when the terminal is closed, and at Ctrl-C unless the editor runs:
+/// then Ctrl-C is the editor's. This is set up before the copy is made, so that no copy is left behind.
 fn watch_signals() -> Result<Watch, Failure> {
     let heard =
         |kind| signal(kind).map_err(|error| Failure::new(format!("signals cannot be heard: {error}")));
@@ -219,7 +219,7 @@ fn watch_signals() -> Result<Watch, Failure> {
     Ok(watch)
 }
 
-/// What a signal finds.
+/// What the signals' task has to know.
 #[derive(Clone, Default)]
 struct Watch {
     editing: Arc<AtomicBool>,

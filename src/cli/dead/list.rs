@@ -1,4 +1,4 @@
-//! Owns `dead groups`, `list`, `show` and `export`: looking, without touching.
+//! Owns `dead groups`, `list`, `show` and `export`, which change nothing.
 
 use std::sync::Arc;
 

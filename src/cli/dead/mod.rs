@@ -175,7 +175,7 @@ pub struct Show {
     pub listing: Listing,
 }
 
-/// What every action on several letters takes.
+/// Arguments of every command that acts on several letters.
 #[derive(Clone, Debug, Default, Args)]
 #[command(group(ArgGroup::new("selected").multiple(true).args(
     ["ids", "group", "reason", "event_type", "user", "text", "since", "until"]

@@ -1,4 +1,4 @@
-//! Owns taking letters in. One transaction, a constant number of statements, whatever comes, however often.
+//! Owns taking letters in: one transaction with a constant number of statements, however many letters come.
 
 use uuid::Uuid;
 
@@ -9,14 +9,14 @@ use crate::store::{
     unit::Transaction as _,
 };
 
-/// Captures. The letters are one per message id, in the order of message ids. Returns those of them that are new.
+/// Captures letters: one per message id, in the order of message ids. Returns the message ids of those that are new.
 pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<Vec<String>, StoreError> {
     let mut tx = store.connections.begin(ALONE).await?;
     let messages: Vec<&str> = letters.iter().map(|letter| letter.message_id.as_str()).collect();
     let applied = hold(&mut tx, &messages).await?;
     let new = insert(&mut tx, letters).await?;
     tx.apply_letters(&applied.iter().map(String::as_str).collect::<Vec<_>>()).await?;
-    // The places that were held; the inbox's own rows stay.
+    // Removes the places that were held; the inbox's own rows stay.
     sqlx::query("DELETE FROM inbox WHERE message_id = ANY($1) AND outcome = 'capturing'")
         .bind(&messages)
         .execute(&mut tx)

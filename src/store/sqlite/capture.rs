@@ -20,7 +20,7 @@ const LETTER: &str = "INSERT INTO dead_letters (id, message_id, round, event_typ
 const CONTENTS: &str = "INSERT INTO dead_letter_contents (letter_id, headers, body) VALUES (?1, ?2, ?3) \
      ON CONFLICT (letter_id) DO UPDATE SET headers = excluded.headers, body = excluded.body";
 
-/// Captures. The letters are one per message id. Returns those of them that are new, by message id.
+/// Captures letters: one per message id. Returns the message ids of those that are new.
 pub(super) async fn letters(
     tx: &mut SqliteConnection,
     letters: &[Plain<'_>],
