@@ -1,14 +1,11 @@
 //! Owns `dead replay`, `discard` and `restore`. Each shows the letters that are meant, asks, and works in small steps.
 //! Promises that Ctrl-C loses nothing, and that an interrupted command says how to go on.
 
-use std::{
-    io::{self, BufRead, IsTerminal, Write},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
-use super::{Action, Discard, Replay, Restore, actor};
+use super::{Action, Discard, Replay, Restore, actor, ask, is_interactive};
 use crate::{
     app,
     cli::{
@@ -26,7 +23,7 @@ use crate::{
         StoreError,
         letters::{Count, Filter, Letters, Publication, Status},
     },
-    terminal, text,
+    text,
     text::{number, quoted},
     time::now,
 };
@@ -370,22 +367,6 @@ fn agreed(verb: &Verb, action: &Action, preview: &Preview, output: &mut Output) 
         output.line(format!("nothing was {}", verb.done))?;
     }
     Ok(agreed)
-}
-
-/// Whether a person can be asked: input and errors are a terminal's.
-pub(super) fn is_interactive() -> bool {
-    io::stdin().is_terminal() && io::stderr().is_terminal()
-}
-
-/// Asks a question at the terminal; `true` for yes.
-pub(super) fn ask(question: &str) -> Result<bool, Failure> {
-    let mut answer = String::new();
-    let asked = write!(io::stderr(), "{}", terminal::safe(question))
-        .and_then(|()| io::stderr().flush())
-        .and_then(|()| io::stdin().lock().read_line(&mut answer));
-    asked
-        .map_err(|error| Failure::new(format!("the terminal cannot be asked: {error}")).hint("add --yes"))?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 /// The command line that goes on: the same, with what is left of its limit, and without asking again.

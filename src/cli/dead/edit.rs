@@ -19,8 +19,8 @@ use uuid::Uuid;
 
 use super::{
     Edit,
-    act::{ask, is_interactive, tell_outcomes, warn_where_nobody_works},
-    actor, find,
+    act::{tell_outcomes, warn_where_nobody_works},
+    actor, ask, find, is_interactive,
 };
 use crate::{
     app,

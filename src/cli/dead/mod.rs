@@ -1,7 +1,10 @@
 //! Owns `dead`: the arguments of the commands about dead letters, and what the commands share. What they do is in
 //! [`crate::letters`], so that the API does the same.
 
-use std::sync::Arc;
+use std::{
+    io::{self, BufRead, IsTerminal, Write},
+    sync::Arc,
+};
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
@@ -12,6 +15,7 @@ use crate::{
     failure::Failure,
     letters::select::{SelectError, Selection},
     store::letters::{Actor, LetterDetail, Letters, Status},
+    terminal,
     text::clean,
 };
 
@@ -323,6 +327,22 @@ fn actor(note: Option<&str>) -> Actor {
     });
     let name = clean(&name.unwrap_or_else(|| "unknown".into()), 64);
     Actor { name, note: note.map(|note| clean(note, 1024)) }
+}
+
+/// Whether a person can be asked: input and errors are a terminal's.
+fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Asks a question at the terminal; `true` for yes.
+fn ask(question: &str) -> Result<bool, Failure> {
+    let mut answer = String::new();
+    let asked = write!(io::stderr(), "{}", terminal::safe(question))
+        .and_then(|()| io::stderr().flush())
+        .and_then(|()| io::stdin().lock().read_line(&mut answer));
+    asked
+        .map_err(|error| Failure::new(format!("the terminal cannot be asked: {error}")).hint("add --yes"))?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 /// `100/s`, `100` or `30/m`.
