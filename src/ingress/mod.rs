@@ -189,7 +189,7 @@ impl Intake {
         let headers = SignedHeaders::read(&head.headers, received_at)?;
         // The room for the body is given back after `publish` has taken its own.
         let Read { body, room: _room } = self.reader.read(body).await?;
-        let verified = self.verifier.verify_body(headers, body)?;
+        let verified = self.verifier.verify(headers, body)?;
         if let Some(visitor) = head.extensions.get::<Visitor>() {
             visitor.verified();
         }
