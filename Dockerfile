@@ -2,7 +2,8 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 COPY . .
-# The caches stay out of the image, so the binary is taken out of them. The empty directory becomes the volume's.
+# The caches are no part of the image, so the binary is copied out of them. The volume takes over the owner and the mode of
+# the empty directory.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     cargo build --release --locked --bin headcount \
@@ -16,7 +17,7 @@ COPY --from=build /out/headcount /usr/local/bin/headcount
 COPY --from=build --chown=nonroot:nonroot /out/data /var/lib/headcount
 WORKDIR /var/lib/headcount
 VOLUME /var/lib/headcount
-# The operators' listener stays on loopback until it is given an address and a token.
+# The operators' listener stays on loopback until you give it an address and a token.
 ENV HEADCOUNT_DATA_DIR=/var/lib/headcount \
     HEADCOUNT_LISTEN=0.0.0.0:8080 \
     HEADCOUNT_LOG_FORMAT=json

@@ -1,7 +1,7 @@
-# Plain `make` lists the targets. The tests bring their own RabbitMQ and PostgreSQL (scripts/servers); set TEST_AMQP_URL
-# or TEST_DATABASE_URL to use yours.
+# `make` without a target lists the targets. The tests bring their own RabbitMQ and PostgreSQL (scripts/servers). To use
+# yours, set TEST_AMQP_URL or TEST_DATABASE_URL.
 
-# What the tests run with: nextest where it is installed, which runs the binaries side by side and bounds each test.
+# The test runner: nextest if it is installed, because it runs the binaries side by side and limits the time of each test.
 ifneq ($(shell command -v cargo-nextest),)
   suite = cargo nextest run --locked
   soak_options = --profile soak
@@ -9,7 +9,7 @@ else
   suite = cargo test --locked --lib --bins --tests
 endif
 
-# Where `make test-next` keeps its newer servers.
+# The directory in which `make test-next` keeps its newer servers.
 NEXT_ROOT ?= /var/tmp/headcount-next
 
 .DEFAULT_GOAL := help
@@ -24,7 +24,7 @@ build: ## Build the release binary: target/release/headcount
 demo: ## Run everything in one process, with a stream of made-up webhooks
 	cargo run --release --locked -- up --demo
 
-# Compiled before the servers start, so that they have the machine to themselves.
+# Compiles before the servers start, so that the servers have the machine to themselves.
 test: ## Run the tests, with a private RabbitMQ and PostgreSQL (a few minutes)
 	$(suite) --no-run
 	scripts/servers run -- $(suite)
@@ -44,13 +44,13 @@ lint: ## Check format, lints and documentation; warnings are errors
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
 
-# Compiled before the servers start, as above. BENCH_ROUNDS=5 for less chance.
+# Compiles first, as above. Set BENCH_ROUNDS=5 for steadier medians.
 bench: ## Measure against bare RabbitMQ and PostgreSQL, and write benches/RESULTS.md (minutes)
 	cargo bench --locked --no-run
 	scripts/servers run -- cargo bench --locked --bench yardsticks
 	cargo bench --locked --bench fold --bench queue
 
-# PostgreSQL with a share of the memory, as whoever has such a table gives it; the small case gets the same.
+# PostgreSQL gets the share of memory that a table of this size needs; the small case gets the same, to be comparable.
 bench-scale: ## Measure with a million messages and five million users, and write benches/SCALE.md (20 GB of disk)
 	cargo bench --locked --no-run --bench yardsticks
 	BENCH_ONLY=scale POSTGRES_OPTIONS="-c shared_buffers=4GB -c max_wal_size=16GB" \

@@ -8,8 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use headcount::rules::users::{
-    Change, Claim, Event, Loaded, OnDelete, Policy, Profile, Relink, Row, Upsert, UpsertKind, Version, fold,
+use headcount::rules::{
+    Change, Event,
+    users::{self, Claim, Loaded, OnDelete, Policy, Profile, Relink, Row, Upsert, UpsertKind, Version, fold},
 };
 use uuid::Uuid;
 
@@ -103,9 +104,9 @@ fn upsert(user: u32, at: i64, address: &str) -> Event {
         claim: Some(Claim::new(address, true)),
         profile: Arc::new(Profile { first_name: Some("Ada".into()), ..Profile::default() }),
     };
-    event(user, at, Change::Upsert(Box::new(upsert)))
+    event(user, at, Change::User(users::Change::Upsert(Box::new(upsert))))
 }
 
 fn deletion(user: u32) -> Event {
-    event(user, 2_000, Change::Delete { clerk_id: clerk_id(user), at: 2_000 })
+    event(user, 2_000, Change::User(users::Change::Delete { clerk_id: clerk_id(user), at: 2_000 }))
 }

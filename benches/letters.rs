@@ -10,7 +10,10 @@ use std::{
 };
 
 use headcount::{
-    rules::users::{Change, Event, OnDelete, Policy, Relink},
+    rules::{
+        Change, Event,
+        users::{OnDelete, Policy, Relink},
+    },
     secret::Secret,
     store::{
         self, Backend, Incoming, Store, StoreConfig,
@@ -94,11 +97,8 @@ async fn measure<T>(what: &str, ask: impl AsyncFn() -> Vec<T>) {
 async fn answers(store: &Arc<dyn Store>) {
     let all = Filter::default;
     let text = |text: &str| Filter { text: Some(text.into()), ..all() };
-    let newest = store.letters(&all(), &Page { limit: 50, after: None }).await.expect("a page");
-    let time = |letter: &store::letters::Letter| {
-        chrono::DateTime::parse_from_rfc3339(&letter.died_at).expect("a time").timestamp_millis()
-    };
-    let now = time(&newest[0]);
+    let newest = store.list(&all(), &Page { limit: 50, after: None }).await.expect("a page");
+    let now = newest[0].died_at;
     let small = store.groups(&all()).await.expect("groups").last().expect("a group").group.clone();
     let filters = [
         ("everything", all()),
@@ -135,21 +135,18 @@ async fn answers(store: &Arc<dyn Store>) {
     ];
     for (what, filter) in &filters {
         let first = Page { limit: 51, after: None };
-        measure(&format!("list {what}"), async || store.letters(filter, &first).await.expect("a page")).await;
+        measure(&format!("list {what}"), async || store.list(filter, &first).await.expect("a page")).await;
     }
-    let page = store.letters(&all(), &Page { limit: 10_000, after: None }).await.expect("a page");
+    let page = store.list(&all(), &Page { limit: 10_000, after: None }).await.expect("a page");
     let last = page.last().expect("letters");
-    let next = Page { limit: 51, after: Some((time(last), last.id)) };
+    let next = Page { limit: 51, after: Some((last.died_at, last.id)) };
     for (what, filter) in &filters[..7] {
-        measure(&format!("next page of {what}"), async || {
-            store.letters(filter, &next).await.expect("a page")
-        })
-        .await;
+        measure(&format!("next page of {what}"), async || store.list(filter, &next).await.expect("a page"))
+            .await;
     }
     let id = last.id.to_string();
-    measure("show one by id", async || vec![store.letter(&id).await.expect("one")]).await;
-    measure("show one by message id", async || vec![store.letter(&last.message_id).await.expect("one")])
-        .await;
+    measure("show one by id", async || vec![store.show(&id).await.expect("one")]).await;
+    measure("show one by message id", async || vec![store.show(&last.message_id).await.expect("one")]).await;
     for (what, filter) in &filters {
         measure(&format!("groups of {what}"), async || store.groups(filter).await.expect("groups")).await;
     }

@@ -7,13 +7,11 @@ use async_trait::async_trait;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::letters::consume::{self, Sink};
 use crate::{
+    letters::consume::{self, Sink},
+    message::Rejected,
     queue::{Delivery, Queue, Source},
-    store::{
-        StoreError,
-        letters::{Letters, Rejected},
-    },
+    store::{StoreError, housekeeping::Rejections},
     time::{Millis, now, rfc3339},
 };
 
@@ -21,11 +19,11 @@ use crate::{
 const RECENT: Millis = 60 * 60 * 1000;
 
 /// Moves the samples into the table until `stop` turns true.
-pub async fn run(queue: Arc<dyn Queue>, letters: Arc<dyn Letters>, stop: watch::Receiver<bool>) {
-    consume::run(queue, Arc::new(Record(letters)), stop).await;
+pub async fn run(queue: Arc<dyn Queue>, rejections: Arc<dyn Rejections>, stop: watch::Receiver<bool>) {
+    consume::run(queue, Arc::new(Record(rejections)), stop).await;
 }
 
-struct Record(Arc<dyn Letters>);
+struct Record(Arc<dyn Rejections>);
 
 #[async_trait]
 impl Sink for Record {
@@ -42,7 +40,7 @@ impl Sink for Record {
     }
 
     async fn take(&self, samples: &[Rejected]) -> Result<(), StoreError> {
-        self.0.record_rejections(samples).await
+        self.0.record(samples).await
     }
 }
 

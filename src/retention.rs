@@ -6,14 +6,13 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, info, warn};
 
-use crate::letters::count::is_due;
 use crate::{
-    config::Config,
+    letters::count::is_due,
     pause::Pauses,
     stop::until,
     store::{
         StoreError,
-        letters::{Letters, Pruned, Retention},
+        housekeeping::{Housekeeping, Pruned, Retention},
     },
 };
 
@@ -24,32 +23,23 @@ const BREATH: Duration = Duration::from_millis(200);
 /// Between two rounds. The first comes after one of these too, scattered, so that processes take turns.
 const EVERY: Duration = Duration::from_secs(600);
 
-/// As configured.
-pub fn of(config: &Config) -> Retention {
-    Retention {
-        inbox: config.inbox_retention,
-        dead: config.dead_retention,
-        rejections: config.rejection_retention,
-    }
-}
-
 /// Prunes every ten minutes or so, or every hour while nobody asks the database for anything, until `stop` turns true.
-pub async fn run(letters: Arc<dyn Letters>, retention: Retention, stop: watch::Receiver<bool>) {
+pub async fn run(store: Arc<dyn Housekeeping>, retention: Retention, stop: watch::Receiver<bool>) {
     let (mut failing, mut leapt) = (false, false);
     let mut last: Option<(u64, Instant)> = None;
-    if erase_kept(&letters, &stop).await {
+    if erase_kept(store.as_ref(), &stop).await {
         return;
     }
     loop {
         if slept(EVERY.mul_f64(rand::random_range(0.5..1.5)), &stop).await {
             return;
         }
-        let asked = letters.asked();
+        let asked = store.asked();
         if !is_due(last, asked) {
             continue;
         }
         last = Some((asked, Instant::now()));
-        match round(&letters, retention, &stop).await {
+        match round(store.as_ref(), retention, &stop).await {
             Ok(Pruned { rows, clock_ahead }) => {
                 failing = false;
                 debug!("pruned {rows} rows that were past their retention");
@@ -72,11 +62,11 @@ pub async fn run(letters: Arc<dyn Letters>, retention: Retention, stop: watch::R
 
 /// Erases users that were deleted while deletions were kept, until there are no more: once, since those that are deleted
 /// from now on are erased as `HEADCOUNT_ON_DELETE` says. `true`: asked to stop.
-async fn erase_kept(letters: &Arc<dyn Letters>, stop: &watch::Receiver<bool>) -> bool {
+async fn erase_kept(store: &dyn Housekeeping, stop: &watch::Receiver<bool>) -> bool {
     let mut pauses = Pauses::new(BREATH, EVERY);
     let (mut erased, mut failing, mut step) = (0, false, STEP);
     loop {
-        let pause = match letters.erase_kept(step).await {
+        let pause = match store.erase_kept(step).await {
             Ok(0) if erased == 0 => return false,
             Ok(0) => {
                 info!("erased {erased} users that had been deleted before HEADCOUNT_ON_DELETE was erase");
@@ -104,13 +94,13 @@ async fn erase_kept(letters: &Arc<dyn Letters>, stop: &watch::Receiver<bool>) ->
 
 /// Until nothing more is past its retention.
 async fn round(
-    letters: &Arc<dyn Letters>,
+    store: &dyn Housekeeping,
     retention: Retention,
     stop: &watch::Receiver<bool>,
 ) -> Result<Pruned, StoreError> {
     let mut pruned = Pruned::default();
     loop {
-        let step = letters.prune(&retention, STEP).await?;
+        let step = store.prune(&retention, STEP).await?;
         pruned = Pruned { rows: pruned.rows + step.rows, ..step };
         if step.rows == 0 {
             return Ok(pruned);

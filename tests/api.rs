@@ -15,9 +15,9 @@ use std::{
 
 use bytes::Bytes;
 use headcount::{
-    letters::{operations::Operations, replay::Replayer},
+    letters::replay::Replayer,
     message::Rejected,
-    ops::{self, Ops, api},
+    ops::{self, Ops, api, api::replays::Operations},
     queue::{Queue, QueueConfig},
     secret::Secret,
     store::{
@@ -151,7 +151,7 @@ impl Server {
         let ops = Ops {
             queue: queue.clone(),
             store: Some(store.clone()),
-            operations: Some(operations.clone()),
+            api: Some((store.clone(), operations.clone())),
             worker: None,
             metrics: PrometheusBuilder::new().build_recorder().handle(),
             token: token.map(Secret::new),
@@ -251,7 +251,7 @@ async fn every_route_answers_as_documented() {
         reason: "no_matching_signature".into(),
         headers: vec!["svix-id".into()],
     };
-    store.record_rejections(&[sample]).await.unwrap();
+    store.record(&[sample]).await.unwrap();
     let server = Server::start(store.clone(), None).await;
 
     assert_eq!(server.get("/openapi.json", "/openapi.json").await.json(), server.document);
@@ -517,7 +517,7 @@ async fn a_process_without_a_database_says_so() {
     let ops = Ops {
         queue: server.queue.clone(),
         store: None,
-        operations: None,
+        api: None,
         worker: None,
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         token: None,

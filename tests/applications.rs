@@ -20,7 +20,7 @@ use std::{
 };
 
 use headcount::{
-    rules::users::Outcome::{Created, Deleted, Updated},
+    rules::Outcome::{Created, Deleted, Updated},
     secret::Secret,
     store::{self, Backend, Class, Incoming, Store, StoreConfig},
 };

@@ -2,8 +2,8 @@
 //! replayed, mended, interrupted, taken up again. Each letter takes effect once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
-#[path = "support/fake_letters.rs"]
-mod fake_letters;
+#[path = "support/faulty_letters.rs"]
+mod faulty_letters;
 mod support;
 
 use std::{
@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use fake_letters::FakeLetters;
+use faulty_letters::FaultyLetters;
 use headcount::{
     clerk::made_up::Person,
     letters::capture,
@@ -108,7 +108,7 @@ async fn until(world: &World, status: Status, letters: u64) {
 
 async fn letter(world: &World, reference: &str) -> LetterDetail {
     let store = world.store().await;
-    let letter = store.letter(reference).await.unwrap().unwrap();
+    let letter = store.show(reference).await.unwrap().unwrap();
     store.close().await;
     letter
 }
@@ -238,7 +238,7 @@ async fn two_replays_of_one_group_at_the_same_moment_share_it() {
         until(&world, Status::Applied, 300).await;
         let store = world.store().await;
         let page = headcount::store::letters::Page { limit: 1000, after: None };
-        let letters = store.letters(&Filter::default(), &page).await.unwrap();
+        let letters = store.list(&Filter::default(), &page).await.unwrap();
         assert!(letters.iter().all(|letter| letter.round == 1));
         store.close().await;
         assert_eq!(world.users().await.len(), 300);
@@ -284,7 +284,7 @@ async fn an_interrupted_replay_says_how_to_go_on_and_each_letter_takes_effect_on
         until(&world, Status::Applied, 200).await;
         assert_eq!(world.users().await.len(), 200);
         let page = headcount::store::letters::Page { limit: 1000, after: None };
-        let letters = store.letters(&Filter::default(), &page).await.unwrap();
+        let letters = store.list(&Filter::default(), &page).await.unwrap();
         assert!(letters.iter().all(|letter| letter.round == 1), "each is claimed once");
         store.close().await;
         worker.stop();
@@ -348,7 +348,7 @@ async fn a_wrong_secret_shows_itself_within_seconds() {
         assert_eq!(status.as_u16(), 401);
         let store = world.store().await;
         eventually("the sample is recorded", async || {
-            store.rejections(10).await.is_ok_and(|samples| !samples.is_empty())
+            store.newest(10).await.is_ok_and(|samples| !samples.is_empty())
         })
         .await;
         store.close().await;
@@ -370,7 +370,7 @@ async fn letters_wait_durable_while_the_table_is_away() {
     for backends in BOTH {
         let world = world(backends, 120).await;
         let queue = world.queue().await;
-        let letters = Arc::new(FakeLetters::default());
+        let letters = FaultyLetters::new().await;
         letters.fail(Class::Outage);
         let stop = watch::Sender::new(false);
         let run = capture::run(queue.clone(), letters.clone() as Arc<dyn Letters>, stop.subscribe());
@@ -386,7 +386,7 @@ async fn letters_wait_durable_while_the_table_is_away() {
         let stop = watch::Sender::new(false);
         let run = capture::run(queue.clone(), letters.clone() as Arc<dyn Letters>, stop.subscribe());
         let task = tokio::spawn(run);
-        eventually("all are captured", async || letters.all().len() == 120).await;
+        eventually("all are captured", async || letters.all().await.len() == 120).await;
         eventually("and settled", async || {
             let depths = queue.depths().await.unwrap_or_default();
             depths.iter().any(|depth| depth.queue == "dead" && depth.messages == 0)

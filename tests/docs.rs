@@ -250,7 +250,7 @@ fn the_metrics_are_the_documented_ones() {
 #[test]
 fn outcomes_and_reasons_keep_their_names() {
     let outcomes: Vec<&str> =
-        headcount::rules::users::Outcome::ALL.into_iter().map(|outcome| outcome.as_str()).collect();
+        headcount::rules::Outcome::ALL.into_iter().map(|outcome| outcome.as_str()).collect();
     let documented = "created updated deleted relinked stale duplicate ignored waiting buried";
     assert_eq!(outcomes.join(" "), documented);
     let reasons: Vec<&str> =

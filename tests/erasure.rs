@@ -18,7 +18,10 @@ use std::{collections::BTreeSet, sync::Arc};
 use headcount::{
     clerk::{self, made_up::Person},
     message::MessageId,
-    rules::users::{Event, OnDelete, Outcome, Policy, Relink},
+    rules::{
+        Event, Outcome,
+        users::{OnDelete, Policy, Relink},
+    },
     store::{
         Incoming, Store,
         letters::{Actor, Captured, Filter, Status},
@@ -26,7 +29,7 @@ use headcount::{
     time::now,
 };
 use serde_json::json;
-use stores::{Home, KEEP, apply, row};
+use stores::{Home, KEEP, apply, contract, row};
 use support::{
     eventually,
     process::{Backends, World},
@@ -161,7 +164,7 @@ async fn plant(store: &Arc<dyn Store>, id: &str) {
         .await
         .unwrap();
     apply(store, [incoming(&message("applied"), &update)]).await.unwrap();
-    let of = async |name: &str| store.letter(&message(name)).await.unwrap().unwrap().letter;
+    let of = async |name: &str| store.show(&message(name)).await.unwrap().unwrap().letter;
     let discarded = Filter { ids: vec![of("discarded").await.id], ..Filter::default() };
     let note = format!("{MARK} has asked for it");
     assert_eq!(store.discard(&discarded, 1, &by(Some(&note))).await.unwrap(), 1);
@@ -232,24 +235,7 @@ async fn users_deleted_while_deletions_were_kept_are_erased_in_small_steps(home:
     assert_eq!(dump(&home).await, BTreeSet::new());
 }
 
-macro_rules! on_both_stores {
-    ($($case:ident)+) => {
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $case() {
-                super::Home::postgres().await.run(super::$case).await;
-            })+
-        }
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $case() {
-                super::Home::sqlite().await.run(super::$case).await;
-            })+
-        }
-    };
-}
-
-on_both_stores! {
+contract! {
     nothing_personal_is_left_in_any_table_of_a_user_who_is_deleted
     users_deleted_while_deletions_were_kept_are_erased_in_small_steps
 }

@@ -1,9 +1,6 @@
 //! The operators' listener over real TCP: who is let in, and what readiness depends on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
-#[macro_use]
-#[path = "support/no_letters.rs"]
-mod no_letters;
 #[path = "support/fake_queue.rs"]
 mod fake_queue;
 #[path = "support/wire.rs"]
@@ -20,9 +17,9 @@ use fake_queue::{FakeQueue, Mode};
 use headcount::{
     ops::{self, Ops},
     queue::Queue,
-    rules::users::Outcome,
+    rules::Outcome,
     secret::Secret,
-    store::{Class, Incoming, Store, StoreError, Totals, User, UserHistory, UserQuery},
+    store::{Batches, Class, Incoming, StoreError},
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::json;
@@ -43,32 +40,14 @@ fn away(message: &str) -> StoreError {
     }
 }
 
-no_letters!(FakeStore);
-
 #[async_trait]
-impl Store for FakeStore {
-    async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        Err(away("not here"))
-    }
-    async fn check_schema(&self) -> Result<(), StoreError> {
-        Err(away("not here"))
-    }
+impl Batches for FakeStore {
     async fn apply(&self, _: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
         Err(away("not here"))
     }
     async fn ready(&self) -> Result<(), StoreError> {
         self.0.ready().await.map_err(|_| away("the database is away"))
     }
-    async fn users(&self, _: &UserQuery) -> Result<Vec<User>, StoreError> {
-        Err(away("not here"))
-    }
-    async fn user(&self, _: &str) -> Result<Option<UserHistory>, StoreError> {
-        Err(away("not here"))
-    }
-    async fn totals(&self) -> Result<Totals, StoreError> {
-        Err(away("not here"))
-    }
-    async fn close(&self) {}
 }
 
 struct Server {
@@ -92,7 +71,7 @@ impl Server {
         let mut ops = Ops {
             queue: queue.clone(),
             store: Some(store.clone()),
-            operations: None,
+            api: None,
             worker: Some(health),
             metrics: recorder.handle(),
             token: None,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use headcount::{
     clerk::{self, made_up::Person},
     message::MessageId,
-    rules::users::{Event, Outcome},
+    rules::{Event, Outcome},
     store::{Incoming, Store},
 };
 use serde_json::{Value, json};

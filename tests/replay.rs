@@ -1,11 +1,11 @@
-//! Capture, replay and edit against a queue and letters in memory that fail as a test tells them to: what is where
-//! after each kind of interruption.
+//! Capture, replay and edit against a queue in memory and letters in SQLite that fail as a test tells them to: what is
+//! where after each kind of interruption.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
-#[path = "support/fake_letters.rs"]
-mod fake_letters;
 #[path = "support/fake_queue.rs"]
 mod fake_queue;
+#[path = "support/faulty_letters.rs"]
+mod faulty_letters;
 mod support;
 
 use std::{
@@ -16,21 +16,23 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fake_letters::FakeLetters;
 use fake_queue::{FakeQueue, Mode};
+use faulty_letters::FaultyLetters;
 use headcount::{
     letters::{
         capture,
         edit::{self, EditError},
-        replay::{Ended, Order, Replayer, Report},
+        replay::{End, Order, Progress, Replayer},
     },
     message::{Message, MessageId, Rejected},
     queue::{Action, Death, Delivery, Depth, Queue, QueueError, Receipt, Settlement, Source, Subscription},
     rejections,
     store::{
         Class,
+        housekeeping::Rejections,
         letters::{Actor, Captured, Filter, Letters, Status},
     },
+    time::Millis,
 };
 use support::eventually;
 use tokio::sync::{Notify, watch};
@@ -55,7 +57,7 @@ fn captured(n: usize) -> Captured {
 }
 
 struct Desk {
-    letters: Arc<FakeLetters>,
+    letters: Arc<FaultyLetters>,
     queue: Arc<FakeQueue>,
     replayer: Replayer,
     stop: watch::Sender<bool>,
@@ -63,18 +65,18 @@ struct Desk {
 
 impl Desk {
     async fn with(letters: usize) -> Self {
-        let (fake, queue) = (Arc::new(FakeLetters::default()), Arc::new(FakeQueue::new()));
-        fake.capture(&(0..letters).map(captured).collect::<Vec<_>>()).await.unwrap();
-        let mut replayer = Replayer::new(fake.clone(), queue.clone());
+        let (faulty, queue) = (FaultyLetters::new().await, Arc::new(FakeQueue::new()));
+        faulty.capture(&(0..letters).map(captured).collect::<Vec<_>>()).await.unwrap();
+        let mut replayer = Replayer::new(faulty.clone(), queue.clone());
         replayer.patience = Duration::ZERO;
-        Self { letters: fake, queue, replayer, stop: watch::Sender::new(false) }
+        Self { letters: faulty, queue, replayer, stop: watch::Sender::new(false) }
     }
 
-    async fn replay(&self) -> (Report, Ended) {
+    async fn replay(&self) -> (Progress, End) {
         self.run(&order()).await
     }
 
-    async fn run(&self, order: &Order) -> (Report, Ended) {
+    async fn run(&self, order: &Order) -> (Progress, End) {
         self.replayer.run(order, |_, _| {}, &self.stop.subscribe()).await
     }
 
@@ -87,8 +89,8 @@ impl Desk {
         published
     }
 
-    fn unstamped(&self) -> usize {
-        self.letters.all().iter().filter(|fake| fake.status == Status::Replayed && !fake.stamped).count()
+    async fn unstamped(&self) -> usize {
+        self.letters.unstamped(&Filter::default(), Millis::MAX, 10_000).await.unwrap().len()
     }
 }
 
@@ -101,17 +103,17 @@ fn order() -> Order {
 async fn a_replay_publishes_each_letter_once_as_a_new_round() {
     let desk = Desk::with(250).await;
     let (report, ended) = desk.replay().await;
-    assert!(matches!(ended, Ended::Complete), "{ended:?}");
-    assert_eq!(report, Report { taken_up: 0, claimed: 250, published: 250, unstamped_left: 0 });
+    assert!(matches!(ended, End::Complete), "{ended:?}");
+    assert_eq!(report, Progress { taken_up: 0, claimed: 250, published: 250, unstamped_left: 0 });
     assert_eq!(desk.published().len(), 250);
-    assert_eq!(desk.unstamped(), 0);
+    assert_eq!(desk.unstamped().await, 0);
     let first = &desk.queue.published()[0];
     assert_eq!((first.round, first.attempt, first.waits), (1, 0, 0));
     assert_eq!(first.received_at, 1_760_000_000_000);
 
     let (report, ended) = desk.replay().await;
-    assert!(matches!(ended, Ended::Complete));
-    assert_eq!(report, Report::default());
+    assert!(matches!(ended, End::Complete));
+    assert_eq!(report, Progress::default());
 }
 
 #[tokio::test]
@@ -119,16 +121,16 @@ async fn what_dies_again_meanwhile_is_left_for_the_next_replay() {
     let desk = Desk::with(250).await;
     *desk.letters.deadly.lock().unwrap() = true;
     let (report, ended) = desk.run(&Order { rate: Some(1000.0), ..order() }).await;
-    assert!(matches!(ended, Ended::Complete), "{ended:?}");
+    assert!(matches!(ended, End::Complete), "{ended:?}");
     assert_eq!((report.claimed, report.published), (250, 250));
-    assert!(desk.letters.all().iter().all(|fake| (fake.round, fake.status) == (1, Status::Open)));
+    assert!(desk.letters.all().await.iter().all(|letter| (letter.round, letter.status) == (1, Status::Open)));
 }
 
 #[tokio::test]
 async fn a_limit_is_kept_exactly() {
     let desk = Desk::with(250).await;
     let (report, ended) = desk.run(&Order { limit: 120, ..order() }).await;
-    assert!(matches!(ended, Ended::Limit), "{ended:?}");
+    assert!(matches!(ended, End::Limit), "{ended:?}");
     assert_eq!((report.claimed, desk.queue.published().len()), (120, 120));
 }
 
@@ -137,17 +139,17 @@ async fn a_failed_publish_leaves_its_claim_for_the_next_replay() {
     let desk = Desk::with(30).await;
     desk.queue.set(Mode::Fail);
     let (report, ended) = desk.replay().await;
-    assert!(matches!(ended, Ended::Queue(_)), "{ended:?}");
-    assert_eq!(report, Report { taken_up: 0, claimed: 30, published: 0, unstamped_left: 30 });
-    assert_eq!(desk.unstamped(), 30);
+    assert!(matches!(ended, End::Queue(_)), "{ended:?}");
+    assert_eq!(report, Progress { taken_up: 0, claimed: 30, published: 0, unstamped_left: 30 });
+    assert_eq!(desk.unstamped().await, 30);
 
     desk.queue.set(Mode::Take);
     let (report, ended) = desk.replay().await;
-    assert!(matches!(ended, Ended::Complete), "{ended:?}");
-    assert_eq!(report, Report { taken_up: 30, claimed: 0, published: 30, unstamped_left: 0 });
+    assert!(matches!(ended, End::Complete), "{ended:?}");
+    assert_eq!(report, Progress { taken_up: 30, claimed: 0, published: 30, unstamped_left: 0 });
     // The same round as was claimed: the claim is not made twice.
     assert!(desk.queue.published().iter().all(|message| message.round == 1));
-    assert_eq!(desk.unstamped(), 0);
+    assert_eq!(desk.unstamped().await, 0);
 }
 
 #[tokio::test]
@@ -159,8 +161,8 @@ async fn a_short_outage_of_the_queue_is_waited_for() {
         desk.queue.begun(6).await;
         desk.queue.set(Mode::Take);
     });
-    assert!(matches!(result.1, Ended::Complete), "{result:?}");
-    assert_eq!((result.0.published, desk.unstamped()), (5, 0));
+    assert!(matches!(result.1, End::Complete), "{result:?}");
+    assert_eq!((result.0.published, desk.unstamped().await), (5, 0));
 }
 
 #[tokio::test]
@@ -168,7 +170,7 @@ async fn a_publication_that_was_not_stamped_is_published_again() {
     let desk = Desk::with(3).await;
     *desk.letters.no_stamps.lock().unwrap() = true;
     let (report, ended) = desk.replay().await;
-    assert!(matches!(ended, Ended::Store(_)), "{ended:?}");
+    assert!(matches!(ended, End::Store(_)), "{ended:?}");
     assert_eq!((report.published, report.unstamped_left), (3, 3));
 
     *desk.letters.no_stamps.lock().unwrap() = false;
@@ -187,9 +189,9 @@ async fn asked_to_stop_it_finishes_what_it_has_claimed_and_no_more() {
         desk.queue.set(Mode::Take);
     });
     let (report, ended) = result;
-    assert!(matches!(ended, Ended::Stopped), "{ended:?}");
+    assert!(matches!(ended, End::Stopped), "{ended:?}");
     assert_eq!((report.claimed, report.published, report.unstamped_left), (100, 100, 0));
-    assert_eq!(desk.unstamped(), 0);
+    assert_eq!(desk.unstamped().await, 0);
 
     desk.stop.send_replace(false);
     let (report, _) = desk.replay().await;
@@ -212,11 +214,11 @@ async fn a_replay_that_dies_anywhere_is_taken_up_again() {
         }
         // Dropped in the middle of a chunk, as a kill would have it.
     }
-    assert_eq!(desk.unstamped(), 100);
+    assert_eq!(desk.unstamped().await, 100);
     desk.queue.set(Mode::Take);
     let (report, ended) = desk.replay().await;
-    assert!(matches!(ended, Ended::Complete), "{ended:?}");
-    assert_eq!((report.taken_up, report.claimed, desk.unstamped()), (100, 200, 0));
+    assert!(matches!(ended, End::Complete), "{ended:?}");
+    assert_eq!((report.taken_up, report.claimed, desk.unstamped().await), (100, 200, 0));
     assert_eq!(desk.published().len(), 300);
 }
 
@@ -224,10 +226,10 @@ async fn a_replay_that_dies_anywhere_is_taken_up_again() {
 async fn two_replays_at_once_share_the_letters() {
     let desk = Desk::with(500).await;
     let ((one, one_ended), (two, two_ended)) = tokio::join!(desk.replay(), desk.replay());
-    assert!(matches!((one_ended, two_ended), (Ended::Complete, Ended::Complete)));
+    assert!(matches!((one_ended, two_ended), (End::Complete, End::Complete)));
     assert_eq!(one.claimed + two.claimed, 500);
     assert_eq!(desk.published().len(), 500, "each in one round only");
-    assert_eq!(desk.unstamped(), 0);
+    assert_eq!(desk.unstamped().await, 0);
 }
 
 #[tokio::test]
@@ -235,7 +237,7 @@ async fn a_rate_is_kept_and_little_is_claimed_ahead_of_it() {
     let desk = Desk::with(40).await;
     let started = tokio::time::Instant::now();
     let most = Mutex::new(0);
-    let progress = |report: &Report, _: &[(uuid::Uuid, u32)]| {
+    let progress = |report: &Progress, _: &[(uuid::Uuid, u32)]| {
         let mut most = most.lock().unwrap();
         *most = report.unstamped_left.max(*most);
     };
@@ -250,13 +252,13 @@ async fn a_rate_is_kept_and_little_is_claimed_ahead_of_it() {
 #[tokio::test]
 async fn an_edit_is_checked_and_sent_once() {
     let desk = Desk::with(1).await;
-    let letter = desk.letters.letter("msg_0").await.unwrap().unwrap();
+    let letter = desk.letters.show("msg_0").await.unwrap().unwrap();
     let refused = edit::check(&letter, Bytes::from_static(br#"{"type":"user.created","data":{}}"#));
     assert!(matches!(&refused, Err(EditError::Refused(why)) if why.contains("data.id")), "{refused:?}");
     assert!(matches!(edit::check(&letter, letter.body.clone()), Err(EditError::Unchanged)));
     let large = Bytes::from(vec![b' '; edit::BODY_MAX + 1]);
     assert!(matches!(edit::check(&letter, large), Err(EditError::Refused(_))));
-    assert_eq!(desk.letters.of("msg_0").unwrap().status, Status::Open);
+    assert_eq!(desk.letters.of("msg_0").await.unwrap().status, Status::Open);
 
     let body =
         Bytes::from_static(br#"{"type":"user.deleted","timestamp":1760000000000,"data":{"id":"user_1"}}"#);
@@ -274,13 +276,13 @@ async fn an_edit_is_checked_and_sent_once() {
     let published = desk.queue.published();
     assert_eq!(published.len(), 1);
     assert_eq!((&published[0].body, published[0].event_type.as_str()), (&body, "user.deleted"));
-    assert_eq!(desk.unstamped(), 0);
+    assert_eq!(desk.unstamped().await, 0);
 }
 
 #[tokio::test]
 async fn an_edit_that_cannot_be_published_is_kept_for_the_next_replay() {
     let desk = Desk::with(1).await;
-    let letter = desk.letters.letter("msg_0").await.unwrap().unwrap();
+    let letter = desk.letters.show("msg_0").await.unwrap().unwrap();
     let body =
         Bytes::from_static(br#"{"type":"user.deleted","timestamp":1760000000000,"data":{"id":"user_1"}}"#);
     let mended = edit::check(&letter, body.clone()).unwrap();
@@ -416,7 +418,7 @@ impl Drop for Consumer {
 
 #[tokio::test]
 async fn letters_wait_in_the_queue_while_the_database_is_away() {
-    let (dead, letters) = (Arc::new(Dead::default()), Arc::new(FakeLetters::default()));
+    let (dead, letters) = (Arc::new(Dead::default()), FaultyLetters::new().await);
     letters.fail(Class::Outage);
     for n in 0..250 {
         dead.bury(&format!("msg_{n}"), "x");
@@ -429,10 +431,10 @@ async fn letters_wait_in_the_queue_while_the_database_is_away() {
     ));
     letters.captures.subscribe().wait_for(|captures| *captures >= 2).await.unwrap();
     eventually("it gives its subscription up", async || dead.left() == 250).await;
-    assert!(letters.all().is_empty());
+    assert!(letters.all().await.is_empty());
 
     letters.fail(None);
-    eventually("all are captured", async || letters.all().len() == 250).await;
+    eventually("all are captured", async || letters.all().await.len() == 250).await;
     eventually("all are settled", async || dead.left() == 0).await;
     stop.send_replace(true);
     task.await.unwrap();
@@ -441,7 +443,7 @@ async fn letters_wait_in_the_queue_while_the_database_is_away() {
 
 #[tokio::test]
 async fn a_letter_that_the_database_refuses_holds_up_no_other() {
-    let (dead, letters) = (Arc::new(Dead::default()), Arc::new(FakeLetters::default()));
+    let (dead, letters) = (Arc::new(Dead::default()), FaultyLetters::new().await);
     letters.refused.lock().unwrap().extend([("msg_3".to_owned(), false), ("msg_7".to_owned(), true)]);
     for n in 0..20 {
         dead.bury(&format!("msg_{n}"), "x");
@@ -452,10 +454,10 @@ async fn a_letter_that_the_database_refuses_holds_up_no_other() {
         letters.clone() as Arc<dyn Letters>,
         stop.subscribe(),
     ));
-    eventually("all but one are captured", async || letters.all().len() == 19).await;
+    eventually("all but one are captured", async || letters.all().await.len() == 19).await;
     dead.bury("msg_later", "x");
-    eventually("and those that come later", async || letters.of("msg_later").is_some()).await;
-    assert_eq!(letters.of("msg_3").unwrap().captured.detail, "", "what it has to have is kept");
+    eventually("and those that come later", async || letters.of("msg_later").await.is_some()).await;
+    assert_eq!(letters.of("msg_3").await.unwrap().detail, "", "what it has to have is kept");
     stop.send_replace(true);
     task.await.unwrap();
     assert_eq!(dead.left(), 1, "what is refused even bare stays in the queue");
@@ -463,7 +465,7 @@ async fn a_letter_that_the_database_refuses_holds_up_no_other() {
 
 #[tokio::test]
 async fn a_letter_that_fails_alone_while_others_are_taken_holds_up_no_other() {
-    let (dead, letters) = (Arc::new(Dead::default()), Arc::new(FakeLetters::default()));
+    let (dead, letters) = (Arc::new(Dead::default()), FaultyLetters::new().await);
     letters.unclear.lock().unwrap().extend(["msg_3".to_owned(), "msg_19".to_owned()]);
     for n in 0..20 {
         dead.bury(&format!("msg_{n}"), "x");
@@ -474,7 +476,7 @@ async fn a_letter_that_fails_alone_while_others_are_taken_holds_up_no_other() {
         letters.clone() as Arc<dyn Letters>,
         stop.subscribe(),
     ));
-    eventually("all but two are captured", async || letters.all().len() == 18).await;
+    eventually("all but two are captured", async || letters.all().await.len() == 18).await;
     stop.send_replace(true);
     task.await.unwrap();
     assert_eq!(dead.left(), 2, "they stay in the queue");
@@ -482,7 +484,7 @@ async fn a_letter_that_fails_alone_while_others_are_taken_holds_up_no_other() {
 
 #[tokio::test]
 async fn samples_are_recorded_and_rubbish_is_thrown_away() {
-    let (dead, letters) = (Arc::new(Dead::default()), Arc::new(FakeLetters::default()));
+    let (dead, letters) = (Arc::new(Dead::default()), FaultyLetters::new().await);
     let sample = Rejected {
         at: 1_760_000_000_000,
         address: "192.0.2.1".into(),
@@ -495,12 +497,12 @@ async fn samples_are_recorded_and_rubbish_is_thrown_away() {
     let stop = watch::Sender::new(false);
     let task = tokio::spawn(rejections::run(
         Arc::new(DeadQueue(dead.clone())),
-        letters.clone() as Arc<dyn Letters>,
+        letters.store.clone() as Arc<dyn Rejections>,
         stop.subscribe(),
     ));
-    eventually("it is recorded", async || letters.rejected.lock().unwrap().len() == 1).await;
+    eventually("it is recorded", async || letters.store.newest(10).await.unwrap().len() == 1).await;
     stop.send_replace(true);
     task.await.unwrap();
-    assert_eq!(*letters.rejected.lock().unwrap(), [sample]);
+    assert_eq!(letters.store.newest(10).await.unwrap(), [sample]);
     assert_eq!(dead.left(), 0);
 }

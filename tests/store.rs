@@ -17,34 +17,16 @@ mod contended;
 use std::sync::Arc;
 
 use headcount::{
-    rules::users::{
-        OnDelete,
+    rules::{
         Outcome::{self, *},
-        Policy, Relink,
+        users::{OnDelete, Policy, Relink},
     },
     secret::Secret,
     store::{self, Backend, Class, Store, StoreConfig, StoreError, UserQuery, sqlite::SqliteStore},
 };
-use stores::{CREDITS, Home, KEEP, apply, created, deleted, other, row, rows, updated};
+use stores::{CREDITS, Home, KEEP, apply, contract, created, deleted, other, row, rows, updated};
 
 const X: &str = "x@example.com";
-
-macro_rules! contract {
-    ($($case:ident)+) => {
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $case() {
-                super::Home::postgres().await.run(super::$case).await;
-            })+
-        }
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $case() {
-                super::Home::sqlite().await.run(super::$case).await;
-            })+
-        }
-    };
-}
 
 contract! {
     migrating_again_does_nothing

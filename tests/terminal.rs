@@ -140,7 +140,7 @@ async fn no_text_from_outside_steers_the_terminal_or_forges_a_line() {
             reason: HOSTILE.into(),
             headers: vec![HOSTILE.into()],
         };
-        store.record_rejections(&[rejected]).await.unwrap();
+        store.record(&[rejected]).await.unwrap();
         store.close().await;
         let worker = world.start(&["worker"]);
         let queue = world.queue().await;

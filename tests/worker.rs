@@ -8,10 +8,6 @@
     reason = "tests fail by panicking"
 )]
 
-#[macro_use]
-#[path = "support/no_letters.rs"]
-mod no_letters;
-
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{
@@ -28,8 +24,8 @@ use headcount::{
         Action, Delivery, Depth, Ladder, Queue, QueueError, Reason, Receipt, Settlement, Source,
         Subscription, Trouble,
     },
-    rules::users::Outcome,
-    store::{Class, Incoming, Store, StoreError, Totals, User, UserHistory, UserQuery},
+    rules::Outcome,
+    store::{Batches, Class, Incoming, StoreError},
     worker::{self, Health, Settings},
 };
 use tokio::sync::{Notify, watch};
@@ -289,8 +285,8 @@ struct FakeStore {
     /// It takes no write at all.
     away: AtomicBool,
     batches: Mutex<Vec<Vec<String>>>,
-    at_once: AtomicUsize,
-    frozen: watch::Sender<bool>,
+    /// It answers nothing, which a worker is told at once here and after some seconds in truth.
+    frozen: AtomicBool,
 }
 
 impl std::fmt::Debug for FakeStore {
@@ -306,8 +302,7 @@ fn store(
         answer: Box::new(answer),
         away: AtomicBool::new(false),
         batches: Mutex::default(),
-        at_once: AtomicUsize::new(0),
-        frozen: watch::Sender::new(false),
+        frozen: AtomicBool::new(false),
     })
 }
 
@@ -319,46 +314,31 @@ fn has(batch: &[Incoming], id: &str) -> bool {
     batch.iter().any(|incoming| incoming.event.message_id == id)
 }
 
-no_letters!(FakeStore);
-
 fn error(class: Class) -> StoreError {
     let code = if class == Class::Unclear { "P0001" } else { "23514" };
     StoreError { class, code: code.into(), message: "as the test says".into(), hint: None, source: None }
 }
 
 #[async_trait]
-impl Store for FakeStore {
+impl Batches for FakeStore {
     async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
         let ids = batch.iter().map(|incoming| incoming.event.message_id.clone()).collect();
         self.batches.lock().unwrap().push(ids);
-        self.at_once.fetch_add(1, SeqCst);
-        headcount::stop::until(&self.frozen.subscribe(), |frozen| !*frozen).await;
-        self.at_once.fetch_sub(1, SeqCst);
+        if self.frozen.load(SeqCst) {
+            return Err(error(Class::Unanswered));
+        }
         if self.away.load(SeqCst) {
             return Err(error(Class::Outage));
         }
         (self.answer)(&batch).map_err(error)
     }
-    async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        unreachable!()
-    }
-    async fn check_schema(&self) -> Result<(), StoreError> {
-        unreachable!()
-    }
     async fn ready(&self) -> Result<(), StoreError> {
-        headcount::stop::until(&self.frozen.subscribe(), |frozen| !*frozen).await;
-        if self.away.load(SeqCst) { Err(error(Class::Outage)) } else { Ok(()) }
+        match (self.frozen.load(SeqCst), self.away.load(SeqCst)) {
+            (true, _) => Err(error(Class::Unanswered)),
+            (false, true) => Err(error(Class::Outage)),
+            (false, false) => Ok(()),
+        }
     }
-    async fn users(&self, _: &UserQuery) -> Result<Vec<User>, StoreError> {
-        unreachable!()
-    }
-    async fn user(&self, _: &str) -> Result<Option<UserHistory>, StoreError> {
-        unreachable!()
-    }
-    async fn totals(&self) -> Result<Totals, StoreError> {
-        unreachable!()
-    }
-    async fn close(&self) {}
 }
 
 fn settings() -> Settings {
@@ -368,7 +348,6 @@ fn settings() -> Settings {
         batch_wait: Duration::from_millis(5),
         patience: 3,
         ladder: Ladder::default(),
-        watchdog: Duration::from_millis(200),
         silence: Duration::from_millis(300),
     }
 }
@@ -713,13 +692,12 @@ async fn a_database_that_does_not_answer_is_an_outage_and_its_transaction_is_lef
     let store = store(all_created);
     let mut running = Running::start(&queue, &store, settings());
     queue.until_settled(1).await;
-    store.frozen.send_replace(true);
+    store.frozen.store(true, SeqCst);
     (1..6).for_each(|n| queue.deliver(&format!("m{n}"), 0));
     running.until_paused(true).await;
     queue.until(|state| state.unsettled.is_empty() && state.retries.len() >= 5).await;
-    assert!(store.at_once.load(SeqCst) >= 1, "the transaction was cancelled");
     assert_eq!(queue.burned(), Vec::<String>::new());
-    store.frozen.send_replace(false);
+    store.frozen.store(false, SeqCst);
     queue.until_settled(6).await;
     running.until_paused(false).await;
     assert_done(&queue, &[]);
@@ -879,11 +857,15 @@ async fn a_worker_that_starts_tries_others_before_what_has_come_back_again_and_a
 #[tokio::test]
 async fn a_batch_that_is_lost_in_this_process_comes_back() {
     let queue = FakeQueue::with(1);
-    let store = store(|batch| if has(batch, "m3") { panic!("as the test says") } else { all_created(batch) });
+    let lost = AtomicBool::new(false);
+    let store = store(move |batch| match has(batch, "m3") && !lost.swap(true, SeqCst) {
+        true => panic!("as the test says"),
+        false => all_created(batch),
+    });
     let running = Running::start(&queue, &store, settings());
     queue.until_settled(1).await;
     (1..8).for_each(|n| queue.deliver(&format!("m{n}"), 0));
     queue.until_settled(8).await;
-    assert_buried(&queue, "m3", Reason::Rejected);
+    assert_done(&queue, &[]);
     running.stop().await;
 }

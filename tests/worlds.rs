@@ -15,7 +15,10 @@ mod worlds;
 
 use std::collections::BTreeMap;
 
-use headcount::rules::users::{OnDelete, Outcome, Policy, Relink};
+use headcount::rules::{
+    Outcome,
+    users::{OnDelete, Policy, Relink},
+};
 use worlds::{
     check::{self, Broken, Conditions, Verdict},
     generate::{POLICIES, any_world, lawful_world},

@@ -20,7 +20,10 @@ use std::{
 };
 
 use headcount::{
-    rules::users::{OnDelete, Outcome, Policy, Relink},
+    rules::{
+        Outcome,
+        users::{OnDelete, Policy, Relink},
+    },
     store::{Class, Incoming, Store},
 };
 use stores::Home;

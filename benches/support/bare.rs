@@ -9,7 +9,10 @@ use futures_util::StreamExt;
 use headcount::{
     clerk,
     message::MessageId,
-    rules::users::{Change, Profile, Upsert},
+    rules::{
+        Change,
+        users::{self, Profile, Upsert},
+    },
     time::{Millis, now},
 };
 use lapin::{
@@ -58,7 +61,7 @@ async fn write(database: &mut PgConnection, batch: &[Delivery]) -> Outcome<()> {
         let id = delivery.properties.message_id().as_ref().map_or("", |id| id.as_str());
         let id = MessageId::parse(id).ok_or("a message without an id")?;
         match clerk::parse(&delivery.data, &id, 0)?.change {
-            Change::Upsert(user) => users.push(*user),
+            Change::User(users::Change::Upsert(user)) => users.push(*user),
             _ => return Err("a message that is no user".into()),
         }
     }

@@ -32,12 +32,12 @@ use crate::{
     config::Config,
     failure::Failure,
     ingress::{self, Ingress},
-    letters::{self, operations::Operations, replay::Replayer},
-    ops::{self, Ops},
+    letters::{self, replay::Replayer},
+    ops::{self, Ops, api::replays::Operations},
     queue::{PARTS, Queue},
     secret::Secret,
     stop::until,
-    store::{Store, letters::Letters},
+    store::{Batches, Store, letters::Letters},
     telemetry::metrics,
     worker,
 };
@@ -115,8 +115,8 @@ pub async fn run(
     let mut beside = JoinSet::new();
     let ops = Ops {
         queue: Arc::clone(&queue),
-        store: store.clone(),
-        operations: operations.clone(),
+        store: store.clone().map(|store| store as Arc<dyn Batches>),
+        api: store.clone().zip(operations.clone()),
         worker: roles.worker.then_some(worker_health),
         metrics: prometheus.clone(),
         token: config.ops_token.clone(),
@@ -125,7 +125,7 @@ pub async fn run(
     beside.spawn(ops::serve(ops_listener, ops, ops_stop));
     beside.spawn(upkeep(Arc::clone(&queue), prometheus));
     if let Some(store) = &store {
-        beside.spawn(letters::count::run(letters(store)));
+        beside.spawn(letters::count::run(Arc::clone(store) as _));
     }
 
     // Each ends by itself at a stop.

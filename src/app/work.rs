@@ -6,7 +6,6 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::letters;
 use crate::{
     config::Config,
     failure::Failure,
@@ -36,13 +35,13 @@ pub(super) async fn run(
     if !prepare(store.as_ref(), migrate, &health, &stop).await? {
         return Ok(());
     }
-    let letters = letters(&store);
-    let worker = worker::run(Arc::clone(&queue), store, worker::Settings::new(&config), health, stop.clone());
+    let (captured, rejected, kept) = (Arc::clone(&store), Arc::clone(&store), Arc::clone(&store));
+    let worker = worker::run(Arc::clone(&queue), store, config.worker(), health, stop.clone());
     let beside = async {
         tokio::join!(
-            capture::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
-            rejections::run(Arc::clone(&queue), Arc::clone(&letters), stop.clone()),
-            retention::run(Arc::clone(&letters), retention::of(&config), stop.clone()),
+            capture::run(Arc::clone(&queue), captured, stop.clone()),
+            rejections::run(Arc::clone(&queue), rejected, stop.clone()),
+            retention::run(kept, config.retention(), stop.clone()),
         );
         Ok(())
     };

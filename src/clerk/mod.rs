@@ -12,7 +12,7 @@ pub use self::field::PayloadError;
 use self::field::{Field, fields};
 use crate::{
     message::{EVENT_TYPE_MAX, MessageId},
-    rules::users::{Change, UpsertKind},
+    rules::{Change, users::UpsertKind},
     text::clean,
     time::Millis,
 };

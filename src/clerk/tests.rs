@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::{user::ADDRESS_MAX, *};
-use crate::rules::users::{Claim, Profile, Upsert, Version};
+use crate::rules::users::{self, Claim, Profile, Upsert, Version};
 
 const AT: i64 = 1_760_000_000_123;
 
@@ -71,7 +71,7 @@ fn with(pointer: &str, raw: Option<&str>) -> String {
 
 fn upsert_of(body: &str) -> Result<Upsert, PayloadError> {
     match parse(body.as_bytes(), &id())?.change {
-        Change::Upsert(upsert) => Ok(*upsert),
+        Change::User(users::Change::Upsert(upsert)) => Ok(*upsert),
         other => panic!("{other:?}"),
     }
 }
@@ -80,7 +80,7 @@ fn upsert_of(body: &str) -> Result<Upsert, PayloadError> {
 fn a_whole_user_is_read() {
     let parsed = parse_value(&user()).unwrap();
     assert_eq!((parsed.event_type.as_str(), parsed.sent), ("user.updated", Some(AT + 500)));
-    let Change::Upsert(upsert) = parsed.change else { panic!() };
+    let Change::User(users::Change::Upsert(upsert)) = parsed.change else { panic!() };
     assert_eq!(upsert.clerk_id, "user_ada");
     assert_eq!(
         upsert.version,
@@ -125,8 +125,8 @@ fn an_event_is_dated_by_its_data_its_envelope_its_creation_or_its_receipt() {
     let of = |kind: &str, envelope: &str, data: &str| {
         let body = format!(r#"{{"type":"user.{kind}"{envelope},"data":{{"id":"user_1"{data}}}}}"#);
         match parse(body.as_bytes(), &id()).unwrap().change {
-            Change::Upsert(upsert) => upsert.version.at,
-            Change::Delete { at, .. } => at,
+            Change::User(users::Change::Upsert(upsert)) => upsert.version.at,
+            Change::User(users::Change::Delete { at, .. }) => at,
             Change::Other => panic!("{body}"),
         }
     };
@@ -161,7 +161,7 @@ fn a_user_is_born_when_the_creation_was_sent_whatever_an_import_says() {
 fn a_deletion_needs_an_id_and_nothing_else() {
     let deleted = |body: &str| parse(body.as_bytes(), &id()).map(|parsed| parsed.change);
     let at = |body: &str| match deleted(body).unwrap() {
-        Change::Delete { clerk_id, at } => (clerk_id, at),
+        Change::User(users::Change::Delete { clerk_id, at }) => (clerk_id, at),
         other => panic!("{other:?}"),
     };
     let plain = r#"{"type":"user.deleted","timestamp":1760000000123,"data":{"deleted":true,"id":"user_1","object":"user"}}"#;

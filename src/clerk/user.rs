@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     message::MessageId,
-    rules::users::{Change, Claim, Profile, Upsert, UpsertKind, Version},
+    rules::{
+        Change,
+        users::{self, Claim, Profile, Upsert, UpsertKind, Version},
+    },
     time::Millis,
 };
 
@@ -85,7 +88,13 @@ impl News<'_> {
         // An import can set `created_at` to any time.
         let made = if kind == UpsertKind::Created { self.sent } else { None };
         let born = made.or(created_at).unwrap_or(version.at);
-        Ok(Change::Upsert(Box::new(Upsert { clerk_id, version, born, claim, profile: Arc::new(profile) })))
+        Ok(Change::User(users::Change::Upsert(Box::new(Upsert {
+            clerk_id,
+            version,
+            born,
+            claim,
+            profile: Arc::new(profile),
+        }))))
     }
 
     pub(super) fn delete(&self, data: Raw<'_>) -> Result<Change, PayloadError> {
@@ -93,7 +102,7 @@ impl News<'_> {
         let clerk_id = account(deleted.id)?;
         let created_at = Field::at("data.created_at", deleted.created_at).time()?;
         let updated_at = Field::at("data.updated_at", deleted.updated_at).time()?;
-        Ok(Change::Delete { clerk_id, at: self.happened(updated_at, created_at) })
+        Ok(Change::User(users::Change::Delete { clerk_id, at: self.happened(updated_at, created_at) }))
     }
 
     /// When it happened: by the user's own time where it has one, else by the envelope's.

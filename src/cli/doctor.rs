@@ -29,7 +29,7 @@ use crate::{
     ops::status,
     queue::{Depth, Source},
     rejections::{SAMPLES, explain},
-    rules::users::Event,
+    rules::Event,
     store::{
         Class, Incoming, Store, StoreError, Stranger,
         letters::{Filter, Status},
@@ -271,7 +271,7 @@ async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
         ),
         _ => Check::ok("dead letters", "none is open"),
     });
-    let rejections = explain(&store.rejections(SAMPLES).await?, now());
+    let rejections = explain(&store.newest(SAMPLES).await?, now());
     if rejections.is_empty() {
         checks.push(Check::ok("rejections", "no request was turned away in the last hour"));
     }

@@ -17,14 +17,14 @@ pub async fn run(args: Rejections, config: &Config, output: &mut Output) -> Resu
     let Rejections::List(args) = args;
     let store = app::look_at_store(config).await?;
     store.check_schema().await?;
-    let samples = app::letters(&store).rejections(args.limit).await;
+    let samples = store.newest(args.limit).await;
     store.close().await;
     list(&args, &samples?, output)
 }
 
 fn list(
     args: &RejectionList,
-    samples: &[crate::store::letters::Rejected],
+    samples: &[crate::message::Rejected],
     output: &mut Output,
 ) -> Result<(), Failure> {
     if args.listing.json {

@@ -108,7 +108,7 @@ async fn about(
     letters: &dyn Letters,
 ) -> Result<Vec<Letter>, StoreError> {
     let filter = Filter { clerk_id: Some(clerk_id.to_owned()), status, ..Filter::default() };
-    letters.letters(&filter, &Page { limit: 1, after: None }).await
+    letters.list(&filter, &Page { limit: 1, after: None }).await
 }
 
 fn describe(history: &UserHistory, output: &mut Output) -> Result<(), Failure> {

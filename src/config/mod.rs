@@ -17,8 +17,9 @@ use crate::{
     queue::{Ladder, QueueConfig},
     rules::users::{OnDelete, Policy, Relink},
     secret::Secret,
-    store::{Backend, StoreConfig},
+    store::{Backend, StoreConfig, housekeeping::Retention},
     telemetry::logs::LogFormat,
+    worker,
 };
 
 mod raw;
@@ -294,7 +295,28 @@ impl Config {
             policy: Policy { relink: self.relink, on_delete: self.on_delete },
             default_credits: self.default_credits,
             // One for each transaction of a worker, and four for readiness, dead letters and people.
-            connections: crate::worker::TRANSACTIONS + 4,
+            connections: worker::TRANSACTIONS + 4,
+        }
+    }
+
+    /// The settings of a worker.
+    pub fn worker(&self) -> worker::Settings {
+        worker::Settings {
+            prefetch: self.prefetch,
+            batch_max: self.batch_max,
+            batch_wait: self.batch_wait,
+            patience: self.conflict_patience,
+            ladder: self.retry_delays.clone(),
+            silence: Duration::from_secs(5),
+        }
+    }
+
+    /// How long things are kept.
+    pub fn retention(&self) -> Retention {
+        Retention {
+            inbox: self.inbox_retention,
+            dead: self.dead_retention,
+            rejections: self.rejection_retention,
         }
     }
 }

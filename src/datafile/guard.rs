@@ -2,14 +2,14 @@
 //! saving what it holds where it was taken away. Holds a connection open, so that nobody else's leaving ends the log.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{DataFile, Examined, Kind, Leftover, claim, private, saved, side};
+use super::{Anchor, DataFile, Examined, Kind, Leftover, lock, private, saved, side};
 
 /// How often the file is looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -22,19 +22,6 @@ const DOUBT_LIMIT: Duration = Duration::from_secs(120);
 /// How long the file may be away before its content is saved: somebody may just be moving it.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// SQL on the file, which is its backend's business.
-pub trait Medium: Send + 'static {
-    /// Reads the file through, over a connection of its own, for so long.
-    fn examine(&mut self, limit: Duration) -> impl Future<Output = Examined> + Send;
-    /// Begins a new write-ahead log, if nothing of the present one is needed any more and nobody reads in it; else `false`.
-    fn restart_log(&mut self) -> impl Future<Output = bool> + Send;
-    /// Copies what the file holds, log included, into a new file, over the connection that is held open. `Ok(false)`
-    /// where it holds nothing.
-    fn copy(&mut self, into: &Path) -> impl Future<Output = Result<bool, String>> + Send;
-    /// Closes the connection that is held open.
-    fn close(self) -> impl Future<Output = ()> + Send;
-}
-
 /// The task that looks after a file, until it is stopped or dropped.
 #[derive(Debug)]
 pub struct Guard {
@@ -44,9 +31,9 @@ pub struct Guard {
 
 impl Guard {
     /// Starts looking after the file.
-    pub fn start(file: Arc<DataFile>, medium: impl Medium) -> Self {
+    pub fn start(file: Arc<DataFile>, anchor: Anchor) -> Self {
         let (stop, stopping) = oneshot::channel();
-        Self { stop, task: tokio::spawn(look_after(file, medium, stopping)) }
+        Self { stop, task: tokio::spawn(look_after(file, anchor, stopping)) }
     }
 
     /// Ends it: the held connection is closed, and the file is no longer in use by this process. What is to be saved is
@@ -59,7 +46,7 @@ impl Guard {
     }
 }
 
-async fn look_after(file: Arc<DataFile>, mut medium: impl Medium, mut stopping: oneshot::Receiver<()>) {
+async fn look_after(file: Arc<DataFile>, mut anchor: Anchor, mut stopping: oneshot::Receiver<()>) {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut examine_at = Instant::now();
@@ -73,26 +60,26 @@ async fn look_after(file: Arc<DataFile>, mut medium: impl Medium, mut stopping: 
         match file.check().map_err(|trouble| trouble.kind) {
             Err(Kind::Gone | Kind::Replaced | Kind::PartGone(_)) => {
                 if away.get_or_insert_with(Instant::now).elapsed() >= GRACE {
-                    file.save(&mut medium).await;
+                    file.save(&mut anchor).await;
                 }
                 continue;
             }
             Err(Kind::Cut) => {
-                if let Examined::Damaged(problem) = medium.examine(DOUBT_LIMIT).await {
+                if let Examined::Damaged(problem) = anchor.examine(DOUBT_LIMIT).await {
                     file.damaged(problem);
-                } else if medium.restart_log().await {
+                } else if anchor.restart_log().await {
                     // Somebody has tidied up, as SQLite's own shell can: nothing is missing.
                     file.accept_sizes();
                 }
             }
             Err(Kind::Damaged) if Instant::now() >= examine_at => {
-                if medium.examine(DOUBT_LIMIT).await == Examined::Sound {
+                if anchor.examine(DOUBT_LIMIT).await == Examined::Sound {
                     file.sound();
                 }
                 examine_at = Instant::now() + EXAMINE;
             }
             Ok(()) if Instant::now() >= examine_at => {
-                if let Examined::Damaged(problem) = medium.examine(EXAMINE_LIMIT).await {
+                if let Examined::Damaged(problem) = anchor.examine(EXAMINE_LIMIT).await {
                     file.damaged(problem);
                 }
                 examine_at = Instant::now() + EXAMINE;
@@ -105,9 +92,9 @@ async fn look_after(file: Arc<DataFile>, mut medium: impl Medium, mut stopping: 
         .check()
         .is_err_and(|trouble| matches!(trouble.kind, Kind::Gone | Kind::Replaced | Kind::PartGone(_)))
     {
-        file.save(&mut medium).await;
+        file.save(&mut anchor).await;
     }
-    medium.close().await;
+    anchor.close(&file.path).await;
     file.release();
 }
 
@@ -120,8 +107,8 @@ impl DataFile {
     }
 
     /// Copies what it holds to a file beside it, once for all its processes.
-    async fn save(&self, medium: &mut impl Medium) {
-        if let Some(saved) = self.with_lock(claim::saved) {
+    async fn save(&self, anchor: &mut Anchor) {
+        if let Some(saved) = self.with_lock(lock::saved) {
             self.state().saved = Some(saved);
             return;
         }
@@ -129,10 +116,10 @@ impl DataFile {
             return;
         }
         let path = self.path.display();
-        match self.copy(medium).await {
+        match self.copy(anchor).await {
             Ok(None) => {}
             Ok(Some(saved)) => {
-                self.with_lock(|lock| claim::note_saved(lock, &saved).ok());
+                self.with_lock(|file| lock::note_saved(file, &saved).ok());
                 tracing::error!(
                     "what {path} held is saved in {}: {}",
                     saved.display(),
@@ -146,7 +133,7 @@ impl DataFile {
         }
     }
 
-    async fn copy(&self, medium: &mut impl Medium) -> Result<Option<PathBuf>, String> {
+    async fn copy(&self, anchor: &mut Anchor) -> Result<Option<PathBuf>, String> {
         let text = |error: std::io::Error| error.to_string();
         let target = saved::free(&self.real).ok_or("too many were saved before")?;
         let part = side(&self.real, &format!(".saving-{}", std::process::id()));
@@ -154,7 +141,7 @@ impl DataFile {
             private::make_directory(directory).map_err(text)?;
         }
         private::make_file(&part).map_err(text)?;
-        let copied = medium.copy(&part).await;
+        let copied = anchor.copy(&part).await;
         let whole = copied.and_then(|anything| match anything {
             true => {
                 std::fs::File::open(&part).and_then(|file| file.sync_all()).map_err(text)?;

@@ -1,13 +1,15 @@
-//! Owns what keeps an embedded database file one and the same for all processes that use it: its identity on the disk
-//! with those of its write-ahead log and index, the lock that its processes share, and what has been found wrong with it.
+//! The one room for embedded database files, which serves the queue and the store. Owns what keeps such a file one and the
+//! same for all processes that use it: its identity on the disk with those of its write-ahead log and index, the lock that
+//! its processes share, and what has been found wrong with it; and how SQLite is asked (`connection`).
 //!
-//! Promises that trouble is told once, with what to do, and that damage stays known until the file was read through and
-//! found sound; and that only their owner reads the files. Never touches SQL, and never opens a database file that is
-//! there: closing it would drop SQLite's locks on it.
+//! Promises that trouble is logged once, with what to do; that damage stays known until the file was read through and
+//! found sound; and that only their owner reads the files. Never touches a table, and never opens a database file that is
+//! there but through SQLite: closing it would drop SQLite's locks on it.
 
-mod claim;
+pub mod connection;
 mod guard;
 mod identity;
+mod lock;
 mod private;
 mod saved;
 
@@ -21,9 +23,10 @@ use std::{
     time::Duration,
 };
 
-pub use claim::{ClaimError, is_unused, take_up};
-pub use guard::{Guard, Medium};
+pub use connection::Anchor;
+pub use guard::Guard;
 use identity::{Identity, Parts, Seen};
+pub use lock::{LockError, is_unused, take_up};
 pub use private::{Exposed, exposed, make_directory, options};
 pub use saved::Leftover;
 
@@ -40,7 +43,7 @@ pub struct DataFile {
     path: PathBuf,
     /// Without symbolic links: where its log and its index lie.
     real: PathBuf,
-    /// `None` where the system cannot tell files apart.
+    /// Which files they were when this one was opened; `None` where the system cannot tell files apart.
     parts: Option<Parts>,
     /// The least sizes that the file and its log must have, in bytes.
     sizes: [AtomicU64; 2],
@@ -53,11 +56,11 @@ pub struct DataFile {
 struct State {
     /// What was found at the last look.
     kind: Option<Kind>,
-    /// What reading it brought up.
+    /// Why reading it failed, in SQLite's words.
     damage: Option<String>,
-    /// Where its content was copied to.
+    /// Where its content was copied to after it was taken away.
     saved: Option<PathBuf>,
-    /// Copying it was tried: once is enough.
+    /// Copying it was tried, which is done once.
     tried: bool,
 }
 
@@ -68,11 +71,11 @@ enum Kind {
     Gone,
     /// There is something else at its path.
     Replaced,
-    /// A symbolic link has taken its place and leads to it: others would name its log after another place.
+    /// A symbolic link has taken its place and leads to it: other processes would name its log after another place.
     Linked,
-    /// It has several names, so that others may use it with a log of their own.
+    /// It has several names, so that other processes may use it with a log of their own.
     Shared,
-    /// The same of its log or its index.
+    /// Its log or its index is gone or replaced.
     PartGone(&'static str),
     /// It or its log is shorter than it was.
     Cut,
@@ -83,7 +86,7 @@ enum Kind {
 /// Why a file cannot be used at present.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Trouble {
+pub struct FileTrouble {
     /// What is wrong.
     pub message: String,
     /// What to do.
@@ -112,13 +115,13 @@ impl DataFile {
     /// enough for each transaction, before its commit and before its answer.
     ///
     /// # Errors
-    /// [`Trouble`], which is logged when it begins.
-    pub fn check(&self) -> Result<(), Trouble> {
+    /// [`FileTrouble`], which is logged when it begins.
+    pub fn check(&self) -> Result<(), FileTrouble> {
         self.found(self.look())
     }
 
     /// What the last look has shown.
-    pub fn trouble(&self) -> Option<Trouble> {
+    pub fn trouble(&self) -> Option<FileTrouble> {
         let state = self.state();
         state.kind.map(|kind| self.describe(kind, &state))
     }
@@ -129,11 +132,11 @@ impl DataFile {
         let _ = self.check();
     }
 
-    /// What reading it through has shown, as trouble where that is damage.
+    /// Turns what reading it through has shown into trouble where that is damage.
     ///
     /// # Errors
     /// It is damaged.
-    pub fn judge(&self, examined: Examined) -> Result<Examined, Trouble> {
+    pub fn judge(&self, examined: Examined) -> Result<Examined, FileTrouble> {
         match examined {
             Examined::Damaged(problem) => {
                 let state = State { damage: Some(problem), ..State::default() };
@@ -203,7 +206,7 @@ impl DataFile {
         }
     }
 
-    fn found(&self, kind: Option<Kind>) -> Result<(), Trouble> {
+    fn found(&self, kind: Option<Kind>) -> Result<(), FileTrouble> {
         let mut state = self.state();
         let before = std::mem::replace(&mut state.kind, kind);
         let trouble = kind.map(|kind| self.describe(kind, &state));
@@ -214,7 +217,7 @@ impl DataFile {
         }
         drop(state);
         if back {
-            self.with_lock(|lock| claim::note_back(lock).ok());
+            self.with_lock(|file| lock::note_back(file).ok());
         }
         match &trouble {
             Some(trouble) if before != kind => tracing::error!("{trouble}; {}", trouble.hint),
@@ -226,7 +229,7 @@ impl DataFile {
         trouble.map_or(Ok(()), Err)
     }
 
-    fn describe(&self, kind: Kind, state: &State) -> Trouble {
+    fn describe(&self, kind: Kind, state: &State) -> FileTrouble {
         let path = self.path.display();
         let message = match kind {
             Kind::Gone => {
@@ -238,7 +241,7 @@ impl DataFile {
             Kind::Linked => format!(
                 "{path} was moved, and a symbolic link to it put in its place, while headcount was using it"
             ),
-            Kind::Shared => claim::ClaimError::Shared(self.path.clone()).to_string(),
+            Kind::Shared => lock::LockError::Shared(self.path.clone()).to_string(),
             Kind::PartGone(part) => {
                 format!("{path}{part} was removed, moved or replaced while headcount was using it")
             }
@@ -248,12 +251,12 @@ impl DataFile {
         let hint = match (kind, &state.saved) {
             (Kind::Damaged, _) => Self::hint_on_damage(&self.path),
             (Kind::Linked, _) => "move the file itself back to the place of the link, and headcount goes on".to_owned(),
-            (Kind::Shared, _) => format!("{}, and headcount goes on", claim::one_name(&self.path)),
+            (Kind::Shared, _) => format!("{}, and headcount goes on", lock::one_name(&self.path)),
             (_, Some(saved)) => format!("it holds what was committed: {}", saved::advice(&self.path, saved)),
             (Kind::Cut, None) => format!("reading it through; if this stays: {}", Self::hint_on_damage(&self.path)),
             _ => "put the same file back, and headcount goes on; it still holds what was committed, so do not kill it: within seconds, or when it is stopped, that is saved beside the file, and the log says where".to_owned(),
         };
-        Trouble { message, hint, kind }
+        FileTrouble { message, hint, kind }
     }
 
     /// Lets other processes use a file of this name. Only once every connection is closed.
@@ -262,7 +265,7 @@ impl DataFile {
     }
 }
 
-/// The name of what lies beside the file.
+/// The path of what belongs to a file and lies beside it.
 fn side(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

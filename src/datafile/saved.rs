@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{claim, side};
+use super::{lock, side};
 
 /// Something that an earlier process saved, and that still lies beside the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct Leftover {
 impl Leftover {
     /// The newest beside the file that is used by this path.
     pub fn beside(path: &Path) -> Option<Self> {
-        let saved = newest(&claim::real(path))?;
+        let saved = newest(&lock::real(path))?;
         let message = format!("{} is what was saved when {} was taken away", saved.display(), path.display());
         Some(Self { message, hint: advice(path, &saved) })
     }

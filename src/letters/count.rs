@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
-    store::letters::{Letters, Status},
+    store::{housekeeping::Housekeeping, letters::Status},
     telemetry::metrics,
 };
 
@@ -16,18 +16,18 @@ const EVERY: Duration = Duration::from_secs(15);
 const IDLE: Duration = Duration::from_secs(3_600);
 
 /// Counts until it is dropped. A frozen database holds up nothing else.
-pub async fn run(letters: Arc<dyn Letters>) {
+pub async fn run(store: Arc<dyn Housekeeping>) {
     let mut tick = tokio::time::interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last: Option<(u64, Instant)> = None;
     loop {
         tick.tick().await;
-        let asked = letters.asked();
+        let asked = store.asked();
         if !is_due(last, asked) {
             continue;
         }
         // While the database is away the gauge keeps what was last known; the worker says that it is away.
-        if let Ok(statuses) = letters.statuses().await {
+        if let Ok(statuses) = store.statuses().await {
             for status in Status::ALL {
                 metrics::dead_letters(status.as_str(), statuses.get(&status).copied().unwrap_or_default());
             }

@@ -2,6 +2,7 @@
 //! is too large to compare shows as replaced.
 
 use serde_json::value::RawValue;
+use similar::{Algorithm, DiffOp, DiffTag, capture_diff_slices, group_diff_ops};
 
 use crate::terminal::{cut, safe};
 
@@ -99,75 +100,44 @@ pub fn readable(body: &[u8]) -> Vec<String> {
 
 /// What differs, with a little around it; empty where nothing does.
 pub fn diff(before: &[u8], after: &[u8]) -> Vec<Line> {
-    let (before, after) = (readable(before), readable(after));
-    let head = before.iter().zip(&after).take_while(|(a, b)| a == b).count();
-    let rest = before.len().min(after.len()) - head;
-    let tail = before.iter().rev().zip(after.iter().rev()).take(rest).take_while(|(a, b)| a == b).count();
-    let (old, new) = (&before[head..before.len() - tail], &after[head..after.len() - tail]);
-    if old.is_empty() && new.is_empty() {
-        return Vec::new();
-    }
-    let same = |lines: &[String]| lines.iter().cloned().map(Line::Same).collect::<Vec<_>>();
-    let mut lines = same(&before[..head]);
-    lines.extend(changed(old, new));
-    lines.extend(same(&before[before.len() - tail..]));
-    shorten(lines)
-}
-
-/// The lines that differ, by the longest common subsequence.
-fn changed(old: &[String], new: &[String]) -> Vec<Line> {
-    let removed = |line: &String| Line::Removed(cut(line, LINE_MAX).into_owned());
-    let added = |line: &String| Line::Added(cut(line, LINE_MAX).into_owned());
-    if old.len().saturating_mul(new.len()) > PAIRS_MAX {
-        return old.iter().map(removed).chain(new.iter().map(added)).collect();
-    }
-    // common[i][j]: the longest common subsequence of old[i..] and new[j..].
-    let width = new.len() + 1;
-    let mut common = vec![0u32; (old.len() + 1) * width];
-    for i in (0..old.len()).rev() {
-        for j in (0..new.len()).rev() {
-            common[i * width + j] = if old[i] == new[j] {
-                common[(i + 1) * width + j + 1] + 1
+    let (old, new) = (readable(before), readable(after));
+    let short = |line: &String| cut(line, LINE_MAX).into_owned();
+    let (mut lines, mut told) = (Vec::new(), 0);
+    for group in group_diff_ops(changes(&old, &new), CONTEXT) {
+        for op in &group {
+            let (removed, added) = (&old[op.old_range()], &new[op.new_range()]);
+            if op.old_range().start > told {
+                lines.push(Line::Skipped(op.old_range().start - told));
+            }
+            told = op.old_range().end;
+            if op.tag() == DiffTag::Equal {
+                lines.extend(removed.iter().map(short).map(Line::Same));
             } else {
-                common[(i + 1) * width + j].max(common[i * width + j + 1])
-            };
+                lines.extend(removed.iter().map(short).map(Line::Removed));
+                lines.extend(added.iter().map(short).map(Line::Added));
+            }
         }
     }
-    let (mut i, mut j, mut lines) = (0, 0, Vec::new());
-    while i < old.len() || j < new.len() {
-        if i < old.len() && j < new.len() && old[i] == new[j] {
-            lines.push(Line::Same(old[i].clone()));
-            (i, j) = (i + 1, j + 1);
-        } else if j == new.len()
-            || (i < old.len() && common[(i + 1) * width + j] >= common[i * width + j + 1])
-        {
-            lines.push(removed(&old[i]));
-            i += 1;
-        } else {
-            lines.push(added(&new[j]));
-            j += 1;
-        }
+    if !lines.is_empty() && told < old.len() {
+        lines.push(Line::Skipped(old.len() - told));
     }
     lines
 }
 
-/// Leaves out what is unchanged and far from a change.
-fn shorten(lines: Vec<Line>) -> Vec<Line> {
-    let changes: Vec<bool> = lines.iter().map(|line| !matches!(line, Line::Same(_))).collect();
-    let near = |at: usize| {
-        let window = at.saturating_sub(CONTEXT)..(at + CONTEXT + 1).min(changes.len());
-        changes[window].iter().any(|changed| *changed)
-    };
-    let mut out = Vec::new();
-    for (at, line) in lines.into_iter().enumerate() {
-        match (near(at), out.last_mut(), line) {
-            (true, _, Line::Same(text)) => out.push(Line::Same(cut(&text, LINE_MAX).into_owned())),
-            (true, _, line) => out.push(line),
-            (false, Some(Line::Skipped(lines)), _) => *lines += 1,
-            (false, ..) => out.push(Line::Skipped(1)),
-        }
+/// How `old` becomes `new`. Where too many lines differ to be compared, they are replaced as a whole.
+fn changes(old: &[String], new: &[String]) -> Vec<DiffOp> {
+    let head = old.iter().zip(new).take_while(|(a, b)| a == b).count();
+    let rest = old.len().min(new.len()) - head;
+    let tail = old.iter().rev().zip(new.iter().rev()).take(rest).take_while(|(a, b)| a == b).count();
+    let (old_len, new_len) = (old.len() - head - tail, new.len() - head - tail);
+    if old_len.saturating_mul(new_len) <= PAIRS_MAX {
+        return capture_diff_slices(Algorithm::Myers, old, new);
     }
-    out
+    vec![
+        DiffOp::Equal { old_index: 0, new_index: 0, len: head },
+        DiffOp::Replace { old_index: head, old_len, new_index: head, new_len },
+        DiffOp::Equal { old_index: head + old_len, new_index: head + new_len, len: tail },
+    ]
 }
 
 #[cfg(test)]
@@ -225,19 +195,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_difference_leads_from_one_to_the_other(old in prop::collection::vec("[ab]", 0..12), new in prop::collection::vec("[ab]", 0..12)) {
-            let lines = changed(&old, &new);
-            let (mut before, mut after) = (Vec::new(), Vec::new());
+        fn a_difference_leads_from_one_to_the_other(old in prop::collection::vec("[ab]", 0..20), new in prop::collection::vec("[ab]", 0..20)) {
+            let (mut before, mut after) = (old.iter(), new.iter());
+            let lines = diff(old.join("\n").as_bytes(), new.join("\n").as_bytes());
+            let differ = !lines.is_empty();
             for line in lines {
                 match line {
-                    Line::Same(text) => { before.push(text.clone()); after.push(text); }
-                    Line::Removed(text) => before.push(text),
-                    Line::Added(text) => after.push(text),
-                    Line::Skipped(_) => prop_assert!(false),
+                    Line::Same(text) => prop_assert!(before.next() == Some(&text) && after.next() == Some(&text)),
+                    Line::Removed(text) => prop_assert_eq!(before.next(), Some(&text)),
+                    Line::Added(text) => prop_assert_eq!(after.next(), Some(&text)),
+                    Line::Skipped(lines) => for _ in 0..lines { prop_assert_eq!(before.next(), after.next()) },
                 }
             }
-            prop_assert_eq!(before, old);
-            prop_assert_eq!(after, new);
+            prop_assert_eq!(differ, old != new);
+            prop_assert!(!differ || (before.next().is_none() && after.next().is_none()));
         }
     }
 }

@@ -5,12 +5,12 @@ use bytes::Bytes;
 
 use super::{
     diff::{Line, diff},
-    replay::{Ended, Replayer},
+    replay::{End, Replayer},
 };
 use crate::{
     clerk::{self, Parsed},
     message::MessageId,
-    rules::users::Change,
+    rules::{Change, users},
     store::{
         StoreError,
         letters::{Actor, Letter, LetterDetail, Status},
@@ -52,7 +52,7 @@ pub enum EditError {
     Store(#[from] StoreError),
     /// It is committed and not published.
     #[error("the edit is committed and could not be published yet")]
-    Unpublished(Box<Ended>),
+    Unpublished(Box<End>),
 }
 
 /// Holds a new body to what would be accepted for this letter.
@@ -81,8 +81,8 @@ pub fn check(letter: &LetterDetail, body: Bytes) -> Result<Mended, EditError> {
 fn warnings(letter: &Letter, parsed: &Parsed) -> Vec<String> {
     let mut warnings = Vec::new();
     let now = match &parsed.change {
-        Change::Upsert(user) => Some(&user.clerk_id),
-        Change::Delete { clerk_id, .. } => {
+        Change::User(users::Change::Upsert(user)) => Some(&user.clerk_id),
+        Change::User(users::Change::Delete { clerk_id, .. }) => {
             if letter.event_type != parsed.event_type {
                 warnings.push("the new body deletes the user, which is final".into());
             }

@@ -104,11 +104,11 @@ impl Export {
             return Ok(Vec::new());
         }
         self.page.limit = u32::try_from(self.left).map_or(PAGE, |left| left.min(PAGE));
-        let listed = self.letters.letters(&self.filter, &self.page).await?;
+        let listed = self.letters.list(&self.filter, &self.page).await?;
         let mut whole = Vec::with_capacity(listed.len());
         for letter in listed {
             // Gone meanwhile, past its retention: nothing to write out.
-            if let Some(detail) = self.letters.letter(&letter.id.to_string()).await? {
+            if let Some(detail) = self.letters.show(&letter.id.to_string()).await? {
                 whole.push(Whole::from(detail));
             }
         }

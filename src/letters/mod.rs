@@ -13,7 +13,6 @@ pub mod edit;
 pub mod export;
 mod group;
 pub mod outcomes;
-pub mod operations;
 pub mod replay;
 pub mod select;
 

@@ -6,13 +6,13 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use uuid::Uuid;
 
-use super::replay::Sent;
 use crate::{
     pause::Pauses,
+    rules::Outcome,
     stop::until,
     store::{
         StoreError,
-        letters::{Filter, Letters, Page, Status},
+        letters::{Filter, Letters, Page, Publication, Status},
     },
 };
 
@@ -24,8 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What became of letters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcomes {
-    /// How many took effect, by outcome.
-    pub applied: BTreeMap<String, u64>,
+    /// How many took effect, by the outcome's name.
+    pub applied: BTreeMap<&'static str, u64>,
     /// How many died again.
     pub died: u64,
     /// How many are still on their way.
@@ -37,9 +37,12 @@ impl std::fmt::Display for Outcomes {
         let mut parts: Vec<String> = self
             .applied
             .iter()
-            .map(|(outcome, letters)| match meaning(outcome) {
-                Some(meaning) => format!("{letters} {outcome} ({meaning})"),
-                None => format!("{letters} {outcome}"),
+            .map(|(name, letters)| {
+                let outcome = Outcome::ALL.into_iter().find(|outcome| outcome.as_str() == *name);
+                match outcome.and_then(meaning) {
+                    Some(meaning) => format!("{letters} {name} ({meaning})"),
+                    None => format!("{letters} {name}"),
+                }
             })
             .collect();
         for (letters, what) in [(self.died, "died again"), (self.under_way, "still under way")] {
@@ -51,12 +54,18 @@ impl std::fmt::Display for Outcomes {
     }
 }
 
-/// What an outcome that is no change means; `None` for the others.
-pub fn meaning(outcome: &str) -> Option<&'static str> {
+/// Why an outcome changed nothing, in words; `None` for an outcome that says it itself.
+pub fn meaning(outcome: Outcome) -> Option<&'static str> {
     match outcome {
-        "ignored" => Some("events of this type change no user"),
-        "stale" => Some("newer news of the user was known"),
-        _ => None,
+        Outcome::Ignored => Some("events of this type change no user"),
+        Outcome::Stale => Some("newer news of the user was known"),
+        Outcome::Created
+        | Outcome::Updated
+        | Outcome::Deleted
+        | Outcome::Relinked
+        | Outcome::Duplicate
+        | Outcome::Waiting
+        | Outcome::Buried => None,
     }
 }
 
@@ -67,7 +76,7 @@ pub fn meaning(outcome: &str) -> Option<&'static str> {
 /// What the database says.
 pub async fn follow(
     letters: &dyn Letters,
-    sent: &[Sent],
+    sent: &[Publication],
     stop: &watch::Receiver<bool>,
 ) -> Result<Outcomes, StoreError> {
     let rounds: BTreeMap<Uuid, u32> = sent.iter().take(FOLLOWED_MAX).copied().collect();
@@ -80,10 +89,10 @@ pub async fn follow(
     }
     loop {
         let mut outcomes = Outcomes::default();
-        for letter in letters.letters(&filter, &page).await? {
+        for letter in letters.list(&filter, &page).await? {
             match letter.status {
                 Status::Applied => {
-                    let outcome = letter.outcome.unwrap_or_else(|| letter.status.as_str().to_owned());
+                    let outcome = letter.outcome.map_or(letter.status.as_str(), Outcome::as_str);
                     *outcomes.applied.entry(outcome).or_default() += 1;
                 }
                 Status::Open if rounds.get(&letter.id).is_some_and(|round| letter.round >= *round) => {

@@ -22,7 +22,7 @@ use crate::{
     stop::until,
     store::{
         StoreError,
-        letters::{Actor, Claimed, Filter, Letters, Status},
+        letters::{Actor, Claimed, Filter, Letters, Publication, Status},
     },
 };
 
@@ -44,7 +44,7 @@ pub struct Order {
 
 /// How far a replay has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct Progress {
     /// Claims of an earlier replay that are published again.
     pub taken_up: u64,
     /// Letters claimed by this one.
@@ -55,12 +55,9 @@ pub struct Report {
     pub unstamped_left: u64,
 }
 
-/// A letter that is in the queue again, and the round that began with it.
-pub type Sent = (Uuid, u32);
-
 /// How a replay ended.
 #[derive(Debug)]
-pub enum Ended {
+pub enum End {
     /// Every letter that was selected and open when it began is on its way. What dies again is left for the next one.
     Complete,
     /// The limit is reached; there may be more.
@@ -107,16 +104,16 @@ impl Replayer {
     pub async fn run(
         &self,
         order: &Order,
-        progress: impl Fn(&Report, &[Sent]) + Send + Sync,
+        progress: impl Fn(&Progress, &[Publication]) + Send + Sync,
         stop: &watch::Receiver<bool>,
-    ) -> (Report, Ended) {
+    ) -> (Progress, End) {
         let mut run = Run {
             replayer: self,
             order,
             progress: &progress,
             stop,
             pace: Pace::new(order.rate),
-            report: Report::default(),
+            report: Progress::default(),
         };
         let ended = run.all().await.unwrap_or_else(|ended| ended);
         progress(&run.report, &[]);
@@ -127,7 +124,7 @@ impl Replayer {
     ///
     /// # Errors
     /// The queue or the database is away; a replay of the same letters takes them up.
-    pub async fn send(&self, claims: Vec<Claimed>) -> Result<(), Ended> {
+    pub async fn send(&self, claims: Vec<Claimed>) -> Result<(), End> {
         let (_stop, stopped) = watch::channel(false);
         let order = Order {
             filter: Filter::default(),
@@ -141,7 +138,7 @@ impl Replayer {
             progress: &|_, _| {},
             stop: &stopped,
             pace: Pace::new(None),
-            report: Report::default(),
+            report: Progress::default(),
         };
         run.chunk(claims).await
     }
@@ -151,14 +148,14 @@ impl Replayer {
 struct Run<'a> {
     replayer: &'a Replayer,
     order: &'a Order,
-    progress: &'a (dyn Fn(&Report, &[Sent]) + Send + Sync),
+    progress: &'a (dyn Fn(&Progress, &[Publication]) + Send + Sync),
     stop: &'a watch::Receiver<bool>,
     pace: Pace,
-    report: Report,
+    report: Progress,
 }
 
 impl Run<'_> {
-    async fn all(&mut self) -> Result<Ended, Ended> {
+    async fn all(&mut self) -> Result<End, End> {
         self.take_up().await?;
         // What dies again is open again, and selected: it must not be replayed for ever. The first to die come first, so
         // as many as are open now are those that are open now; where another replay takes some, the second look at a
@@ -166,44 +163,44 @@ impl Run<'_> {
         let mut left = self.open().await?;
         let mut seen: HashSet<Uuid> = HashSet::new();
         loop {
-            let Some(limit) = self.room().await? else { return Ok(Ended::Limit) };
+            let Some(limit) = self.room().await? else { return Ok(End::Limit) };
             let limit = u32::try_from(left).map_or(limit, |left| left.min(limit));
             if limit == 0 {
-                return Ok(Ended::Complete);
+                return Ok(End::Complete);
             }
             // Commit before publish: a crash from here on leaves claims without a stamp, which are taken up.
             let claims = self.replayer.letters.claim(&self.order.filter, limit, &self.order.by);
-            let claims = claims.await.map_err(Ended::Store)?;
+            let claims = claims.await.map_err(End::Store)?;
             if claims.is_empty() {
-                return Ok(Ended::Complete);
+                return Ok(End::Complete);
             }
             self.report.claimed += claims.len() as u64;
             left -= claims.len() as u64;
             let again = claims.iter().filter(|claim| !seen.insert(claim.id)).count();
             self.chunk(claims).await?;
             if again > 0 {
-                return Ok(Ended::Complete);
+                return Ok(End::Complete);
             }
         }
     }
 
     /// How many letters the selection means now.
-    async fn open(&self) -> Result<u64, Ended> {
+    async fn open(&self) -> Result<u64, End> {
         let filter = Filter { status: Some(Status::Open), ..self.order.filter.clone() };
-        let counts = self.replayer.letters.count(&filter).await.map_err(Ended::Store)?;
+        let counts = self.replayer.letters.count(&filter).await.map_err(End::Store)?;
         Ok(counts.iter().map(|count| count.letters).sum())
     }
 
     /// Publishes what an earlier replay of these letters claimed and did not stamp. A replay that runs at this moment
     /// may publish the same ones: the inbox absorbs that.
-    async fn take_up(&mut self) -> Result<(), Ended> {
+    async fn take_up(&mut self) -> Result<(), End> {
         // By the clock that stamps the claims: this host's may be behind it.
-        let before = self.replayer.letters.clock().await.map_err(Ended::Store)?;
+        let before = self.replayer.letters.clock().await.map_err(End::Store)?;
         let mut seen: HashSet<(Uuid, u32)> = HashSet::new();
         loop {
             let Some(limit) = self.room().await? else { return Ok(()) };
             let claims = self.replayer.letters.unstamped(&self.order.filter, before, limit);
-            let claims = claims.await.map_err(Ended::Store)?;
+            let claims = claims.await.map_err(End::Store)?;
             let fresh: Vec<Claimed> =
                 claims.into_iter().filter(|claim| seen.insert((claim.id, claim.round))).collect();
             if fresh.is_empty() {
@@ -216,10 +213,10 @@ impl Run<'_> {
 
     /// How many may be claimed now; waits for the pace, so that nothing is claimed long before it is published.
     /// `None`: the limit is reached.
-    async fn room(&mut self) -> Result<Option<u32>, Ended> {
+    async fn room(&mut self) -> Result<Option<u32>, End> {
         tokio::select! {
             biased;
-            () = until(self.stop, |stop| *stop) => return Err(Ended::Stopped),
+            () = until(self.stop, |stop| *stop) => return Err(End::Stopped),
             () = self.pace.due() => {}
         }
         let left = self.order.limit.saturating_sub(self.report.taken_up + self.report.claimed);
@@ -228,22 +225,22 @@ impl Run<'_> {
     }
 
     /// Publishes and stamps claims, whoever asks to stop meanwhile.
-    async fn chunk(&mut self, claims: Vec<Claimed>) -> Result<(), Ended> {
+    async fn chunk(&mut self, claims: Vec<Claimed>) -> Result<(), End> {
         self.report.unstamped_left += claims.len() as u64;
         (self.progress)(&self.report, &[]);
         let (published, failed) = self.publish(claims).await;
         self.report.published += published.len() as u64;
         if !published.is_empty() {
             // Publish before stamp: a crash in between publishes them again.
-            self.replayer.letters.stamp(&published).await.map_err(Ended::Store)?;
+            self.replayer.letters.stamp(&published).await.map_err(End::Store)?;
             self.report.unstamped_left -= published.len() as u64;
         }
         (self.progress)(&self.report, &published);
-        failed.map_or(Ok(()), |error| Err(Ended::Queue(error)))
+        failed.map_or(Ok(()), |error| Err(End::Queue(error)))
     }
 
     /// Those that are durable in the queue, and why others are not.
-    async fn publish(&mut self, claims: Vec<Claimed>) -> (Vec<(Uuid, u32)>, Option<QueueError>) {
+    async fn publish(&mut self, claims: Vec<Claimed>) -> (Vec<Publication>, Option<QueueError>) {
         let mut published = Vec::with_capacity(claims.len());
         let mut pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(2));
         let (mut left, mut unreadable) = (claims, None);

@@ -19,7 +19,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 use tokio::{sync::watch, task::AbortHandle, time::timeout};
 
-use crate::{net::json_response, queue::Queue, store::Store, worker};
+use crate::{net::json_response, queue::Queue, store::Batches, worker};
 
 /// The longest that `/readyz` takes.
 pub(super) const READY_LIMIT: Duration = Duration::from_secs(2);
@@ -27,7 +27,7 @@ pub(super) const READY_LIMIT: Duration = Duration::from_secs(2);
 /// What readiness depends on.
 pub(super) struct Readiness {
     queue: Arc<dyn Queue>,
-    store: Option<Arc<dyn Store>>,
+    store: Option<Arc<dyn Batches>>,
     worker: Option<watch::Receiver<worker::Health>>,
     queue_check: OneAtATime,
     store_check: OneAtATime,
@@ -36,7 +36,7 @@ pub(super) struct Readiness {
 impl Readiness {
     pub(super) fn new(
         queue: Arc<dyn Queue>,
-        store: Option<Arc<dyn Store>>,
+        store: Option<Arc<dyn Batches>>,
         worker: Option<watch::Receiver<worker::Health>>,
     ) -> Self {
         Self { queue, store, worker, queue_check: OneAtATime::default(), store_check: OneAtATime::default() }

@@ -21,11 +21,10 @@ use tokio::{
 };
 
 use crate::{
-    letters::operations::Operations,
     net::{Bounds, Visitor, method_not_allowed, not_found, places, problem, serve as serve_http},
     queue::Queue,
     secret::Secret,
-    store::Store,
+    store::{Batches, Store},
     telemetry::metrics::ListenerMetrics,
     worker,
 };
@@ -34,16 +33,16 @@ pub mod api;
 mod health;
 pub mod status;
 
-use api::problem::Problem;
+use api::{problem::Problem, replays::Operations};
 
 /// The operators' listener: what it needs to serve.
 pub struct Ops {
     /// For readiness and the API.
     pub queue: Arc<dyn Queue>,
-    /// For readiness and the API, where this process has one.
-    pub store: Option<Arc<dyn Store>>,
-    /// Replays through the API, where this process has a store.
-    pub operations: Option<Arc<Operations>>,
+    /// For readiness, where this process has a store.
+    pub store: Option<Arc<dyn Batches>>,
+    /// For the API, where this process has a store: the store, and the replays that run in this process.
+    pub api: Option<(Arc<dyn Store>, Arc<Operations>)>,
     /// The worker's state, where this process has one.
     pub worker: Option<watch::Receiver<worker::Health>>,
     /// What `/metrics` renders.
@@ -64,14 +63,14 @@ impl Ops {
 /// Serves operators until `stop` becomes true or its sender is gone, then finishes the requests in flight; the caller
 /// bounds that time.
 pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>) {
-    let Ops { queue, store, operations, worker, metrics, token, bounds } = ops;
+    let Ops { queue, store, api, worker, metrics, token, bounds } = ops;
     let guard = Arc::new(Guard::new(token.as_ref(), listener.local_addr().ok()));
-    let api = match (&store, operations) {
-        (Some(store), Some(operations)) => {
-            let (queue, store) = (Arc::clone(&queue), Arc::clone(store));
+    let api = match api {
+        Some((store, operations)) => {
+            let queue = Arc::clone(&queue);
             api::router(Arc::new(api::Api::new(queue, store, operations, worker.clone(), token.is_some())))
         }
-        _ => api::absent(),
+        None => api::absent(),
     };
     let readiness = Arc::new(health::Readiness::new(queue, store, worker));
     let router = Router::new()

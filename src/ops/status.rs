@@ -49,7 +49,7 @@ pub async fn read(
 ) -> Result<Overview, StatusError> {
     let queues = queue.depths().await?;
     let (users, mut dead_letters) = (store.totals().await?, store.statuses().await?);
-    let samples = store.rejections(SAMPLES).await?;
+    let samples = store.newest(SAMPLES).await?;
     for status in letters::Status::ALL {
         dead_letters.entry(status).or_default();
     }

@@ -1,3 +1,113 @@
-//! Owns the rules that turn events into rows: pure code, no I/O, no clock. One module per family of events.
+//! Owns what an event is, whatever it is about, and what can become of one. Each family of events has a module of its own
+//! with the rules that turn its events into rows: pure code, no I/O, no clock, no SQL.
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::time::Millis;
 
 pub mod users;
+
+/// A webhook, parsed, on its way into a fold.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The webhook's id, for ties.
+    pub message_id: String,
+    /// What it says.
+    pub change: Change,
+    /// An id for the row that this event may create (at most one).
+    pub fresh_row: Uuid,
+    /// It has waited long enough for another account's news.
+    pub patience_over: bool,
+}
+
+/// What an event changes, by its family.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// `user.*`
+    User(users::Change),
+    /// Any other event type: recorded as ignored.
+    Other,
+}
+
+impl Event {
+    /// The account that the event is about; `None` for types that are ignored.
+    pub fn clerk_id(&self) -> Option<&str> {
+        match &self.change {
+            Change::User(change) => Some(change.clerk_id()),
+            Change::Other => None,
+        }
+    }
+
+    /// Clerk's time of the event, where it has one that matters.
+    pub fn at(&self) -> Option<Millis> {
+        match &self.change {
+            Change::User(change) => Some(change.at()),
+            Change::Other => None,
+        }
+    }
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// A new row.
+    Created,
+    /// A row's mirror was replaced.
+    Updated,
+    /// A row, or an id that had none yet, is deleted from now on.
+    Deleted,
+    /// A returning user got the deleted account's row back.
+    Relinked,
+    /// Older than what is known; changed nothing.
+    Stale,
+    /// The same message had taken effect before.
+    Duplicate,
+    /// Not about a user.
+    Ignored,
+    /// Another account's news is probably on its way; comes back later. Leaves no inbox row.
+    Waiting,
+    /// Went to the dead letters. Leaves no inbox row.
+    Buried,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of the documentation.
+    pub const ALL: [Self; 9] = [
+        Self::Created,
+        Self::Updated,
+        Self::Deleted,
+        Self::Relinked,
+        Self::Stale,
+        Self::Duplicate,
+        Self::Ignored,
+        Self::Waiting,
+        Self::Buried,
+    ];
+
+    /// The stable name: in the inbox, in metrics, in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Deleted => "deleted",
+            Self::Relinked => "relinked",
+            Self::Stale => "stale",
+            Self::Duplicate => "duplicate",
+            Self::Ignored => "ignored",
+            Self::Waiting => "waiting",
+            Self::Buried => "buried",
+        }
+    }
+
+    /// Final outcomes are recorded in the inbox, in the transaction of their effect.
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Created | Self::Updated | Self::Deleted | Self::Relinked | Self::Stale | Self::Ignored => {
+                true
+            }
+            Self::Duplicate | Self::Waiting | Self::Buried => false,
+        }
+    }
+}

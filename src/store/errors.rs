@@ -84,10 +84,15 @@ pub(super) fn is_without_connection(error: &StoreError) -> bool {
     error.code == NO_CONNECTION
 }
 
-/// No answer came, not even an error.
+/// No answer came, not even an error, to something that has no effect.
 pub(super) fn silent(limit: Duration) -> StoreError {
     let message = format!("the database does not answer: nothing came within {} s", limit.as_secs());
     StoreError { hint: Some(UNREACHABLE.into()), ..broken(message) }
+}
+
+/// No answer came to a call, which may take effect all the same.
+pub(super) fn unanswered(limit: Duration) -> StoreError {
+    StoreError { class: Class::Unanswered, ..silent(limit) }
 }
 
 /// A batch has used up its time, though no single statement of it took too long.
@@ -116,13 +121,6 @@ pub(super) fn unusable(message: impl Into<String>, hint: impl Into<String>) -> S
         message: message.into(),
         hint: Some(hint.into()),
         source: None,
-    }
-}
-
-impl StoreError {
-    /// SQLite's primary result code, which is the low byte of the extended one.
-    pub(super) fn primary_code(&self) -> Option<i32> {
-        self.code.parse::<i32>().ok().map(|code| code & 0xff)
     }
 }
 

@@ -1,23 +1,72 @@
-//! Owns which letters a filter means, as conditions, and the questions that are built from them, in words that both
-//! databases know. Every value is bound. Never runs them.
+//! Owns which letters a filter means, as conditions, and the questions that are put together from them, in SQL that both
+//! databases know. Every value is bound. Never asks them.
 
-use chrono::{DateTime, Utc};
 use sqlx::{Database, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
+    StoreError,
     letters::{Filter, GROUPS_MAX, LETTERS_MAX, Page, Status},
     plain,
 };
+use crate::time::Millis;
 
-/// A database that knows how to say a condition.
+/// A database, as far as the questions differ from one to the other.
 pub(super) trait Dialect: Database + Sized {
-    /// Appends ` AND …` with its value bound.
-    fn and(query: &mut QueryBuilder<Self>, condition: &Condition<'_>);
+    /// Appends a placeholder, with its value.
+    fn bind(query: &mut QueryBuilder<Self>, value: Value<'_>);
+
+    /// A question that stands as it is, with its values.
+    fn whole(question: &'static str, values: [Value<'_>; 2]) -> Result<QueryBuilder<Self>, StoreError>;
+
+    /// Appends ` AND …`: the letter is one of these.
+    fn and_one_of(query: &mut QueryBuilder<Self>, ids: &[Uuid]);
+
+    /// Appends ` AND …`: `search` contains this text.
+    fn and_contains(query: &mut QueryBuilder<Self>, text: &str);
 }
 
+/// A value that goes with a question.
+#[derive(Clone, Copy)]
+pub(super) enum Value<'v> {
+    Id(Option<Uuid>),
+    Text(&'v str),
+    Time(Millis),
+    Number(i64),
+}
+
+/// [`Dialect::bind`] and [`Dialect::whole`], which read alike for both databases.
+macro_rules! binding {
+    () => {
+        fn bind(query: &mut QueryBuilder<Self>, value: Value<'_>) {
+            match value {
+                Value::Id(id) => query.push_bind(id.map(Id)),
+                Value::Text(text) => query.push_bind(text.to_owned()),
+                Value::Time(at) => query.push_bind(At(at)),
+                Value::Number(number) => query.push_bind(number),
+            };
+        }
+
+        fn whole(question: &'static str, values: [Value<'_>; 2]) -> Result<QueryBuilder<Self>, StoreError> {
+            let mut arguments = <Self as sqlx::Database>::Arguments::default();
+            for value in values {
+                match value {
+                    Value::Id(id) => arguments.add(id.map(Id)),
+                    Value::Text(text) => arguments.add(text.to_owned()),
+                    Value::Time(at) => arguments.add(At(at)),
+                    Value::Number(number) => arguments.add(number),
+                }
+                .map_err(sqlx::Error::Encode)?;
+            }
+            Ok(QueryBuilder::with_arguments(question, arguments))
+        }
+    };
+}
+
+pub(super) use binding;
+
 /// One thing that a letter has to be.
-pub(super) enum Condition<'f> {
+enum Condition<'f> {
     /// One of these.
     Ids(&'f [Uuid]),
     /// Of this value in a column.
@@ -25,9 +74,34 @@ pub(super) enum Condition<'f> {
     /// With this text, in lower case, in `search`.
     Contains(String),
     /// With a time in `died_at`, compared by this operator.
-    Died(&'static str, DateTime<Utc>),
+    Died(&'static str, Millis),
     /// Behind this letter in a listing.
-    After(DateTime<Utc>, Uuid),
+    After(Millis, Uuid),
+}
+
+impl Condition<'_> {
+    /// Appends ` AND …`.
+    fn push<D: Dialect>(&self, query: &mut QueryBuilder<D>) {
+        match self {
+            Self::Ids(ids) => D::and_one_of(query, ids),
+            Self::Contains(text) => D::and_contains(query, text),
+            Self::Is(column, value) => {
+                query.push(format_args!(" AND {column} = "));
+                D::bind(query, Value::Text(value));
+            }
+            Self::Died(compared, at) => {
+                query.push(format_args!(" AND died_at {compared} "));
+                D::bind(query, Value::Time(*at));
+            }
+            Self::After(died_at, id) => {
+                query.push(" AND (died_at, id) < (");
+                D::bind(query, Value::Time(*died_at));
+                query.push(", ");
+                D::bind(query, Value::Id(Some(*id)));
+                query.push(")");
+            }
+        }
+    }
 }
 
 /// What a filter asks for.
@@ -67,10 +141,10 @@ impl<'f> Conditions<'f> {
             also(Condition::Contains(plain::stored(text)?.to_lowercase()));
         }
         if let Some(since) = filter.since {
-            also(Condition::Died(">=", plain::time_in_range(since)));
+            also(Condition::Died(">=", since));
         }
         if let Some(until) = filter.until {
-            also(Condition::Died("<", plain::time_in_range(until)));
+            also(Condition::Died("<", until));
         }
         Some(Self { all, status: filter.status, tallied })
     }
@@ -99,17 +173,17 @@ impl<'f> Conditions<'f> {
 
     fn and<D: Dialect>(&self, query: &mut QueryBuilder<D>, status: Option<Status>) {
         if let Some(status) = status {
-            D::and(query, &Condition::Is("status", status.as_str()));
+            Condition::Is("status", status.as_str()).push(query);
         }
-        self.all.iter().for_each(|condition| D::and(query, condition));
+        self.all.iter().for_each(|condition| condition.push(query));
     }
 
     /// A page. Where an index has the status in front of the time and the filter names none, one page of each status
     /// is read, in the order of the index, and the pages are merged.
-    pub(super) fn page<D: Dialect>(mut self, page: &Page, columns: &str) -> QueryBuilder<D> {
+    pub(super) fn page<D: Dialect>(mut self, page: &Page) -> QueryBuilder<D> {
         let limit = page.limit.min(LETTERS_MAX);
         if let Some((died_at, id)) = page.after {
-            self.all.push(Condition::After(plain::time_in_range(died_at), id));
+            self.all.push(Condition::After(died_at, id));
         }
         let order = format!(" ORDER BY died_at DESC, id DESC LIMIT {limit}");
         let led = |condition: &Condition<'_>| matches!(condition, Condition::Is(column, _) if BEFORE_STATUS.contains(column));
@@ -120,7 +194,7 @@ impl<'f> Conditions<'f> {
         let mut query = QueryBuilder::new("SELECT * FROM (");
         for (index, status) in statuses.into_iter().enumerate() {
             let glue = if index == 0 { "" } else { " UNION ALL " };
-            query.push(format!("{glue}SELECT * FROM (SELECT {columns} FROM dead_letters"));
+            query.push(format!("{glue}SELECT * FROM (SELECT {COLUMNS} FROM dead_letters"));
             self.push_with(&mut query, status);
             query.push(format!("{order}) AS page_{index}"));
         }
@@ -165,7 +239,7 @@ impl<'f> Conditions<'f> {
                  WHERE l.grp = t.grp AND l.reason = t.reason AND l.status = t.status"
             ));
             let by_type = |condition: &&Condition<'_>| matches!(condition, Condition::Is("event_type", _));
-            self.all.iter().filter(by_type).for_each(|condition| D::and(&mut query, condition));
+            self.all.iter().filter(by_type).for_each(|condition| condition.push(&mut query));
             query.push(format!(" ORDER BY {order} LIMIT 1) AS {name}"));
         }
         query.push(
@@ -194,14 +268,5 @@ impl<'f> Conditions<'f> {
     }
 }
 
-/// So many letters are read sooner than their groups are looked into.
-pub(super) const FEW: u64 = 50_000;
-
-/// How many there are by status.
-pub(super) const STATUSES: &str = "SELECT status, CAST(sum(letters) AS bigint) FROM dead_letter_tallies GROUP BY status HAVING sum(letters) > 0";
-
 /// The columns of a listing.
-pub(super) const COLUMNS: &str = "id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, status, outcome, grp";
-
-/// The keys of all groups.
-pub(super) const GROUPS: &str = "SELECT DISTINCT grp FROM dead_letter_tallies ORDER BY grp";
+const COLUMNS: &str = "id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, status, outcome, grp";

@@ -1,7 +1,6 @@
-//! Owns the seam to the dead letters and the rejections in the database: what every store promises about them.
+//! Owns the seam to the dead letters in the database: what every store promises about them. The contract:
 //!
-//! A letter is one message id, however often it died: `round` counts its replays. The contract:
-//!
+//! - A letter is one message id, however often it died: `round` counts its replays.
 //! - [`Letters::capture`] ignores rounds below the letter's and rounds already captured; any other death makes the
 //!   letter `open` again, whatever it was. A letter whose message is in the inbox is captured as `applied`.
 //!   It cannot fail on content: text is cleaned and bounded, numbers and times are brought into range.
@@ -17,12 +16,14 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 use super::StoreError;
-pub use crate::message::Rejected;
-use crate::time::Millis;
+use crate::{
+    rules::Outcome,
+    time::{Millis, rfc3339},
+};
 
 /// The most groups that are told.
 pub const GROUPS_MAX: u32 = 500;
@@ -30,10 +31,10 @@ pub const GROUPS_MAX: u32 = 500;
 /// The longest page of letters.
 pub const LETTERS_MAX: u32 = 10_000;
 
-/// The most rejections that are kept.
-pub const REJECTIONS_MAX: u32 = 10_000;
+/// A letter, and the round that began when it was published again.
+pub type Publication = (Uuid, u32);
 
-/// Dead letters and rejections, as the capture, the command line and the API see them.
+/// Dead letters, as their capture, the command line and the API see them. An error is what the database says.
 #[async_trait]
 pub trait Letters: Send + Sync {
     /// Takes letters in, in one transaction. Returns the message ids of those deaths that were not known.
@@ -43,66 +44,33 @@ pub trait Letters: Send + Sync {
     async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError>;
 
     /// Letters by group, the largest first; at most [`GROUPS_MAX`].
-    ///
-    /// # Errors
-    /// What the database says.
     async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError>;
 
     /// The keys of the groups that have this key or this id: one, or none where there is no such group.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn groups_named(&self, reference: &str) -> Result<Vec<String>, StoreError>;
 
     /// One page of letters, the last to die first; at most [`LETTERS_MAX`].
-    ///
-    /// # Errors
-    /// What the database says.
-    async fn letters(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError>;
+    async fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError>;
 
     /// One letter, whole, by its own id or its message id.
-    ///
-    /// # Errors
-    /// What the database says.
-    async fn letter(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError>;
+    async fn show(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError>;
 
     /// How many letters a filter selects, by event type and reason: the preview of an action.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError>;
-
-    /// How many letters there are by status.
-    ///
-    /// # Errors
-    /// What the database says.
-    async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError>;
 
     /// Claims up to `limit` open letters that the filter selects, the first to die first, for replay: each is claimed by
     /// one caller only. Without [`Filter::ids`], letters that another caller is busy with are passed over. None: there
     /// is nothing left to claim.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError>;
 
     /// Claims one open letter with another body, committed with the claim. `None`: it is not open any more.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError>;
 
     /// The database's own clock, rounded up: whatever it has stamped so far is before this.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn clock(&self) -> Result<Millis, StoreError>;
 
     /// Up to `limit` claims (letters that are `replayed`) whose publication is not stamped and that were made before
     /// `before` by the database's clock, the oldest first: they are published again. [`Filter::status`] is set aside.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn unstamped(
         &self,
         filter: &Filter,
@@ -111,57 +79,14 @@ pub trait Letters: Send + Sync {
     ) -> Result<Vec<Claimed>, StoreError>;
 
     /// Stamps publications, where the round is unchanged, whatever has become of the letter since.
-    ///
-    /// # Errors
-    /// What the database says.
-    async fn stamp(&self, published: &[(Uuid, u32)]) -> Result<(), StoreError>;
+    async fn stamp(&self, published: &[Publication]) -> Result<(), StoreError>;
 
     /// Discards up to `limit` open letters that the filter selects. Returns how many.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError>;
 
     /// Makes up to `limit` discarded letters that the filter selects open again, but for those that were erased. Returns
     /// how many.
-    ///
-    /// # Errors
-    /// What the database says.
     async fn restore(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError>;
-
-    /// Keeps samples of rejected requests.
-    ///
-    /// # Errors
-    /// What the database says.
-    async fn record_rejections(&self, samples: &[Rejected]) -> Result<(), StoreError>;
-
-    /// The newest samples of rejected requests.
-    ///
-    /// # Errors
-    /// What the database says.
-    async fn rejections(&self, limit: u32) -> Result<Vec<Rejected>, StoreError>;
-
-    /// Deletes one small step, at most `limit` rows of each kind, of what is past its retention or, of rejections, not
-    /// among the newest [`REJECTIONS_MAX`]. Waits for nobody. A clock that has leapt ahead is not believed at once, because
-    /// what is deleted is gone for good.
-    ///
-    /// # Errors
-    /// What the database says.
-    async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError>;
-
-    /// How often the database was asked for anything but [`statuses`](Self::statuses) and forgetting, by this process: it
-    /// is not idle where this grows. Asks nothing.
-    fn asked(&self) -> u64 {
-        0
-    }
-
-    /// Where `HEADCOUNT_ON_DELETE` is `erase`: one small step of taking what is personal from users that were deleted
-    /// while it was not, at most `limit` of them, and from their settled letters. Returns how many users it found: none
-    /// when there are no more. With a limit of one it takes any of them, so that one that is refused holds up no other.
-    ///
-    /// # Errors
-    /// What the database says.
-    async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError>;
 }
 
 /// Where a letter stands.
@@ -170,7 +95,7 @@ pub trait Letters: Send + Sync {
 pub enum Status {
     /// Waits for people.
     Open,
-    /// Claimed for replay; on its way, or to be published again.
+    /// Claimed for a replay: on its way, or to be published again. Whether it is in the queue the stamp says, not this.
     Replayed,
     /// Its message took effect.
     Applied,
@@ -228,8 +153,7 @@ pub struct Captured {
 }
 
 /// Which letters. All conditions hold together; an empty filter selects all.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// These letters only.
     pub ids: Vec<Uuid>,
@@ -273,10 +197,12 @@ pub struct Group {
     pub detail: String,
     /// How many.
     pub letters: u64,
-    /// The first death, RFC 3339.
-    pub first_died_at: String,
-    /// The last death, RFC 3339.
-    pub last_died_at: String,
+    /// The first death; `None` where the last letter of the group is going at this moment.
+    #[serde(serialize_with = "text_or_nothing")]
+    pub first_died_at: Option<Millis>,
+    /// The last death.
+    #[serde(serialize_with = "text_or_nothing")]
+    pub last_died_at: Option<Millis>,
 }
 
 /// The id of a group: the beginning of its key's SHA-256.
@@ -284,7 +210,7 @@ pub fn group_id(key: &str) -> String {
     hmac_sha256::Hash::hash(key.as_bytes())[..4].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A letter in a listing. Times are RFC 3339 in UTC.
+/// A letter in a listing.
 #[derive(Clone, Debug, Serialize, PartialEq)]
 pub struct Letter {
     /// Ours.
@@ -304,13 +230,15 @@ pub struct Letter {
     /// Failed tries of the last round.
     pub attempts: u32,
     /// When the ingress took it in.
-    pub first_seen: String,
+    #[serde(serialize_with = "text")]
+    pub first_seen: Millis,
     /// The last death.
-    pub died_at: String,
+    #[serde(serialize_with = "text")]
+    pub died_at: Millis,
     /// Where it stands.
     pub status: Status,
-    /// What became of its message, as the inbox has it; `None` where it is not applied.
-    pub outcome: Option<String>,
+    /// What became of its message, as the inbox has it. `None` where it is not applied, or by a newer headcount only.
+    pub outcome: Option<Outcome>,
     /// What letters of one cause share.
     pub group: String,
 }
@@ -319,7 +247,7 @@ impl Letter {
     /// Its status, and where it is applied what became of it: `applied (ignored)`.
     pub fn standing(&self) -> String {
         let status = self.status.as_str();
-        self.outcome.as_ref().map_or_else(|| status.to_owned(), |outcome| format!("{status} ({outcome})"))
+        self.outcome.map_or_else(|| status.to_owned(), |outcome| format!("{status} ({})", outcome.as_str()))
     }
 }
 
@@ -339,16 +267,70 @@ pub struct LetterDetail {
 /// What happened to a letter.
 #[derive(Clone, Debug, Serialize, PartialEq)]
 pub struct HistoryEntry {
-    /// RFC 3339.
-    pub at: String,
-    /// `died`, `replayed`, `edited`, `published`, `applied`, `discarded`, `restored`.
-    pub action: String,
+    /// By the database's clock; of a death, by the clock of the process that buried the message.
+    #[serde(serialize_with = "text")]
+    pub at: Millis,
+    /// What was done.
+    pub action: Action,
     /// The round it was about.
     pub round: u32,
     /// OS user or token name; `headcount` for what it did itself.
     pub by: String,
     /// What was said about it; for a death its reason and detail.
     pub note: Option<String>,
+}
+
+/// What is done to a letter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It was captured.
+    Died,
+    /// A replay claimed it.
+    Replayed,
+    /// An edit claimed it, with another body.
+    Edited,
+    /// It is in the queue again.
+    Published,
+    /// Its message took effect.
+    Applied,
+    /// Somebody set it aside.
+    Discarded,
+    /// Somebody made it open again.
+    Restored,
+    /// What only a newer headcount does.
+    #[serde(untagged)]
+    Other(String),
+}
+
+impl Action {
+    /// The name: in the table and in output.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Died => "died",
+            Self::Replayed => "replayed",
+            Self::Edited => "edited",
+            Self::Published => "published",
+            Self::Applied => "applied",
+            Self::Discarded => "discarded",
+            Self::Restored => "restored",
+            Self::Other(name) => name,
+        }
+    }
+
+    /// The action of that name.
+    pub(super) fn parse(name: String) -> Self {
+        let known = [
+            Self::Died,
+            Self::Replayed,
+            Self::Edited,
+            Self::Published,
+            Self::Applied,
+            Self::Discarded,
+            Self::Restored,
+        ];
+        known.into_iter().find(|action| action.as_str() == name).unwrap_or(Self::Other(name))
+    }
 }
 
 /// Who does something, and why.
@@ -388,27 +370,12 @@ pub struct Claimed {
     pub body: Bytes,
 }
 
-/// How long things are kept.
-#[derive(Clone, Copy, Debug)]
-pub struct Retention {
-    /// `HEADCOUNT_INBOX_RETENTION`; ignored messages one day.
-    pub inbox: std::time::Duration,
-    /// `HEADCOUNT_DEAD_RETENTION`, of letters that are applied or discarded.
-    pub dead: std::time::Duration,
-    /// `HEADCOUNT_REJECTION_RETENTION`
-    pub rejections: std::time::Duration,
+/// A time as JSON: RFC 3339 in UTC.
+fn text<S: Serializer>(at: &Millis, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&rfc3339(*at))
 }
 
-/// One step of forgetting.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pruned {
-    /// Rows that went: none when there is no more.
-    pub rows: u64,
-    /// How far the database's clock is ahead of the time that retention goes by, where it is not believed.
-    pub clock_ahead: Option<std::time::Duration>,
-}
-
-impl Retention {
-    /// How long ignored messages are remembered.
-    pub const IGNORED: std::time::Duration = std::time::Duration::from_secs(24 * 3_600);
+/// The same; the empty text for a time that is missing.
+fn text_or_nothing<S: Serializer>(at: &Option<Millis>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&at.map(rfc3339).unwrap_or_default())
 }

@@ -2,7 +2,7 @@
 //!
 //! The contract, which `tests/store.rs` holds against both backends:
 //!
-//! - [`Store::apply`] folds a batch in one transaction: inbox rows and user rows commit together or not at all.
+//! - [`Batches::apply`] folds a batch in one transaction: inbox rows and user rows commit together or not at all.
 //! - A message whose id is in the inbox is a duplicate and changes nothing, also twice in one batch.
 //! - Batches that run at the same time, in any process, end as if they had run one after the other. A race that the
 //!   database resolves by an error is [`Class::Transient`].
@@ -19,48 +19,39 @@ use uuid::Uuid;
 use self::watchdog::Watched;
 use crate::{
     datafile::Examined,
-    rules::users::{Event, Outcome, Policy},
+    rules::{Event, Outcome, users::Policy},
     time::Millis,
 };
 
+/// The time of a statement on SQLite, as times are written there.
+macro_rules! now {
+    () => {
+        "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+    };
+}
+
 mod batch;
 mod clock;
+mod columns;
 mod entry;
 mod errors;
 mod filter;
+pub mod housekeeping;
 pub mod letters;
 mod migrations;
 mod plain;
 pub mod postgres;
+mod questions;
 mod reference;
 mod retry;
 pub mod sqlite;
+mod unit;
+mod users;
 mod watchdog;
 
-/// The database as workers and operators see it, dead letters included.
+/// What a worker needs: batches go in.
 #[async_trait]
-pub trait Store: letters::Letters + fmt::Debug {
-    /// Brings the schema up to this binary's version. Safe to run from several processes at once.
-    /// Returns the names of the migrations that it applied.
-    ///
-    /// # Errors
-    /// [`StoreError`], of class [`Class::Unusable`] where a table of ours exists that is not ours.
-    async fn migrate(&self) -> Result<Vec<String>, StoreError>;
-
-    /// Whether the schema is what this binary needs; a newer one is accepted.
-    ///
-    /// # Errors
-    /// [`Class::Unusable`] with a hint where it is missing, older or not ours; else what the database says.
-    async fn check_schema(&self) -> Result<(), StoreError>;
-
-    /// The same, and whether a worker has all that it needs beside.
-    ///
-    /// # Errors
-    /// As [`check_schema`](Self::check_schema); [`Class::Unusable`] where something else is missing.
-    async fn check_for_work(&self) -> Result<(), StoreError> {
-        self.check_schema().await
-    }
-
+pub trait Batches: Send + Sync + fmt::Debug {
     /// Folds a batch in one transaction and tells the outcome of each message, in the order given. The dead letters of
     /// messages that took effect, now or before, are `applied` with it.
     ///
@@ -68,40 +59,17 @@ pub trait Store: letters::Letters + fmt::Debug {
     /// Nothing was changed, or (a connection lost during COMMIT) it is unknown; running the batch again is right.
     async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError>;
 
-    /// Whether the database answers and takes our writes, within a few seconds: writes what [`apply`](Self::apply)
-    /// would touch, and leaves nothing behind.
+    /// Whether the database answers and takes our writes, within a few seconds: writes a row of ours, has the database
+    /// check all that [`apply`](Self::apply) would run, and leaves nothing behind.
     ///
     /// # Errors
     /// [`StoreError`] says why not.
     async fn ready(&self) -> Result<(), StoreError>;
+}
 
-    /// Folds and saves a batch as [`apply`](Self::apply) does, and takes all of it back: what an application's triggers,
-    /// policies and constraints say to it. For `doctor`.
-    ///
-    /// # Errors
-    /// What the database says to the batch.
-    async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
-        let _ = batch;
-        self.ready().await
-    }
-
-    /// Roles that anybody on the internet can have where the schema is served as an API, and that may read our tables.
-    ///
-    /// # Errors
-    /// What the database says.
-    async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {
-        Ok(Vec::new())
-    }
-
-    /// Reads the database through, for so long, where it is a file of ours; `None` where it is a server's.
-    ///
-    /// # Errors
-    /// It is damaged.
-    async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
-        let _ = limit;
-        Ok(None)
-    }
-
+/// What people ask about users.
+#[async_trait]
+pub trait Users: Send + Sync {
     /// One page of users, newest first.
     ///
     /// # Errors
@@ -120,7 +88,68 @@ pub trait Store: letters::Letters + fmt::Debug {
     /// # Errors
     /// What the database says.
     async fn totals(&self) -> Result<Totals, StoreError>;
+}
 
+/// The tables themselves.
+#[async_trait]
+pub trait Schema: Send + Sync {
+    /// Brings the schema up to this binary's version. Safe to run from several processes at once.
+    /// Returns the names of the migrations that it applied.
+    ///
+    /// # Errors
+    /// [`StoreError`], of class [`Class::Unusable`] where a table of ours exists that is not ours.
+    async fn migrate(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Whether the schema is what this binary needs; a newer one is accepted.
+    ///
+    /// # Errors
+    /// [`Class::Unusable`] with a hint where it is missing, older or not ours; else what the database says.
+    async fn check_schema(&self) -> Result<(), StoreError>;
+
+    /// The same, and whether the database has all else that a worker needs.
+    ///
+    /// # Errors
+    /// As [`check_schema`](Self::check_schema); [`Class::Unusable`] where something else is missing.
+    async fn check_for_work(&self) -> Result<(), StoreError> {
+        self.check_schema().await
+    }
+}
+
+/// What `doctor` looks at.
+#[async_trait]
+pub trait Diagnosis: Send + Sync {
+    /// Folds and saves a batch as [`Batches::apply`] does, and takes all of it back: what an application's triggers,
+    /// policies and constraints say to it.
+    ///
+    /// # Errors
+    /// What the database says to the batch.
+    async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError>;
+
+    /// Roles that anybody on the internet can have where the schema is served as an API, and that may read our tables.
+    /// None where the database has no roles.
+    ///
+    /// # Errors
+    /// What the database says.
+    async fn strangers(&self) -> Result<Vec<Stranger>, StoreError>;
+
+    /// Reads the database through, for so long, where it is a file of ours; `None` where it is a server's.
+    ///
+    /// # Errors
+    /// It is damaged.
+    async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError>;
+}
+
+/// The whole store, as the process opens it. Each room takes the part of it that it needs.
+#[async_trait]
+pub trait Store:
+    Batches
+    + Users
+    + Schema
+    + Diagnosis
+    + letters::Letters
+    + housekeeping::Rejections
+    + housekeeping::Housekeeping
+{
     /// Closes the connections, within a few seconds.
     async fn close(&self);
 }
@@ -287,8 +316,10 @@ pub enum Class {
     /// One message's trouble or everybody's, which the code does not tell: a trigger that raises, a policy, a lock that
     /// somebody holds, a statement that takes too long, a table that is missing. Evidence decides.
     Unclear,
-    /// The database could not be asked: no connection, no answer, shutting down, read-only, out of connections.
+    /// The database could not be asked: no connection, shutting down, read-only, out of connections.
     Outage,
+    /// The database did not answer in time. Whether the call takes effect is not known; it may still be under way.
+    Unanswered,
     /// Ours to mend before anything can work: schema missing, too old, or a table that is not ours; wrong URL.
     Unusable,
 }
@@ -345,6 +376,19 @@ pub enum Backend {
         /// `HEADCOUNT_SCHEMA`
         schema: String,
     },
+}
+
+/// What of it a batch is folded and saved by.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
+    policy: Policy,
+    default_credits: i64,
+}
+
+impl Terms {
+    fn of(config: &StoreConfig) -> Self {
+        Self { policy: config.policy, default_credits: config.default_credits }
+    }
 }
 
 impl Backend {

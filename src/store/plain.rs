@@ -8,10 +8,11 @@ use uuid::Uuid;
 
 use super::{
     batch::time,
-    letters::{Actor, Captured, Rejected},
+    columns::{At, Id},
+    letters::{Actor, Captured},
 };
 use crate::{
-    message::{EVENT_TYPE_MAX, MESSAGE_ID_MAX},
+    message::{EVENT_TYPE_MAX, MESSAGE_ID_MAX, Rejected},
     text::clean,
     time::Millis,
 };
@@ -36,16 +37,10 @@ const HEADER_VALUE_MAX: usize = 1_024;
 /// Who does what headcount does itself.
 pub(super) const OURSELVES: &str = "headcount";
 
-/// What nothing personal is left of a user with: all that is mirrored, but for its Clerk id, version and deletion.
-pub(super) const ERASED_USER: &str = "erased = true, email = NULL, clerk_email = NULL, email_key = NULL, \
-     email_verified = false, phone = NULL, username = NULL, first_name = NULL, last_name = NULL, image_url = NULL, \
-     external_id = NULL, public_metadata = NULL, private_metadata = NULL, unsafe_metadata = NULL, banned = NULL, \
-     locked = NULL, last_sign_in_at = NULL, clerk_created_at = NULL, clerk_updated_at = NULL";
-
 /// A letter as it is stored.
 pub(super) struct Plain<'a> {
     /// For the row, where there is none yet.
-    pub(super) id: Uuid,
+    pub(super) id: Id,
     pub(super) message_id: String,
     pub(super) round: i64,
     pub(super) event_type: String,
@@ -53,8 +48,8 @@ pub(super) struct Plain<'a> {
     pub(super) reason: String,
     pub(super) detail: String,
     pub(super) attempts: i64,
-    pub(super) first_seen: DateTime<Utc>,
-    pub(super) died_at: DateTime<Utc>,
+    pub(super) first_seen: At,
+    pub(super) died_at: At,
     pub(super) group: String,
     /// JSON text.
     pub(super) headers: String,
@@ -85,14 +80,14 @@ impl<'a> Plain<'a> {
             .map(|(name, value)| (clean(name, HEADER_NAME_MAX), clean(value, HEADER_VALUE_MAX)))
             .collect();
         Self {
-            id: Uuid::now_v7(),
+            id: Id(Uuid::now_v7()),
             round: letter.round.min(ROUND_MAX).into(),
             event_type: clean(&letter.event_type, EVENT_TYPE_MAX),
             clerk_id: letter.clerk_id.as_ref().map(|id| clean(id, NAME_MAX)),
             reason: clean(&letter.reason, REASON_MAX),
             attempts: letter.attempts.into(),
-            first_seen: time_in_range(letter.first_seen),
-            died_at: time_in_range(letter.died_at),
+            first_seen: At(letter.first_seen),
+            died_at: At(letter.died_at),
             group: clean(&letter.group, GROUP_MAX),
             headers: json(&headers),
             body: &letter.body,
@@ -110,8 +105,8 @@ fn searchable(detail: &str, message_id: &str) -> String {
 
 /// A sample as it is stored.
 pub(super) struct PlainRejection {
-    pub(super) id: Uuid,
-    pub(super) at: DateTime<Utc>,
+    pub(super) id: Id,
+    pub(super) at: At,
     pub(super) address: String,
     pub(super) reason: String,
     /// JSON text.
@@ -122,8 +117,8 @@ impl PlainRejection {
     pub(super) fn of(sample: &Rejected) -> Self {
         let names = sample.headers.iter().take(HEADERS_MAX).map(|name| clean(name, HEADER_NAME_MAX));
         Self {
-            id: Uuid::now_v7(),
-            at: time_in_range(sample.at),
+            id: Id(Uuid::now_v7()),
+            at: At(sample.at),
             address: clean(&sample.address, NAME_MAX),
             reason: clean(&sample.reason, REASON_MAX),
             headers: json(&names.collect::<Vec<_>>()),
@@ -149,9 +144,8 @@ pub(super) fn time_in_range(at: Millis) -> DateTime<Utc> {
 }
 
 /// So long before a moment, or as long as both databases hold.
-pub(super) fn earlier(at: Millis, age: Duration) -> DateTime<Utc> {
-    let age = Millis::try_from(age.as_millis()).unwrap_or(Millis::MAX);
-    time_in_range(at.saturating_sub(age))
+pub(super) fn earlier(at: Millis, age: Duration) -> At {
+    At(at.saturating_sub(Millis::try_from(age.as_millis()).unwrap_or(Millis::MAX)))
 }
 
 fn json(value: &impl serde::Serialize) -> String {
@@ -189,8 +183,8 @@ mod tests {
         assert_eq!(plain.clerk_id.as_deref(), Some("user\u{fffd}"));
         assert_eq!((plain.event_type.len(), plain.reason.len(), plain.group.len()), (128, 64, 200));
         assert!(plain.detail.len() <= DETAIL_MAX && plain.search.starts_with("ü\u{fffd}"));
-        assert_eq!(plain.first_seen.to_rfc3339(), "0000-01-01T00:00:00+00:00");
-        assert_eq!(plain.died_at.to_rfc3339(), "9999-12-31T23:59:59.999+00:00");
+        assert_eq!(time_in_range(plain.first_seen.0).to_rfc3339(), "0000-01-01T00:00:00+00:00");
+        assert_eq!(time_in_range(plain.died_at.0).to_rfc3339(), "9999-12-31T23:59:59.999+00:00");
         let headers: BTreeMap<String, String> = serde_json::from_str(&plain.headers).unwrap();
         assert_eq!(headers.len(), HEADERS_MAX);
         assert!(headers.values().all(|value| value.len() <= HEADER_VALUE_MAX && !value.contains('\0')));

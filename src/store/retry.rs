@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Class, Incoming, StoreError, errors};
-use crate::rules::users::Outcome;
+use crate::rules::Outcome;
 
 /// Tries in place after the first.
 const AGAIN: u32 = 5;
@@ -82,7 +82,7 @@ fn lost(batch: &[Incoming], error: StoreError) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::users::{Change, Event};
+    use crate::rules::{Change, Event};
 
     struct Losing {
         class: Class,

@@ -1,8 +1,8 @@
 //! Owns how long a call to a database may take, so that no caller needs a rule or a clock of its own.
 //!
 //! Promises that each call runs in a task of its own, which goes on when nobody waits for it any more, because a call
-//! that is broken off can leave an open transaction in a pool; that it is answered within its limit; and that
-//! connections which have fallen silent, without FIN or RST, are used no more: the store behind is renewed, once per
+//! that is broken off can leave an open transaction in a pool; that it is answered within its limit, a batch earlier than
+//! it is broken off where a backend needs more time than a worker; and that connections which have fallen silent, without FIN or RST, are used no more: the store behind is renewed, once per
 //! silence, however many calls notice it, and calls on the old one that still get answers are left in peace.
 //! Never touches SQL.
 
@@ -24,13 +24,15 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    Incoming, Store, StoreError, Stranger, Totals, User, UserHistory, UserQuery, errors,
+    Batches, Diagnosis, Incoming, Schema, Store, StoreError, Stranger, Totals, User, UserHistory, UserQuery,
+    Users, errors,
+    housekeeping::{Housekeeping, Pruned, Rejections, Retention},
     letters::{
-        Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Pruned,
-        Rejected, Retention, Status,
+        Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
+        Status,
     },
 };
-use crate::{datafile::Examined, rules::users::Outcome, time::Millis};
+use crate::{datafile::Examined, message::Rejected, rules::Outcome, time::Millis};
 
 /// What the asking for readiness may take.
 const READY: Duration = Duration::from_secs(6);
@@ -45,9 +47,12 @@ const CLOSE: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(3);
 
 /// What a store has to let be done with its connections.
-pub(super) trait Backend: Send + Sync + Sized + 'static {
-    /// What a batch, a capture or a check may take: more than all the waiting inside.
-    const ANSWER: Duration;
+pub(super) trait Renewable: Send + Sync + Sized + 'static {
+    /// When a worker is answered about a batch at the latest.
+    const ANSWER: Duration = Duration::from_secs(10);
+    /// When a batch, a capture or a check is broken off: more than all the waiting inside. A batch that is not at its end
+    /// by [`ANSWER`](Self::ANSWER) goes on until then.
+    const BREAK_OFF: Duration;
 
     /// The same store with connections of its own, where connections can fall silent.
     fn renewed(&self) -> Option<Self>;
@@ -85,7 +90,7 @@ impl<S> Generation<S> {
     }
 }
 
-impl<S: Backend> Watched<S> {
+impl<S: Renewable> Watched<S> {
     pub(super) fn new(store: S) -> Self {
         let current = RwLock::new(Generation::of(store));
         let (closed, asked) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -131,7 +136,7 @@ impl<S: Backend> Watched<S> {
                     generations
                         .renew(&generation, "the database does not answer on the connections there are");
                     drop(work);
-                    Err(errors::silent(limit))
+                    Err(errors::unanswered(limit))
                 }
             }
         });
@@ -153,7 +158,16 @@ impl<S: Backend> Watched<S> {
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
         self.0.asked.fetch_add(1, Relaxed);
-        self.call(S::ANSWER, work).await
+        self.call(S::BREAK_OFF, work).await
+    }
+
+    async fn batch<T, F>(&self, work: impl FnOnce(Arc<S>) -> F + Send) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let answered = timeout(S::ANSWER, self.path(work)).await;
+        answered.unwrap_or_else(|_| Err(errors::unanswered(S::ANSWER)))
     }
 
     async fn people<T, F>(&self, work: impl FnOnce(Arc<S>) -> F + Send) -> Result<T, StoreError>
@@ -166,7 +180,7 @@ impl<S: Backend> Watched<S> {
     }
 }
 
-impl<S: Backend> Generations<S> {
+impl<S: Renewable> Generations<S> {
     fn current(&self) -> Arc<Generation<S>> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -193,35 +207,26 @@ impl<S: Backend> Generations<S> {
     }
 }
 
-impl<S: Backend + fmt::Debug> fmt::Debug for Watched<S> {
+impl<S: Renewable + fmt::Debug> fmt::Debug for Watched<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.current().store.fmt(f)
     }
 }
 
 #[async_trait]
-impl<S: Backend + Store> Store for Watched<S> {
-    async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        self.call(MIGRATE, |store| async move { store.migrate().await }).await
-    }
-
-    async fn check_schema(&self) -> Result<(), StoreError> {
-        self.path(|store| async move { store.check_schema().await }).await
-    }
-
-    async fn check_for_work(&self) -> Result<(), StoreError> {
-        self.path(|store| async move { store.check_for_work().await }).await
-    }
-
+impl<S: Renewable + Store> Batches for Watched<S> {
     async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
-        self.path(|store| async move { store.apply(batch).await }).await
+        self.batch(|store| async move { store.apply(batch).await }).await
     }
 
     async fn ready(&self) -> Result<(), StoreError> {
         self.0.asked.fetch_add(1, Relaxed);
         self.call(READY, |store| async move { store.ready().await }).await
     }
+}
 
+#[async_trait]
+impl<S: Renewable + Store> Users for Watched<S> {
     async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
         let query = query.clone();
         self.people(|store| async move { store.users(&query).await }).await
@@ -235,7 +240,25 @@ impl<S: Backend + Store> Store for Watched<S> {
     async fn totals(&self) -> Result<Totals, StoreError> {
         self.people(|store| async move { store.totals().await }).await
     }
+}
 
+#[async_trait]
+impl<S: Renewable + Store> Schema for Watched<S> {
+    async fn migrate(&self) -> Result<Vec<String>, StoreError> {
+        self.call(MIGRATE, |store| async move { store.migrate().await }).await
+    }
+
+    async fn check_schema(&self) -> Result<(), StoreError> {
+        self.path(|store| async move { store.check_schema().await }).await
+    }
+
+    async fn check_for_work(&self) -> Result<(), StoreError> {
+        self.path(|store| async move { store.check_for_work().await }).await
+    }
+}
+
+#[async_trait]
+impl<S: Renewable + Store> Diagnosis for Watched<S> {
     async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
         self.people(|store| async move { store.rehearse(batch).await }).await
     }
@@ -247,7 +270,10 @@ impl<S: Backend + Store> Store for Watched<S> {
     async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
         self.people(move |store| async move { store.examine(limit).await }).await
     }
+}
 
+#[async_trait]
+impl<S: Renewable + Store> Store for Watched<S> {
     async fn close(&self) {
         self.0.closed.store(true, Relaxed);
         // In vain or not: what counts is committed.
@@ -256,7 +282,7 @@ impl<S: Backend + Store> Store for Watched<S> {
 }
 
 #[async_trait]
-impl<S: Backend + Store> Letters for Watched<S> {
+impl<S: Renewable + Store> Letters for Watched<S> {
     async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError> {
         let letters = letters.to_vec();
         self.path(|store| async move { store.capture(&letters).await }).await
@@ -272,23 +298,19 @@ impl<S: Backend + Store> Letters for Watched<S> {
         self.people(|store| async move { store.groups_named(&reference).await }).await
     }
 
-    async fn letters(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
+    async fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
         let (filter, page) = (filter.clone(), page.clone());
-        self.people(|store| async move { store.letters(&filter, &page).await }).await
+        self.people(|store| async move { store.list(&filter, &page).await }).await
     }
 
-    async fn letter(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError> {
+    async fn show(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError> {
         let reference = reference.to_owned();
-        self.people(|store| async move { store.letter(&reference).await }).await
+        self.people(|store| async move { store.show(&reference).await }).await
     }
 
     async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError> {
         let filter = filter.clone();
         self.people(|store| async move { store.count(&filter).await }).await
-    }
-
-    async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
-        self.housekeeping(|store| async move { store.statuses().await }).await
     }
 
     async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
@@ -315,7 +337,7 @@ impl<S: Backend + Store> Letters for Watched<S> {
         self.people(move |store| async move { store.unstamped(&filter, before, limit).await }).await
     }
 
-    async fn stamp(&self, published: &[(Uuid, u32)]) -> Result<(), StoreError> {
+    async fn stamp(&self, published: &[Publication]) -> Result<(), StoreError> {
         let published = published.to_vec();
         self.people(|store| async move { store.stamp(&published).await }).await
     }
@@ -329,16 +351,22 @@ impl<S: Backend + Store> Letters for Watched<S> {
         let (filter, by) = (filter.clone(), by.clone());
         self.people(move |store| async move { store.restore(&filter, limit, &by).await }).await
     }
+}
 
-    async fn record_rejections(&self, samples: &[Rejected]) -> Result<(), StoreError> {
+#[async_trait]
+impl<S: Renewable + Store> Rejections for Watched<S> {
+    async fn record(&self, samples: &[Rejected]) -> Result<(), StoreError> {
         let samples = samples.to_vec();
-        self.path(|store| async move { store.record_rejections(&samples).await }).await
+        self.path(|store| async move { store.record(&samples).await }).await
     }
 
-    async fn rejections(&self, limit: u32) -> Result<Vec<Rejected>, StoreError> {
-        self.people(move |store| async move { store.rejections(limit).await }).await
+    async fn newest(&self, limit: u32) -> Result<Vec<Rejected>, StoreError> {
+        self.people(move |store| async move { store.newest(limit).await }).await
     }
+}
 
+#[async_trait]
+impl<S: Renewable + Store> Housekeeping for Watched<S> {
     async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
         let retention = *retention;
         self.housekeeping(move |store| async move { store.prune(&retention, limit).await }).await
@@ -346,6 +374,10 @@ impl<S: Backend + Store> Letters for Watched<S> {
 
     async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
         self.housekeeping(move |store| async move { store.erase_kept(limit).await }).await
+    }
+
+    async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
+        self.housekeeping(|store| async move { store.statuses().await }).await
     }
 
     fn asked(&self) -> u64 {
@@ -361,16 +393,17 @@ mod tests {
 
     use super::*;
 
-    /// Connections that are numbered by the renewals before them.
+    /// Connections that are numbered by the renewals before them. A call is broken off after so many milliseconds.
     #[derive(Clone, Default)]
-    struct Fake {
+    struct Fake<const BREAK_OFF: u64 = 20> {
         number: usize,
         renewals: Arc<AtomicUsize>,
         ended: Arc<AtomicUsize>,
     }
 
-    impl Backend for Fake {
-        const ANSWER: Duration = Duration::from_millis(20);
+    impl<const BREAK_OFF: u64> Renewable for Fake<BREAK_OFF> {
+        const ANSWER: Duration = Duration::from_millis(10);
+        const BREAK_OFF: Duration = Duration::from_millis(BREAK_OFF);
 
         fn renewed(&self) -> Option<Self> {
             let number = self.renewals.fetch_add(1, Relaxed) + 1;
@@ -392,7 +425,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_silence_that_many_notice_renews_the_store_once_and_leaves_those_that_are_answered_in_peace() {
-        let store = Arc::new(Watched::new(Fake::default()));
+        let store = Arc::new(Watched::new(<Fake>::default()));
         assert_eq!(number(&store).await, 0);
         let renewals = Arc::clone(&store.0.current().store.renewals);
         let release = Arc::new(Notify::new());
@@ -409,7 +442,7 @@ mod tests {
         };
         let silent = (0..50).map(|_| store.path(|_| std::future::pending::<Result<(), StoreError>>()));
         for answer in futures_util::future::join_all(silent).await {
-            assert_eq!(answer.unwrap_err().class, crate::store::Class::Outage);
+            assert_eq!(answer.unwrap_err().class, crate::store::Class::Unanswered);
         }
         assert_eq!((renewals.load(Relaxed), number(&store).await), (1, 1));
         release.notify_one();
@@ -417,8 +450,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_batch_is_answered_before_it_is_broken_off_and_goes_on_meanwhile() {
+        let store = Watched::new(Fake::<60_000>::default());
+        let (release, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let work = {
+            let (release, done) = (Arc::clone(&release), Arc::clone(&done));
+            store.batch(|_| async move {
+                release.notified().await;
+                done.notify_one();
+                Ok(())
+            })
+        };
+        assert_eq!(work.await.unwrap_err().class, crate::store::Class::Unanswered);
+        assert_eq!(store.0.current().calls.load(Relaxed), 1, "it was broken off");
+        release.notify_one();
+        done.notified().await;
+    }
+
+    #[tokio::test]
     async fn a_call_goes_on_when_nobody_waits_for_it_and_one_that_panics_is_an_outage() {
-        let store = Watched::new(Fake::default());
+        let store = Watched::new(<Fake>::default());
         let (release, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let work = {
             let (release, done) = (Arc::clone(&release), Arc::clone(&done));
@@ -437,7 +488,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_is_not_to_be_had_renews_the_store_unless_others_have_them_all() {
-        let store = Watched::new(Fake::default());
+        let store = Watched::new(<Fake>::default());
         let in_vain = || store.path(|_| async { Err::<(), _>(sqlx::Error::PoolTimedOut.into()) });
         assert!(in_vain().await.is_err());
         assert_eq!(number(&store).await, 1);
@@ -455,7 +506,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_that_is_closed_is_not_renewed() {
-        let store = Watched::new(Fake::default());
+        let store = Watched::new(<Fake>::default());
         let ended = Arc::clone(&store.0.current().store.ended);
         store.0.closed.store(true, Relaxed);
         assert!(store.path(|_| std::future::pending::<Result<(), StoreError>>()).await.is_err());

@@ -1,6 +1,7 @@
-//! Owns one batch's way through the worker: parse, fold and save in one transaction. A batch that fails is split until
-//! its guilty message stands alone; its neighbours commit meanwhile, and are told of at once.
-//! Promises that nothing is judged before its transaction has ended, or has not answered in time. Never settles.
+//! Owns one batch's way through the worker: parse its messages, then fold and save them in one transaction. A batch that
+//! fails is split until its guilty message stands alone; its neighbours commit meanwhile, and are told of at once.
+//! Promises that nothing is judged before its transaction has ended, or was not answered in time. Never settles, and has
+//! no clock on the store: the store answers every call within its limit, and goes on with a call that nobody waits for.
 
 use std::{
     sync::{
@@ -10,24 +11,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, time::timeout};
+use tokio::sync::mpsc;
 use tracing::debug;
 
 use super::{
     Settings,
     blame::{Kind, Moment, Span, Suspect},
+    held::Held,
     verdict::Verdict,
 };
 use crate::{
     clerk,
-    queue::{DELIVERY_LIMIT, Delivery, Subscription},
-    rules::users::{Event, Outcome},
-    store::{Class, Incoming, Store, StoreError},
-    telemetry::metrics::{Holding, WorkerMetrics},
+    queue::DELIVERY_LIMIT,
+    rules::{Event, Outcome},
+    store::{Batches, Class, Incoming, StoreError},
+    telemetry::metrics::WorkerMetrics,
     time::{Millis, now},
 };
 
-/// A part that takes so long to fail is split into many: each size would wait as long again.
+/// A part that takes so long to fail is split into many: each size would take as long again.
 const SLOW: Duration = Duration::from_millis(500);
 /// Into how many.
 const MANY: usize = 8;
@@ -37,34 +39,6 @@ const HOPELESS: (u32, Duration) = (8, Duration::from_secs(2));
 /// A message that has come back so often is not tried again. The queue's own limit is lower, but RabbitMQ 4.3 does not
 /// count what a consumer timeout takes back.
 const RETURNS: u32 = 2 * DELIVERY_LIMIT;
-
-/// A delivery, and since when this worker has it.
-pub(super) struct Held {
-    pub(super) delivery: Delivery,
-    /// Where it came from, and is settled.
-    pub(super) subscription: Arc<dyn Subscription>,
-    pub(super) since: Instant,
-    pub(super) holding: Holding,
-    /// When it failed first, together with others.
-    pub(super) failed_together: Option<Moment>,
-}
-
-impl Held {
-    pub(super) fn new(delivery: Delivery, subscription: &Arc<dyn Subscription>) -> Self {
-        let subscription = Arc::clone(subscription);
-        let (since, holding) = (Instant::now(), Holding::begin());
-        Self { delivery, subscription, since, holding, failed_together: None }
-    }
-
-    /// Whether it is still ours.
-    pub(super) fn is_ours(&self) -> bool {
-        self.subscription.holds(self.delivery.receipt)
-    }
-
-    pub(super) fn id(&self) -> &str {
-        self.delivery.message.id.as_str()
-    }
-}
 
 /// A message that failed alone, and what is to be known of it.
 pub(super) struct Failed {
@@ -88,9 +62,9 @@ impl Failed {
 }
 
 /// What has become of a part of a batch.
-pub(super) enum Finding {
-    /// Nothing of it can be folded.
-    Unreadable(Vec<(Held, Verdict)>),
+pub(super) enum Progress {
+    /// Not tried, because each is to be buried: it cannot be read, or came back too often.
+    BuriedUntried(Vec<(Held, Verdict)>),
     /// Its transaction has committed.
     Committed {
         verdicts: Vec<(Held, Verdict)>,
@@ -98,32 +72,32 @@ pub(super) enum Finding {
         changed: Vec<Kind>,
         tried: Span,
     },
-    /// Its transaction over several has failed.
+    /// A transaction over several messages has failed; parts of them are tried next.
     FailedTogether(Moment),
-    /// To be tried alone.
-    Alone(Vec<Held>),
+    /// Not tried: the batch failed often enough, so each of these is to be tried alone.
+    Leftover(Vec<Held>),
     /// Tried alone.
-    Failed(Box<Failed>),
-    /// The database cannot be asked. Untouched.
+    FailedAlone(Box<Failed>),
+    /// Not tried, or not with any effect: the database cannot be asked.
     Unasked(Vec<Held>, String),
-    /// The database has not answered: unknown, and perhaps still under way.
-    Silent(Vec<Held>),
-    /// More than so many fail together, and none of them alone.
+    /// The database has not answered. Whether it takes effect is not known, and it may still be under way.
+    Unanswered(Vec<Held>),
+    /// More messages than so many fail together, and none of them alone.
     Fits(usize),
 }
 
-/// Where findings go.
-pub(super) type Findings = mpsc::UnboundedSender<Finding>;
+/// Where a batch tells of its progress.
+pub(super) type Tell = mpsc::UnboundedSender<Progress>;
 
 /// What a batch needs.
 pub(super) struct Pipeline {
-    pub(super) store: Arc<dyn Store>,
+    store: Arc<dyn Batches>,
     pub(super) settings: Settings,
     pub(super) metrics: WorkerMetrics,
-    /// The moment that moments are counted from.
-    pub(super) epoch: Instant,
-    /// Transactions that changed a user.
-    pub(super) successes: AtomicU64,
+    /// Moments are counted from it.
+    epoch: Instant,
+    /// Transactions of this worker that changed a user.
+    successes: AtomicU64,
 }
 
 /// A part of a batch that is tried in one transaction.
@@ -152,13 +126,13 @@ enum Applied {
     Yes(Vec<Outcome>),
     No(StoreError),
     Unasked(String),
-    Silent,
+    Unanswered,
 }
 
 /// What has gone wrong in one batch so far.
 #[derive(Default)]
-struct Trouble {
-    failures: u32,
+struct Failures {
+    count: u32,
     since: Option<Instant>,
     /// Successes of the whole worker when it began.
     before: u64,
@@ -167,32 +141,37 @@ struct Trouble {
 }
 
 impl Pipeline {
+    pub(super) fn new(store: Arc<dyn Batches>, settings: Settings, metrics: WorkerMetrics) -> Self {
+        let (epoch, successes) = (Instant::now(), AtomicU64::new(0));
+        Self { store, settings, metrics, epoch, successes }
+    }
+
     pub(super) fn moment(&self) -> Moment {
         self.epoch.elapsed()
     }
 
     /// Applies a batch, whole or in parts, and tells what becomes of each message of it.
-    pub(super) async fn process(&self, batch: Vec<Held>, findings: &Findings) {
-        let tell = |finding| {
+    pub(super) async fn process(&self, batch: Vec<Held>, tell: &Tell) {
+        let tell = |progress| {
             // Nobody listens any more: what is not settled comes back with the connection.
-            let _ = findings.send(finding);
+            let _ = tell.send(progress);
         };
         self.metrics.batch_messages.record(batch.len() as f64);
-        let (part, unreadable) = self.parse(batch);
-        if !unreadable.is_empty() {
-            tell(Finding::Unreadable(unreadable));
+        let (part, buried) = self.parse(batch);
+        if !buried.is_empty() {
+            tell(Progress::BuriedUntried(buried));
         }
         let mut parts = vec![part];
-        let mut trouble = Trouble::default();
+        let mut failures = Failures::default();
         let mut blameless = true;
         while let Some(part) = parts.pop() {
             let size = part.held.len();
             if size == 0 {
                 continue;
             }
-            if (trouble.since.is_some() && size == 1) || self.is_hopeless(&trouble) {
+            if (failures.since.is_some() && size == 1) || self.is_hopeless(&failures) {
                 blameless = false;
-                tell(Finding::Alone(part.held));
+                tell(Progress::Leftover(part.held));
                 continue;
             }
             let begun = self.moment();
@@ -200,21 +179,21 @@ impl Pipeline {
             let tried = Span { begun, ended: self.moment() };
             match applied {
                 Applied::Yes(outcomes) => {
-                    if trouble.since.is_some() {
-                        trouble.fits = trouble.fits.max(size);
+                    if failures.since.is_some() {
+                        failures.fits = failures.fits.max(size);
                     }
                     tell(self.committed(part, &outcomes, tried));
                 }
-                Applied::No(error) if size == 1 => tell(self.failed(part, error, tried)),
+                Applied::No(error) if size == 1 => tell(failed_alone(part, error, tried)),
                 Applied::No(error) => {
                     debug!("a batch of {size} failed ({error}); trying parts of it");
-                    trouble.failures += 1;
+                    failures.count += 1;
                     blameless &= error.class == Class::Unclear;
-                    if trouble.since.is_none() {
-                        trouble.since = Some(Instant::now());
-                        trouble.before = self.successes.load(Relaxed);
+                    if failures.since.is_none() {
+                        failures.since = Some(Instant::now());
+                        failures.before = self.successes.load(Relaxed);
                     }
-                    tell(Finding::FailedTogether(tried.ended));
+                    tell(Progress::FailedTogether(tried.ended));
                     let count = if tried.ended.saturating_sub(begun) >= SLOW { MANY } else { 2 };
                     let mut pieces = part.pieces(count);
                     for held in pieces.iter_mut().flat_map(|piece| &mut piece.held) {
@@ -224,66 +203,55 @@ impl Pipeline {
                 }
                 Applied::Unasked(why) => {
                     let rest = parts.drain(..).flat_map(|part| part.held);
-                    tell(Finding::Unasked(part.held.into_iter().chain(rest).collect(), why));
+                    tell(Progress::Unasked(part.held.into_iter().chain(rest).collect(), why));
                     return;
                 }
-                Applied::Silent => {
-                    tell(Finding::Silent(part.held));
+                Applied::Unanswered => {
+                    tell(Progress::Unanswered(part.held));
                     let rest = parts.drain(..).flat_map(|part| part.held).collect();
-                    tell(Finding::Unasked(rest, "it does not answer".into()));
+                    tell(Progress::Unasked(rest, "it does not answer".into()));
                     return;
                 }
             }
         }
-        if blameless && trouble.fits > 0 {
-            tell(Finding::Fits(trouble.fits));
+        if blameless && failures.fits > 0 {
+            tell(Progress::Fits(failures.fits));
         }
     }
 
-    /// Tries one message alone.
-    pub(super) async fn alone(&self, held: Held, findings: &Findings) {
-        self.process(vec![held], findings).await;
-    }
-
     /// Tries one message alone, if the database takes a write of ours.
-    pub(super) async fn probe(&self, held: Held, findings: &Findings) {
+    pub(super) async fn ask_then_try(&self, held: Held, tell: &Tell) {
         match self.ready().await {
-            Ok(()) => self.alone(held, findings).await,
+            Ok(()) => self.process(vec![held], tell).await,
             Err(why) => {
-                let _ = findings.send(Finding::Unasked(vec![held], why));
+                let _ = tell.send(Progress::Unasked(vec![held], why));
             }
         }
     }
 
     /// Whether the database takes a write of ours.
     pub(super) async fn ready(&self) -> Result<(), String> {
-        let store = Arc::clone(&self.store);
-        let asked = tokio::spawn(async move { store.ready().await });
-        match timeout(self.settings.watchdog, asked).await {
-            Ok(Ok(answer)) => answer.map_err(|error| error.to_string()),
-            Ok(Err(_)) => Err("the question to the database broke off".into()),
-            Err(_) => Err("the database does not answer".into()),
-        }
+        self.store.ready().await.map_err(|error| error.to_string())
     }
 
     /// Enough of the batch has failed while nothing else succeeded.
-    fn is_hopeless(&self, trouble: &Trouble) -> bool {
-        let (failures, time) = HOPELESS;
-        trouble.since.is_some_and(|since| {
-            (trouble.failures >= failures || since.elapsed() >= time)
-                && trouble.before == self.successes.load(Relaxed)
+    fn is_hopeless(&self, failures: &Failures) -> bool {
+        let (count, time) = HOPELESS;
+        failures.since.is_some_and(|since| {
+            (failures.count >= count || since.elapsed() >= time)
+                && failures.before == self.successes.load(Relaxed)
         })
     }
 
     fn parse(&self, batch: Vec<Held>) -> (Part, Vec<(Held, Verdict)>) {
-        let mut unreadable = Vec::new();
+        let mut buried = Vec::new();
         let (mut held, mut sent) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut incoming = Vec::with_capacity(batch.len());
         for one in batch {
             let message = &one.delivery.message;
             if one.delivery.earlier > RETURNS {
                 let verdict = Verdict::crash_loop(one.delivery.earlier);
-                unreadable.push((one, verdict));
+                buried.push((one, verdict));
                 continue;
             }
             // For the test of crash loops; release builds have no such message.
@@ -307,67 +275,38 @@ impl Pipeline {
                     });
                     held.push(one);
                 }
-                Err(error) => unreadable.push((one, Verdict::unreadable(error.detail))),
+                Err(error) => buried.push((one, Verdict::unreadable(error.detail))),
             }
         }
-        (Part { held, incoming: incoming.into(), sent }, unreadable)
+        (Part { held, incoming: incoming.into(), sent }, buried)
     }
 
     async fn apply(&self, part: &Part) -> Applied {
         let started = Instant::now();
-        let (store, incoming) = (Arc::clone(&self.store), Arc::clone(&part.incoming));
-        let applying = tokio::spawn(async move { store.apply(incoming).await });
-        let error = match timeout(self.settings.watchdog, applying).await {
-            Ok(Ok(Ok(outcomes))) => {
+        let error = match self.store.apply(Arc::clone(&part.incoming)).await {
+            Ok(outcomes) => {
                 self.metrics.batch_seconds.record(started.elapsed().as_secs_f64());
                 return Applied::Yes(outcomes);
             }
-            Ok(Ok(Err(error))) => error,
-            Ok(Err(panicked)) => StoreError {
-                class: Class::Unclear,
-                code: String::new(),
-                message: format!("the store failed: {panicked}"),
-                hint: None,
-                source: None,
-            },
-            // Left alone, not cancelled: should it commit after all, the inbox absorbs what is tried again.
-            Err(_) if part.held.len() > 1 => return Applied::Silent,
-            Err(_) => StoreError {
-                class: Class::Outage,
-                code: String::new(),
-                message: format!(
-                    "the database has not answered within {} s",
-                    self.settings.watchdog.as_secs()
-                ),
-                hint: None,
-                source: None,
-            },
+            Err(error) => error,
         };
         match error.class {
             Class::Permanent | Class::Transient => Applied::No(error),
             Class::Unclear if part.held.len() > 1 => Applied::No(error),
-            // One connection may have been lost over one message, and one table may be missing for all: whether the
-            // database takes writes is asked of itself.
-            Class::Unclear | Class::Outage | Class::Unusable => match self.ready().await {
-                Ok(()) => Applied::No(error),
-                Err(_) => Applied::Unasked(error.to_string()),
-            },
-        }
-    }
-
-    fn failed(&self, part: Part, error: StoreError, tried: Span) -> Finding {
-        let Part { held, incoming, .. } = part;
-        match (held.into_iter().next(), incoming.first()) {
-            (Some(held), Some(incoming)) => {
-                let account = incoming.event.clerk_id().unwrap_or(held.id()).to_owned();
-                let kind = Kind::of(&incoming.event_type);
-                Finding::Failed(Box::new(Failed { held, account, kind, error, tried }))
+            // Should it commit after all, the inbox absorbs what is tried again.
+            Class::Unanswered if part.held.len() > 1 => Applied::Unanswered,
+            // One message may have cost a connection or an answer, and one table may be missing for all: only a write of
+            // our own tells whether the database takes writes.
+            Class::Unclear | Class::Unanswered | Class::Outage | Class::Unusable => {
+                match self.ready().await {
+                    Ok(()) => Applied::No(error),
+                    Err(_) => Applied::Unasked(error.to_string()),
+                }
             }
-            _ => Finding::FailedTogether(tried.ended),
         }
     }
 
-    fn committed(&self, part: Part, outcomes: &[Outcome], tried: Span) -> Finding {
+    fn committed(&self, part: Part, outcomes: &[Outcome], tried: Span) -> Progress {
         let now = now();
         let mut verdicts = Vec::with_capacity(part.held.len());
         let mut changed: Vec<Kind> = Vec::new();
@@ -394,11 +333,23 @@ impl Pipeline {
         if !changed.is_empty() {
             self.successes.fetch_add(1, Relaxed);
         }
-        Finding::Committed { verdicts, changed, tried }
+        Progress::Committed { verdicts, changed, tried }
     }
 }
 
-/// Whether an outcome proves that the database takes users' news.
+fn failed_alone(part: Part, error: StoreError, tried: Span) -> Progress {
+    let Part { held, incoming, .. } = part;
+    match (held.into_iter().next(), incoming.first()) {
+        (Some(held), Some(incoming)) => {
+            let account = incoming.event.clerk_id().unwrap_or(held.id()).to_owned();
+            let kind = Kind::of(&incoming.event_type);
+            Progress::FailedAlone(Box::new(Failed { held, account, kind, error, tried }))
+        }
+        _ => Progress::FailedTogether(tried.ended),
+    }
+}
+
+/// Whether an outcome proves that the database takes changes of users.
 fn changes_users(outcome: Outcome) -> bool {
     match outcome {
         Outcome::Created | Outcome::Updated | Outcome::Deleted | Outcome::Relinked => true,

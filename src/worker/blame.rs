@@ -1,12 +1,15 @@
-//! Owns whose trouble a failure is: one message's, or everybody's. Pure: what was seen goes in with its times, and a
-//! judgement comes out. Never looks at a clock, an error's class apart from "the values are refused", or a queue.
+//! Owns whose fault a failure is: one message's, or everybody's. Pure: what was seen goes in with its times, and a
+//! judgement comes out. Never looks at a clock or a queue, nor at an error's class apart from "the values are refused".
 //!
-//! A message is to blame where it failed, alone or among others, then others of its kind succeeded, and then it failed
-//! alone. A try that takes long proves both at once: others began in its second half and succeeded well before its end.
-//! Once it was to blame, each further failure is its own, as long as no other account fails without a success after it.
-//! Where nothing succeeds nothing is proved: several that fail are an outage, at once or after a while. A single account
-//! that fails in silence proves nothing either way. Where a whole kind fails and other kinds succeed, nobody is to blame;
-//! only after a while is a message taken for the only one of its kind that fails.
+//! A message is guilty when three things have followed one another: it failed, alone or together with others; others of
+//! its kind succeeded; it failed alone. A try that takes long can prove the first two at once: others began in its second
+//! half and succeeded well before its end.
+//! Once a message was found guilty, each further failure is its own, as long as no other account fails without a success
+//! after it.
+//! While nothing succeeds, nothing is proved. Several accounts that fail are an outage, at once or after a while. A
+//! single account that fails proves nothing either way.
+//! Where a whole kind fails and other kinds succeed, nobody is guilty; only after a while is a message taken for the only
+//! one of its kind that fails.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -29,7 +32,7 @@ const APART: Duration = Duration::from_millis(50);
 /// Messages that are remembered as having failed.
 const REMEMBERED: usize = 10_000;
 
-/// What an event does to a user: an application's trigger or policy often concerns one of these only.
+/// What an event does to a user. An application's trigger or policy often concerns one of these only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `user.created`
@@ -57,24 +60,24 @@ impl Kind {
 /// A message that failed alone.
 #[derive(Clone, Copy, Debug)]
 pub struct Suspect<'m> {
-    /// Its id.
+    /// The message's id.
     pub message: &'m str,
     /// The account that it is about; two messages about one account prove no more than one does.
     pub account: &'m str,
-    /// What it does.
+    /// What it does to that account.
     pub kind: Kind,
-    /// When it failed first, together with others.
+    /// When a transaction that it was part of failed for the first time.
     pub failed_together: Option<Moment>,
     /// It was found guilty before, here or elsewhere: it is on the ladder.
     pub convicted: bool,
 }
 
-/// When a try began and ended.
+/// The time that a try took.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
-    /// Its begin.
+    /// When the transaction was begun.
     pub begun: Moment,
-    /// Its end.
+    /// When it was known how it ended.
     pub ended: Moment,
 }
 
@@ -86,24 +89,46 @@ impl Span {
     }
 }
 
-/// Whose trouble a failure is.
+/// Whose fault a failure is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judgement {
-    /// The message's.
+    /// The message's own.
     Guilty,
-    /// Not known: try it again once others have succeeded.
+    /// Not known yet: the message is a suspect until others have succeeded.
     Unproved,
 }
 
-/// What a silence means: nothing has succeeded since something failed.
+/// What becomes of a suspect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conclusion {
+    /// Others have succeeded, so that another try proves something.
+    TryAgain,
+    /// It is to blame, although no other try has proved it.
+    Guilty,
+    /// Nothing is proved for too long: it makes room for others, and burns no attempt.
+    SetAside,
+}
+
+/// What a silence means. A silence is the time since something failed and nothing has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Silence {
-    /// There is none, or not for long enough.
+    /// There is none, or it has not lasted long enough.
     None,
-    /// One account fails, and nothing else was there to be tried.
+    /// A single account fails, and nothing else was there to be tried.
     Lone,
-    /// Nothing succeeds.
+    /// Nothing succeeds, whoever's it is.
     Outage,
+}
+
+/// The moment at which suspects are looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Review {
+    /// The present.
+    pub now: Moment,
+    /// How long a suspect waits for others to prove something.
+    pub patience: Duration,
+    /// The worker has to stop: nothing can wait any more.
+    pub stopping: bool,
 }
 
 /// The successes of one kind, thinned out; the latest is always among them.
@@ -225,27 +250,53 @@ impl Blame {
     }
 
     /// Whether another try of a message that failed can prove anything: others of its kind have succeeded since.
-    pub fn may_be_proved(&self, suspect: &Suspect<'_>) -> bool {
+    fn may_be_proved(&self, suspect: &Suspect<'_>) -> bool {
         let Some(failed) = self.failed_before(suspect) else { return true };
         self.is_proved(suspect, |success| success.begun >= failed)
     }
 
     /// Whether a message that has failed and waited is to blame although its kind is too rare for a proof: no other account
     /// of its kind fails, and other kinds have succeeded since.
-    pub fn is_lone(&self, suspect: &Suspect<'_>) -> bool {
+    fn is_lone(&self, suspect: &Suspect<'_>) -> bool {
         let since = self.failed_before(suspect).unwrap_or_default();
         self.is_lone_of_its_kind(suspect)
             && self.succeeded.values().any(|successes| successes.any(|success| success.begun >= since))
     }
 
-    /// The message is no longer of interest: it has succeeded, or its trouble is known.
+    /// What becomes of a suspect whose last try ended at `failed`; `None` while it has to wait.
+    pub fn conclude(&self, suspect: &Suspect<'_>, failed: Moment, review: Review) -> Option<Conclusion> {
+        if self.may_be_proved(suspect) {
+            return Some(Conclusion::TryAgain);
+        }
+        if review.stopping {
+            return Some(Conclusion::SetAside);
+        }
+        let has_waited = review.now.saturating_sub(failed) >= review.patience;
+        // While nothing at all succeeds it is not known whether this is an outage.
+        if !has_waited || (self.silent_since().is_some() && !suspect.convicted) {
+            return None;
+        }
+        Some(if self.is_lone(suspect) { Conclusion::Guilty } else { Conclusion::SetAside })
+    }
+
+    /// What becomes of a suspect of the one account that has failed for long enough ([`Silence::Lone`]). Refused values
+    /// are the payload's fault; all else waits for others to prove something.
+    pub fn conclude_alone(suspect: &Suspect<'_>, values_are_refused: bool) -> Option<Conclusion> {
+        match (suspect.convicted, values_are_refused) {
+            (true, _) => None,
+            (false, true) => Some(Conclusion::Guilty),
+            (false, false) => Some(Conclusion::SetAside),
+        }
+    }
+
+    /// The message is no longer of interest: it has succeeded, or it was judged.
     pub fn cleared(&mut self, message: &str) {
         if self.failed.remove(message).is_some() {
             self.order.retain(|known| known != message);
         }
     }
 
-    /// What it means that nothing has succeeded for a while. `patience`: how long others are waited for.
+    /// What it means that nothing has succeeded for a while; `patience` is how long the worker waits for a success.
     pub fn silence(&self, now: Moment, patience: Duration) -> Silence {
         let Some(run) = &self.run else { return Silence::None };
         if run.messages.len() >= RUN {
@@ -390,6 +441,41 @@ mod tests {
         }
         blame.succeeded(Kind::Deleted, span(10, 11));
         assert_eq!(blame.failed(&deletion("a"), span(12, 13)), Judgement::Guilty);
+    }
+
+    #[test]
+    fn a_suspect_waits_until_others_succeed_or_its_patience_is_over() {
+        let review = |now: u64| Review { now: at(now), patience: PATIENCE, stopping: false };
+        let stop = |now: u64| Review { stopping: true, ..review(now) };
+        let mut blame = Blame::default();
+        let (bad, deletion, convicted) =
+            (suspect("bad"), of(Kind::Deleted, "rare"), Suspect { convicted: true, ..suspect("c") });
+        blame.failed(&bad, span(0, 1));
+        assert_eq!(blame.conclude(&bad, at(1), review(4999)), None);
+        assert_eq!(blame.conclude(&bad, at(1), review(60_000)), None, "it may be an outage");
+        assert_eq!(blame.conclude(&bad, at(1), stop(2)), Some(Conclusion::SetAside));
+        blame.failed(&convicted, span(0, 1));
+        assert_eq!(blame.conclude(&convicted, at(1), review(5001)), Some(Conclusion::SetAside));
+
+        blame.failed(&deletion, span(2, 3));
+        blame.succeeded(Kind::Created, span(4, 5));
+        for review in [review(6), stop(6)] {
+            assert_eq!(blame.conclude(&bad, at(1), review), Some(Conclusion::TryAgain));
+        }
+        // Nothing of its kind succeeds, and no other account of its kind fails.
+        assert_eq!(blame.conclude(&deletion, at(3), review(5002)), None);
+        assert_eq!(blame.conclude(&deletion, at(3), stop(5002)), Some(Conclusion::SetAside));
+        assert_eq!(blame.conclude(&deletion, at(3), review(5003)), Some(Conclusion::Guilty));
+        blame.failed(&of(Kind::Deleted, "other"), span(6, 7));
+        blame.succeeded(Kind::Created, span(8, 9));
+        assert_eq!(blame.conclude(&deletion, at(3), review(5003)), Some(Conclusion::SetAside));
+    }
+
+    #[test]
+    fn alone_in_silence_only_refused_values_are_proof() {
+        assert_eq!(Blame::conclude_alone(&suspect("a"), true), Some(Conclusion::Guilty));
+        assert_eq!(Blame::conclude_alone(&suspect("a"), false), Some(Conclusion::SetAside));
+        assert_eq!(Blame::conclude_alone(&on_the_ladder("a"), true), None);
     }
 
     #[test]

@@ -1,43 +1,72 @@
-//! Owns the worker's loop: probe until the database takes messages, then receive, batch, apply, judge and settle, and
-//! drain when asked.
+//! Owns the worker's loop. The files in the order of a message's life: `approach` takes one message at a time until the
+//! database takes messages; `shift` then receives, tries, judges and settles until nothing succeeds any more; `held` says
+//! which message is next, `course` when to pause; `batch` parses and applies; `blame` says whose fault a failure is,
+//! `verdict` what becomes of the message, `settle` tells the queue.
 //!
-//! Promises: at most the prefetch is held, and in an outage nothing for longer than [`Settings::silence`]; an outage
-//! burns no attempt; what has come back unsettled is tried alone and in random order, and what has come back again with
-//! none of its kind beside it, so that a message that kills its worker takes few along and none twice; what has to wait for the broker holds up nothing else.
+//! Promises: at most the prefetch is held, and in an outage nothing for longer than [`Settings::silence`] after the outage
+//! was noticed; an outage burns no attempt; a message that kills its worker takes few along and none twice, because what
+//! has come back unsettled is tried alone and in random order, and what has come back again without others that came back;
+//! what has to wait for the broker holds up nothing else.
 //! Never touches SQL or AMQP.
 
-use std::{
-    sync::{Arc, atomic::AtomicU64},
-    time::Instant,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::{
     clerk,
-    queue::{Queue, QueueError, Reason},
-    rules::users::Outcome,
-    store::Store,
+    queue::{Ladder, Queue, QueueError, Reason, Subscription},
+    rules::Outcome,
+    store::Batches,
     telemetry::{metrics::WorkerMetrics, tally::Tally},
+    time::{Millis, now, rfc3339},
 };
 
+mod approach;
 mod batch;
 pub mod blame;
-mod probe;
-mod settings;
+mod course;
+mod held;
 mod settle;
 mod shift;
 pub mod verdict;
 
-use batch::{Failed, Held, Pipeline};
+use batch::{Failed, Pipeline};
 use blame::{Blame, Kind, Span};
-use settings::Teller;
-pub use settings::{Health, Settings};
+use held::Held;
+pub use held::TRANSACTIONS;
 use settle::Settling;
-pub use shift::TRANSACTIONS;
-use shift::{Ended, Shift};
+use shift::{Shift, ShiftEnd};
 use verdict::Verdict;
+
+/// How long the last deliveries are waited for after a cancel.
+const LAST: Duration = Duration::from_secs(2);
+
+/// What a worker may do, and for how long.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `HEADCOUNT_PREFETCH`
+    pub prefetch: u16,
+    /// `HEADCOUNT_BATCH_MAX`
+    pub batch_max: usize,
+    /// `HEADCOUNT_BATCH_WAIT`
+    pub batch_wait: Duration,
+    /// `HEADCOUNT_CONFLICT_PATIENCE`
+    pub patience: u32,
+    /// `HEADCOUNT_RETRY_DELAYS`
+    pub ladder: Ladder,
+    /// How long something may fail while nothing succeeds before everything that is held goes back to the queue; and how
+    /// long a message that failed waits for another's success before it is set aside.
+    pub silence: Duration,
+}
+
+/// How a worker is, for readiness and metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Since when and why it takes no new messages; `None` while it works.
+    pub paused: Option<String>,
+}
 
 /// Works until `stop` turns true and everything received is settled.
 ///
@@ -45,36 +74,29 @@ use verdict::Verdict;
 /// The queue cannot be consumed as configured.
 pub async fn run(
     queue: Arc<dyn Queue>,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Batches>,
     settings: Settings,
     health: watch::Sender<Health>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), QueueError> {
     let (outcomes, reasons) = (Outcome::ALL.map(Outcome::as_str), Reason::ALL.map(Reason::as_str));
     let metrics = WorkerMetrics::new(&clerk::USER_TYPES, &outcomes, &reasons);
-    let pipeline = Pipeline {
-        store,
-        settings: settings.clone(),
-        metrics: metrics.clone(),
-        epoch: Instant::now(),
-        successes: AtomicU64::new(0),
-    };
-    let pipeline = Arc::new(pipeline);
-    let settling = Settling::new(&pipeline);
+    let pipeline = Arc::new(Pipeline::new(store, settings.clone(), metrics));
     let mut worker = Worker {
-        pipeline,
         queue,
         batch_limit: settings.batch_max,
         settings,
-        teller: Teller::new(health, metrics),
+        health: HealthTeller { health, metrics: pipeline.metrics.clone(), since: None },
         blame: Blame::default(),
         consumed: false,
-        settling,
+        settling: Settling::new(&pipeline),
+        pipeline,
         set_aside: Tally::new(|counts| info!("messages since the last such line: {counts}")),
     };
-    while let Some((subscription, held)) = worker.probe(&stop).await? {
-        if Shift::new(&mut worker, subscription, held).work(&stop).await == Ended::Stopped {
-            break;
+    while let Some((subscription, held)) = worker.approach(&stop).await? {
+        match Shift::new(&mut worker, subscription, held).work(&stop).await {
+            ShiftEnd::Stopped => break,
+            ShiftEnd::Outage => {}
         }
     }
     worker.settling.all().await;
@@ -86,7 +108,7 @@ struct Worker {
     pipeline: Arc<Pipeline>,
     queue: Arc<dyn Queue>,
     settings: Settings,
-    teller: Teller,
+    health: HealthTeller,
     blame: Blame,
     /// Messages in a batch: fewer where more have failed together and none alone.
     batch_limit: usize,
@@ -110,5 +132,48 @@ impl Worker {
         let id = failed.held.id();
         debug!(message_id = %id, "message {id} fails by itself: {}", failed.error);
         Verdict::guilty(&failed.error, &failed.held.delivery.message, &self.settings.ladder)
+    }
+
+    /// Stops deliveries. Returns those that were on their way.
+    async fn cancel(&self, subscription: &Arc<dyn Subscription>) -> Vec<Held> {
+        subscription.cancel().await;
+        let mut held = Vec::new();
+        let rest = async {
+            while let Some(delivery) = subscription.next().await {
+                held.push(Held::new(delivery, subscription, self.pipeline.moment()));
+            }
+        };
+        // A broker that does not answer takes them back by itself.
+        let _ = tokio::time::timeout(LAST, rest).await;
+        held
+    }
+}
+
+/// Tells how the worker is, and logs each change once.
+struct HealthTeller {
+    health: watch::Sender<Health>,
+    metrics: WorkerMetrics,
+    /// When the present pause began.
+    since: Option<Millis>,
+}
+
+impl HealthTeller {
+    /// Nothing can be applied.
+    fn paused(&mut self, why: &str) {
+        self.metrics.paused.set(1.0);
+        let since = rfc3339(*self.since.get_or_insert_with(now));
+        let before = self.health.send_replace(Health { paused: Some(format!("since {since}: {why}")) });
+        if before.paused.is_none() {
+            warn!("the worker pauses, and takes no messages until one can be applied: {why}");
+        }
+    }
+
+    /// Messages are applied.
+    fn works(&mut self) {
+        self.since = None;
+        self.metrics.paused.set(0.0);
+        if self.health.send_if_modified(|health| health.paused.take().is_some()) {
+            info!("the worker goes on");
+        }
     }
 }

@@ -1,18 +1,16 @@
-//! Owns what is said and counted of a verdict (of many alike the first at once, the others as counts), and hands it to the queue. Never waits for the queue itself: what has to
-//! be published may have to wait for the broker, and must hold up nothing else.
+//! Owns settling: says and counts a verdict, and hands it to the queue. Of many verdicts alike the first is logged at
+//! once, the others as counts. Promises one settlement per delivery. Never waits for the queue itself: what has to be
+//! published may have to wait for the broker, and must hold up nothing else.
 
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use super::{
-    batch::{Held, Pipeline},
-    verdict::Verdict,
-};
+use super::{batch::Pipeline, held::Held, verdict::Verdict};
 use crate::{
-    queue::{Action, Settlement, Subscription},
-    rules::users::Outcome,
+    queue::{Settlement, Subscription},
+    rules::Outcome,
     telemetry::{
         metrics::{Holding, RetryReason},
         tally::Tally,
@@ -55,13 +53,19 @@ impl Settling {
         while self.tasks.join_next().await.is_some() {}
     }
 
+    /// Gives them back to the queue, with their attempts unchanged.
+    pub(super) fn give_back(&mut self, held: impl IntoIterator<Item = Held>) {
+        self.settle(held.into_iter().map(Verdict::back).collect());
+    }
+
     /// Begins to settle; the subscriptions live until it is done.
     pub(super) fn settle(&mut self, verdicts: Vec<(Held, Verdict)>) {
         while self.tasks.try_join_next().is_some() {}
         type Parts = (Vec<Settlement>, Vec<Holding>);
         let mut settlements: Vec<(Arc<dyn Subscription>, Parts)> = Vec::new();
         for (held, verdict) in verdicts {
-            let action = self.told(&held, &verdict);
+            self.say(&held, &verdict);
+            let action = verdict.action(&held.delivery.message);
             let Held { delivery, subscription, holding, .. } = held;
             let settlement = Settlement { delivery, action };
             match settlements.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &subscription)) {
@@ -81,8 +85,8 @@ impl Settling {
         }
     }
 
-    /// Says and counts it. Returns what the queue has to do.
-    fn told(&self, held: &Held, verdict: &Verdict) -> Action {
+    /// Logs and counts a verdict.
+    fn say(&self, held: &Held, verdict: &Verdict) {
         let (settings, metrics) = (&self.pipeline.settings, &self.pipeline.metrics);
         let message = &held.delivery.message;
         let id = &message.id;
@@ -117,6 +121,5 @@ impl Settling {
                 }
             }
         }
-        verdict.action(message)
     }
 }

@@ -1,16 +1,27 @@
 //! Owns what becomes of a message, as data: from an outcome or an error to one verdict. Pure.
+//!
+//! Every way to the dead letters, by its reason:
+//!
+//! - [`Reason::InvalidPayload`]: the body cannot be read (`batch`, before it is tried).
+//! - [`Reason::CrashLoop`]: it came back unsettled too often: here (`batch`), in the embedded queue, or by the broker's
+//!   own delivery limit.
+//! - [`Reason::Rejected`]: it is to blame (`blame`), and the database refuses its values, or what it says is unclear to the
+//!   ladder's end. Found by a failed try (`shift`, `approach`), or concluded of a suspect that waited for too long (`shift`).
+//! - [`Reason::RetriesExhausted`]: it is to blame, and lost a race on every rung of the ladder.
+//! - [`Reason::Unroutable`]: the broker had no queue that would take or keep it (`queue::rabbitmq::death`). No worker saw it.
 
 use std::time::Duration;
 
+use super::held::Held;
 use crate::{
     message::Message,
     queue::{Action, Burial, Ladder, Reason},
-    rules::users::Outcome,
+    rules::Outcome,
     store::{Class, StoreError},
     telemetry::metrics::RetryReason,
 };
 
-/// How long at least a message stays aside.
+/// How long at least a message stays aside, if the ladder has so long a rung.
 const ASIDE: Duration = Duration::from_secs(30);
 
 /// The one thing that becomes of a message.
@@ -18,20 +29,20 @@ const ASIDE: Duration = Duration::from_secs(30);
 pub enum Verdict {
     /// It took effect, or had none to take.
     Done(Outcome),
-    /// Again later, on a rung of the ladder.
+    /// It is tried again later, on a rung of the ladder.
     Retry {
         /// Index into the ladder.
         rung: usize,
-        /// `attempt` from then on.
+        /// The message's `attempt` from then on.
         attempt: u32,
-        /// Why.
+        /// The label in logs and metrics.
         reason: RetryReason,
     },
-    /// Another account's news is on its way: again later, burning nothing.
+    /// It needs another account's event, which is on its way. It is tried again later and burns no attempt.
     Wait {
         /// Index into the ladder.
         rung: usize,
-        /// `waits` from then on.
+        /// The message's `waits` from then on.
         waits: u32,
     },
     /// Into the dead letters.
@@ -43,19 +54,26 @@ impl Verdict {
     pub fn of_outcome(outcome: Outcome, message: &Message) -> Self {
         match outcome {
             Outcome::Waiting => Self::Wait { rung: message.waits as usize, waits: message.waits + 1 },
-            _ => Self::Done(outcome),
+            Outcome::Created
+            | Outcome::Updated
+            | Outcome::Deleted
+            | Outcome::Relinked
+            | Outcome::Stale
+            | Outcome::Duplicate
+            | Outcome::Ignored
+            | Outcome::Buried => Self::Done(outcome),
         }
     }
 
-    /// A message that is to blame. Values that are refused are buried at once; all else may pass with time: up the
-    /// ladder, and off its end into the dead letters.
+    /// A message that is to blame. Values that are refused are buried at once. All else may pass with time, so it climbs the
+    /// ladder, and is buried at its end.
     pub fn guilty(error: &StoreError, message: &Message, ladder: &Ladder) -> Self {
         let reason = match error.class {
             Class::Permanent => {
                 return Self::Bury(Burial { reason: Reason::Rejected, detail: error.to_string() });
             }
             Class::Transient => Reason::RetriesExhausted,
-            Class::Unclear | Class::Outage | Class::Unusable => Reason::Rejected,
+            Class::Unclear | Class::Unanswered | Class::Outage | Class::Unusable => Reason::Rejected,
         };
         let rung = message.attempt as usize;
         if rung < ladder.rungs() {
@@ -64,7 +82,7 @@ impl Verdict {
         Self::Bury(Burial { reason, detail: format!("after {} tries: {error}", message.attempt + 1) })
     }
 
-    /// A body that says nothing we can fold.
+    /// A body that cannot be read.
     pub fn unreadable(detail: String) -> Self {
         Self::Bury(Burial { reason: Reason::InvalidPayload, detail })
     }
@@ -76,13 +94,19 @@ impl Verdict {
         Self::Bury(Burial { reason: Reason::CrashLoop, detail })
     }
 
-    /// A message that an outage gives back: to the first retry queue, with its attempt unchanged. It is back among the
-    /// others soon, and nobody takes it from there before the database takes messages.
+    /// A message that an outage gives back: to the first retry queue, with its attempt unchanged. It is among the others
+    /// again soon, and no worker takes it from there before the database takes messages.
     pub fn given_back(message: &Message) -> Self {
         Self::Retry { rung: 0, attempt: message.attempt, reason: RetryReason::Parked }
     }
 
-    /// A message that fails while nothing proves whose trouble it is, and others go on: out of their way for a while,
+    /// A delivery with the verdict that gives it back.
+    pub(super) fn back(held: Held) -> (Held, Self) {
+        let verdict = Self::given_back(&held.delivery.message);
+        (held, verdict)
+    }
+
+    /// A message that fails while nothing proves whose fault it is, and others go on: out of their way for a while,
     /// with its attempt unchanged.
     pub fn set_aside(message: &Message, ladder: &Ladder) -> Self {
         let last = ladder.rungs() - 1;
@@ -170,7 +194,14 @@ mod tests {
     #[test]
     fn refused_values_are_buried_at_once_and_all_else_climbs_the_ladder_first() {
         let ladder = Ladder::default();
-        for class in [Class::Permanent, Class::Transient, Class::Unclear, Class::Outage, Class::Unusable] {
+        for class in [
+            Class::Permanent,
+            Class::Transient,
+            Class::Unclear,
+            Class::Unanswered,
+            Class::Outage,
+            Class::Unusable,
+        ] {
             let error = StoreError { class, ..error() };
             let first = Verdict::guilty(&error, &message(0, 0), &ladder);
             assert_eq!(matches!(first, Verdict::Bury(_)), class == Class::Permanent, "{class:?}");

@@ -7,7 +7,10 @@ use std::{
 };
 
 use headcount::{
-    rules::users::{self, Loaded, Outcome},
+    rules::{
+        Outcome,
+        users::{self, Loaded},
+    },
     store::{Class, Incoming, Store},
     time::Millis,
 };

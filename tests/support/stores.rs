@@ -3,8 +3,9 @@
 use std::{future::Future, path::PathBuf, sync::Arc};
 
 use headcount::{
-    rules::users::{
-        Change, Claim, Event, OnDelete, Outcome, Policy, Profile, Relink, Upsert, UpsertKind, Version,
+    rules::{
+        Change, Event, Outcome,
+        users::{self, Claim, OnDelete, Policy, Profile, Relink, Upsert, UpsertKind, Version},
     },
     secret::Secret,
     store::{self, Backend, Incoming, Store, StoreConfig, StoreError, User, UserQuery},
@@ -12,6 +13,28 @@ use headcount::{
 };
 use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
 use uuid::Uuid;
+
+/// Runs each case against both stores, in modules of their names, so that both keep one contract.
+#[allow(unused_macros, reason = "some tests need a place and hold no contract")]
+macro_rules! contract {
+    ($($case:ident)+) => {
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                crate::stores::Home::postgres().await.run(super::$case).await;
+            })+
+        }
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                crate::stores::Home::sqlite().await.run(super::$case).await;
+            })+
+        }
+    };
+}
+
+#[allow(unused_imports, reason = "some tests need a place and hold no contract")]
+pub(crate) use contract;
 
 /// The rules that are the default.
 pub(crate) const KEEP: Policy = Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep };
@@ -273,7 +296,7 @@ impl News {
             UpsertKind::Created => "user.created",
             UpsertKind::Updated => "user.updated",
         };
-        let change = Change::Upsert(Box::new(self.upsert));
+        let change = Change::User(users::Change::Upsert(Box::new(self.upsert)));
         let mut incoming = incoming(&message_id, event_type, change);
         incoming.event.patience_over = self.patience_over;
         incoming
@@ -281,7 +304,7 @@ impl News {
 }
 
 pub(crate) fn deleted(clerk_id: &str, at: Millis) -> Incoming {
-    let change = Change::Delete { clerk_id: clerk_id.to_owned(), at };
+    let change = Change::User(users::Change::Delete { clerk_id: clerk_id.to_owned(), at });
     incoming(&format!("{clerk_id}:Deleted:{at}"), "user.deleted", change)
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use headcount::rules::users::{Outcome, Row};
+use headcount::rules::{Outcome, users::Row};
 use uuid::Uuid;
 
 use super::{

@@ -5,7 +5,10 @@
 
 use std::{fmt, sync::Arc};
 
-use headcount::rules::users::{Change, Claim, Event, Profile, Upsert, UpsertKind, Version};
+use headcount::rules::{
+    Change, Event,
+    users::{self, Claim, Profile, Upsert, UpsertKind, Version},
+};
 use uuid::Uuid;
 
 /// What one account does, at some time.
@@ -191,14 +194,14 @@ impl Fact {
         let change = match self.kind {
             Kind::Created => self.upsert(UpsertKind::Created),
             Kind::Updated => self.upsert(UpsertKind::Updated),
-            Kind::Deleted => Change::Delete { clerk_id: self.clerk_id(), at: self.at },
+            Kind::Deleted => Change::User(users::Change::Delete { clerk_id: self.clerk_id(), at: self.at }),
             Kind::Other => Change::Other,
         };
         Event { message_id: self.message_id(), change, fresh_row: self.fresh_row(), patience_over }
     }
 
     fn upsert(&self, kind: UpsertKind) -> Change {
-        Change::Upsert(Box::new(Upsert {
+        Change::User(users::Change::Upsert(Box::new(Upsert {
             clerk_id: self.clerk_id(),
             version: Version {
                 at: self.at,
@@ -209,7 +212,7 @@ impl Fact {
             born: self.born(),
             claim: self.address.map(|address| Claim::new(address.text(), address.verified)),
             profile: Arc::new(self.profile()),
-        }))
+        })))
     }
 }
 

@@ -6,7 +6,10 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use headcount::rules::users::{ChangedRow, Event, Folded, FormerId, Loaded, Outcome, Policy, Row, fold};
+use headcount::rules::{
+    Event, Outcome,
+    users::{ChangedRow, Folded, FormerId, Loaded, Policy, Row, fold},
+};
 use uuid::Uuid;
 
 use super::history::Fact;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use headcount::rules::users::{Event, Policy};
+use headcount::rules::{Event, users::Policy};
 
 use super::history::{Deed, Fact, play};
 

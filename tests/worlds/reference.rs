@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use headcount::rules::users::{OnDelete, Outcome, Policy, Profile, Relink};
+use headcount::rules::{
+    Outcome,
+    users::{OnDelete, Policy, Profile, Relink},
+};
 use uuid::Uuid;
 
 use super::history::{Address, Fact, Kind, clerk_id};

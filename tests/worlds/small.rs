@@ -5,7 +5,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use headcount::rules::users::{Outcome, Policy, Relink};
+use headcount::rules::{
+    Outcome,
+    users::{Policy, Relink},
+};
 
 use super::{
     check::{self, Broken, Conditions, Holders, LawfulRun, agreement_of, mirror_is, safety_of},

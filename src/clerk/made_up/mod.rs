@@ -380,7 +380,10 @@ mod tests {
     use crate::{
         clerk,
         message::MessageId,
-        rules::users::{Change, Claim},
+        rules::{
+            Change,
+            users::{self, Claim},
+        },
     };
 
     const AT: Millis = 1_760_000_000_123;
@@ -407,7 +410,9 @@ mod tests {
             person.updated_at = AT + 5;
             let body = person.event("user.updated", AT + 9);
             assert!((1500..=3500).contains(&body.len()), "{} bytes", body.len());
-            let clerk::Parsed { change: Change::Upsert(user), event_type, sent } = parsed(&body) else {
+            let clerk::Parsed { change: Change::User(users::Change::Upsert(user)), event_type, sent } =
+                parsed(&body)
+            else {
                 panic!()
             };
             assert_eq!((event_type.as_str(), sent), ("user.updated", Some(AT + 9)));
@@ -450,6 +455,8 @@ mod tests {
             assert!((300..2000).contains(&body.len()));
         }
         let deleted = parsed(&person.event("user.deleted", AT)).change;
-        assert!(matches!(deleted, Change::Delete { clerk_id, at: AT } if clerk_id == "user_1"));
+        assert!(
+            matches!(deleted, Change::User(users::Change::Delete { clerk_id, at: AT }) if clerk_id == "user_1")
+        );
     }
 }

@@ -292,7 +292,11 @@ mod tests {
     use std::collections::{HashMap, HashSet};
 
     use super::*;
-    use crate::{clerk, message::MessageId, rules::users::Change};
+    use crate::{
+        clerk,
+        message::MessageId,
+        rules::{Change, users},
+    };
 
     fn history(steps: usize) -> (World, Vec<Webhook>) {
         let mut world = World::new(7);
@@ -335,24 +339,28 @@ mod tests {
             let key =
                 |claim: &Option<crate::rules::users::Claim>| claim.as_ref().map(|claim| claim.key.clone());
             match (webhook.kind, change) {
-                (Kind::Created, Change::Upsert(user)) => {
+                (Kind::Created, Change::User(users::Change::Upsert(user))) => {
                     assert!(born.insert(user.clerk_id, key(&user.claim)).is_none());
                 }
-                (Kind::Returning, Change::Upsert(user)) => {
+                (Kind::Returning, Change::User(users::Change::Upsert(user))) => {
                     let claim = key(&user.claim);
                     assert!(user.claim.unwrap().verified && gone.values().any(|known| *known == claim));
                     assert!(born.insert(user.clerk_id, claim).is_none());
                 }
-                (Kind::Updated, Change::Upsert(user)) => {
+                (Kind::Updated, Change::User(users::Change::Upsert(user))) => {
                     assert!(born.contains_key(&user.clerk_id) && !gone.contains_key(&user.clerk_id));
                 }
-                (Kind::Late, Change::Upsert(user)) => assert!(born.contains_key(&user.clerk_id)),
-                (Kind::Deleted, Change::Delete { clerk_id, .. }) => {
+                (Kind::Late, Change::User(users::Change::Upsert(user))) => {
+                    assert!(born.contains_key(&user.clerk_id))
+                }
+                (Kind::Deleted, Change::User(users::Change::Delete { clerk_id, .. })) => {
                     let claim = born[&clerk_id].clone();
                     assert!(gone.insert(clerk_id, claim).is_none());
                 }
                 (Kind::Other, Change::Other) | (Kind::Duplicate, _) => {}
-                (Kind::Forged, Change::Upsert(user)) => assert!(!born.contains_key(&user.clerk_id)),
+                (Kind::Forged, Change::User(users::Change::Upsert(user))) => {
+                    assert!(!born.contains_key(&user.clerk_id))
+                }
                 other => panic!("{other:?}"),
             }
         }
@@ -365,7 +373,7 @@ mod tests {
         let (_, webhooks) = history(3000);
         let mut newest: HashMap<String, i64> = HashMap::new();
         for webhook in &webhooks {
-            let Some(Change::Upsert(user)) = change(webhook) else { continue };
+            let Some(Change::User(users::Change::Upsert(user))) = change(webhook) else { continue };
             let known = newest.get(&user.clerk_id).copied();
             match webhook.kind {
                 Kind::Late => assert!(known.unwrap() > user.version.at),

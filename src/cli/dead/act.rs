@@ -19,10 +19,10 @@ use crate::{
     failure::Failure,
     letters::{
         outcomes::{self, FOLLOWED_MAX},
-        replay::{Ended, Order, Replayer, Report, Sent, nobody_works},
+        replay::{End, Order, Progress, Replayer, nobody_works},
     },
     queue::Queue,
-    store::letters::{Actor, Count, Filter, Letters, Status},
+    store::letters::{Actor, Count, Filter, Letters, Publication, Status},
     terminal, text,
     text::{number, quoted},
     time::now,
@@ -99,8 +99,8 @@ async fn send_back(
         rate: args.rate,
         by: actor(args.note.as_deref()),
     };
-    let sent: Mutex<Vec<Sent>> = Mutex::default();
-    let shown = |report: &Report, published: &[Sent]| {
+    let sent: Mutex<Vec<Publication>> = Mutex::default();
+    let shown = |report: &Progress, published: &[Publication]| {
         bar.set_position(report.published);
         let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
         let room = FOLLOWED_MAX - sent.len();
@@ -109,7 +109,7 @@ async fn send_back(
     let replayer = Replayer::new(Arc::clone(letters), Arc::clone(queue));
     let (report, ended) = replayer.run(&order, shown, &stop).await;
     bar.finish_and_clear();
-    let is_complete = matches!(ended, Ended::Complete);
+    let is_complete = matches!(ended, End::Complete);
     let open = match is_complete && report.claimed >= preview.letters {
         true => None,
         false => open(letters.as_ref(), &order.filter).await,
@@ -117,7 +117,7 @@ async fn send_back(
     output.line(summary(&report, preview.letters, is_complete, open))?;
     let left = args.action.limit.map(|limit| limit.saturating_sub(report.taken_up + report.claimed));
     let failure = match ended {
-        Ended::Complete | Ended::Limit => {
+        End::Complete | End::Limit => {
             let sent = sent.into_inner().unwrap_or_else(PoisonError::into_inner);
             return if idle {
                 Ok(())
@@ -125,9 +125,9 @@ async fn send_back(
                 tell_outcomes(letters.as_ref(), &sent, report.published, &stop, output).await
             };
         }
-        Ended::Stopped => Failure::new("interrupted"),
-        Ended::Queue(error) => app::queue_failure(&error),
-        Ended::Store(error) => app::store_failure(&error),
+        End::Stopped => Failure::new("interrupted"),
+        End::Queue(error) => app::queue_failure(&error),
+        End::Store(error) => app::store_failure(&error),
     };
     Err(failure.hint(format!("go on: {}", again(std::env::args(), left))))
 }
@@ -145,7 +145,7 @@ pub(super) async fn warn_where_nobody_works(queue: &dyn Queue) -> bool {
 /// Prints what became of letters that were sent back.
 pub(super) async fn tell_outcomes(
     letters: &dyn Letters,
-    sent: &[Sent],
+    sent: &[Publication],
     of: u64,
     stop: &watch::Receiver<bool>,
     output: &mut Output,
@@ -180,7 +180,7 @@ async fn open(letters: &dyn Letters, filter: &Filter) -> Option<u64> {
 }
 
 /// Where each letter is.
-fn summary(report: &Report, expected: u64, is_complete: bool, open: Option<u64>) -> String {
+fn summary(report: &Progress, expected: u64, is_complete: bool, open: Option<u64>) -> String {
     let mut parts =
         vec![format!("replayed {}", text::letters(report.published.saturating_sub(report.taken_up)))];
     if report.taken_up > 0 {
@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_summary_says_where_each_letter_is() {
-        let report = Report { taken_up: 2, claimed: 60, published: 62, unstamped_left: 0 };
+        let report = Progress { taken_up: 2, claimed: 60, published: 62, unstamped_left: 0 };
         for (is_complete, open, expected) in [
             (false, Some(40), "40 of the selection still open"),
             (true, Some(10), "10 of the selection still open; 30 taken by somebody else meanwhile"),
@@ -427,9 +427,9 @@ mod tests {
             let before = "replayed 60 letters; finished 2 that an earlier replay had left";
             assert_eq!(said, format!("{before}; {expected}"));
         }
-        let report = Report { taken_up: 0, claimed: 10, published: 7, unstamped_left: 3 };
+        let report = Progress { taken_up: 0, claimed: 10, published: 7, unstamped_left: 3 };
         assert!(summary(&report, 10, false, None).starts_with("replayed 7 letters; 3 more are claimed"));
-        let report = Report { taken_up: 0, claimed: 10, published: 10, unstamped_left: 0 };
+        let report = Progress { taken_up: 0, claimed: 10, published: 10, unstamped_left: 0 };
         assert_eq!(summary(&report, 10, true, None), "replayed 10 letters");
     }
 }

@@ -30,7 +30,7 @@ use crate::{
     letters::{
         diff,
         edit::{EditError, Mended, check, send},
-        replay::{Ended, Replayer},
+        replay::{End, Replayer},
     },
     queue::Queue,
     store::letters::{LetterDetail, Letters, Status},
@@ -259,9 +259,9 @@ fn failure(error: &EditError, letter: &LetterDetail) -> Failure {
             failure.hint(format!("see what happened to it: headcount dead show {id}"))
         }
         EditError::Unpublished(ended) => match ended.as_ref() {
-            Ended::Queue(error) => because(failure, app::queue_failure(error)),
-            Ended::Store(error) => because(failure, app::store_failure(error)),
-            Ended::Complete | Ended::Limit | Ended::Stopped => failure,
+            End::Queue(error) => because(failure, app::queue_failure(error)),
+            End::Store(error) => because(failure, app::store_failure(error)),
+            End::Complete | End::Limit | End::Stopped => failure,
         }
         .hint(format!("send it: headcount dead replay {id}")),
     }

@@ -17,7 +17,7 @@ use crate::{
     },
     store::letters::{Letter, LetterDetail, Letters, Page, Status, group_id},
     text::number,
-    time::now,
+    time::{Millis, now, rfc3339},
 };
 
 /// A page, as JSON.
@@ -48,8 +48,8 @@ pub(super) async fn groups(
             vec![
                 group.id.clone(),
                 number(group.letters),
-                group.first_died_at.clone(),
-                group.last_died_at.clone(),
+                told(group.first_died_at),
+                told(group.last_died_at),
                 group.group.clone(),
             ]
         })
@@ -75,8 +75,7 @@ pub(super) async fn list(
     let after =
         args.after.as_deref().map(parse_cursor).transpose().map_err(|error| select_failure(&error))?;
     let page = Page { limit: args.limit, after };
-    let listed =
-        letters.letters(&selected.filter, &page).await.map_err(|error| app::store_failure(&error))?;
+    let listed = letters.list(&selected.filter, &page).await.map_err(|error| app::store_failure(&error))?;
     let next = listed.last().filter(|_| listed.len() == args.limit as usize).map(cursor);
     if args.listing.json {
         return output.json(&Listed { letters: &listed, next });
@@ -89,7 +88,7 @@ pub(super) async fn list(
         .map(|letter| {
             vec![
                 letter.id.to_string(),
-                letter.died_at.clone(),
+                rfc3339(letter.died_at),
                 letter.standing(),
                 letter.event_type.clone(),
                 letter.clerk_id.clone().unwrap_or_else(|| "-".into()),
@@ -121,13 +120,16 @@ pub(super) async fn show(
 }
 
 fn outcome(letter: &Letter) -> String {
-    match &letter.outcome {
-        Some(outcome) => match outcomes::meaning(outcome) {
-            Some(meaning) => format!("{outcome}: {meaning}"),
-            None => outcome.clone(),
-        },
-        None => "-".into(),
+    let Some(outcome) = letter.outcome else { return "-".into() };
+    match outcomes::meaning(outcome) {
+        Some(meaning) => format!("{}: {meaning}", outcome.as_str()),
+        None => outcome.as_str().into(),
     }
+}
+
+/// A time; nothing where it is missing.
+fn told(at: Option<Millis>) -> String {
+    at.map(rfc3339).unwrap_or_default()
 }
 
 fn describe(detail: &LetterDetail, output: &mut Output) -> Result<(), Failure> {
@@ -144,8 +146,8 @@ fn describe(detail: &LetterDetail, output: &mut Output) -> Result<(), Failure> {
         ("detail", letter.detail.clone()),
         ("group", format!("{} {}", group_id(&letter.group), letter.group)),
         ("attempts", letter.attempts.to_string()),
-        ("received", letter.first_seen.clone()),
-        ("died", letter.died_at.clone()),
+        ("received", rfc3339(letter.first_seen)),
+        ("died", rfc3339(letter.died_at)),
     ] {
         output.line(format!("{label:<10} {value}"))?;
     }
@@ -156,9 +158,9 @@ fn describe(detail: &LetterDetail, output: &mut Output) -> Result<(), Failure> {
         .iter()
         .map(|entry| {
             vec![
-                entry.at.clone(),
+                rfc3339(entry.at),
                 entry.round.to_string(),
-                entry.action.clone(),
+                entry.action.as_str().to_owned(),
                 entry.by.clone(),
                 entry.note.clone().unwrap_or_else(|| "-".into()),
             ]

@@ -315,7 +315,7 @@ async fn find(
     letters: &Arc<dyn Letters>,
     reference: &str,
 ) -> Result<crate::store::letters::LetterDetail, Failure> {
-    let found = letters.letter(reference).await.map_err(|error| app::store_failure(&error))?;
+    let found = letters.show(reference).await.map_err(|error| app::store_failure(&error))?;
     found.ok_or_else(|| select_failure(&SelectError::Unknown(reference.to_owned())))
 }
 

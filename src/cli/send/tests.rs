@@ -13,7 +13,7 @@ use crate::{
     clerk,
     cli::{Cli, Command, testing::Door},
     message::MessageId,
-    rules::users::Change,
+    rules::{Change, users},
 };
 
 const SECRET: &str = "whsec_dGhlIHNlY3JldCBvZiB0aGUgdGVzdHMgb2Ygc2VuZA==";
@@ -61,7 +61,7 @@ async fn one_event_is_made_signed_and_accepted() {
     let came = door.came();
     assert!(came.len() == 1 && came[0].verified);
     assert_eq!(came[0].headers["content-type"], "application/json");
-    let Change::Upsert(user) = change(&came[0].body) else { panic!() };
+    let Change::User(users::Change::Upsert(user)) = change(&came[0].body) else { panic!() };
     assert_eq!((user.clerk_id.as_str(), user.claim.unwrap().address.as_str()), ("user_1", "ada@example.com"));
 }
 
@@ -75,8 +75,8 @@ async fn events_sent_one_by_one_are_about_one_person() {
         .came()
         .iter()
         .filter_map(|came| match change(&came.body) {
-            Change::Upsert(user) => user.claim,
-            Change::Delete { .. } | Change::Other => None,
+            Change::User(users::Change::Upsert(user)) => user.claim,
+            Change::User(users::Change::Delete { .. }) | Change::Other => None,
         })
         .collect();
     assert!(claims.len() == 2 && claims[0] == claims[1]);
@@ -96,7 +96,7 @@ async fn many_keep_their_connections_and_have_ids_of_their_own() {
     let users: HashSet<String> = came
         .iter()
         .map(|came| match change(&came.body) {
-            Change::Upsert(user) => user.clerk_id,
+            Change::User(users::Change::Upsert(user)) => user.clerk_id,
             other => panic!("{other:?}"),
         })
         .collect();

@@ -22,9 +22,8 @@ use tokio::{
     time::timeout,
 };
 
-use self::problem::Problem;
+use self::{problem::Problem, replays::Operations};
 use crate::{
-    letters::operations::Operations,
     queue::Queue,
     store::{
         Store, StoreError,
@@ -34,10 +33,10 @@ use crate::{
     worker,
 };
 
-mod letters;
+mod dead;
 mod others;
 pub(super) mod problem;
-mod replay;
+pub mod replays;
 mod request;
 
 /// Database calls at a time.
@@ -134,18 +133,18 @@ fn table() -> Vec<Route> {
         looks("/users", others::users),
         looks("/users/{ref}", others::user),
         looks("/rejections", others::rejections),
-        looks("/dead", letters::list),
-        looks("/dead/groups", letters::groups),
-        looks("/dead/count", letters::count),
-        looks("/dead/export", letters::export),
-        acts("/dead/replay", replay::start),
-        looks("/dead/operations", replay::list),
-        looks("/dead/operations/{id}", replay::show),
-        acts("/dead/operations/{id}/stop", replay::stop),
-        looks("/dead/{id}", letters::show),
-        acts("/dead/{id}/edit", letters::edit),
-        acts("/dead/{id}/discard", letters::discard),
-        acts("/dead/{id}/restore", letters::restore),
+        looks("/dead", dead::list),
+        looks("/dead/groups", dead::groups),
+        looks("/dead/count", dead::count),
+        looks("/dead/export", dead::export),
+        acts("/dead/replay", replays::start),
+        looks("/dead/operations", replays::list),
+        looks("/dead/operations/{id}", replays::show),
+        acts("/dead/operations/{id}/stop", replays::stop),
+        looks("/dead/{id}", dead::show),
+        acts("/dead/{id}/edit", dead::edit),
+        acts("/dead/{id}/discard", dead::discard),
+        acts("/dead/{id}/restore", dead::restore),
     ]
 }
 
@@ -291,10 +290,10 @@ mod tests {
             let Some(schema) = content["schema"]["$ref"].as_str() else { continue };
             let example = content["example"].clone();
             let result = match schema.rsplit('/').next().unwrap() {
-                "ReplayRequest" => serde_json::from_value::<replay::ReplayRequest>(example).map(drop),
-                "EditRequest" => serde_json::from_value::<letters::EditRequest>(example).map(drop),
+                "ReplayRequest" => serde_json::from_value::<replays::ReplayRequest>(example).map(drop),
+                "EditRequest" => serde_json::from_value::<dead::EditRequest>(example).map(drop),
                 "NoteRequest" | "DiscardRequest" => {
-                    serde_json::from_value::<letters::NoteRequest>(example).map(drop)
+                    serde_json::from_value::<dead::NoteRequest>(example).map(drop)
                 }
                 other => panic!("{path}: nobody reads {other}"),
             };

@@ -73,7 +73,7 @@ pub(super) async fn user(State(api): State<Arc<Api>>, Named(reference): Named) -
     let Some(user) = found else {
         let about = Filter { clerk_id: Some(reference), ..Filter::default() };
         let page = Page { limit: 1, after: None };
-        let letters = api.ask(|store| async move { store.letters(&about, &page).await }).await?;
+        let letters = api.ask(|store| async move { store.list(&about, &page).await }).await?;
         let unknown =
             Problem::new(StatusCode::NOT_FOUND, "unknown_user", "no user is known by this id or address");
         return Err(unknown.hint(match letters.first() {
@@ -91,7 +91,7 @@ pub(super) async fn rejections(
     let mut query = Query::parse(query.as_deref())?;
     let limit = query.number("limit", 50, 1000)? as u32;
     query.end()?;
-    let samples = api.ask(|store| async move { store.rejections(limit.max(SAMPLES)).await }).await?;
+    let samples = api.ask(|store| async move { store.newest(limit.max(SAMPLES)).await }).await?;
     let explanations = explain(&samples, now());
     let rejections = samples.iter().take(limit as usize).map(Sample::from).collect();
     Ok(json(StatusCode::OK, &Rejections { rejections, explanations }))

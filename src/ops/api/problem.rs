@@ -6,8 +6,8 @@ use http::{StatusCode, header};
 use serde::Serialize;
 
 use crate::{
-    letters::{edit::EditError, operations::Busy, replay::Ended, select::SelectError},
-    ops::status::StatusError,
+    letters::{edit::EditError, replay::End, select::SelectError},
+    ops::{api::replays::Busy, status::StatusError},
     queue::QueueError,
     store::StoreError,
     terminal::safe_json,
@@ -119,9 +119,9 @@ impl From<EditError> for Problem {
             EditError::Store(error) => error.into(),
             EditError::Unpublished(ended) => {
                 let why = match *ended {
-                    Ended::Queue(error) => error.to_string(),
-                    Ended::Store(error) => error.to_string(),
-                    Ended::Complete | Ended::Limit | Ended::Stopped => String::new(),
+                    End::Queue(error) => error.to_string(),
+                    End::Store(error) => error.to_string(),
+                    End::Complete | End::Limit | End::Stopped => String::new(),
                 };
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "unpublished", format!("{detail}: {why}"))
                     .hint("replay this letter: the edit is kept")

@@ -39,7 +39,7 @@ use self::{
 };
 use super::{Depth, Finding, Ladder, PUBLISH_LIMIT, Queue, QueueError, Source, Subscription, Trouble};
 use crate::{
-    datafile::{DataFile, EXAMINE_LIMIT, Guard, Trouble as FileTrouble},
+    datafile::{DataFile, EXAMINE_LIMIT, FileTrouble, Guard, connection},
     message::Message,
 };
 
@@ -182,7 +182,7 @@ impl Queue for EmbeddedQueue {
         });
         match timeout_at((Instant::now() + PUBLISH_LIMIT).into(), counting).await {
             Ok(Ok(Ok(depths))) => Ok(depths),
-            Ok(Ok(Err(error))) => Err(QueueError::File(format!("queue.db: {}", file::say(&error)))),
+            Ok(Ok(Err(error))) => Err(QueueError::File(format!("queue.db: {}", connection::say(&error)))),
             Ok(Err(error)) => Err(QueueError::File(format!("queue.db: {error}"))),
             Err(_) => Err(QueueError::File("queue.db has not answered in time".into())),
         }

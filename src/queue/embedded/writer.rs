@@ -19,7 +19,7 @@ use super::{
     work::{Request, Settle, Work, millis, settlements},
 };
 use crate::{
-    datafile::DataFile,
+    datafile::{DataFile, connection},
     message::{Message, MessageId},
     telemetry::{metrics, tally::Tally},
     time::Millis,
@@ -238,7 +238,7 @@ impl Writer {
         effects.registered = registered.filter(|(index, id)| members[*index].0 != Some(*id)).collect();
 
         if self.doubt || !self.work.probes.is_empty() {
-            file::probe(connection).await?;
+            file::touch(connection).await?;
         }
         let settlements = settlements(&self.work.settles, &self.ladder, at);
         ledger::settle(connection, &settlements, at).await?;
@@ -358,9 +358,9 @@ impl Writer {
             // Logged by the file itself. The connection stays: it holds what the file's name has lost.
             file::Failure::File(trouble) => describe(trouble),
             file::Failure::Sql(error) => {
-                let problem = format!("queue.db cannot be written: {}", file::say(error));
-                if file::is_damage(error) {
-                    self.file.damaged(file::say(error));
+                let problem = format!("queue.db cannot be written: {}", connection::say(error));
+                if connection::is_damage(connection::code(error)) {
+                    self.file.damaged(connection::say(error));
                 } else if self.failures == 0 {
                     tracing::warn!("{problem}; trying again");
                 }

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::{
-    Change, Claim, Event, Folded, FormerId, Loaded, OnDelete, Outcome, Policy, Profile, Relink, Row, Upsert,
-    UpsertKind, Version, fold,
+    Change, Claim, Folded, FormerId, Loaded, OnDelete, Policy, Profile, Relink, Row, Upsert, UpsertKind,
+    Version, fold,
 };
-use crate::time::Millis;
+use crate::{
+    rules::{self, Event, Outcome},
+    time::Millis,
+};
 
 pub(super) const DEFAULT: Policy = Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep };
 pub(super) const MATCH: Policy = Policy { relink: Relink::Match, on_delete: OnDelete::Keep };
@@ -73,7 +76,7 @@ impl News {
     }
 
     pub(super) fn event(self) -> Event {
-        event(&self.0.version.message_id.clone(), Change::Upsert(Box::new(self.0)))
+        event(&self.0.version.message_id.clone(), rules::Change::User(Change::Upsert(Box::new(self.0))))
     }
 
     /// With patience over.
@@ -87,14 +90,17 @@ pub(super) fn named(name: &str) -> Profile {
 }
 
 pub(super) fn deleted(clerk_id: &str, at: Millis) -> Event {
-    event(&format!("{clerk_id} deleted at {at}"), Change::Delete { clerk_id: clerk_id.into(), at })
+    event(
+        &format!("{clerk_id} deleted at {at}"),
+        rules::Change::User(Change::Delete { clerk_id: clerk_id.into(), at }),
+    )
 }
 
 pub(super) fn other() -> Event {
-    event("session.created", Change::Other)
+    event("session.created", rules::Change::Other)
 }
 
-fn event(message_id: &str, change: Change) -> Event {
+fn event(message_id: &str, change: rules::Change) -> Event {
     Event { message_id: message_id.into(), change, fresh_row: fresh(message_id), patience_over: false }
 }
 

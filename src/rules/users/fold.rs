@@ -7,10 +7,13 @@
 use uuid::Uuid;
 
 use super::{
-    Change, Event, Folded, FormerId, Loaded, OnDelete, Outcome, Policy, Profile, Relink, Row, Upsert,
-    Version, claims, table::Table,
+    Change, Folded, FormerId, Loaded, OnDelete, Policy, Profile, Relink, Row, Upsert, Version, claims,
+    table::Table,
 };
-use crate::time::Millis;
+use crate::{
+    rules::{self, Event, Outcome},
+    time::Millis,
+};
 
 /// Folds a batch into the rows that it touches and tells the outcome of each event, in the order given.
 ///
@@ -28,8 +31,8 @@ pub fn fold(policy: &Policy, loaded: Loaded, events: &[Event]) -> Folded {
 fn oldest_first(events: &[Event]) -> Vec<(usize, &Event)> {
     fn age(event: &Event) -> (Option<Millis>, bool, Option<&Version>, &str) {
         let version = match &event.change {
-            Change::Upsert(upsert) => Some(&upsert.version),
-            Change::Delete { .. } | Change::Other => None,
+            rules::Change::User(Change::Upsert(upsert)) => Some(&upsert.version),
+            rules::Change::User(Change::Delete { .. }) | rules::Change::Other => None,
         };
         (event.at(), version.is_none(), version, &event.message_id)
     }
@@ -57,9 +60,9 @@ enum Arrival {
 impl Fold {
     fn event(&mut self, event: &Event) -> Outcome {
         match &event.change {
-            Change::Upsert(upsert) => self.upsert(event, upsert),
-            Change::Delete { clerk_id, at } => self.delete(clerk_id, *at),
-            Change::Other => Outcome::Ignored,
+            rules::Change::User(Change::Upsert(upsert)) => self.upsert(event, upsert),
+            rules::Change::User(Change::Delete { clerk_id, at }) => self.delete(clerk_id, *at),
+            rules::Change::Other => Outcome::Ignored,
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::{Event, Outcome};
 use crate::time::Millis;
 
 mod claims;
@@ -116,19 +117,6 @@ pub struct Row {
     pub profile: Option<Arc<Profile>>,
 }
 
-/// What a webhook says, parsed, on its way into the fold.
-#[derive(Clone, Debug)]
-pub struct Event {
-    /// The webhook's id, for ties.
-    pub message_id: String,
-    /// What it says.
-    pub change: Change,
-    /// An id for the row that this event may create (at most one).
-    pub fresh_row: Uuid,
-    /// It has waited long enough for another account's news.
-    pub patience_over: bool,
-}
-
 /// What an event does to an account.
 #[derive(Clone, Debug)]
 pub enum Change {
@@ -141,8 +129,36 @@ pub enum Change {
         /// When Clerk deleted it.
         at: Millis,
     },
-    /// Any other event type: recorded as ignored.
-    Other,
+}
+
+impl Event {
+    /// The key of the address that an account claims by the event.
+    pub fn claim_key(&self) -> Option<&str> {
+        match &self.change {
+            super::Change::User(Change::Upsert(upsert)) => {
+                upsert.claim.as_ref().map(|claim| claim.key.as_str())
+            }
+            super::Change::User(Change::Delete { .. }) | super::Change::Other => None,
+        }
+    }
+}
+
+impl Change {
+    /// The account.
+    pub fn clerk_id(&self) -> &str {
+        match self {
+            Self::Upsert(upsert) => &upsert.clerk_id,
+            Self::Delete { clerk_id, .. } => clerk_id,
+        }
+    }
+
+    /// Clerk's time of the event.
+    pub fn at(&self) -> Millis {
+        match self {
+            Self::Upsert(upsert) => upsert.version.at,
+            Self::Delete { at, .. } => *at,
+        }
+    }
 }
 
 /// A whole user as an event gives it.
@@ -158,98 +174,6 @@ pub struct Upsert {
     pub claim: Option<Claim>,
     /// Everything else that is mirrored.
     pub profile: Arc<Profile>,
-}
-
-impl Event {
-    /// The account that the event is about; `None` for other types.
-    pub fn clerk_id(&self) -> Option<&str> {
-        match &self.change {
-            Change::Upsert(upsert) => Some(&upsert.clerk_id),
-            Change::Delete { clerk_id, .. } => Some(clerk_id),
-            Change::Other => None,
-        }
-    }
-
-    /// The key of the address that the event claims.
-    pub fn claim_key(&self) -> Option<&str> {
-        match &self.change {
-            Change::Upsert(upsert) => upsert.claim.as_ref().map(|claim| claim.key.as_str()),
-            Change::Delete { .. } | Change::Other => None,
-        }
-    }
-
-    /// Clerk's time of the event, where it has one that matters.
-    pub fn at(&self) -> Option<Millis> {
-        match &self.change {
-            Change::Upsert(upsert) => Some(upsert.version.at),
-            Change::Delete { at, .. } => Some(*at),
-            Change::Other => None,
-        }
-    }
-}
-
-/// What became of an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// A new row.
-    Created,
-    /// A row's mirror was replaced.
-    Updated,
-    /// A row, or an id that had none yet, is deleted from now on.
-    Deleted,
-    /// A returning user got the deleted account's row back.
-    Relinked,
-    /// Older than what is known; changed nothing.
-    Stale,
-    /// The same message had taken effect before.
-    Duplicate,
-    /// Not about a user.
-    Ignored,
-    /// Another account's news is probably on its way; comes back later. Leaves no inbox row.
-    Waiting,
-    /// Went to the dead letters. Leaves no inbox row.
-    Buried,
-}
-
-impl Outcome {
-    /// Every outcome, in the order of the documentation.
-    pub const ALL: [Self; 9] = [
-        Self::Created,
-        Self::Updated,
-        Self::Deleted,
-        Self::Relinked,
-        Self::Stale,
-        Self::Duplicate,
-        Self::Ignored,
-        Self::Waiting,
-        Self::Buried,
-    ];
-
-    /// The stable name: in the inbox, in metrics, in output.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Updated => "updated",
-            Self::Deleted => "deleted",
-            Self::Relinked => "relinked",
-            Self::Stale => "stale",
-            Self::Duplicate => "duplicate",
-            Self::Ignored => "ignored",
-            Self::Waiting => "waiting",
-            Self::Buried => "buried",
-        }
-    }
-
-    /// Final outcomes are recorded in the inbox, in the transaction of their effect.
-    pub fn is_final(self) -> bool {
-        match self {
-            Self::Created | Self::Updated | Self::Deleted | Self::Relinked | Self::Stale | Self::Ignored => {
-                true
-            }
-            Self::Duplicate | Self::Waiting | Self::Buried => false,
-        }
-    }
 }
 
 /// The rules that people choose.

@@ -2,13 +2,11 @@
 
 use uuid::Uuid;
 
-use super::{PostgresStore, apply::ALONE, connections::Tx, settle};
-use crate::{
-    rules::users::OnDelete,
-    store::{
-        StoreError,
-        plain::{OURSELVES, Plain},
-    },
+use super::{PostgresStore, connections::Tx, unit::ALONE};
+use crate::store::{
+    StoreError,
+    plain::{OURSELVES, Plain},
+    unit::Transaction as _,
 };
 
 /// Captures. The letters are one per message id, in the order of message ids. Returns those of them that are new.
@@ -17,7 +15,7 @@ pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Res
     let messages: Vec<&str> = letters.iter().map(|letter| letter.message_id.as_str()).collect();
     let applied = hold(&mut tx, &messages).await?;
     let new = insert(&mut tx, letters).await?;
-    settle::applied(&mut tx, &applied).await?;
+    tx.apply_letters(&applied.iter().map(String::as_str).collect::<Vec<_>>()).await?;
     // The places that were held; the inbox's own rows stay.
     sqlx::query("DELETE FROM inbox WHERE message_id = ANY($1) AND outcome = 'capturing'")
         .bind(&messages)
@@ -25,7 +23,7 @@ pub(super) async fn letters(store: &PostgresStore, letters: &[Plain<'_>]) -> Res
         .await?;
     // The boundary: captured before the delivery is acked.
     tx.commit().await?;
-    if store.policy.on_delete == OnDelete::Erase && !applied.is_empty() {
+    if store.erases() && !applied.is_empty() {
         forget(store, letters).await?;
     }
     Ok(new)
@@ -101,7 +99,7 @@ async fn forget(store: &PostgresStore, letters: &[Plain<'_>]) -> Result<(), Stor
             .bind(&users)
             .fetch_all(&mut tx)
             .await?;
-    settle::erase(&mut tx, &users).await?;
+    tx.erase_letters(&users).await?;
     tx.commit().await?;
     Ok(())
 }

@@ -6,7 +6,11 @@
 //! when the first connection is made, and again by each transaction. Promises that a transaction begins within its limits or
 //! says why not, and that a connection whose transaction did not end in order is not used again. Never touches a table.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use sqlx::{
@@ -45,7 +49,7 @@ const LENT: &str = "2201F";
 pub(super) struct Connections {
     options: PgConnectOptions,
     pool: PgPool,
-    schema: String,
+    schema: Arc<str>,
     /// Set by each session that we start, where the server lets us.
     mark: String,
     /// Whether the sessions are ours alone.
@@ -61,7 +65,7 @@ impl Connections {
         Self {
             pool: pool.connect_lazy_with(options.clone()),
             options,
-            schema: schema.to_owned(),
+            schema: schema.into(),
             mark: uuid::Uuid::now_v7().simple().to_string(),
             ours: OnceCell::new(),
         }
@@ -131,7 +135,8 @@ impl Connections {
             Err(error) => return Err(entry::unreachable(&self.place(), error)),
         };
         // Open from here on: where beginning fails after its first part, nobody else would end the transaction.
-        let mut tx = Tx { connection, ours, open: true };
+        let schema = Arc::clone(&self.schema);
+        let mut tx = Tx { connection, schema, ours, open: true, last_begin: None };
         let beginning = AssertSqlSafe(self.beginning(settings, ours));
         match timeout(limit, tx.connection.execute(beginning)).await {
             Ok(Ok(_)) => Ok(Some(tx)),
@@ -265,13 +270,36 @@ fn literal(text: &str) -> String {
 }
 
 /// A transaction. Where it is dropped before its end, its connection is closed, which rolls it back.
-pub(super) struct Tx {
+pub(in crate::store) struct Tx {
     connection: PoolConnection<Postgres>,
+    schema: Arc<str>,
     ours: bool,
     open: bool,
+    /// No statement that can be slow begins after this.
+    last_begin: Option<Instant>,
 }
 
 impl Tx {
+    /// Sets until when its statements may begin: so that, with the longest of them, the store answers within its limit,
+    /// however many there are.
+    pub(super) fn until(mut self, last_begin: Instant) -> Self {
+        self.last_begin = Some(last_begin);
+        self
+    }
+
+    /// Whether a statement may still begin.
+    pub(in crate::store) fn in_time(&self) -> Result<(), StoreError> {
+        match self.last_begin {
+            Some(last_begin) if Instant::now() >= last_begin => Err(errors::too_slow()),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The schema that it works in.
+    pub(super) fn schema(&self) -> &str {
+        &self.schema
+    }
+
     /// # Errors
     /// Nothing was changed, or (a connection lost meanwhile) it is unknown.
     pub(super) async fn commit(mut self) -> Result<(), StoreError> {

@@ -1,49 +1,45 @@
-//! Owns what the PostgreSQL store answers about letters, and hands what changes them to `capture`, `replay`, `settle`
-//! and `prune`. What lost a race is run again.
-
-use std::collections::BTreeMap;
+//! Owns what people do to letters in PostgreSQL: claim them for a replay, edit, discard, restore, stamp. Each is one
+//! statement, so a letter moves and its history says so together, or neither. A statement that lost a race is run again.
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use sqlx::{Postgres, QueryBuilder, Row as _, postgres::PgRow, types::Json};
+use sqlx::{Arguments, FromRow, Postgres, QueryBuilder, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{PostgresStore, capture, connections::PEOPLE, erase, prune, replay, settle};
+use super::{
+    PostgresStore, capture,
+    connections::{PEOPLE, Tx},
+};
 use crate::{
+    clerk,
     rules::users::OnDelete,
     store::{
         StoreError,
-        batch::rfc3339,
-        errors,
-        filter::{COLUMNS, Condition, Conditions, Dialect, FEW, GROUPS, STATUSES},
+        columns::{At, Id},
+        filter::{Conditions, Dialect, Value, binding},
         letters::{
-            Actor, Captured, Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Letters,
-            Page, Pruned, Rejected, Retention, Status, group_id,
+            Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
+            Status,
         },
-        plain::Plain,
-        reference::EVENTS_MAX,
+        plain::{self, OURSELVES, Plain},
+        questions::{self, Asked, CLAIMED, Decoded, Planned, Reading},
         retry,
+        unit::Transaction as _,
     },
     time::Millis,
 };
 
-// Questions that are put together are never kept prepared: each is planned for its own values.
 impl Dialect for Postgres {
-    fn and(query: &mut QueryBuilder<Self>, condition: &Condition<'_>) {
-        match condition {
-            Condition::Ids(ids) => query.push(" AND id = ANY(").push_bind(ids.to_vec()).push(")"),
-            Condition::Is(column, value) => {
-                query.push(format!(" AND {column} = ")).push_bind((*value).to_owned())
-            }
-            // In this form, because it is what an index of trigrams answers.
-            Condition::Contains(text) => query.push(" AND search LIKE ").push_bind(like(text)),
-            Condition::Died(compared, at) => query.push(format!(" AND died_at {compared} ")).push_bind(*at),
-            Condition::After(died_at, id) => {
-                query.push(" AND (died_at, id) < (").push_bind(*died_at);
-                query.push(", ").push_bind(*id).push(")")
-            }
-        };
+    binding!();
+
+    fn and_one_of(query: &mut QueryBuilder<Self>, ids: &[Uuid]) {
+        query.push(" AND id = ANY(").push_bind(ids.to_vec()).push(")");
+    }
+
+    fn and_contains(query: &mut QueryBuilder<Self>, text: &str) {
+        // In this form, because an index of trigrams answers it.
+        query.push(" AND search LIKE ").push_bind(like(text));
     }
 }
 
@@ -60,6 +56,134 @@ fn like(text: &str) -> String {
     pattern
 }
 
+impl Asked for PostgresStore {
+    type Db = Postgres;
+    type Reading = Tx;
+
+    async fn reading(&self) -> Result<Tx, StoreError> {
+        self.connections.begin(PEOPLE).await
+    }
+}
+
+impl Reading for Tx {
+    type Db = Postgres;
+
+    async fn rows<T: Decoded>(
+        &mut self,
+        mut question: QueryBuilder<Postgres>,
+        planned: Planned,
+    ) -> Result<Vec<T>, StoreError> {
+        let question = question.build_query_as().persistent(planned == Planned::Once);
+        Ok(question.fetch_all(self).await?)
+    }
+
+    async fn end(self) -> Result<(), StoreError> {
+        self.commit().await
+    }
+}
+
+impl PostgresStore {
+    pub(super) fn erases(&self) -> bool {
+        self.terms.policy.on_delete == OnDelete::Erase
+    }
+}
+
+/// Does `$work` in the transaction `$tx` of its own, again where it lost a race.
+macro_rules! write {
+    ($store:expr, |$tx:ident| $work:expr) => {
+        retry::again(|| async {
+            let mut transaction = $store.reading().await?;
+            let $tx = &mut transaction;
+            let done = $work;
+            transaction.commit().await?;
+            Ok(done)
+        })
+        .await
+    };
+}
+
+/// A step that people take with letters of one status.
+struct Step {
+    from: Status,
+    /// What else the letters have to be.
+    and: &'static str,
+    /// What the history calls it.
+    action: &'static str,
+    /// What becomes of the letter `l`; `actor` takes the step.
+    set: &'static str,
+}
+
+const CLAIM: Step = Step {
+    from: Status::Open,
+    and: "",
+    action: "replayed",
+    set: "status = 'replayed', round = l.round + 1, claimed_at = statement_timestamp(), claimed_by = actor, \
+          published_at = NULL",
+};
+
+const DISCARD: Step = Step {
+    from: Status::Open,
+    and: "",
+    action: "discarded",
+    set: "status = 'discarded', settled_at = statement_timestamp()",
+};
+
+const RESTORE: Step = Step {
+    from: Status::Discarded,
+    and: " AND NOT erased",
+    action: "restored",
+    set: "status = 'open', settled_at = NULL",
+};
+
+impl Step {
+    /// Takes up to `limit` letters, the first to die first, and writes it down. Returns `answer` of those that `changed`.
+    async fn take<T>(
+        &self,
+        tx: &mut Tx,
+        filter: &Filter,
+        limit: u32,
+        by: &Actor,
+        answer: &str,
+    ) -> Result<Vec<T>, StoreError>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        let Some(conditions) = Conditions::of_status(filter, self.from) else { return Ok(Vec::new()) };
+        let (Self { and, action, set, .. }, (name, note)) = (self, plain::actor(by));
+        let mut query = QueryBuilder::<Postgres>::new("WITH step (actor, note) AS (VALUES (");
+        query.push_bind(name).push("::text, ").push_bind(note);
+        query.push("::text)), picked AS MATERIALIZED (SELECT id FROM dead_letters");
+        conditions.push(&mut query);
+        // A caller that names letters waits for whoever is busy with them; one that takes any passes over those.
+        let busy = if filter.ids.is_empty() { " SKIP LOCKED" } else { "" };
+        query.push(format_args!(
+            "{and} ORDER BY died_at, id LIMIT {limit} FOR UPDATE{busy}), \
+             changed AS (UPDATE dead_letters AS l SET {set} FROM picked, step WHERE l.id = picked.id RETURNING l.*), \
+             noted AS (INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
+             SELECT id, statement_timestamp(), '{action}', round, actor, note FROM changed, step) \
+             SELECT {answer} ORDER BY died_at, id"
+        ));
+        Ok(query.build_query_as().persistent(false).fetch_all(tx).await?)
+    }
+}
+
+const EDIT: &str = "WITH changed AS (UPDATE dead_letters SET status = 'replayed', round = round + 1, \
+     claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL, clerk_id = $5, event_type = $6 \
+     WHERE id = $1 AND status = 'open' RETURNING *), \
+     noted AS (INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
+     SELECT id, statement_timestamp(), 'edited', round, $3, $4 FROM changed) \
+     UPDATE dead_letter_contents SET body = $2 FROM changed WHERE letter_id = id \
+     RETURNING id, message_id, round, event_type, first_seen, body";
+
+const STAMP: &str = "WITH picked AS MATERIALIZED (SELECT l.id FROM dead_letters AS l \
+     JOIN (SELECT DISTINCT * FROM unnest($1::uuid[], $2::bigint[])) AS p (id, round) \
+     ON p.id = l.id AND p.round = l.round WHERE l.published_at IS NULL AND l.claimed_at IS NOT NULL \
+     ORDER BY l.message_id COLLATE \"C\" FOR UPDATE OF l), \
+     changed AS (UPDATE dead_letters AS l SET published_at = statement_timestamp() FROM picked \
+     WHERE l.id = picked.id RETURNING l.id, l.round) \
+     INSERT INTO dead_letter_history (letter_id, at, action, round, by) \
+     SELECT id, statement_timestamp(), 'published', round, $3 FROM changed";
+
 #[async_trait]
 impl Letters for PostgresStore {
     async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError> {
@@ -71,101 +195,23 @@ impl Letters for PostgresStore {
     }
 
     async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError> {
-        let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let few = conditions.may_be_few()
-            && self.count(filter).await?.iter().map(|count| count.letters).sum::<u64>() <= FEW;
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let rows = conditions.groups::<Postgres>(few).build().persistent(false).fetch_all(&mut tx).await?;
-        tx.commit().await?;
-        Ok(rows.iter().map(group_of).collect::<Result<_, _>>()?)
+        questions::groups(self, filter).await
     }
 
     async fn groups_named(&self, reference: &str) -> Result<Vec<String>, StoreError> {
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let mut keys: Vec<String> = sqlx::query_scalar(GROUPS).fetch_all(&mut tx).await?;
-        tx.commit().await?;
-        keys.retain(|key| key == reference || group_id(key) == reference);
-        Ok(keys)
+        questions::groups_named(self, reference).await
     }
 
-    async fn letters(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
-        let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let mut asked = conditions.page::<Postgres>(page, COLUMNS);
-        let rows = asked.build().persistent(false).fetch_all(&mut tx).await?;
-        tx.commit().await?;
-        rows.iter().map(letter_of).collect()
+    async fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
+        questions::list(self, filter, page).await
     }
 
-    async fn letter(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError> {
-        if reference.contains('\0') {
-            return Ok(None);
-        }
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let row = sqlx::query(
-            "SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, \
-             status, outcome, grp, headers, body FROM dead_letters JOIN dead_letter_contents ON letter_id = id \
-             WHERE id = $1 OR message_id = $2 \
-             ORDER BY coalesce(id = $1, false) DESC LIMIT 1",
-        )
-        .bind(Uuid::parse_str(reference).ok())
-        .bind(reference)
-        .fetch_optional(&mut tx)
-        .await?;
-        let Some(row) = row else { return Ok(None) };
-        let letter = letter_of(&row)?;
-        let history = sqlx::query(
-            "SELECT at, action, round, by, note FROM (SELECT * FROM dead_letter_history WHERE letter_id = $1 \
-             ORDER BY n DESC LIMIT $2) AS h ORDER BY n",
-        )
-        .bind(letter.id)
-        .bind(i64::from(EVENTS_MAX))
-        .fetch_all(&mut tx)
-        .await?;
-        tx.commit().await?;
-        Ok(Some(LetterDetail {
-            headers: row.try_get::<Json<_>, _>("headers")?.0,
-            body: row.try_get::<Vec<u8>, _>("body")?.into(),
-            history: history.iter().map(entry_of).collect::<Result<_, _>>()?,
-            letter,
-        }))
+    async fn show(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError> {
+        questions::show(self, reference).await
     }
 
     async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError> {
-        let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let rows = conditions.count::<Postgres>().build().persistent(false).fetch_all(&mut tx).await?;
-        tx.commit().await?;
-        let count = |row: &PgRow| {
-            Ok::<_, sqlx::Error>(Count {
-                event_type: row.try_get("event_type")?,
-                reason: row.try_get("reason")?,
-                letters: row.try_get::<i64, _>("letters")?.unsigned_abs(),
-            })
-        };
-        Ok(rows.iter().map(count).collect::<Result<_, _>>()?)
-    }
-
-    async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let rows: Vec<(String, i64)> = sqlx::query_as(STATUSES).fetch_all(&mut tx).await?;
-        tx.commit().await?;
-        rows.into_iter().map(|(name, letters)| Ok((status(&name)?, letters.unsigned_abs()))).collect()
-    }
-
-    async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
-        retry::again(|| replay::claim(self, filter, limit, by)).await
-    }
-
-    async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError> {
-        retry::again(|| replay::edit(self, id, &body, by)).await
-    }
-
-    async fn clock(&self) -> Result<Millis, StoreError> {
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut tx).await?;
-        tx.commit().await?;
-        Ok(now.timestamp_millis() + 1)
+        questions::count(self, filter).await
     }
 
     async fn unstamped(
@@ -174,103 +220,55 @@ impl Letters for PostgresStore {
         before: Millis,
         limit: u32,
     ) -> Result<Vec<Claimed>, StoreError> {
-        replay::unstamped(self, filter, before, limit).await
+        questions::unstamped(self, filter, before, limit).await
     }
 
-    async fn stamp(&self, published: &[(Uuid, u32)]) -> Result<(), StoreError> {
-        retry::again(|| replay::stamp(self, published)).await
+    async fn clock(&self) -> Result<Millis, StoreError> {
+        let mut tx = self.reading().await?;
+        let now: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&mut tx).await?;
+        tx.commit().await?;
+        Ok(now.timestamp_millis() + 1)
+    }
+
+    async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
+        let answer = format!("{CLAIMED} FROM changed JOIN dead_letter_contents ON letter_id = id");
+        write!(self, |tx| CLAIM.take(tx, filter, limit, by, &answer).await?)
+    }
+
+    async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError> {
+        let (name, note) = plain::actor(by);
+        write!(self, |tx| {
+            let edit = sqlx::query_as(EDIT).bind(id).bind(&body[..]).bind(&name).bind(&note);
+            let edit = edit.bind(clerk::whose(&body)).bind(clerk::event_type(&body));
+            edit.fetch_optional(tx).await?
+        })
+    }
+
+    async fn stamp(&self, published: &[Publication]) -> Result<(), StoreError> {
+        let (ids, rounds): (Vec<Uuid>, Vec<i64>) =
+            published.iter().map(|&(id, round)| (id, i64::from(round))).unzip();
+        write!(self, |tx| {
+            sqlx::query(STAMP).bind(&ids).bind(&rounds).bind(OURSELVES).execute(tx).await?;
+        })
     }
 
     async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
-        retry::again(|| async {
-            let mut tx = self.connections.begin(PEOPLE).await?;
-            let users = replay::discard(&mut tx, filter, limit, by).await?;
+        write!(self, |tx| {
+            let users: Vec<(Option<String>,)> =
+                DISCARD.take(tx, filter, limit, by, "clerk_id FROM changed").await?;
             let discarded = users.len() as u64;
-            if self.policy.on_delete == OnDelete::Erase {
-                settle::erase(&mut tx, &users.into_iter().flatten().collect::<Vec<_>>()).await?;
+            if self.erases() {
+                let users: Vec<&str> = users.iter().filter_map(|(user,)| user.as_deref()).collect();
+                tx.erase_letters(&users).await?;
             }
-            tx.commit().await?;
-            Ok(discarded)
+            discarded
         })
-        .await
     }
 
     async fn restore(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
-        retry::again(|| replay::restore(self, filter, limit, by)).await
+        write!(self, |tx| {
+            let restored: Vec<(Uuid,)> = RESTORE.take(tx, filter, limit, by, "id FROM changed").await?;
+            restored.len() as u64
+        })
     }
-
-    async fn record_rejections(&self, samples: &[Rejected]) -> Result<(), StoreError> {
-        prune::record(&self.connections, samples).await
-    }
-
-    async fn rejections(&self, limit: u32) -> Result<Vec<Rejected>, StoreError> {
-        prune::rejections(&self.connections, limit).await
-    }
-
-    async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
-        retry::again(|| prune::step(&self.connections, retention, limit)).await
-    }
-
-    async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
-        match self.policy.on_delete {
-            OnDelete::Keep => Ok(0),
-            OnDelete::Erase => retry::again(|| erase::step(self, limit)).await,
-        }
-    }
-}
-
-fn letter_of(row: &PgRow) -> Result<Letter, StoreError> {
-    Ok(Letter {
-        id: row.try_get("id")?,
-        message_id: row.try_get("message_id")?,
-        round: small(row, "round")?,
-        event_type: row.try_get("event_type")?,
-        clerk_id: row.try_get("clerk_id")?,
-        reason: row.try_get("reason")?,
-        detail: row.try_get("detail")?,
-        attempts: small(row, "attempts")?,
-        first_seen: time(row, "first_seen")?,
-        died_at: time(row, "died_at")?,
-        status: status(row.try_get("status")?)?,
-        outcome: row.try_get("outcome")?,
-        group: row.try_get("grp")?,
-    })
-}
-
-fn group_of(row: &PgRow) -> Result<Group, sqlx::Error> {
-    // A group whose last letter is going right now may have a count and no letter.
-    let time = |column| Ok::<_, sqlx::Error>(row.try_get::<Option<DateTime<Utc>>, _>(column)?.map(rfc3339));
-    let group: String = row.try_get("grp")?;
-    Ok(Group {
-        id: group_id(&group),
-        group,
-        reason: row.try_get("reason")?,
-        detail: row.try_get::<Option<String>, _>("detail")?.unwrap_or_default(),
-        letters: row.try_get::<i64, _>("letters")?.unsigned_abs(),
-        first_died_at: time("first_died_at")?.unwrap_or_default(),
-        last_died_at: time("last_died_at")?.unwrap_or_default(),
-    })
-}
-
-fn entry_of(row: &PgRow) -> Result<HistoryEntry, sqlx::Error> {
-    Ok(HistoryEntry {
-        at: time(row, "at")?,
-        action: row.try_get("action")?,
-        round: small(row, "round")?,
-        by: row.try_get("by")?,
-        note: row.try_get("note")?,
-    })
-}
-
-fn time(row: &PgRow, column: &'static str) -> Result<String, sqlx::Error> {
-    Ok(rfc3339(row.try_get(column)?))
-}
-
-/// A number that is one of `u32` everywhere but in the table, which has no such type.
-pub(super) fn small(row: &PgRow, column: &'static str) -> Result<u32, sqlx::Error> {
-    Ok(u32::try_from(row.try_get::<i64, _>(column)?).unwrap_or(u32::MAX))
-}
-
-fn status(name: &str) -> Result<Status, StoreError> {
-    Status::parse(name).ok_or_else(|| errors::broken("a dead letter has a status that is new to headcount"))
 }

@@ -1,21 +1,14 @@
-//! Owns the PostgreSQL store: its connections, its schema, and trying a batch again after a race.
-//! Never touches the rules, which are `rules`', nor rows: `connections` begins transactions, `apply` tries a batch, `load` and `save` are its two ends,
-//! `read` is for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to
-//! them, `settle` what their messages' effect does, `prune` what time does, `erase` what a changed policy does.
+//! Owns the PostgreSQL store: its schema, and which room answers which call. `connections` begins transactions, `unit` is
+//! what a batch's transaction does, `read` is for people; `capture` takes dead letters in, `letters` is what people ask about
+//! them and do to them, `housekeeping` what time does.
 
-mod apply;
 mod capture;
-mod connections;
-mod erase;
+pub(super) mod connections;
+mod housekeeping;
 mod letters;
-mod load;
-mod probe;
-mod prune;
 mod read;
-mod replay;
-mod save;
-mod settle;
 mod strangers;
+mod unit;
 
 use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -24,14 +17,10 @@ use connections::{Connections, PEOPLE, Tx, quoted};
 use sqlx::{AssertSqlSafe, Executor as _, migrate::MigrateError, postgres::PgConnectOptions};
 
 use super::{
-    Incoming, Store, StoreConfig, StoreError, Stranger, Totals, User, UserHistory, UserQuery, errors,
-    migrations, watchdog::Backend,
+    Batches, Diagnosis, Incoming, Schema, Store, StoreConfig, StoreError, Stranger, Terms, Totals, User,
+    UserHistory, UserQuery, Users, errors, migrations, watchdog::Renewable,
 };
-use crate::{
-    address,
-    rules::users::{Outcome, Policy},
-    secret::Secret,
-};
+use crate::{address, datafile::Examined, rules::Outcome, secret::Secret};
 
 /// What foreign tables are answered with.
 const HINT: &str = "set HEADCOUNT_SCHEMA to a schema of its own, such as headcount";
@@ -39,8 +28,7 @@ const HINT: &str = "set HEADCOUNT_SCHEMA to a schema of its own, such as headcou
 /// Users in a PostgreSQL database.
 pub struct PostgresStore {
     connections: Connections,
-    policy: Policy,
-    default_credits: i64,
+    terms: Terms,
 }
 
 impl fmt::Debug for PostgresStore {
@@ -63,8 +51,7 @@ impl PostgresStore {
         })?;
         Ok(Self {
             connections: Connections::new(options, schema, config.connections.max(2)),
-            policy: config.policy,
-            default_credits: config.default_credits,
+            terms: Terms::of(config),
         })
     }
 
@@ -73,12 +60,12 @@ impl PostgresStore {
     }
 }
 
-impl Backend for PostgresStore {
-    const ANSWER: Duration = Duration::from_secs(10);
+impl Renewable for PostgresStore {
+    const BREAK_OFF: Duration = Duration::from_secs(10);
 
     fn renewed(&self) -> Option<Self> {
         let connections = self.connections.renewed();
-        Some(Self { connections, policy: self.policy, default_credits: self.default_credits })
+        Some(Self { connections, terms: self.terms })
     }
 
     fn connections(&self) -> usize {
@@ -91,15 +78,50 @@ impl Backend for PostgresStore {
 }
 
 #[async_trait]
-impl Store for PostgresStore {
+impl Batches for PostgresStore {
+    async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
+        super::unit::apply(self, &batch).await
+    }
+
+    async fn ready(&self) -> Result<(), StoreError> {
+        super::unit::ready(self).await
+    }
+}
+
+#[async_trait]
+impl Users for PostgresStore {
+    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let users = read::users(&mut tx, query).await?;
+        tx.commit().await?;
+        Ok(users)
+    }
+
+    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let user = read::user(&mut tx, reference).await?;
+        tx.commit().await?;
+        Ok(user)
+    }
+
+    async fn totals(&self) -> Result<Totals, StoreError> {
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let totals = read::totals(&mut tx).await?;
+        tx.commit().await?;
+        Ok(totals)
+    }
+}
+
+#[async_trait]
+impl Schema for PostgresStore {
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        self.connections.want_two(apply::lock_id("", "second session", "")).await?;
+        self.connections.want_two(unit::lock_id("", "second session", "")).await?;
         let mut tx =
             self.connections.begin("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0").await?;
         let schema = self.connections.schema();
         // One process at a time per schema, until the transaction ends.
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
-            .bind(apply::lock_id(schema, "migrate", ""))
+            .bind(unit::lock_id(schema, "migrate", ""))
             .execute(&mut tx)
             .await?;
         // Asked first, because CREATE SCHEMA IF NOT EXISTS wants a right on the database even where it exists.
@@ -124,11 +146,6 @@ impl Store for PostgresStore {
         Ok(pending)
     }
 
-    async fn check_for_work(&self) -> Result<(), StoreError> {
-        self.connections.want_two(apply::lock_id("", "second session", "")).await?;
-        self.check_schema().await
-    }
-
     async fn check_schema(&self) -> Result<(), StoreError> {
         let mut tx = self.connections.begin(PEOPLE).await?;
         let found = Found::look(&mut tx, self.connections.schema()).await?;
@@ -137,43 +154,29 @@ impl Store for PostgresStore {
         migrations::check(migrations::POSTGRES, applied, foreign, &self.place(), HINT)
     }
 
-    async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
-        super::retry::races(&batch, &mut apply::Attempt::new(self)).await
+    async fn check_for_work(&self) -> Result<(), StoreError> {
+        self.connections.want_two(unit::lock_id("", "second session", "")).await?;
+        self.check_schema().await
     }
+}
 
-    async fn ready(&self) -> Result<(), StoreError> {
-        probe::write(self).await
-    }
-
+#[async_trait]
+impl Diagnosis for PostgresStore {
     async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
-        apply::rehearse(self, &batch).await
+        super::unit::rehearse(self, &batch).await
     }
 
     async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {
         strangers::ask(self).await
     }
 
-    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let users = read::users(&mut tx, query).await?;
-        tx.commit().await?;
-        Ok(users)
+    async fn examine(&self, _: Duration) -> Result<Option<Examined>, StoreError> {
+        Ok(None)
     }
+}
 
-    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let user = read::user(&mut tx, reference).await?;
-        tx.commit().await?;
-        Ok(user)
-    }
-
-    async fn totals(&self) -> Result<Totals, StoreError> {
-        let mut tx = self.connections.begin(PEOPLE).await?;
-        let totals = read::totals(&mut tx).await?;
-        tx.commit().await?;
-        Ok(totals)
-    }
-
+#[async_trait]
+impl Store for PostgresStore {
     async fn close(&self) {
         self.connections.close().await;
     }

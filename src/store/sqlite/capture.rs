@@ -1,14 +1,11 @@
-//! Owns taking letters in, and the samples of rejected requests. A statement per row, all in one transaction: a body is
-//! no JSON.
+//! Owns taking letters in, with a statement per row: a body is no JSON. Part of a transaction that is the caller's.
 
 use sqlx::SqliteConnection;
 
-use super::settle;
+use super::unit::{apply_letters, erase_letters};
 use crate::store::{
     StoreError,
-    batch::rfc3339,
-    letters::Rejected,
-    plain::{OURSELVES, Plain, PlainRejection},
+    plain::{OURSELVES, Plain},
 };
 
 const LETTER: &str = "INSERT INTO dead_letters (id, message_id, round, event_type, clerk_id, reason, detail, attempts, \
@@ -32,7 +29,7 @@ pub(super) async fn letters(
     let mut new = Vec::new();
     for letter in letters {
         let died: Option<String> = sqlx::query_scalar(LETTER)
-            .bind(letter.id.to_string())
+            .bind(letter.id)
             .bind(&letter.message_id)
             .bind(letter.round)
             .bind(&letter.event_type)
@@ -40,8 +37,8 @@ pub(super) async fn letters(
             .bind(&letter.reason)
             .bind(&letter.detail)
             .bind(letter.attempts)
-            .bind(rfc3339(letter.first_seen))
-            .bind(rfc3339(letter.died_at))
+            .bind(letter.first_seen)
+            .bind(letter.died_at)
             .bind(&letter.group)
             .bind(&letter.search)
             .fetch_optional(&mut *tx)
@@ -53,7 +50,7 @@ pub(super) async fn letters(
              VALUES (?1, ?2, 'died', ?3, ?4, ?5 || iif(?6 = '', '', ': ' || ?6))",
         )
         .bind(id)
-        .bind(rfc3339(letter.died_at))
+        .bind(letter.died_at)
         .bind(letter.round)
         .bind(OURSELVES)
         .bind(&letter.reason)
@@ -72,24 +69,9 @@ pub(super) async fn letters(
     if applied.is_empty() {
         return Ok(new);
     }
-    let users = settle::applied(tx, &applied).await?;
+    let users = apply_letters(tx, &applied).await?;
     if erases {
-        settle::erase(tx, &users).await?;
+        erase_letters(tx, &users).await?;
     }
     Ok(new)
-}
-
-/// Keeps samples.
-pub(super) async fn rejections(tx: &mut SqliteConnection, samples: &[Rejected]) -> Result<(), StoreError> {
-    for sample in samples.iter().map(PlainRejection::of) {
-        sqlx::query("INSERT INTO rejections (id, at, address, reason, headers) VALUES (?1, ?2, ?3, ?4, ?5)")
-            .bind(sample.id.to_string())
-            .bind(rfc3339(sample.at))
-            .bind(sample.address)
-            .bind(sample.reason)
-            .bind(sample.headers)
-            .execute(&mut *tx)
-            .await?;
-    }
-    Ok(())
 }

@@ -1,170 +1,215 @@
-//! Owns what the SQLite store answers about letters, and hands what changes them, in a transaction of the one writer,
-//! to `capture`, `replay` and `prune`.
-
-use std::collections::BTreeMap;
+//! Owns what people do to letters in SQLite: claim them for a replay, edit, discard, restore, stamp. Each is a
+//! transaction, and these exclude one another.
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sqlx::{QueryBuilder, Row as _, Sqlite, sqlite::SqliteRow, types::Json};
+use sqlx::{Arguments, QueryBuilder, Sqlite, SqliteConnection, SqlitePool, types::Json};
 use uuid::Uuid;
 
-use super::{
-    SqliteStore, capture, erase,
-    load::{parse_time, uuid},
-    prune, replay,
-};
+use super::{SqliteStore, capture, unit::erase_letters};
 use crate::{
+    clerk,
     rules::users::OnDelete,
     store::{
         StoreError,
-        batch::rfc3339,
-        errors,
-        filter::{COLUMNS, Condition, Conditions, Dialect, FEW, GROUPS, STATUSES},
+        columns::{At, Id},
+        filter::{Conditions, Dialect, Value, binding},
         letters::{
-            Actor, Captured, Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Letters,
-            Page, Pruned, Rejected, Retention, Status, group_id,
+            Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
+            Status,
         },
-        plain::Plain,
-        reference::EVENTS_MAX,
-        retry,
+        plain::{self, OURSELVES, Plain},
+        questions::{self, Asked, CLAIMED, Decoded, Planned, Reading},
     },
-    time::Millis,
+    time::{Millis, now},
 };
 
 impl Dialect for Sqlite {
-    fn and(query: &mut QueryBuilder<Self>, condition: &Condition<'_>) {
-        match condition {
-            Condition::Ids(ids) => {
-                query.push(" AND id IN (SELECT value FROM json_each(");
-                query.push_bind(Json(ids.to_vec())).push("))")
-            }
-            Condition::Is(column, value) => {
-                query.push(format!(" AND {column} = ")).push_bind((*value).to_owned())
-            }
-            Condition::Contains(text) => {
-                query.push(" AND instr(search, ").push_bind(text.clone()).push(") > 0")
-            }
-            Condition::Died(compared, at) => {
-                query.push(format!(" AND died_at {compared} ")).push_bind(rfc3339(*at))
-            }
-            Condition::After(died_at, id) => {
-                query.push(" AND (died_at, id) < (").push_bind(rfc3339(*died_at));
-                query.push(", ").push_bind(id.to_string()).push(")")
-            }
-        };
+    binding!();
+
+    fn and_one_of(query: &mut QueryBuilder<Self>, ids: &[Uuid]) {
+        query.push(" AND id IN (SELECT value FROM json_each(").push_bind(Json(ids.to_vec())).push("))");
+    }
+
+    fn and_contains(query: &mut QueryBuilder<Self>, text: &str) {
+        query.push(" AND instr(search, ").push_bind(text.to_owned()).push(") > 0");
+    }
+}
+
+impl Asked for SqliteStore {
+    type Db = Sqlite;
+    type Reading = SqlitePool;
+
+    async fn reading(&self) -> Result<SqlitePool, StoreError> {
+        Ok(self.readers.clone())
+    }
+}
+
+// Each question on any connection: it sees what was committed when it was asked.
+impl Reading for SqlitePool {
+    type Db = Sqlite;
+
+    async fn rows<T: Decoded>(
+        &mut self,
+        mut question: QueryBuilder<Sqlite>,
+        _: Planned,
+    ) -> Result<Vec<T>, StoreError> {
+        Ok(question.build_query_as().fetch_all(&*self).await?)
+    }
+
+    async fn end(self) -> Result<(), StoreError> {
+        Ok(())
     }
 }
 
 impl SqliteStore {
-    fn erases(&self) -> bool {
-        self.policy.on_delete == OnDelete::Erase
+    pub(super) fn erases(&self) -> bool {
+        self.terms.policy.on_delete == OnDelete::Erase
     }
 }
+
+/// Does `$work` in the transaction `$tx` of the one writer, again where it lost a race.
+macro_rules! write {
+    ($store:expr, |$tx:ident| $work:expr) => {
+        $crate::store::retry::again(|| async {
+            let mut writing = $store.begin().await?;
+            let $tx = writing.connection()?;
+            let done: Result<_, StoreError> = async { Ok($work) }.await;
+            writing.end(done).await
+        })
+        .await
+    };
+}
+
+pub(super) use write;
+
+/// A step that people take with letters of one status.
+struct Step {
+    from: Status,
+    /// What else the letters have to be.
+    and: &'static str,
+    /// What the history calls it.
+    action: &'static str,
+    /// What becomes of the letters `?1`; `?2` takes the step.
+    set: &'static str,
+}
+
+const CLAIM: Step = Step {
+    from: Status::Open,
+    and: "",
+    action: "replayed",
+    set: concat!(
+        "UPDATE dead_letters SET status = 'replayed', round = round + 1, claimed_at = ",
+        now!(),
+        ", claimed_by = ?2, published_at = NULL WHERE id IN (SELECT value FROM json_each(?1))"
+    ),
+};
+
+const EDIT: Step = Step { action: "edited", ..CLAIM };
+
+const DISCARD: Step = Step {
+    from: Status::Open,
+    and: "",
+    action: "discarded",
+    set: concat!(
+        "UPDATE dead_letters SET status = 'discarded', settled_at = ",
+        now!(),
+        " WHERE id IN (SELECT value FROM json_each(?1)) AND ?2 IS NOT NULL"
+    ),
+};
+
+const RESTORE: Step = Step {
+    from: Status::Discarded,
+    and: " AND NOT erased",
+    action: "restored",
+    set: "UPDATE dead_letters SET status = 'open', settled_at = NULL \
+          WHERE id IN (SELECT value FROM json_each(?1)) AND ?2 IS NOT NULL",
+};
+
+const NOTE: &str = concat!(
+    "INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) SELECT id, ",
+    now!(),
+    ", ?2, round, ?3, ?4 FROM dead_letters WHERE id IN (SELECT value FROM json_each(?1))"
+);
+
+impl Step {
+    /// Takes up to `limit` letters, the first to die first, and writes it down. Returns their ids.
+    async fn take(
+        &self,
+        tx: &mut SqliteConnection,
+        filter: &Filter,
+        limit: u32,
+        by: &Actor,
+    ) -> Result<Vec<String>, StoreError> {
+        let Some(conditions) = Conditions::of_status(filter, self.from) else { return Ok(Vec::new()) };
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM dead_letters");
+        conditions.push(&mut query);
+        query.push(format_args!("{} ORDER BY died_at, id LIMIT {limit}", self.and));
+        let ids: Vec<String> = query.build_query_scalar().fetch_all(&mut *tx).await?;
+        self.with(tx, &ids, by).await?;
+        Ok(ids)
+    }
+
+    /// Takes these letters, and writes it down.
+    async fn with(&self, tx: &mut SqliteConnection, ids: &[String], by: &Actor) -> Result<(), StoreError> {
+        let (name, note) = plain::actor(by);
+        sqlx::query(self.set).bind(Json(ids)).bind(&name).execute(&mut *tx).await?;
+        sqlx::query(NOTE).bind(Json(ids)).bind(self.action).bind(name).bind(note).execute(tx).await?;
+        Ok(())
+    }
+}
+
+/// What is to be published of these letters, the first to die first.
+async fn claimed(tx: &mut SqliteConnection, ids: &[String]) -> Result<Vec<Claimed>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(format!(
+        "SELECT {CLAIMED} FROM dead_letters JOIN dead_letter_contents ON letter_id = id \
+         WHERE id IN (SELECT value FROM json_each("
+    ));
+    query.push_bind(Json(ids)).push(")) ORDER BY died_at, id");
+    Ok(query.build_query_as().fetch_all(tx).await?)
+}
+
+const BODY: &str = "UPDATE dead_letter_contents SET body = ?2 \
+     WHERE letter_id = (SELECT id FROM dead_letters WHERE id = ?1 AND status = 'open')";
+
+const ABOUT: &str = "UPDATE dead_letters SET clerk_id = ?2, event_type = ?3 WHERE id = ?1";
+
+const USERS: &str = "SELECT clerk_id FROM dead_letters \
+     WHERE clerk_id IS NOT NULL AND id IN (SELECT value FROM json_each(?1))";
+
+const STAMP: &str = concat!(
+    "UPDATE dead_letters SET published_at = ",
+    now!(),
+    " WHERE published_at IS NULL AND claimed_at IS NOT NULL \
+     AND (id, round) IN (SELECT value->>0, value->>1 FROM json_each(?1)) RETURNING id"
+);
 
 #[async_trait]
 impl Letters for SqliteStore {
     async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError> {
         let letters = Plain::all(letters);
-        retry::again(|| async {
-            let mut writing = self.begin().await?;
-            let result = capture::letters(writing.connection()?, &letters, self.erases()).await;
-            // The boundary: captured before the delivery is acked.
-            writing.end(result).await
-        })
-        .await
+        // The boundary: captured before the delivery is acked.
+        write!(self, |tx| capture::letters(tx, &letters, self.erases()).await?)
     }
 
     async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError> {
-        let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let few = conditions.may_be_few()
-            && self.count(filter).await?.iter().map(|count| count.letters).sum::<u64>() <= FEW;
-        let rows = conditions.groups::<Sqlite>(few).build().fetch_all(&self.readers).await?;
-        Ok(rows.iter().map(group_of).collect::<Result<_, _>>()?)
+        questions::groups(self, filter).await
     }
 
     async fn groups_named(&self, reference: &str) -> Result<Vec<String>, StoreError> {
-        let mut keys: Vec<String> = sqlx::query_scalar(GROUPS).fetch_all(&self.readers).await?;
-        keys.retain(|key| key == reference || group_id(key) == reference);
-        Ok(keys)
+        questions::groups_named(self, reference).await
     }
 
-    async fn letters(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
-        let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.page::<Sqlite>(page, COLUMNS).build().fetch_all(&self.readers).await?;
-        rows.iter().map(letter_of).collect()
+    async fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
+        questions::list(self, filter, page).await
     }
 
-    async fn letter(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError> {
-        if reference.contains('\0') {
-            return Ok(None);
-        }
-        let row = sqlx::query(
-            "SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, \
-             status, outcome, grp, headers, body FROM dead_letters JOIN dead_letter_contents ON letter_id = id \
-             WHERE id = ?1 OR message_id = ?2 \
-             ORDER BY coalesce(id = ?1, false) DESC LIMIT 1",
-        )
-        .bind(Uuid::parse_str(reference).ok().map(|id| id.to_string()))
-        .bind(reference)
-        .fetch_optional(&self.readers)
-        .await?;
-        let Some(row) = row else { return Ok(None) };
-        let letter = letter_of(&row)?;
-        let history = sqlx::query(
-            "SELECT at, action, round, by, note FROM (SELECT * FROM dead_letter_history WHERE letter_id = ?1 \
-             ORDER BY n DESC LIMIT ?2) ORDER BY n",
-        )
-        .bind(letter.id.to_string())
-        .bind(EVENTS_MAX)
-        .fetch_all(&self.readers)
-        .await?;
-        Ok(Some(LetterDetail {
-            headers: row.try_get::<Json<_>, _>("headers")?.0,
-            body: row.try_get::<Vec<u8>, _>("body")?.into(),
-            history: history.iter().map(entry_of).collect::<Result<_, _>>()?,
-            letter,
-        }))
+    async fn show(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError> {
+        questions::show(self, reference).await
     }
 
     async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError> {
-        let Some(conditions) = Conditions::of(filter) else { return Ok(Vec::new()) };
-        let rows = conditions.count::<Sqlite>().build().fetch_all(&self.readers).await?;
-        let count = |row: &SqliteRow| {
-            Ok::<_, sqlx::Error>(Count {
-                event_type: row.try_get("event_type")?,
-                reason: row.try_get("reason")?,
-                letters: row.try_get::<i64, _>("letters")?.unsigned_abs(),
-            })
-        };
-        Ok(rows.iter().map(count).collect::<Result<_, _>>()?)
-    }
-
-    async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
-        let rows: Vec<(String, i64)> = sqlx::query_as(STATUSES).fetch_all(&self.readers).await?;
-        rows.into_iter().map(|(name, letters)| Ok((status(&name)?, letters.unsigned_abs()))).collect()
-    }
-
-    async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
-        retry::again(|| async {
-            let mut writing = self.begin().await?;
-            let result = replay::claim(writing.connection()?, filter, limit, by).await;
-            writing.end(result).await
-        })
-        .await
-    }
-
-    async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError> {
-        retry::again(|| async {
-            let mut writing = self.begin().await?;
-            let result = replay::edit(writing.connection()?, id, &body, by).await;
-            writing.end(result).await
-        })
-        .await
-    }
-
-    async fn clock(&self) -> Result<Millis, StoreError> {
-        // The file's clock is this host's.
-        Ok(crate::time::now() + 1)
+        questions::count(self, filter).await
     }
 
     async fn unstamped(
@@ -173,118 +218,58 @@ impl Letters for SqliteStore {
         before: Millis,
         limit: u32,
     ) -> Result<Vec<Claimed>, StoreError> {
-        replay::unstamped(&self.readers, filter, before, limit).await
+        questions::unstamped(self, filter, before, limit).await
     }
 
-    async fn stamp(&self, published: &[(Uuid, u32)]) -> Result<(), StoreError> {
-        retry::again(|| async {
-            let mut writing = self.begin().await?;
-            let result = replay::stamp(writing.connection()?, published).await;
-            writing.end(result).await
+    async fn clock(&self) -> Result<Millis, StoreError> {
+        // The file's clock is this host's.
+        Ok(now() + 1)
+    }
+
+    async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
+        write!(self, |tx| {
+            let ids = CLAIM.take(tx, filter, limit, by).await?;
+            claimed(tx, &ids).await?
         })
-        .await
+    }
+
+    async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError> {
+        let about = (clerk::whose(&body), clerk::event_type(&body));
+        write!(self, |tx| {
+            let ids = [id.to_string()];
+            let edited = sqlx::query(BODY).bind(Id(id)).bind(&body[..]).execute(&mut *tx).await?;
+            if edited.rows_affected() > 0 {
+                sqlx::query(ABOUT).bind(Id(id)).bind(&about.0).bind(&about.1).execute(&mut *tx).await?;
+                EDIT.with(tx, &ids, by).await?;
+                claimed(tx, &ids).await?.pop()
+            } else {
+                None
+            }
+        })
+    }
+
+    async fn stamp(&self, published: &[Publication]) -> Result<(), StoreError> {
+        write!(self, |tx| {
+            let ids: Vec<String> =
+                sqlx::query_scalar(STAMP).bind(Json(published)).fetch_all(&mut *tx).await?;
+            let note = sqlx::query(NOTE).bind(Json(ids)).bind("published").bind(OURSELVES);
+            note.bind(None::<String>).execute(tx).await?;
+        })
     }
 
     async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
-        retry::again(|| async {
-            let mut writing = self.begin().await?;
-            let result = replay::discard(writing.connection()?, filter, limit, by, self.erases()).await;
-            writing.end(result).await
+        write!(self, |tx| {
+            let ids = DISCARD.take(tx, filter, limit, by).await?;
+            if self.erases() {
+                let users: Vec<String> =
+                    sqlx::query_scalar(USERS).bind(Json(&ids)).fetch_all(&mut *tx).await?;
+                erase_letters(tx, &users).await?;
+            }
+            ids.len() as u64
         })
-        .await
     }
 
     async fn restore(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
-        retry::again(|| async {
-            let mut writing = self.begin().await?;
-            let result = replay::restore(writing.connection()?, filter, limit, by).await;
-            writing.end(result).await
-        })
-        .await
+        write!(self, |tx| RESTORE.take(tx, filter, limit, by).await?.len() as u64)
     }
-
-    async fn record_rejections(&self, samples: &[Rejected]) -> Result<(), StoreError> {
-        let mut writing = self.begin().await?;
-        let result = capture::rejections(writing.connection()?, samples).await;
-        writing.end(result).await
-    }
-
-    async fn rejections(&self, limit: u32) -> Result<Vec<Rejected>, StoreError> {
-        let rows: Vec<(String, String, String, Json<Vec<String>>)> = sqlx::query_as(
-            "SELECT at, address, reason, headers FROM rejections ORDER BY at DESC, id DESC LIMIT ?1",
-        )
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await?;
-        let sample = |(at, address, reason, headers): (String, String, String, Json<Vec<String>>)| {
-            Ok(Rejected { at: parse_time("at", &at)?, address, reason, headers: headers.0 })
-        };
-        rows.into_iter().map(sample).collect()
-    }
-
-    async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
-        retry::again(|| async {
-            let mut writing = self.begin().await?;
-            let result = prune::step(writing.connection()?, retention, limit).await;
-            writing.end(result).await
-        })
-        .await
-    }
-
-    async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
-        if !self.erases() {
-            return Ok(0);
-        }
-        retry::again(|| async {
-            let mut writing = self.begin().await?;
-            let result = erase::step(writing.connection()?, limit).await;
-            writing.end(result).await
-        })
-        .await
-    }
-}
-
-fn letter_of(row: &SqliteRow) -> Result<Letter, StoreError> {
-    Ok(Letter {
-        id: uuid(row, "id")?,
-        message_id: row.try_get("message_id")?,
-        round: row.try_get("round")?,
-        event_type: row.try_get("event_type")?,
-        clerk_id: row.try_get("clerk_id")?,
-        reason: row.try_get("reason")?,
-        detail: row.try_get("detail")?,
-        attempts: row.try_get("attempts")?,
-        first_seen: row.try_get("first_seen")?,
-        died_at: row.try_get("died_at")?,
-        status: status(row.try_get("status")?)?,
-        outcome: row.try_get("outcome")?,
-        group: row.try_get("grp")?,
-    })
-}
-
-fn group_of(row: &SqliteRow) -> Result<Group, sqlx::Error> {
-    let group: String = row.try_get("grp")?;
-    Ok(Group {
-        id: group_id(&group),
-        group,
-        reason: row.try_get("reason")?,
-        detail: row.try_get::<Option<String>, _>("detail")?.unwrap_or_default(),
-        letters: row.try_get::<i64, _>("letters")?.unsigned_abs(),
-        first_died_at: row.try_get::<Option<String>, _>("first_died_at")?.unwrap_or_default(),
-        last_died_at: row.try_get::<Option<String>, _>("last_died_at")?.unwrap_or_default(),
-    })
-}
-
-fn entry_of(row: &SqliteRow) -> Result<HistoryEntry, sqlx::Error> {
-    Ok(HistoryEntry {
-        at: row.try_get("at")?,
-        action: row.try_get("action")?,
-        round: row.try_get("round")?,
-        by: row.try_get("by")?,
-        note: row.try_get("note")?,
-    })
-}
-
-fn status(name: &str) -> Result<Status, StoreError> {
-    Status::parse(name).ok_or_else(|| errors::broken("a dead letter has a status that is new to headcount"))
 }

@@ -1,28 +1,15 @@
-//! Owns the SQLite store: its connections, its schema, and one try at a batch.
-//! One connection writes; BEGIN IMMEDIATE makes batches follow one another, also those of other processes.
-//! Never touches the rules, which are `rules`', nor rows: `load` and `save` are the two ends of a batch, `read` is
-//! for people; `letters` answers about dead letters, `capture` takes them in, `replay` is what people do to them,
-//! `settle` what their messages' effect does, `prune` what time does, `erase` what a changed policy does.
-
-/// The time of the statement, as times are written here.
-macro_rules! now {
-    () => {
-        "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
-    };
-}
+//! Owns the SQLite store: its connections, its schema, and which room answers which call. One connection writes; BEGIN
+//! IMMEDIATE makes batches follow one another, also those of other processes. `unit` is what a batch's transaction does,
+//! `read` is for people; `capture` takes dead letters in, `letters` is what people ask about them and do to them,
+//! `housekeeping` what time does.
 
 mod capture;
-mod erase;
 mod file;
+mod housekeeping;
 mod letters;
-mod load;
-mod probe;
-mod prune;
 mod read;
-mod replay;
-mod save;
-mod settle;
-mod writing;
+mod unit;
+pub(super) mod writing;
 
 use std::{
     collections::BTreeSet,
@@ -37,14 +24,12 @@ use sqlx::{SqliteConnection, SqlitePool};
 
 use self::writing::Writing;
 use super::{
-    Incoming, Store, StoreConfig, StoreError, Totals, User, UserHistory, UserQuery,
-    batch::{self, Fresh},
-    migrations, retry,
-    watchdog::Backend,
+    Batches, Diagnosis, Incoming, Schema, Store, StoreConfig, StoreError, Stranger, Terms, Totals, User,
+    UserHistory, UserQuery, Users, migrations, watchdog::Renewable,
 };
 use crate::{
     datafile::{DataFile, Examined, Guard},
-    rules::users::{self, Loaded, OnDelete, Outcome, Policy},
+    rules::Outcome,
 };
 
 /// What foreign tables are answered with.
@@ -57,8 +42,7 @@ pub struct SqliteStore {
     guard: Mutex<Option<Guard>>,
     writer: SqlitePool,
     readers: SqlitePool,
-    policy: Policy,
-    default_credits: i64,
+    terms: Terms,
 }
 
 impl fmt::Debug for SqliteStore {
@@ -81,8 +65,7 @@ impl SqliteStore {
             writer: file::writer(&file),
             readers: file::readers(&file),
             file,
-            policy: config.policy,
-            default_credits: config.default_credits,
+            terms: Terms::of(config),
         })
     }
 
@@ -96,38 +79,7 @@ impl SqliteStore {
     }
 }
 
-/// One try at a batch.
-struct Attempt<'s>(&'s SqliteStore);
-
-impl retry::Attempt for Attempt<'_> {
-    async fn run(&mut self, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
-        let mut writing = self.0.begin().await?;
-        let result = self.0.within(writing.connection()?, batch).await;
-        writing.end(result).await
-    }
-}
-
 impl SqliteStore {
-    async fn within(
-        &self,
-        tx: &mut SqliteConnection,
-        batch: &[Incoming],
-    ) -> Result<Vec<Outcome>, StoreError> {
-        let ids = batch::clerk_ids(batch);
-        let rows = load::rows(tx, &ids, &batch::claim_keys(batch), self.policy.needs_profiles()).await?;
-        let (known, former) = load::remembered(tx, &batch::message_ids(batch), &ids).await?;
-        let fresh = Fresh::of(batch, &known);
-        let folded = users::fold(&self.policy, Loaded { rows, former }, &fresh.events());
-        let outcomes = fresh.outcomes(&folded.outcomes)?;
-        save::all(tx, self.default_credits, &fresh, &folded).await?;
-        let mut users = settle::applied(tx, &batch::effective(batch, &outcomes)).await?;
-        if self.policy.on_delete == OnDelete::Erase {
-            users.extend(batch::deleted_ids(batch).into_iter().map(str::to_owned));
-            settle::erase(tx, &users).await?;
-        }
-        Ok(outcomes)
-    }
-
     async fn migrate_within(&self, tx: &mut SqliteConnection) -> Result<Vec<String>, StoreError> {
         let found = Found::look(tx).await?;
         let applied = found.applied.unwrap_or_default();
@@ -140,9 +92,9 @@ impl SqliteStore {
     }
 }
 
-impl Backend for SqliteStore {
+impl Renewable for SqliteStore {
     // Longer than the waiting for other processes; what is broken off closes its connection.
-    const ANSWER: Duration = Duration::from_secs(35);
+    const BREAK_OFF: Duration = Duration::from_secs(35);
 
     fn renewed(&self) -> Option<Self> {
         None
@@ -163,7 +115,33 @@ impl Backend for SqliteStore {
 }
 
 #[async_trait]
-impl Store for SqliteStore {
+impl Batches for SqliteStore {
+    async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
+        super::unit::apply(self, &batch).await
+    }
+
+    async fn ready(&self) -> Result<(), StoreError> {
+        super::unit::ready(self).await
+    }
+}
+
+#[async_trait]
+impl Users for SqliteStore {
+    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
+        read::users(&self.readers, query).await
+    }
+
+    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
+        read::user(&self.readers, reference).await
+    }
+
+    async fn totals(&self) -> Result<Totals, StoreError> {
+        read::totals(&self.readers).await
+    }
+}
+
+#[async_trait]
+impl Schema for SqliteStore {
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
         // One process at a time, until the transaction ends.
         let mut writing = self.begin().await?;
@@ -177,42 +155,28 @@ impl Store for SqliteStore {
         let (applied, foreign) = (found.applied.as_ref(), found.foreign.as_deref());
         migrations::check(migrations::SQLITE, applied, foreign, &self.place(), HINT)
     }
+}
 
-    async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
-        retry::races(&batch, &mut Attempt(self)).await
-    }
-
-    async fn ready(&self) -> Result<(), StoreError> {
-        let mut writing = self.begin().await?;
-        let written = probe::write(writing.connection()?, self.default_credits).await;
-        writing.end(written).await
-    }
-
+#[async_trait]
+impl Diagnosis for SqliteStore {
     async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
-        let mut writing = self.begin().await?;
-        // Left without its end, which takes it back.
-        self.within(writing.connection()?, &batch).await.map(drop)
+        super::unit::rehearse(self, &batch).await
     }
 
-    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
-        read::users(&self.readers, query).await
-    }
-
-    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
-        read::user(&self.readers, reference).await
-    }
-
-    async fn totals(&self) -> Result<Totals, StoreError> {
-        read::totals(&self.readers).await
-    }
-
-    async fn close(&self) {
-        self.end().await;
+    async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
-        let examined = file::examine_at(self.file.real(), limit).await;
+        let examined = file::examine(self.file.real(), limit).await;
         self.file.judge(examined).map(Some).map_err(file::unusable)
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn close(&self) {
+        self.end().await;
     }
 }
 

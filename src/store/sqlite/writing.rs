@@ -4,16 +4,13 @@
 //! SQLite ends some transactions by itself, when the disk is full for one; sqlx's own `Transaction` would go on
 //! believing in it and refuse to begin another on that connection.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, pool::PoolConnection};
 
 use super::file;
 use crate::{
-    datafile::DataFile,
+    datafile::{DataFile, connection},
     store::{StoreError, errors},
 };
 
@@ -22,7 +19,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Dropped before its end, it closes the connection, which rolls back.
-pub(super) struct Writing {
+pub(in crate::store) struct Writing {
     connection: Option<PoolConnection<Sqlite>>,
     file: Arc<DataFile>,
 }
@@ -33,21 +30,13 @@ impl Writing {
         file.check().map_err(file::unusable)?;
         let connection = Some(writer.acquire().await?);
         let mut writing = Self { connection, file: Arc::clone(file) };
-        let started = Instant::now();
-        loop {
-            let begun = sqlx::raw_sql("BEGIN IMMEDIATE").execute(writing.connection()?).await;
-            match begun.map_err(StoreError::from) {
-                Ok(_) => return Ok(writing),
-                // BUSY.
-                Err(error) if error.primary_code() == Some(5) && started.elapsed() < PATIENCE => {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                Err(error) => return Err(writing.blame(error)),
-            }
+        match connection::begin(writing.connection()?, PATIENCE).await {
+            Ok(()) => Ok(writing),
+            Err(error) => Err(writing.blame(error.into())),
         }
     }
 
-    pub(super) fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
+    pub(in crate::store) fn connection(&mut self) -> Result<&mut SqliteConnection, StoreError> {
         self.connection.as_deref_mut().ok_or_else(|| errors::broken("the transaction has ended"))
     }
 

@@ -1,6 +1,6 @@
-//! Owns the time before the database is known to take messages: at the start, and in an outage. Asks with a write of our
-//! own, then takes one message at a time, and gives back each that fails.
-//! Promises to hold one message at most, and none between two probes, so that nothing is held when a worker is killed
+//! Owns the way to the queue while the database is not known to take messages: at the start, and in an outage. Each
+//! attempt first asks the database for a write of our own, then takes one message at a time, and gives back each that fails.
+//! Promises to hold one message at most, and none between two attempts, so that nothing is held when a worker is killed
 //! again and again during an outage. Only where that one message has come back again and again, and may be what kills its
 //! workers, others are taken beside it and tried first.
 
@@ -12,45 +12,35 @@ use std::{
 use rand::seq::SliceRandom;
 use tokio::sync::{mpsc, watch};
 
-use super::{
-    Worker,
-    batch::{Finding, Held},
-    blame::Judgement,
-    verdict::Verdict,
-};
+use super::{Worker, batch::Progress, blame::Judgement, course::PAUSES, held::Held, verdict::Verdict};
 use crate::{
     pause::Pauses,
     queue::{QueueError, Source, Subscription},
     stop::until,
 };
 
-/// Between two probes: from the first to the second, doubling.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// Messages that one probe tries, ...
+/// Messages that one attempt may see fail, ...
 const TRIES: u32 = 20;
 /// ... and for how long.
 const TRYING: Duration = Duration::from_secs(1);
-/// So many messages in a row that changed nothing, and failed at nothing, are as good as one that did.
+/// So many messages that changed no user, while none failed, are as good as one that did.
 const UNCHANGED: u32 = 20;
-/// A queue in which nothing waits for so long has nothing to probe with.
+/// A queue in which nothing waits for so long has no message to try.
 const IDLE: Duration = Duration::from_secs(2);
-
-/// How long the last deliveries are waited for after a cancel.
-const LAST: Duration = Duration::from_secs(2);
-/// So many that wait to be published are enough, before another is taken.
+/// So many settlements that wait to be published are enough, before another message is taken.
 const UNSETTLED: usize = 100;
 /// A message that has come back so often may have killed its workers.
 const KILLER: u32 = 2;
 /// How long others are waited for that could be tried before it.
 const GATHER: Duration = Duration::from_millis(200);
 
-/// How a probe ended.
-enum Probed {
+/// How an attempt ended.
+enum Attempt {
     /// The database takes messages.
     Taken,
     /// Nothing could be applied.
     Failed(String),
-    /// Asked to stop.
+    /// The worker was asked to stop.
     Stopped,
 }
 
@@ -63,19 +53,22 @@ enum Tried {
     Failed(String),
 }
 
-/// What the probing ended with: the subscription, and what it has delivered.
+/// The subscription, and what it has delivered.
 pub(super) type Begun = (Arc<dyn Subscription>, Vec<Held>);
 
 impl Worker {
-    /// Probes until the database has taken a message. `None`: asked to stop before that.
+    /// Makes attempts until the database has taken a message. `None`: asked to stop before that.
     ///
     /// # Errors
     /// The queue cannot be consumed as configured, and never could.
-    pub(super) async fn probe(&mut self, stop: &watch::Receiver<bool>) -> Result<Option<Begun>, QueueError> {
+    pub(super) async fn approach(
+        &mut self,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<Option<Begun>, QueueError> {
         let mut pauses = Pauses::new(PAUSES.0, PAUSES.1);
         let most = self.settling.count() + UNSETTLED;
         loop {
-            // Neither answers at once where a server is frozen, and nothing is in their hands that would be lost.
+            // A frozen server does not answer at once, and nothing is in its hands that would be lost.
             let ready = tokio::select! {
                 ready = self.pipeline.ready() => ready,
                 () = until(stop, |stop| *stop) => return Ok(None),
@@ -91,9 +84,9 @@ impl Worker {
                         let subscription: Arc<dyn Subscription> = subscription.into();
                         let mut held = Vec::new();
                         match self.try_some(&subscription, &mut held, stop).await {
-                            Probed::Taken => return Ok(Some((subscription, held))),
-                            Probed::Stopped => return Ok(None),
-                            Probed::Failed(why) => why,
+                            Attempt::Taken => return Ok(Some((subscription, held))),
+                            Attempt::Stopped => return Ok(None),
+                            Attempt::Failed(why) => why,
                         }
                     }
                     Err(error @ (QueueError::Misconfigured { .. } | QueueError::Refused { .. }))
@@ -104,7 +97,7 @@ impl Worker {
                     Err(error) => error.to_string(),
                 },
             };
-            self.teller.paused(&why);
+            self.health.paused(&why);
             tokio::select! {
                 () = tokio::time::sleep(pauses.next_pause()) => {}
                 () = until(stop, |stop| *stop) => return Ok(None),
@@ -119,7 +112,7 @@ impl Worker {
         subscription: &Arc<dyn Subscription>,
         held: &mut Vec<Held>,
         stop: &watch::Receiver<bool>,
-    ) -> Probed {
+    ) -> Attempt {
         let (mut failed, mut unchanged, mut idle, mut last) = (0, 0, false, String::new());
         let (mut trying, mut wide) = (None, false);
         let prefetch = self.settings.prefetch;
@@ -132,22 +125,22 @@ impl Worker {
                     () = tokio::time::sleep(IDLE), if failed == 0 && !idle => {
                         // Unless messages have failed: then one has to succeed.
                         if self.blame.silent_since().is_none() {
-                            self.teller.works();
+                            self.health.works();
                         }
                         idle = true;
                         continue;
                     }
                     // What is given back cannot be published at present, or there is no more to be tried.
-                    () = tokio::time::sleep(IDLE), if failed > 0 => return Probed::Failed(last),
+                    () = tokio::time::sleep(IDLE), if failed > 0 => return Attempt::Failed(last),
                 };
-                let Some(delivery) = delivery else { return Probed::Failed("the queue is closed".into()) };
-                held.push(Held::new(delivery, subscription));
+                let Some(delivery) = delivery else { return Attempt::Failed("the queue is closed".into()) };
+                held.push(Held::new(delivery, subscription, self.pipeline.moment()));
             }
             let started = *trying.get_or_insert_with(Instant::now);
             if wide {
                 let gathering = async {
                     while let Some(delivery) = subscription.next().await {
-                        held.push(Held::new(delivery, subscription));
+                        held.push(Held::new(delivery, subscription, self.pipeline.moment()));
                     }
                 };
                 let _ = tokio::time::timeout(GATHER, gathering).await;
@@ -165,32 +158,32 @@ impl Worker {
             }
             let (tried, verdicts) = self.try_one(one).await;
             let ended = match tried {
-                Tried::Changed => Some(Probed::Taken),
+                Tried::Changed => Some(Attempt::Taken),
                 Tried::Unchanged => {
                     unchanged += 1;
-                    (unchanged >= UNCHANGED && failed == 0).then_some(Probed::Taken)
+                    (unchanged >= UNCHANGED && failed == 0).then_some(Attempt::Taken)
                 }
                 Tried::Nothing => None,
                 Tried::Failed(why) => {
                     failed += 1;
                     last.clone_from(&why);
-                    (failed >= TRIES || started.elapsed() >= TRYING).then_some(Probed::Failed(why))
+                    (failed >= TRIES || started.elapsed() >= TRYING).then_some(Attempt::Failed(why))
                 }
             };
-            if let Some(Probed::Failed(_)) = ended {
+            if let Some(Attempt::Failed(_)) = ended {
                 // Before the one is settled: no other is delivered, which would come back as delivered once.
-                held.extend(cancel(subscription).await);
+                held.extend(self.cancel(subscription).await);
             }
             self.settling.settle(verdicts);
             match ended {
-                Some(Probed::Taken) => {
+                Some(Attempt::Taken) => {
                     subscription.widen(prefetch);
                     self.blame.break_silence();
-                    self.teller.works();
-                    return Probed::Taken;
+                    self.health.works();
+                    return Attempt::Taken;
                 }
                 Some(ended) => {
-                    self.settling.settle(given_back(held.drain(..)));
+                    self.settling.give_back(held.drain(..));
                     return ended;
                 }
                 // An alarm of the broker's keeps what has to be published, and with it the one place that there is.
@@ -203,33 +196,33 @@ impl Worker {
         }
     }
 
-    /// Gives back what was delivered and not looked at.
-    async fn stopped(&mut self, subscription: &Arc<dyn Subscription>) -> Probed {
-        let held = cancel(subscription).await;
-        self.settling.settle(given_back(held));
-        Probed::Stopped
+    /// Gives back what was delivered and not tried.
+    async fn stopped(&mut self, subscription: &Arc<dyn Subscription>) -> Attempt {
+        let held = self.cancel(subscription).await;
+        self.settling.give_back(held);
+        Attempt::Stopped
     }
 
     async fn try_one(&mut self, held: Held) -> (Tried, Vec<(Held, Verdict)>) {
-        let (findings, mut found) = mpsc::unbounded_channel();
-        self.pipeline.alone(held, &findings).await;
-        drop(findings);
+        let (tell, mut told) = mpsc::unbounded_channel();
+        self.pipeline.process(vec![held], &tell).await;
+        drop(tell);
         let mut tried = Tried::Unchanged;
         let mut settled = Vec::new();
-        while let Some(finding) = found.recv().await {
-            match finding {
-                Finding::Unreadable(verdicts) => {
+        while let Some(progress) = told.recv().await {
+            match progress {
+                Progress::BuriedUntried(verdicts) => {
                     tried = Tried::Nothing;
                     settled.extend(verdicts);
                 }
-                Finding::Committed { verdicts, changed, tried: span } => {
+                Progress::Committed { verdicts, changed, tried: span } => {
                     if !changed.is_empty() {
                         tried = Tried::Changed;
                     }
                     self.committed(&verdicts, &changed, span);
                     settled.extend(verdicts);
                 }
-                Finding::Failed(failed) => {
+                Progress::FailedAlone(failed) => {
                     let message = &failed.held.delivery.message;
                     let verdict;
                     (tried, verdict) = match self.blame.failed(&failed.suspect(), failed.tried) {
@@ -243,37 +236,16 @@ impl Worker {
                     };
                     settled.push((failed.held, verdict));
                 }
-                Finding::Unasked(held, why) => {
-                    settled.extend(given_back(held));
+                Progress::Unasked(held, why) => {
+                    settled.extend(held.into_iter().map(Verdict::back));
                     tried = Tried::Failed(why);
                 }
-                Finding::Silent(held) | Finding::Alone(held) => settled.extend(given_back(held)),
-                Finding::FailedTogether(_) | Finding::Fits(_) => {}
+                Progress::Unanswered(held) | Progress::Leftover(held) => {
+                    settled.extend(held.into_iter().map(Verdict::back));
+                }
+                Progress::FailedTogether(_) | Progress::Fits(_) => {}
             }
         }
         (tried, settled)
     }
-}
-
-/// Stops deliveries. Returns those that were on their way.
-pub(super) async fn cancel(subscription: &Arc<dyn Subscription>) -> Vec<Held> {
-    subscription.cancel().await;
-    let mut held = Vec::new();
-    let rest = async {
-        while let Some(delivery) = subscription.next().await {
-            held.push(Held::new(delivery, subscription));
-        }
-    };
-    // A broker that does not answer takes them back by itself.
-    let _ = tokio::time::timeout(LAST, rest).await;
-    held
-}
-
-/// All of them, with their attempts unchanged.
-pub(super) fn given_back(held: impl IntoIterator<Item = Held>) -> Vec<(Held, Verdict)> {
-    let back = |held: Held| {
-        let verdict = Verdict::given_back(&held.delivery.message);
-        (held, verdict)
-    };
-    held.into_iter().map(back).collect()
 }

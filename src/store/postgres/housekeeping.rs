@@ -1,33 +1,68 @@
-//! Owns what is kept for a while only: samples of rejected requests, and small steps of forgetting. Each step is one
-//! statement in the order of an index, passes over what is locked, and holds nothing longer than that.
+//! Owns what is kept for a while only in PostgreSQL: samples of rejected requests, and small steps of forgetting. Each
+//! step is one statement in the order of an index, passes over what is locked, and holds nothing longer than that.
 
-use chrono::{DateTime, Utc};
-use uuid::Uuid;
+use std::collections::BTreeMap;
 
-use super::connections::{Connections, PEOPLE};
-use crate::store::{
-    StoreError,
-    clock::{self, Belief, Now},
-    letters::{Pruned, REJECTIONS_MAX, Rejected, Retention},
-    plain::{self, PlainRejection},
+use async_trait::async_trait;
+
+use super::{PostgresStore, connections::Connections, connections::PEOPLE};
+use crate::{
+    message::Rejected,
+    store::{
+        StoreError,
+        clock::{self, Belief, Now},
+        columns::At,
+        housekeeping::{Housekeeping, Pruned, REJECTIONS_MAX, Rejections, Retention},
+        letters::Status,
+        plain::{self, PlainRejection},
+        questions, retry, unit,
+    },
 };
 
-pub(super) async fn record(connections: &Connections, samples: &[Rejected]) -> Result<(), StoreError> {
-    let samples: Vec<PlainRejection> = samples.iter().map(PlainRejection::of).collect();
-    let mut tx = connections.begin(PEOPLE).await?;
-    sqlx::query(
-        "INSERT INTO rejections (id, at, address, reason, headers) SELECT id, at, address, reason, headers::jsonb \
-         FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[]) \
-         AS c (id, at, address, reason, headers)",
-    )
-    .bind(samples.iter().map(|sample| sample.id).collect::<Vec<_>>())
-    .bind(samples.iter().map(|sample| sample.at).collect::<Vec<_>>())
-    .bind(samples.iter().map(|sample| sample.address.as_str()).collect::<Vec<_>>())
-    .bind(samples.iter().map(|sample| sample.reason.as_str()).collect::<Vec<_>>())
-    .bind(samples.iter().map(|sample| sample.headers.as_str()).collect::<Vec<_>>())
-    .execute(&mut tx)
-    .await?;
-    tx.commit().await
+const RECORD: &str = "INSERT INTO rejections (id, at, address, reason, headers) \
+     SELECT id, at, address, reason, headers::jsonb \
+     FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::text[], $5::text[]) \
+     AS c (id, at, address, reason, headers)";
+
+const NEWEST: &str = "SELECT at, address, reason, headers FROM rejections ORDER BY at DESC, id DESC LIMIT $1";
+
+#[async_trait]
+impl Rejections for PostgresStore {
+    async fn record(&self, samples: &[Rejected]) -> Result<(), StoreError> {
+        let samples: Vec<PlainRejection> = samples.iter().map(PlainRejection::of).collect();
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        sqlx::query(RECORD)
+            .bind(samples.iter().map(|sample| sample.id).collect::<Vec<_>>())
+            .bind(samples.iter().map(|sample| sample.at).collect::<Vec<_>>())
+            .bind(samples.iter().map(|sample| sample.address.as_str()).collect::<Vec<_>>())
+            .bind(samples.iter().map(|sample| sample.reason.as_str()).collect::<Vec<_>>())
+            .bind(samples.iter().map(|sample| sample.headers.as_str()).collect::<Vec<_>>())
+            .execute(&mut tx)
+            .await?;
+        tx.commit().await
+    }
+
+    async fn newest(&self, limit: u32) -> Result<Vec<Rejected>, StoreError> {
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let samples = sqlx::query_as(NEWEST).bind(i64::from(limit)).fetch_all(&mut tx).await?;
+        tx.commit().await?;
+        Ok(samples)
+    }
+}
+
+#[async_trait]
+impl Housekeeping for PostgresStore {
+    async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
+        retry::again(|| step(&self.connections, retention, limit)).await
+    }
+
+    async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
+        unit::erase_kept(self, limit).await
+    }
+
+    async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
+        questions::statuses(self).await
+    }
 }
 
 const INBOX: &str = "DELETE FROM inbox WHERE message_id = ANY(ARRAY(SELECT message_id FROM inbox \
@@ -53,11 +88,7 @@ const TALLIES: &str = "WITH gone AS (DELETE FROM dead_letter_tallies WHERE ctid 
      INSERT INTO dead_letter_tallies SELECT grp, reason, event_type, status, sum(letters) FROM gone \
      GROUP BY grp, reason, event_type, status HAVING sum(letters) <> 0";
 
-pub(super) async fn step(
-    connections: &Connections,
-    retention: &Retention,
-    limit: u32,
-) -> Result<Pruned, StoreError> {
+async fn step(connections: &Connections, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
     let limit = i64::from(limit);
     let now = time(connections).await?;
     let mut gone = 0;
@@ -94,47 +125,24 @@ pub(super) async fn step(
 /// The time that retention goes by, which is written down for the next time.
 async fn time(connections: &Connections) -> Result<Now, StoreError> {
     let mut tx = connections.begin(PEOPLE).await?;
-    type Read = (DateTime<Utc>, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
-    let (clock, time, written_at): Read = sqlx::query_as(
+    let (At(clock), time, written_at): (At, Option<At>, Option<At>) = sqlx::query_as(
         "SELECT clock_timestamp(), time, written_at FROM (SELECT) AS one LEFT JOIN retention_clock ON true LIMIT 1",
     )
     .fetch_one(&mut tx)
     .await?;
-    let last = time.zip(written_at).map(|(time, written_at)| Belief {
-        time: time.timestamp_millis(),
-        written_at: written_at.timestamp_millis(),
-    });
-    let now = clock::believe(clock.timestamp_millis(), last);
+    let last = time.zip(written_at).map(|(At(time), At(written_at))| Belief { time, written_at });
+    let now = clock::believe(clock, last);
     if let Some(news) = now.news {
         // Of processes that write at once, all write the same.
         sqlx::query(
             "WITH known AS (UPDATE retention_clock SET time = $1, written_at = $2 RETURNING 1) \
              INSERT INTO retention_clock (time, written_at) SELECT $1, $2 WHERE NOT EXISTS (SELECT FROM known)",
         )
-        .bind(plain::time_in_range(news.time))
-        .bind(plain::time_in_range(news.written_at))
+        .bind(At(news.time))
+        .bind(At(news.written_at))
         .execute(&mut tx)
         .await?;
     }
     tx.commit().await?;
     Ok(now)
-}
-
-pub(super) async fn rejections(connections: &Connections, limit: u32) -> Result<Vec<Rejected>, StoreError> {
-    type Row = (Uuid, DateTime<Utc>, String, String, sqlx::types::Json<Vec<String>>);
-    let mut tx = connections.begin(PEOPLE).await?;
-    let rows: Vec<Row> = sqlx::query_as(
-        "SELECT id, at, address, reason, headers FROM rejections ORDER BY at DESC, id DESC LIMIT $1",
-    )
-    .bind(i64::from(limit))
-    .fetch_all(&mut tx)
-    .await?;
-    tx.commit().await?;
-    let sample = |(_, at, address, reason, headers): Row| Rejected {
-        at: at.timestamp_millis(),
-        address,
-        reason,
-        headers: headers.0,
-    };
-    Ok(rows.into_iter().map(sample).collect())
 }

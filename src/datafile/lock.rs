@@ -1,7 +1,7 @@
-//! Owns becoming one of the processes that use a file: all of them hold a shared lock on `<file>.lock`, which names the
-//! file that they use. Whoever finds another file at the path while one of them lives is refused.
+//! Owns the lock of a database file: every process that uses the file holds a shared lock on `<file>.lock`, which names
+//! the file that they use. A process that finds another file at the path while one of them lives is refused.
 //!
-//! The lock is the system's own: it ends with its process, however that ends, and the file may stay.
+//! The lock is the system's own: it ends with its process, however that ends, and `<file>.lock` may stay.
 
 use std::{
     fs::{File, TryLockError},
@@ -32,10 +32,10 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// have read from it, and has to stay open. The file's directory has to exist.
 ///
 /// # Errors
-/// What `claimed` makes of a lock that cannot be had, or what `open` says.
+/// What `refused` makes of a lock that cannot be had, or the error of `open`.
 pub async fn take_up<C, E, F>(
     path: &Path,
-    claimed: impl Fn(ClaimError) -> E,
+    refused: impl Fn(LockError) -> E,
     open: impl Fn(PathBuf) -> F,
 ) -> Result<(DataFile, C), E>
 where
@@ -43,16 +43,16 @@ where
 {
     let started = Instant::now();
     loop {
-        let claim = Claim::take(path).await.map_err(&claimed)?;
-        let connection = open(claim.real.clone()).await?;
-        match claim.opened().await {
+        let lock = Lock::take(path).await.map_err(&refused)?;
+        let connection = open(lock.real.clone()).await?;
+        match lock.opened().await {
             Ok(file) => return Ok((file, connection)),
             // Another process was just closing it, and its log went with its last connection.
-            Err(ClaimError::Other(_)) if started.elapsed() < CLOSING => {
+            Err(LockError::Other(_)) if started.elapsed() < CLOSING => {
                 drop(connection);
                 pause().await;
             }
-            Err(error) => return Err(claimed(error)),
+            Err(error) => return Err(refused(error)),
         }
     }
 }
@@ -70,19 +70,20 @@ pub fn is_unused(path: &Path) -> bool {
     }
 }
 
-/// A right to open the file.
+/// The right to open the file.
 #[derive(Debug)]
-struct Claim {
+struct Lock {
     path: PathBuf,
     real: PathBuf,
-    lock: Option<File>,
-    /// Nobody else uses it.
+    /// `None` on a file system without locks.
+    file: Option<File>,
+    /// No other process uses the database file.
     alone: bool,
 }
 
 /// Why a file must not be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum ClaimError {
+pub enum LockError {
     /// The lock cannot be made.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -110,7 +111,7 @@ pub(super) fn one_name(path: &Path) -> String {
     format!("leave it one name: remove the others, which find -samefile {} finds", path.display())
 }
 
-impl ClaimError {
+impl LockError {
     /// What to do.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -129,15 +130,15 @@ impl ClaimError {
     }
 }
 
-impl Claim {
+impl Lock {
     /// Waits for processes that are just opening or closing the file.
-    async fn take(path: &Path) -> Result<Self, ClaimError> {
+    async fn take(path: &Path) -> Result<Self, LockError> {
         let real = real(path);
         let started = Instant::now();
         loop {
             match Self::attempt(path, &real) {
-                Ok(Some(claim)) => return Ok(claim),
-                Err(error @ (ClaimError::Io(_) | ClaimError::Saved { .. })) => return Err(error),
+                Ok(Some(lock)) => return Ok(lock),
+                Err(error @ (LockError::Io(_) | LockError::Saved { .. })) => return Err(error),
                 Err(error) if started.elapsed() >= CLOSING => return Err(error),
                 Ok(None) if started.elapsed() >= PATIENCE => {
                     let busy = "another headcount is opening the file, and does not come to an end";
@@ -148,12 +149,12 @@ impl Claim {
         }
     }
 
-    fn attempt(path: &Path, real: &Path) -> Result<Option<Self>, ClaimError> {
+    fn attempt(path: &Path, real: &Path) -> Result<Option<Self>, LockError> {
         if entry(path).is_some_and(|entry| entry != real && Seen::at(&side(&entry, LOG)).is_some()) {
-            return Err(ClaimError::Moved(path.to_owned()));
+            return Err(LockError::Moved(path.to_owned()));
         }
         if Seen::at(real).is_some_and(|seen| seen.names > 1) {
-            return Err(ClaimError::Shared(path.to_owned()));
+            return Err(LockError::Shared(path.to_owned()));
         }
         let lock_path = side(real, ".lock");
         let lock = private::options().read(true).create(true).truncate(false).open(&lock_path)?;
@@ -170,7 +171,7 @@ impl Claim {
                 return Ok(Some(Self {
                     path: path.to_owned(),
                     real: real.to_owned(),
-                    lock: None,
+                    file: None,
                     alone: true,
                 }));
             }
@@ -181,26 +182,26 @@ impl Claim {
             return Ok(None);
         }
         if !alone && named(&lock)?.is_some_and(|used| Parts::of(real) != Some(used)) {
-            return Err(ClaimError::Other(path.to_owned()));
+            return Err(LockError::Other(path.to_owned()));
         }
         if let (false, Some(saved)) = (real.exists(), saved::newest(real)) {
-            return Err(ClaimError::Saved { path: path.to_owned(), saved });
+            return Err(LockError::Saved { path: path.to_owned(), saved });
         }
         if alone {
             drop_stale_log(&lock, real)?;
         }
         private::make_file(real)?;
-        Ok(Some(Self { path: path.to_owned(), real: real.to_owned(), lock: Some(lock), alone }))
+        Ok(Some(Self { path: path.to_owned(), real: real.to_owned(), file: Some(lock), alone }))
     }
 
     /// The file was opened: with its log and its index it is the one that others use, or that is to be used.
-    async fn opened(self) -> Result<DataFile, ClaimError> {
+    async fn opened(self) -> Result<DataFile, LockError> {
         let parts = Parts::of(&self.real);
-        let other = || ClaimError::Other(self.path.clone());
+        let other = || LockError::Other(self.path.clone());
         if cfg!(unix) && parts.is_none() {
             return Err(other());
         }
-        if let Some(lock) = &self.lock {
+        if let Some(lock) = &self.file {
             if self.alone {
                 // A full disk must not keep anybody from starting: unnamed, the file is not compared.
                 if let Err(error) = name(lock, parts) {
@@ -217,14 +218,14 @@ impl Claim {
             real: self.real,
             parts,
             sizes: [AtomicU64::new(0), AtomicU64::new(0)],
-            lock: Mutex::new(self.lock),
+            lock: Mutex::new(self.file),
             state: Mutex::new(State::default()),
         })
     }
 }
 
 /// From alone to one of several. Not in one step for the system, so that another may be alone for a moment in between.
-async fn share(lock: &File) -> Result<(), ClaimError> {
+async fn share(lock: &File) -> Result<(), LockError> {
     let started = Instant::now();
     loop {
         match lock.try_lock_shared() {

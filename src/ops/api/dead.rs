@@ -121,7 +121,7 @@ pub(super) async fn list(
     query.end()?;
     let filter = select(&api, &selection, Some(Status::Open)).await?.filter;
     let page = Page { limit, after };
-    let letters = api.ask(|store| async move { store.letters(&filter, &page).await }).await?;
+    let letters = api.ask(|store| async move { store.list(&filter, &page).await }).await?;
     let next = letters.last().filter(|_| letters.len() == limit as usize).map(cursor);
     Ok(json(StatusCode::OK, &Listed { letters, next }))
 }
@@ -169,7 +169,7 @@ pub(super) async fn export(
 
 async fn find(api: &Api, reference: String) -> Result<LetterDetail, Problem> {
     let wanted = reference.clone();
-    let found = api.ask(|store| async move { store.letter(&wanted).await }).await?;
+    let found = api.ask(|store| async move { store.show(&wanted).await }).await?;
     Ok(found.ok_or(SelectError::Unknown(reference))?)
 }
 
