@@ -24,9 +24,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tracing::{info, warn};
 
 use self::open::bind;
-pub use self::open::{
-    exposed, look_at_queue, look_at_store, open_queue, open_store, queue_failure, split_table, store_failure,
-};
+pub use self::open::{exposed, look_at_queue, look_at_store, open_queue, open_store, split_table};
 use crate::{
     clerk::signature::Verifier,
     config::Config,

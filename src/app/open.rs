@@ -11,8 +11,8 @@ use crate::{
     datafile::{self, Exposed},
     failure::Failure,
     net,
-    queue::{self, Purpose, Queue, QueueError},
-    store::{self, Store, StoreError},
+    queue::{self, Purpose, Queue},
+    store::{self, Store},
 };
 
 /// Listens where a setting says.
@@ -95,14 +95,4 @@ pub fn split_table(config: &Config) -> Option<&'static str> {
     (config.queue().is_shared() && config.store().is_local()).then_some(
         "RabbitMQ with a SQLite store: workers on more than one host would each keep a part of the users; set DATABASE_URL to PostgreSQL for that",
     )
-}
-
-/// A queue's error, for people.
-pub fn queue_failure(error: &QueueError) -> Failure {
-    error.into()
-}
-
-/// A store's error, for people.
-pub fn store_failure(error: &StoreError) -> Failure {
-    error.into()
 }

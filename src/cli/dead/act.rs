@@ -126,8 +126,8 @@ async fn send_back(
             };
         }
         End::Stopped => Failure::new("interrupted"),
-        End::Queue(error) => app::queue_failure(&error),
-        End::Store(error) => app::store_failure(&error),
+        End::Queue(error) => error.into(),
+        End::Store(error) => error.into(),
     };
     Err(failure.hint(format!("go on: {}", again(std::env::args(), left))))
 }
@@ -153,7 +153,7 @@ pub(super) async fn tell_outcomes(
     if sent.is_empty() {
         return Ok(());
     }
-    let outcomes = outcomes::follow(letters, sent, stop).await.map_err(|error| app::store_failure(&error))?;
+    let outcomes = outcomes::follow(letters, sent, stop).await?;
     let first = match of > sent.len() as u64 {
         true => format!(" of the first {}", number(sent.len() as u64)),
         false => String::new(),
@@ -260,7 +260,7 @@ async fn steps(
         match stepped {
             Ok(0) => break Ok(()),
             Ok(letters) => touched += letters,
-            Err(error) => break Err(app::store_failure(&error)),
+            Err(error) => break Err(error.into()),
         }
         bar.set_position(touched);
     };
@@ -282,12 +282,12 @@ async fn preview(action: &Action, from: Status, letters: &Arc<dyn Letters>) -> R
     let mut selected = selected.map_err(|error| select_failure(&error))?;
     selected.filter.status = Some(from);
     let filter = selected.filter;
-    let counts = letters.count(&filter).await.map_err(|error| app::store_failure(&error))?;
+    let counts = letters.count(&filter).await?;
     let all: u64 = counts.iter().map(|count| count.letters).sum();
     let unfinished = match from {
         Status::Open => {
-            let before = letters.clock().await.map_err(|error| app::store_failure(&error))?;
-            letters.unstamped(&filter, before, LOOK).await.map_err(|error| app::store_failure(&error))?.len()
+            let before = letters.clock().await?;
+            letters.unstamped(&filter, before, LOOK).await?.len()
         }
         _ => 0,
     };

@@ -249,7 +249,7 @@ fn failure(error: &EditError, letter: &LetterDetail) -> Failure {
         _ => error.to_string(),
     });
     match error {
-        EditError::Store(error) => app::store_failure(error),
+        EditError::Store(error) => error.into(),
         EditError::Refused(_) => failure.hint("nothing was sent; the letter is as it was"),
         EditError::Unchanged => failure.hint(format!("to send it as it is: headcount dead replay {id}")),
         EditError::NotOpen(Status::Discarded) => {
@@ -259,8 +259,8 @@ fn failure(error: &EditError, letter: &LetterDetail) -> Failure {
             failure.hint(format!("see what happened to it: headcount dead show {id}"))
         }
         EditError::Unpublished(ended) => match ended.as_ref() {
-            End::Queue(error) => because(failure, app::queue_failure(error)),
-            End::Store(error) => because(failure, app::store_failure(error)),
+            End::Queue(error) => because(failure, error.into()),
+            End::Store(error) => because(failure, error.into()),
             End::Complete | End::Limit | End::Stopped => failure,
         }
         .hint(format!("send it: headcount dead replay {id}")),

@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use crate::cli::dead::{Export, Groups, List, Show, find, select_failure};
 use crate::{
-    app,
     cli::output::Output,
     failure::Failure,
     letters::{
@@ -35,7 +34,7 @@ pub(super) async fn groups(
     let selection = args.select.selection(args.status, false);
     let selected = selection.resolve(letters, Some(Status::Open), now()).await;
     let selected = selected.map_err(|error| select_failure(&error))?;
-    let groups = letters.groups(&selected.filter).await.map_err(|error| app::store_failure(&error))?;
+    let groups = letters.groups(&selected.filter).await?;
     if args.listing.json {
         return output.json(&groups);
     }
@@ -75,7 +74,7 @@ pub(super) async fn list(
     let after =
         args.after.as_deref().map(parse_cursor).transpose().map_err(|error| select_failure(&error))?;
     let page = Page { limit: args.limit, after };
-    let listed = letters.list(&selected.filter, &page).await.map_err(|error| app::store_failure(&error))?;
+    let listed = letters.list(&selected.filter, &page).await?;
     let next = listed.last().filter(|_| listed.len() == args.limit as usize).map(cursor);
     if args.listing.json {
         return output.json(&Listed { letters: &listed, next });
@@ -194,7 +193,7 @@ pub(super) async fn export(
     let limit = args.limit.unwrap_or(u64::MAX);
     let mut export = export::Export::new(Arc::clone(letters), selected.filter, after, limit);
     while output.is_open() {
-        let page = export.next().await.map_err(|error| app::store_failure(&error))?;
+        let page = export.next().await?;
         if page.is_empty() {
             break;
         }

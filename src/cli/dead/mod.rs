@@ -294,7 +294,7 @@ pub struct Export {
 /// Nothing was selected, the operation failed, or it was interrupted and says how to go on.
 pub async fn run(args: Dead, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let store = app::look_at_store(config).await?;
-    store.check_schema().await.map_err(|error| app::store_failure(&error))?;
+    store.check_schema().await?;
     let letters = app::letters(&store);
     let result = match args {
         Dead::Groups(args) => list::groups(&args, &letters, output).await,
@@ -315,13 +315,13 @@ async fn find(
     letters: &Arc<dyn Letters>,
     reference: &str,
 ) -> Result<crate::store::letters::LetterDetail, Failure> {
-    let found = letters.show(reference).await.map_err(|error| app::store_failure(&error))?;
+    let found = letters.show(reference).await?;
     found.ok_or_else(|| select_failure(&SelectError::Unknown(reference.to_owned())))
 }
 
 fn select_failure(error: &SelectError) -> Failure {
     let failure = match error {
-        SelectError::Store(error) => return app::store_failure(error),
+        SelectError::Store(error) => return error.into(),
         SelectError::Unreadable { .. } => Failure::usage(error.to_string()),
         SelectError::Unknown(_) | SelectError::UnknownGroup(_) => Failure::new(error.to_string()),
     };
