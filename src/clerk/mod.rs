@@ -24,8 +24,8 @@ pub mod secret;
 pub mod signature;
 mod user;
 
-/// The types of events about users: those that `user` reads.
-pub const USER_TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
+/// The event types that are read. Each has a label of its own in the metrics.
+pub const TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
 
 /// The longest Clerk id, in bytes.
 const ID_MAX: usize = 255;
