@@ -80,7 +80,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<(), QueueError> {
     let (outcomes, reasons) = (Outcome::ALL.map(Outcome::as_str), Reason::ALL.map(Reason::as_str));
-    let metrics = WorkerMetrics::new(&clerk::USER_TYPES, &outcomes, &reasons);
+    let metrics = WorkerMetrics::new(&clerk::TYPES, &outcomes, &reasons);
     let pipeline = Arc::new(Pipeline::new(store, settings.clone(), metrics));
     let mut worker = Worker {
         queue,
