@@ -33,6 +33,7 @@ macro_rules! holds_the_contract {
             after_a_cancel_a_settlement_brings_nothing_more
             two_subscriptions_share_without_overlap
             abandoned_calls_of_next_lose_nothing
+            abandoned_settlements_go_on
             any_body_travels_untouched
             depths_count_each_queue
             a_closed_queue_refuses_and_gives_back

@@ -508,15 +508,17 @@ async fn of_a_kind_that_is_refused_as_a_whole_nobody_is_to_blame_while_other_kin
     queue.until_settled(1).await;
     let updated = |n: usize| created(&format!("u{n}")).replace("user.created", "user.updated");
     (0..20).for_each(|n| queue.deliver_body(&format!("u{n}"), updated(n)));
-    for n in 1..40 {
-        queue.deliver(&format!("m{n}"), 0);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    // Others go on until each of the kind was set aside.
+    let mut others = 1;
+    while queue.state().retries.len() < 20 {
+        queue.deliver(&format!("m{others}"), 0);
+        others += 1;
+        queue.until_settled(others).await;
     }
-    queue.until_settled(40).await;
     assert_done(&queue, &[]);
     assert_eq!(queue.burned(), Vec::<String>::new());
     broken.store(false, SeqCst);
-    queue.until_settled(60).await;
+    queue.until_settled(others + 20).await;
     assert_done(&queue, &[]);
     running.until_paused(false).await;
     running.stop().await;

@@ -15,7 +15,7 @@ impl Ladder {
     /// Takes 1 to [`MOST`](Self::MOST) delays of 1 ms to [`LONGEST`](Self::LONGEST).
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// In words, which of them is out of bounds.
     pub fn new(delays: Vec<Duration>) -> Result<Self, String> {
         if delays.is_empty() || delays.len() > Self::MOST {
             return Err(format!("takes 1 to {} delays", Self::MOST));

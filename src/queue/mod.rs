@@ -1,4 +1,5 @@
-//! Owns the seam to the queue: what every backend promises, in words, and the one place that picks a backend.
+//! Owns the seam to the queue: what every backend promises, in words, and the one place that picks a backend. `burial` says
+//! how a message gets into the dead letters, `ladder` when a retry comes back, `topology` what a broker has to hold.
 //!
 //! The contract, which `tests/queue.rs` holds against both backends:
 //!
@@ -10,7 +11,7 @@
 //! - A retry comes back after its delay and not before. A burial lands in the dead queue with its reason.
 //!   Both are durable before the delivery is settled.
 //! - A settlement never settles another delivery, whatever their order.
-//! - What is buried comes out of [`Source::Dead`] with its [`Death`], again and again until it is settled: nothing else
+//! - A buried message comes out of [`Source::Dead`] with its [`Death`], again and again until it is settled: nothing else
 //!   takes it away. An action means there what it means for events.
 //! - Samples come out of [`Source::Rejections`]: the newest thousand of those that were not lost.
 
@@ -18,16 +19,16 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{message::Message, time::Millis};
+use crate::failure::Failure;
+use crate::message::Message;
 
 pub mod embedded;
-mod error;
-mod headers;
+pub mod burial;
 pub mod ladder;
 pub mod rabbitmq;
 pub mod topology;
 
-pub use error::QueueError;
+pub use burial::{Burial, DELIVERY_LIMIT, DETAIL_MAX, Death, Reason};
 pub use ladder::{Ladder, delay_name};
 
 /// The queue as ingress, workers and operators see it.
@@ -40,16 +41,15 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// [`PUBLISH_LIMIT`]. The message may have arrived all the same.
     async fn publish(&self, message: Message) -> Result<(), QueueError>;
 
-    /// Starts consuming, with at most `prefetch` unsettled deliveries.
-    ///
-    /// The subscription survives outages of the backend: it subscribes again by itself.
+    /// Starts consuming, with at most `prefetch` unsettled deliveries. The subscription survives outages of the backend: it
+    /// subscribes again by itself.
     ///
     /// # Errors
     /// [`QueueError`] where the first attempt cannot succeed later by itself (wrong topology, not permitted).
     async fn subscribe(&self, source: Source, prefetch: u16) -> Result<Box<dyn Subscription>, QueueError>;
 
-    /// Hands over a sample of a request that was turned away, if there is room: lossy by design, never waits. A JSON
-    /// object of at most a few kilobytes.
+    /// Hands over a sample of a request that was turned away: a JSON object of at most a few kilobytes. Lossy by design: it
+    /// is dropped where there is no room, and nobody waits.
     fn sample(&self, rejected: bytes::Bytes);
 
     /// How many messages wait, by queue.
@@ -58,17 +58,17 @@ pub trait Queue: Send + Sync + fmt::Debug {
     /// [`QueueError`] where the backend does not answer.
     async fn depths(&self) -> Result<Vec<Depth>, QueueError>;
 
-    /// Whether a message could be published now: for readiness. Answers within [`PUBLISH_LIMIT`].
+    /// For readiness: whether a message could be published now. Answers within [`PUBLISH_LIMIT`].
     ///
     /// # Errors
-    /// [`QueueError`] says why not.
+    /// Why not.
     async fn ready(&self) -> Result<(), QueueError>;
 
     /// What does not work at present, by part; empty while all is well. Cheap: never asks the backend.
     fn troubles(&self) -> Vec<Trouble>;
 
-    /// Asks the backend what would not work for this user, and what is known to be wrong with its version, or reads the
-    /// file through to find damage: for `doctor`. Changes nothing; takes up to 30 s.
+    /// For `doctor`: asks a broker what this user may not do and whether its version has known faults, or reads the file
+    /// through to find damage. Changes nothing; takes up to 30 s.
     async fn examine(&self) -> Vec<Finding> {
         Vec::new()
     }
@@ -114,7 +114,7 @@ pub const PUBLISHING: &str = "publishing";
 /// The parts of a queue, as in [`Trouble`].
 pub const PARTS: [&str; 4] = [PUBLISHING, "consuming events", "consuming dead", "consuming rejections"];
 
-/// One consumer.
+/// One consumer of one source.
 #[async_trait]
 pub trait Subscription: Send + Sync {
     /// The next delivery; waits for one. Cancel-safe: a dropped call loses nothing.
@@ -122,7 +122,7 @@ pub trait Subscription: Send + Sync {
     async fn next(&self) -> Option<Delivery>;
 
     /// Settles deliveries of this subscription: returns when each is settled, or is no longer ours because the backend
-    /// went away and will deliver it again.
+    /// went away and will deliver it again. Safe to cancel: settling goes on.
     async fn settle(&self, settlements: Vec<Settlement>);
 
     /// From now on at most so many deliveries are unsettled at a time, where that is more than before.
@@ -160,7 +160,7 @@ pub struct Finding {
     pub hint: String,
 }
 
-/// A message in a worker's hands. It has to be settled; dropping it leaves it to come back only after its consumer has gone.
+/// A message in a consumer's hands. It has to be settled: one that is dropped comes back only when its subscription ends.
 #[derive(Debug)]
 #[must_use = "a delivery has to be settled"]
 pub struct Delivery {
@@ -170,23 +170,8 @@ pub struct Delivery {
     pub earlier: u32,
     /// The backend's mark of this delivery.
     pub receipt: Receipt,
-    /// Why it is in the dead queue; only there.
+    /// How it died: of deliveries from [`Source::Dead`] only.
     pub death: Option<Box<Death>>,
-}
-
-/// What the dead queue knows of a message. All text is cleaned and bounded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Death {
-    /// [`Reason::as_str`]: of our burial, else `crash_loop` where the broker's delivery limit did it, else `unroutable`.
-    pub reason: String,
-    /// Of our burial, else in words.
-    pub detail: String,
-    /// When.
-    pub died_at: Millis,
-    /// Every header, as text, bounded in number and length.
-    pub headers: std::collections::BTreeMap<String, String>,
-    /// Whoever buried it has counted it: a worker, or the queue in a process of ours.
-    pub counted: bool,
 }
 
 /// A backend's mark of one delivery.
@@ -225,58 +210,11 @@ pub enum Action {
     Bury(Burial),
 }
 
-/// Why a message is buried.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Burial {
-    /// A short stable code.
-    pub reason: Reason,
-    /// For people; cleaned and bounded, never holding a value from the body.
-    pub detail: String,
-}
-
-/// The stable codes of what ends in the dead letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Reason {
-    /// The body is no JSON, or no webhook.
-    InvalidPayload,
-    /// The database refuses this message's values, and takes others.
-    Rejected,
-    /// The ladder has no rung left.
-    RetriesExhausted,
-    /// It came back unsettled too often: it kills its workers.
-    CrashLoop,
-    /// The broker had no queue that would take it, or keep it.
-    Unroutable,
-}
-
-impl Reason {
-    /// Every reason.
-    pub const ALL: [Self; 5] =
-        [Self::InvalidPayload, Self::Rejected, Self::RetriesExhausted, Self::CrashLoop, Self::Unroutable];
-
-    /// The code: in headers, tables, metrics and output.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidPayload => "invalid_payload",
-            Self::Rejected => "rejected",
-            Self::RetriesExhausted => "retries_exhausted",
-            Self::CrashLoop => "crash_loop",
-            Self::Unroutable => "unroutable",
-        }
-    }
-}
-
 /// The longest time that [`Queue::publish`] takes to say yes or no.
 pub const PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 
-/// The longest burial detail, in bytes.
-pub const DETAIL_MAX: usize = 1024;
-
-/// How many samples of rejected requests are kept for those who consume them.
+/// How many samples of rejected requests are kept until they are consumed.
 pub const SAMPLES_MAX: i64 = 1000;
-
-/// A delivery that has come back this often is buried as a crash loop.
-pub const DELIVERY_LIMIT: u32 = 20;
 
 /// How many messages one queue holds.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -331,7 +269,7 @@ impl QueueConfig {
 /// What a queue is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To publish or to consume: what is missing on a broker is declared.
+    /// To publish or to consume. On a broker, missing queues are declared.
     Work,
     /// Only to look: nothing is made on a broker.
     Look,
@@ -348,7 +286,7 @@ pub async fn open(config: &QueueConfig) -> Result<std::sync::Arc<dyn Queue>, Que
 /// Opens the queue for this purpose.
 ///
 /// # Errors
-/// Those of [`open`]; of those who only look, also where the broker has no such queues.
+/// Those of [`open`]; for [`Purpose::Look`], also where the broker has no such queues.
 pub async fn open_to(
     purpose: Purpose,
     config: &QueueConfig,
@@ -363,7 +301,69 @@ pub async fn open_to(
     })
 }
 
-/// When a message was last taken in is told by its `received_at`; how long ago that was, in seconds.
-pub fn age_seconds(received_at: Millis, now: Millis) -> f64 {
-    (now - received_at).max(0) as f64 / 1000.0
+/// What can go wrong with a queue.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum QueueError {
+    /// It is away, full or closing. Trying again later is right.
+    #[error("the queue is not available: {0}")]
+    Unavailable(String),
+    /// An alarm of the broker blocks publishing. Trying again later is right.
+    #[error("the queue is not available: {0}")]
+    Blocked(String),
+    /// The embedded queue's file cannot be used at present. Trying again later is right.
+    #[error("the queue is not available: {0}")]
+    File(String),
+    /// The queue is not as it has to be, and will not become so by itself.
+    #[error("the queue cannot be used: {message}")]
+    Misconfigured {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The address or the credentials are wrong.
+    #[error("{message}")]
+    Refused {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+}
+
+impl QueueError {
+    /// What is wrong, without "the queue is not available": for a sentence that names the part which does not work.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Unavailable(why) | Self::Blocked(why) | Self::File(why) => why,
+            Self::Misconfigured { message, .. } | Self::Refused { message, .. } => message,
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Unavailable(_) => None,
+            Self::Blocked(_) => Some(
+                "an alarm of the broker is on: free memory or disk on its machine, or raise its limits; rabbitmq-diagnostics alarms tells which",
+            ),
+            Self::File(_) => Some(
+                "see whether the disk of queue.db has room and works, and whether another program keeps the file locked",
+            ),
+            Self::Misconfigured { hint, .. } | Self::Refused { hint, .. } => Some(hint),
+        }
+    }
+}
+
+impl From<&QueueError> for Failure {
+    fn from(error: &QueueError) -> Self {
+        let hint = error.hint().unwrap_or("check that the broker runs and that AMQP_URL is right");
+        Self::new(error.to_string()).hint(hint)
+    }
+}
+
+impl From<QueueError> for Failure {
+    fn from(error: QueueError) -> Self {
+        Self::from(&error)
+    }
 }

@@ -12,9 +12,9 @@ pub struct Exchange {
     pub name: String,
     /// `direct` or `fanout`.
     pub kind: &'static str,
-    /// Where it sends what has no route.
+    /// The exchange that takes messages which have no route here.
     pub alternate: Option<String>,
-    /// Nothing durable depends on it: where it cannot be declared, we do without.
+    /// Nothing durable depends on it. Where it cannot be declared, headcount does without.
     pub optional: bool,
 }
 
@@ -63,7 +63,7 @@ pub struct Topology {
     prefix: String,
 }
 
-// For people who have to declare it themselves.
+// For people who have to declare it by hand.
 
 impl fmt::Display for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -34,12 +34,30 @@ use super::{
 };
 use crate::{datafile::Examined, message::Rejected, rules::Outcome, time::Millis};
 
-/// What the asking for readiness may take.
-const READY: Duration = Duration::from_secs(6);
-/// What people ask: more than a statement is given by the database itself.
-const PEOPLE: Duration = Duration::from_secs(35);
+/// How long a call may take.
+#[derive(Clone, Copy)]
+pub(super) struct Limit {
+    /// When the caller is answered though the call goes on; `MAX` where nobody is answered before the call ends.
+    answer: Duration,
+    /// When the call itself is broken off, whether its caller still waits or not.
+    break_off: Duration,
+    /// The call counts as somebody's asking, so that the process's housekeeping does not leave the database alone.
+    asks: bool,
+}
+
+impl Limit {
+    const fn of(limit: Duration) -> Self {
+        Self { answer: Duration::MAX, break_off: limit, asks: true }
+    }
+}
+
+const READY: Limit = Limit::of(Duration::from_secs(6));
+/// More than the database itself gives to a statement of people's.
+const PEOPLE: Limit = Limit::of(Duration::from_secs(35));
+const HOUSEKEEPING: Limit = Limit { asks: false, ..PEOPLE };
 /// Tables and indexes of any size are made in it.
-const MIGRATE: Duration = Duration::from_secs(3_600);
+const MIGRATE: Limit = Limit { asks: false, ..Limit::of(Duration::from_secs(3_600)) };
+
 /// What calls that are on their way when a store is renewed are given to end.
 const CLOSE: Duration = Duration::from_secs(60);
 
@@ -53,6 +71,11 @@ pub(super) trait Renewable: Send + Sync + Sized + 'static {
     /// When a batch, a capture or a check is broken off: more than all the waiting inside. A batch that is not at its end
     /// by [`ANSWER`](Self::ANSWER) goes on until then.
     const BREAK_OFF: Duration;
+
+    /// Of a batch.
+    const BATCH: Limit = Limit { answer: Self::ANSWER, ..Self::PATH };
+    /// Of a capture or a check.
+    const PATH: Limit = Limit::of(Self::BREAK_OFF);
 
     /// The same store with connections of its own, where connections can fall silent.
     fn renewed(&self) -> Option<Self>;
@@ -97,21 +120,20 @@ impl<S: Renewable> Watched<S> {
         Self(Arc::new(Generations { current, closed, asked }))
     }
 
-    async fn call<T, F>(
-        &self,
-        limit: Duration,
-        work: impl FnOnce(Arc<S>) -> F + Send,
-    ) -> Result<T, StoreError>
+    async fn call<T, F>(&self, limit: Limit, work: impl FnOnce(Arc<S>) -> F + Send) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
+        if limit.asks {
+            self.0.asked.fetch_add(1, Relaxed);
+        }
         let (generations, generation) = (Arc::clone(&self.0), self.0.current());
         let work = work(Arc::clone(&generation.store));
         let task = tokio::spawn(async move {
             generation.calls.fetch_add(1, Relaxed);
             let mut work = Box::pin(work);
-            let answer = timeout(limit, &mut work).await;
+            let answer = timeout(limit.break_off, &mut work).await;
             let calls = generation.calls.fetch_sub(1, Relaxed);
             match answer {
                 Ok(Err(error)) => {
@@ -136,47 +158,14 @@ impl<S: Renewable> Watched<S> {
                     generations
                         .renew(&generation, "the database does not answer on the connections there are");
                     drop(work);
-                    Err(errors::unanswered(limit))
+                    Err(errors::unanswered(limit.break_off))
                 }
             }
         });
-        task.await.unwrap_or_else(|_| Err(errors::broken("a call to the database broke off")))
-    }
-
-    /// One that lets the database fall asleep again.
-    async fn housekeeping<T, F>(&self, work: impl FnOnce(Arc<S>) -> F + Send) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, StoreError>> + Send + 'static,
-    {
-        self.call(PEOPLE, work).await
-    }
-
-    async fn path<T, F>(&self, work: impl FnOnce(Arc<S>) -> F + Send) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, StoreError>> + Send + 'static,
-    {
-        self.0.asked.fetch_add(1, Relaxed);
-        self.call(S::BREAK_OFF, work).await
-    }
-
-    async fn batch<T, F>(&self, work: impl FnOnce(Arc<S>) -> F + Send) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, StoreError>> + Send + 'static,
-    {
-        let answered = timeout(S::ANSWER, self.path(work)).await;
-        answered.unwrap_or_else(|_| Err(errors::unanswered(S::ANSWER)))
-    }
-
-    async fn people<T, F>(&self, work: impl FnOnce(Arc<S>) -> F + Send) -> Result<T, StoreError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, StoreError>> + Send + 'static,
-    {
-        self.0.asked.fetch_add(1, Relaxed);
-        self.call(PEOPLE, work).await
+        match timeout(limit.answer, task).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(errors::broken("a call to the database broke off"))),
+            Err(_) => Err(errors::unanswered(limit.answer)),
+        }
     }
 }
 
@@ -213,64 +202,78 @@ impl<S: Renewable + fmt::Debug> fmt::Debug for Watched<S> {
     }
 }
 
-#[async_trait]
-impl<S: Renewable + Store> Batches for Watched<S> {
-    async fn apply(&self, batch: Arc<[Incoming]>) -> Result<Vec<Outcome>, StoreError> {
-        self.batch(|store| async move { store.apply(batch).await }).await
-    }
-
-    async fn ready(&self) -> Result<(), StoreError> {
-        self.0.asked.fetch_add(1, Relaxed);
-        self.call(READY, |store| async move { store.ready().await }).await
-    }
+/// Implements a part of the store: each call goes to the current store, within the limit that stands in front of it. What
+/// the caller lends (`&`) is copied, because the call may outlive its caller.
+macro_rules! watched {
+    ($part:ident {
+        $([$limit:expr] $call:ident($($(&$lent:ident)? $($given:ident)?: $type:ty),*) -> $answer:ty;)*
+        $({ $($rest:tt)* })?
+    }) => {
+        #[async_trait]
+        impl<S: Renewable + Store> $part for Watched<S> {
+            $(async fn $call(&self, $($($lent: &$type)? $($given: $type)?),*) -> Result<$answer, StoreError> {
+                $($(let $lent = $lent.to_owned();)?)*
+                self.call($limit, move |store| async move { store.$call($($(&$lent)? $($given)?),*).await }).await
+            })*
+            $($($rest)*)?
+        }
+    };
 }
 
-#[async_trait]
-impl<S: Renewable + Store> Users for Watched<S> {
-    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError> {
-        let query = query.clone();
-        self.people(|store| async move { store.users(&query).await }).await
-    }
+watched!(Batches {
+    [S::BATCH] apply(batch: Arc<[Incoming]>) -> Vec<Outcome>;
+    [READY] ready() -> ();
+});
 
-    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
-        let reference = reference.to_owned();
-        self.people(|store| async move { store.user(&reference).await }).await
-    }
+watched!(Users {
+    [PEOPLE] users(&query: UserQuery) -> Vec<User>;
+    [PEOPLE] user(&reference: str) -> Option<UserHistory>;
+    [PEOPLE] totals() -> Totals;
+});
 
-    async fn totals(&self) -> Result<Totals, StoreError> {
-        self.people(|store| async move { store.totals().await }).await
-    }
-}
+watched!(Schema {
+    [MIGRATE] migrate() -> Vec<String>;
+    [S::PATH] check_schema() -> ();
+    [S::PATH] check_for_work() -> ();
+});
 
-#[async_trait]
-impl<S: Renewable + Store> Schema for Watched<S> {
-    async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        self.call(MIGRATE, |store| async move { store.migrate().await }).await
-    }
+watched!(Diagnosis {
+    [PEOPLE] rehearse(batch: Arc<[Incoming]>) -> ();
+    [PEOPLE] strangers() -> Vec<Stranger>;
+    [PEOPLE] examine(limit: Duration) -> Option<Examined>;
+});
 
-    async fn check_schema(&self) -> Result<(), StoreError> {
-        self.path(|store| async move { store.check_schema().await }).await
-    }
+watched!(Letters {
+    [S::PATH] capture(&letters: [Captured]) -> Vec<String>;
+    [PEOPLE] groups(&filter: Filter) -> Vec<Group>;
+    [PEOPLE] groups_named(&reference: str) -> Vec<String>;
+    [PEOPLE] list(&filter: Filter, &page: Page) -> Vec<Letter>;
+    [PEOPLE] show(&reference: str) -> Option<LetterDetail>;
+    [PEOPLE] count(&filter: Filter) -> Vec<Count>;
+    [PEOPLE] claim(&filter: Filter, limit: u32, &by: Actor) -> Vec<Claimed>;
+    [PEOPLE] edit(id: Uuid, body: Bytes, &by: Actor) -> Option<Claimed>;
+    [PEOPLE] clock() -> Millis;
+    [PEOPLE] unstamped(&filter: Filter, before: Millis, limit: u32) -> Vec<Claimed>;
+    [PEOPLE] stamp(&published: [Publication]) -> ();
+    [PEOPLE] discard(&filter: Filter, limit: u32, &by: Actor) -> u64;
+    [PEOPLE] restore(&filter: Filter, limit: u32, &by: Actor) -> u64;
+});
 
-    async fn check_for_work(&self) -> Result<(), StoreError> {
-        self.path(|store| async move { store.check_for_work().await }).await
-    }
-}
+watched!(Rejections {
+    [S::PATH] record(&samples: [Rejected]) -> ();
+    [PEOPLE] newest(limit: u32) -> Vec<Rejected>;
+});
 
-#[async_trait]
-impl<S: Renewable + Store> Diagnosis for Watched<S> {
-    async fn rehearse(&self, batch: Arc<[Incoming]>) -> Result<(), StoreError> {
-        self.people(|store| async move { store.rehearse(batch).await }).await
+watched!(Housekeeping {
+    [HOUSEKEEPING] prune(&retention: Retention, limit: u32) -> Pruned;
+    [HOUSEKEEPING] erase_kept(limit: u32) -> u64;
+    [HOUSEKEEPING] statuses() -> BTreeMap<Status, u64>;
+    {
+        fn asked(&self) -> u64 {
+            self.0.asked.load(Relaxed)
+        }
     }
-
-    async fn strangers(&self) -> Result<Vec<Stranger>, StoreError> {
-        self.people(|store| async move { store.strangers().await }).await
-    }
-
-    async fn examine(&self, limit: Duration) -> Result<Option<Examined>, StoreError> {
-        self.people(move |store| async move { store.examine(limit).await }).await
-    }
-}
+});
 
 #[async_trait]
 impl<S: Renewable + Store> Store for Watched<S> {
@@ -278,110 +281,6 @@ impl<S: Renewable + Store> Store for Watched<S> {
         self.0.closed.store(true, Relaxed);
         // In vain or not: what counts is committed.
         let _ = timeout(END, self.0.current().store.end()).await;
-    }
-}
-
-#[async_trait]
-impl<S: Renewable + Store> Letters for Watched<S> {
-    async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError> {
-        let letters = letters.to_vec();
-        self.path(|store| async move { store.capture(&letters).await }).await
-    }
-
-    async fn groups(&self, filter: &Filter) -> Result<Vec<Group>, StoreError> {
-        let filter = filter.clone();
-        self.people(|store| async move { store.groups(&filter).await }).await
-    }
-
-    async fn groups_named(&self, reference: &str) -> Result<Vec<String>, StoreError> {
-        let reference = reference.to_owned();
-        self.people(|store| async move { store.groups_named(&reference).await }).await
-    }
-
-    async fn list(&self, filter: &Filter, page: &Page) -> Result<Vec<Letter>, StoreError> {
-        let (filter, page) = (filter.clone(), page.clone());
-        self.people(|store| async move { store.list(&filter, &page).await }).await
-    }
-
-    async fn show(&self, reference: &str) -> Result<Option<LetterDetail>, StoreError> {
-        let reference = reference.to_owned();
-        self.people(|store| async move { store.show(&reference).await }).await
-    }
-
-    async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError> {
-        let filter = filter.clone();
-        self.people(|store| async move { store.count(&filter).await }).await
-    }
-
-    async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
-        let (filter, by) = (filter.clone(), by.clone());
-        self.people(move |store| async move { store.claim(&filter, limit, &by).await }).await
-    }
-
-    async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError> {
-        let by = by.clone();
-        self.people(move |store| async move { store.edit(id, body, &by).await }).await
-    }
-
-    async fn clock(&self) -> Result<Millis, StoreError> {
-        self.people(|store| async move { store.clock().await }).await
-    }
-
-    async fn unstamped(
-        &self,
-        filter: &Filter,
-        before: Millis,
-        limit: u32,
-    ) -> Result<Vec<Claimed>, StoreError> {
-        let filter = filter.clone();
-        self.people(move |store| async move { store.unstamped(&filter, before, limit).await }).await
-    }
-
-    async fn stamp(&self, published: &[Publication]) -> Result<(), StoreError> {
-        let published = published.to_vec();
-        self.people(|store| async move { store.stamp(&published).await }).await
-    }
-
-    async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
-        let (filter, by) = (filter.clone(), by.clone());
-        self.people(move |store| async move { store.discard(&filter, limit, &by).await }).await
-    }
-
-    async fn restore(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
-        let (filter, by) = (filter.clone(), by.clone());
-        self.people(move |store| async move { store.restore(&filter, limit, &by).await }).await
-    }
-}
-
-#[async_trait]
-impl<S: Renewable + Store> Rejections for Watched<S> {
-    async fn record(&self, samples: &[Rejected]) -> Result<(), StoreError> {
-        let samples = samples.to_vec();
-        self.path(|store| async move { store.record(&samples).await }).await
-    }
-
-    async fn newest(&self, limit: u32) -> Result<Vec<Rejected>, StoreError> {
-        self.people(move |store| async move { store.newest(limit).await }).await
-    }
-}
-
-#[async_trait]
-impl<S: Renewable + Store> Housekeeping for Watched<S> {
-    async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
-        let retention = *retention;
-        self.housekeeping(move |store| async move { store.prune(&retention, limit).await }).await
-    }
-
-    async fn erase_kept(&self, limit: u32) -> Result<u64, StoreError> {
-        self.housekeeping(move |store| async move { store.erase_kept(limit).await }).await
-    }
-
-    async fn statuses(&self) -> Result<BTreeMap<Status, u64>, StoreError> {
-        self.housekeeping(|store| async move { store.statuses().await }).await
-    }
-
-    fn asked(&self) -> u64 {
-        self.0.asked.load(Relaxed)
     }
 }
 
@@ -420,7 +319,7 @@ mod tests {
     }
 
     async fn number(store: &Watched<Fake>) -> usize {
-        store.path(|store| async move { Ok(store.number) }).await.unwrap()
+        store.call(Fake::<20>::PATH, |store| async move { Ok(store.number) }).await.unwrap()
     }
 
     #[tokio::test]
@@ -433,14 +332,15 @@ mod tests {
             let (store, release) = (Arc::clone(&store), Arc::clone(&release));
             tokio::spawn(async move {
                 store
-                    .people(|store| async move {
+                    .call(PEOPLE, |store| async move {
                         release.notified().await;
                         Ok(store.number)
                     })
                     .await
             })
         };
-        let silent = (0..50).map(|_| store.path(|_| std::future::pending::<Result<(), StoreError>>()));
+        let silent = (0..50)
+            .map(|_| store.call(Fake::<20>::PATH, |_| std::future::pending::<Result<(), StoreError>>()));
         for answer in futures_util::future::join_all(silent).await {
             assert_eq!(answer.unwrap_err().class, crate::store::Class::Unanswered);
         }
@@ -455,7 +355,7 @@ mod tests {
         let (release, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let work = {
             let (release, done) = (Arc::clone(&release), Arc::clone(&done));
-            store.batch(|_| async move {
+            store.call(Fake::<60_000>::BATCH, |_| async move {
                 release.notified().await;
                 done.notify_one();
                 Ok(())
@@ -473,7 +373,7 @@ mod tests {
         let (release, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let work = {
             let (release, done) = (Arc::clone(&release), Arc::clone(&done));
-            store.people(|_| async move {
+            store.call(PEOPLE, |_| async move {
                 release.notified().await;
                 done.notify_one();
                 Ok(())
@@ -482,19 +382,20 @@ mod tests {
         assert!(timeout(Duration::from_millis(20), work).await.is_err());
         release.notify_one();
         done.notified().await;
-        let panicked: Result<(), _> = store.path(|_| async { panic!("on purpose") }).await;
+        let panicked: Result<(), _> = store.call(Fake::<20>::PATH, |_| async { panic!("on purpose") }).await;
         assert_eq!(panicked.unwrap_err().class, crate::store::Class::Outage);
     }
 
     #[tokio::test]
     async fn a_connection_that_is_not_to_be_had_renews_the_store_unless_others_have_them_all() {
         let store = Watched::new(<Fake>::default());
-        let in_vain = || store.path(|_| async { Err::<(), _>(sqlx::Error::PoolTimedOut.into()) });
+        let in_vain =
+            || store.call(Fake::<20>::PATH, |_| async { Err::<(), _>(sqlx::Error::PoolTimedOut.into()) });
         assert!(in_vain().await.is_err());
         assert_eq!(number(&store).await, 1);
         let started = Instant::now();
         let busy = (0..2).map(|_| {
-            store.people(|_| async {
+            store.call(PEOPLE, |_| async {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 Ok(())
             })
@@ -509,7 +410,9 @@ mod tests {
         let store = Watched::new(<Fake>::default());
         let ended = Arc::clone(&store.0.current().store.ended);
         store.0.closed.store(true, Relaxed);
-        assert!(store.path(|_| std::future::pending::<Result<(), StoreError>>()).await.is_err());
+        assert!(
+            store.call(Fake::<20>::PATH, |_| std::future::pending::<Result<(), StoreError>>()).await.is_err()
+        );
         assert_eq!((number(&store).await, ended.load(Relaxed)), (0, 0));
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Worker, batch::Progress, blame::Judgement, course::PAUSES, held::Held, verdict::Verdict};
 use crate::{
-    pause::Pauses,
+    pause::Recovery,
     queue::{QueueError, Source, Subscription},
     stop::until,
 };
@@ -65,7 +65,7 @@ impl Worker {
         &mut self,
         stop: &watch::Receiver<bool>,
     ) -> Result<Option<Begun>, QueueError> {
-        let mut pauses = Pauses::new(PAUSES.0, PAUSES.1);
+        let mut recovery = Recovery::new(PAUSES.0, PAUSES.1);
         let most = self.settling.count() + UNSETTLED;
         loop {
             // A frozen server does not answer at once, and nothing is in its hands that would be lost.
@@ -98,15 +98,14 @@ impl Worker {
                 },
             };
             self.health.paused(&why);
-            tokio::select! {
-                () = tokio::time::sleep(pauses.next_pause()) => {}
-                () = until(stop, |stop| *stop) => return Ok(None),
+            if recovery.pause(until(stop, |stop| *stop)).await {
+                return Ok(None);
             }
         }
     }
 
-    /// Tries some messages, one at a time, until one succeeds or too many have failed. What is delivered and not tried
-    /// is left in `held` where one succeeds, and given back otherwise.
+    /// Tries some messages, one at a time, until one succeeds or too many have failed. Deliveries that were not tried
+    /// are left in `held` where one succeeds, and given back otherwise.
     async fn try_some(
         &mut self,
         subscription: &Arc<dyn Subscription>,
@@ -130,7 +129,7 @@ impl Worker {
                         idle = true;
                         continue;
                     }
-                    // What is given back cannot be published at present, or there is no more to be tried.
+                    // The messages that failed cannot be published to a retry queue at present, or no more are there.
                     () = tokio::time::sleep(IDLE), if failed > 0 => return Attempt::Failed(last),
                 };
                 let Some(delivery) = delivery else { return Attempt::Failed("the queue is closed".into()) };
@@ -186,7 +185,7 @@ impl Worker {
                     self.settling.give_back(held.drain(..));
                     return ended;
                 }
-                // An alarm of the broker's keeps what has to be published, and with it the one place that there is.
+                // An alarm of the broker's holds up a settlement, and with it the one delivery that the prefetch allows.
                 None if !wide && tokio::time::timeout(GATHER, self.settling.all()).await.is_err() => {
                     subscription.widen(prefetch);
                     wide = true;

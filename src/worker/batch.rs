@@ -40,7 +40,7 @@ const HOPELESS: (u32, Duration) = (8, Duration::from_secs(2));
 /// count what a consumer timeout takes back.
 const RETURNS: u32 = 2 * DELIVERY_LIMIT;
 
-/// A message that failed alone, and what is to be known of it.
+/// A message that failed alone, with what its judgement needs.
 pub(super) struct Failed {
     pub(super) held: Held,
     pub(super) account: String,
@@ -153,7 +153,7 @@ impl Pipeline {
     /// Applies a batch, whole or in parts, and tells what becomes of each message of it.
     pub(super) async fn process(&self, batch: Vec<Held>, tell: &Tell) {
         let tell = |progress| {
-            // Nobody listens any more: what is not settled comes back with the connection.
+            // Without a listener the worker has gone: what is not settled comes back with its connection.
             let _ = tell.send(progress);
         };
         self.metrics.batch_messages.record(batch.len() as f64);

@@ -54,7 +54,7 @@ impl Held {
     }
 }
 
-/// What is in transactions at present.
+/// How many batches and messages are in transactions at present.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Trying {
     pub(super) batches: usize,
@@ -77,7 +77,7 @@ pub(super) struct Pile {
     returned: Vec<Held>,
     /// On the ladder, or left over from batches that failed.
     alone: VecDeque<Held>,
-    /// What is tried at present has come back again and again: nothing else that came back is tried beside it.
+    /// A message that has come back again and again is being tried: nothing else that came back is tried beside it.
     careful: bool,
 }
 
@@ -138,7 +138,8 @@ impl Pile {
 
     /// Any of those that came back. A connection that is lost gives many back, so some are tried at a time. A message that
     /// has come back again may kill this worker too: it is tried after the others, with nothing else that came back beside
-    /// it, and its neighbours get some time first in each life of a worker. `age`: how long the subscription is old.
+    /// it, and its neighbours get some time first in each life of a worker. `age` is that of the
+    /// subscription.
     pub(super) fn next_returned(
         &mut self,
         trying: Trying,

@@ -6,8 +6,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use headcount::{
-    queue::{Action, Burial, DELIVERY_LIMIT, Delivery, Queue, QueueError, Reason, Receipt, Source},
+    queue::{
+        Action, Burial, DELIVERY_LIMIT, Delivery, Queue, QueueError, Reason, Receipt, Settlement, Source,
+    },
     time::now,
 };
 
@@ -310,6 +313,23 @@ pub(crate) async fn abandoned_calls_of_next_lose_nothing<H: Harness>(harness: Ar
         }
     }
     assert_eq!(sorted(all), sorted(publishing.await.unwrap()));
+}
+
+pub(crate) async fn abandoned_settlements_go_on<H: Harness>(harness: Arc<H>) {
+    let queue = harness.open().await;
+    publish(&queue, 3).await;
+    let subscription = queue.subscribe(Source::Events, 3).await.unwrap();
+    let mut deliveries = receive(&*subscription, 3).await.into_iter();
+    for action in [Action::Done, bury("abandoned"), Action::Retry { rung: 0, attempt: 1, waits: 0 }] {
+        let settlements =
+            deliveries.next().map(|delivery| Settlement { delivery, action }).into_iter().collect();
+        assert_eq!(subscription.settle(settlements).now_or_never(), None, "it was over at once");
+    }
+    holds(&queue, "dead", 1).await;
+    let again = receive(&*subscription, 1).await.remove(0);
+    assert_eq!((again.message.attempt, again.earlier), (1, 0));
+    done(&*subscription, vec![again]).await;
+    holds(&queue, "events", 0).await;
 }
 
 pub(crate) async fn any_body_travels_untouched<H: Harness>(harness: Arc<H>) {

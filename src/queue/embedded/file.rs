@@ -124,20 +124,20 @@ pub(super) async fn examine(path: &Path, limit: Duration) -> Examined {
 
 /// Why a transaction did not come to its end, or is not known to.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum Unwritten {
     /// It is not the file that it was, or is damaged.
     File(FileTrouble),
     /// SQLite says so.
     Sql(sqlx::Error),
 }
 
-impl From<FileTrouble> for Failure {
+impl From<FileTrouble> for Unwritten {
     fn from(trouble: FileTrouble) -> Self {
         Self::File(trouble)
     }
 }
 
-impl From<sqlx::Error> for Failure {
+impl From<sqlx::Error> for Unwritten {
     fn from(error: sqlx::Error) -> Self {
         Self::Sql(error)
     }
@@ -147,7 +147,7 @@ impl From<sqlx::Error> for Failure {
 pub(super) async fn reach<'a>(
     connection: &'a mut Option<SqliteConnection>,
     file: &DataFile,
-) -> Result<&'a mut SqliteConnection, Failure> {
+) -> Result<&'a mut SqliteConnection, Unwritten> {
     file.check()?;
     Ok(match connection {
         Some(open) => open,

@@ -4,11 +4,9 @@
 //! waited for it; a delivery is leased, and its lease runs out when its process dies. All writing is done by one task
 //! per process (`writer.rs`); here are the handles that ask it, and they never wait for a database, only for its answer.
 
-mod claims;
 mod file;
-mod ledger;
-mod pulse;
-mod samples;
+mod leases;
+mod rows;
 mod subscription;
 mod work;
 mod writer;
@@ -32,9 +30,8 @@ use tokio::{
 
 pub(super) use self::file::FILE;
 use self::{
-    samples::Sample,
     subscription::{Consumer, EmbeddedSubscription},
-    work::{Publish, Request},
+    work::{Publish, Request, Sample},
     writer::Writer,
 };
 use super::{Depth, Finding, Ladder, PUBLISH_LIMIT, Queue, QueueError, Source, Subscription, Trouble};
@@ -80,7 +77,7 @@ pub struct EmbeddedQueue {
     waiting: Arc<Semaphore>,
     /// The same for samples.
     sampling: Arc<Semaphore>,
-    health: Arc<Health>,
+    state: Arc<WriterState>,
 }
 
 impl fmt::Debug for EmbeddedQueue {
@@ -108,8 +105,8 @@ impl EmbeddedQueue {
         let (file, anchor) = file::prepare(directory).await?;
         let guard = Guard::start(file.clone(), anchor);
         let (requests, asked) = mpsc::unbounded_channel();
-        let health = Arc::new(Health::new(file.clone()));
-        let writer = Writer::new(file.clone(), ladder.clone(), timing, health.clone(), asked);
+        let state = Arc::new(WriterState::new(file.clone()));
+        let writer = Writer::new(file.clone(), ladder.clone(), timing, state.clone(), asked);
         tokio::spawn(async move {
             let closing = writer.run().await;
             guard.stop().await;
@@ -119,7 +116,7 @@ impl EmbeddedQueue {
         });
         let waiting = Arc::new(Semaphore::new(WAITING_KIB_MAX));
         let sampling = Arc::new(Semaphore::new(SAMPLES_KIB_MAX));
-        Ok(Self { file, ladder, requests, waiting, sampling, health })
+        Ok(Self { file, ladder, requests, waiting, sampling, state })
     }
 
     /// Waits for the writer's answer, or its end, or the limit. The request is not withdrawn by giving up.
@@ -139,7 +136,7 @@ impl EmbeddedQueue {
 #[async_trait]
 impl Queue for EmbeddedQueue {
     async fn publish(&self, message: Message) -> Result<(), QueueError> {
-        self.health.check()?;
+        self.state.check()?;
         let limit = Instant::now() + PUBLISH_LIMIT;
         let share = self.waiting.clone().acquire_many_owned(kib(&message.body));
         let share = timeout_at(limit.into(), share)
@@ -155,7 +152,7 @@ impl Queue for EmbeddedQueue {
     fn sample(&self, rejected: Bytes) {
         // Trouble, or the writer is behind: the sample is lost, as samples may be.
         let share = self.sampling.clone().try_acquire_many_owned(kib(&rejected));
-        if let (Ok(()), Ok(share)) = (self.health.check(), share) {
+        if let (Ok(()), Ok(share)) = (self.state.check(), share) {
             let _ = self.requests.send(Request::Sample(Sample { body: rejected, _share: share }));
         }
     }
@@ -166,17 +163,17 @@ impl Queue for EmbeddedQueue {
         Ok(Box::new(EmbeddedSubscription {
             consumer,
             requests: self.requests.clone(),
-            health: self.health.clone(),
+            state: self.state.clone(),
         }))
     }
 
     async fn depths(&self) -> Result<Vec<Depth>, QueueError> {
         self.file.check().map_err(|trouble| unusable(&trouble))?;
         let (file, ladder) = (self.file.clone(), self.ladder.clone());
-        // A task of its own: a caller who gives up must not leave a statement behind half done.
+        // In a task of its own: a caller who gives up must not leave a statement half done.
         let counting = tokio::spawn(async move {
             let mut connection = file::open(file.real(), file::BUSY_PATIENCE).await?;
-            let depths = ledger::depths(&mut connection, &ladder, crate::time::now()).await?;
+            let depths = rows::depths(&mut connection, &ladder, crate::time::now()).await?;
             sqlx::Connection::close(connection).await?;
             Ok::<_, sqlx::Error>(depths)
         });
@@ -189,9 +186,9 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn ready(&self) -> Result<(), QueueError> {
-        self.health.check()?;
+        self.state.check()?;
         let (answer, answered) = oneshot::channel();
-        self.requests.send(Request::Probe(answer)).map_err(|_| closed())?;
+        self.requests.send(Request::Ready(answer)).map_err(|_| closed())?;
         self.answer(answered, Instant::now() + PUBLISH_LIMIT).await
     }
 
@@ -207,11 +204,11 @@ impl Queue for EmbeddedQueue {
     }
 
     fn troubles(&self) -> Vec<Trouble> {
-        self.health.trouble().map(|why| Trouble { part: "publishing", why }).into_iter().collect()
+        self.state.trouble().map(|why| Trouble { part: "publishing", why }).into_iter().collect()
     }
 
     async fn close(&self) {
-        self.health.close();
+        self.state.close();
         let (done, closed) = oneshot::channel();
         if self.requests.send(Request::Close(done)).is_ok()
             && tokio::time::timeout(CLOSE_LIMIT, closed).await.is_err()
@@ -241,9 +238,9 @@ fn closed() -> QueueError {
     QueueError::Unavailable("the queue is closed".into())
 }
 
-/// How the writer fares, as everybody else can see it.
+/// How the writer fares, as the handles see it.
 #[derive(Debug)]
-struct Health {
+struct WriterState {
     file: Arc<DataFile>,
     trouble: Mutex<Option<String>>,
     closed: AtomicBool,
@@ -252,7 +249,7 @@ struct Health {
     busy_since: AtomicU64,
 }
 
-impl Health {
+impl WriterState {
     fn new(file: Arc<DataFile>) -> Self {
         Self {
             file,

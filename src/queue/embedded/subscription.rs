@@ -1,4 +1,4 @@
-//! Owns a consumer's book: what was claimed for it and not yet handed out, and what is in its hands. The writer fills
+//! Owns a consumer's book: the messages that are leased to it, handed out or not yet. The writer fills
 //! it, the subscription empties it. Never touches SQL.
 
 use std::{
@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{
     super::{Delivery, Receipt, Settlement, Source, Subscription},
-    Health,
+    WriterState,
     work::{Request, Settle},
 };
 
@@ -32,13 +32,13 @@ pub(super) struct Consumer {
 
 #[derive(Debug, Default)]
 struct Book {
-    /// Claimed and not yet handed out.
+    /// Leased and not yet handed out.
     buffer: VecDeque<Delivery>,
     /// Handed out and not yet settled, with the size of their bodies.
     handed: HashMap<Receipt, usize>,
     /// Bytes of both.
     bytes: usize,
-    /// Nothing new is wanted.
+    /// The consumer takes no more.
     ended: bool,
 }
 
@@ -52,12 +52,12 @@ impl Consumer {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether anything may be claimed.
+    /// Whether anything may be leased to it.
     pub(super) fn has_room(&self) -> bool {
         self.room([].iter()).0 > 0
     }
 
-    /// How many messages and bytes may be claimed, once these receipts are settled. Without room for a message: (0, 0).
+    /// How many messages and bytes may be leased, once these receipts are settled. Without room for a message: (0, 0).
     pub(super) fn room<'a>(&self, settling: impl Iterator<Item = &'a Receipt>) -> (usize, usize) {
         let book = self.book();
         if book.ended {
@@ -74,7 +74,7 @@ impl Consumer {
         (self.prefetch.load(Relaxed).saturating_sub(count), HELD_BYTES_MAX.saturating_sub(bytes))
     }
 
-    /// Puts claimed deliveries up for [`Subscription::next`]. Returns those that nobody wants any more.
+    /// Puts leased deliveries up for [`Subscription::next`]. Returns all of them where the consumer takes no more.
     pub(super) fn hand_over(&self, deliveries: Vec<Delivery>) -> Vec<Receipt> {
         let mut book = self.book();
         if book.ended {
@@ -87,7 +87,7 @@ impl Consumer {
         Vec::new()
     }
 
-    /// Strikes what has been settled.
+    /// Strikes settled messages.
     pub(super) fn strike<'a>(&self, receipts: impl Iterator<Item = &'a Receipt>) {
         let mut book = self.book();
         for receipt in receipts {
@@ -118,7 +118,7 @@ impl Consumer {
         book.buffer.iter().map(|delivery| delivery.receipt).chain(book.handed.keys().copied()).collect()
     }
 
-    /// Wants nothing more. Returns what was not handed out.
+    /// Takes no more. Returns what was leased and not handed out.
     pub(super) fn end(&self) -> Vec<Receipt> {
         let mut book = self.book();
         book.ended = true;
@@ -129,7 +129,7 @@ impl Consumer {
         unseen.iter().map(|delivery| delivery.receipt).collect()
     }
 
-    /// The next delivery, if one is up; `Err` where none will be.
+    /// The next delivery, if one is there; `Err` where none will be.
     fn take(&self) -> Result<Option<Delivery>, ()> {
         let mut book = self.book();
         match book.buffer.pop_front() {
@@ -148,14 +148,14 @@ impl Consumer {
 pub(super) struct EmbeddedSubscription {
     pub(super) consumer: Arc<Consumer>,
     pub(super) requests: mpsc::UnboundedSender<Request>,
-    pub(super) health: Arc<Health>,
+    pub(super) state: Arc<WriterState>,
 }
 
 #[async_trait]
 impl Subscription for EmbeddedSubscription {
     async fn next(&self) -> Option<Delivery> {
         loop {
-            // Listening before looking: what is put up in between still wakes.
+            // Listen before looking, so that a delivery which is put up in between still wakes this call.
             let changed = self.consumer.changed.notified();
             match self.consumer.take() {
                 Ok(Some(delivery)) => return Some(delivery),
@@ -194,7 +194,7 @@ impl Subscription for EmbeddedSubscription {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.health.trouble()
+        self.state.trouble()
     }
 }
 

@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{
     super::{Action, DETAIL_MAX, Ladder, QueueError, Receipt, Source},
-    ledger,
-    samples::Sample,
+    rows::Settlements,
     subscription::Consumer,
 };
 use crate::{message::Message, time::Millis};
@@ -28,14 +28,14 @@ pub(super) enum Request {
     Sample(Sample),
     /// Settle deliveries.
     Settle(Settle),
-    /// Claim for this consumer from now on.
+    /// Lease messages to this consumer from now on.
     Join(Arc<Consumer>),
-    /// Make available again what nobody has seen.
+    /// Make available again what was leased and never handed out.
     Return(Vec<Receipt>),
     /// Make available again all that this consumer holds.
     Leave(Arc<Consumer>),
     /// Say whether writing works.
-    Probe(oneshot::Sender<Result<(), QueueError>>),
+    Ready(oneshot::Sender<Result<(), QueueError>>),
     /// Let go of everything and end.
     Close(oneshot::Sender<()>),
 }
@@ -45,6 +45,14 @@ pub(super) enum Request {
 pub(super) struct Publish {
     pub(super) message: Message,
     pub(super) answer: oneshot::Sender<Result<(), QueueError>>,
+    /// Its share of what may wait in memory; freed with it.
+    pub(super) _share: OwnedSemaphorePermit,
+}
+
+/// A sample on its way into the file.
+#[derive(Debug)]
+pub(super) struct Sample {
+    pub(super) body: Bytes,
     /// Its share of what may wait in memory; freed with it.
     pub(super) _share: OwnedSemaphorePermit,
 }
@@ -63,7 +71,7 @@ impl Settle {
     }
 }
 
-/// What the next transaction has to do. Stays as it is when the transaction fails, but for publishes and samples.
+/// What the next transaction has to do. When it fails, all but publishes and samples is kept for the one after it.
 #[derive(Debug, Default)]
 pub(super) struct Work {
     pub(super) publishes: Vec<Publish>,
@@ -72,7 +80,7 @@ pub(super) struct Work {
     pub(super) settles: Vec<Settle>,
     pub(super) returned: Vec<Receipt>,
     pub(super) leaving: Vec<Arc<Consumer>>,
-    pub(super) probes: Vec<oneshot::Sender<Result<(), QueueError>>>,
+    pub(super) ready: Vec<oneshot::Sender<Result<(), QueueError>>>,
     pub(super) closing: Option<(oneshot::Sender<()>, Instant)>,
 }
 
@@ -83,7 +91,7 @@ impl Work {
             && self.settles.is_empty()
             && self.returned.is_empty()
             && self.leaving.is_empty()
-            && self.probes.is_empty()
+            && self.ready.is_empty()
             && self.closing.is_none()
     }
 
@@ -93,8 +101,8 @@ impl Work {
 }
 
 /// What settling means for the rows.
-pub(super) fn settlements(settles: &[Settle], ladder: &Ladder, at: Millis) -> ledger::Settlements {
-    let mut settlements = ledger::Settlements::default();
+pub(super) fn settlements(settles: &[Settle], ladder: &Ladder, at: Millis) -> Settlements {
+    let mut settlements = Settlements::default();
     let items =
         settles.iter().flat_map(|settle| settle.items.iter().map(|item| (settle.consumer.source, item)));
     for (source, (receipt, action)) in items {

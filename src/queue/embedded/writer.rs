@@ -1,6 +1,6 @@
 //! Owns the one task of a process that writes to `queue.db`: it takes all requests that wait, carries them out in one
 //! transaction, and answers them after its commit. Promises that nothing is answered before it is on the disk, and that
-//! settlements go on being tried until they are. Never holds a transaction open while it waits for anybody.
+//! a settlement is tried again until it is. Never holds a transaction open while it waits for a request.
 
 use std::{
     sync::Arc,
@@ -12,21 +12,21 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     super::{Ladder, QueueError, Reason, Source},
-    Health, Timing, claims, describe, file, ledger,
-    pulse::Pulse,
-    samples,
+    Timing, WriterState, describe, file,
+    leases::{self, Leased, Pulse},
+    rows,
     subscription::Consumer,
     work::{Request, Settle, Work, millis, settlements},
 };
 use crate::{
     datafile::{DataFile, connection},
-    message::{Message, MessageId},
+    message::Message,
     telemetry::{metrics, tally::Tally},
     time::Millis,
 };
 
-/// The most rows that one commit claims for a consumer.
-const CLAIM_MAX: usize = 200;
+/// The most rows that one commit leases to a consumer.
+const LEASE_MAX: usize = 200;
 /// How long after a failure the writer tries again: doubled each time, from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How far the clock may be set back without a look at what it stamped, in ms.
@@ -41,14 +41,14 @@ struct Member {
     id: Option<i64>,
 }
 
-/// What a transaction did that has to be told once it is committed.
+/// What a transaction did that is acted on once it is committed.
 #[derive(Debug, Default)]
 struct Effects {
     /// New ids of members, by index.
     registered: Vec<(usize, i64)>,
-    /// Claims, by index of the member.
-    claimed: Vec<(usize, claims::Claim)>,
-    /// When the next event that nobody holds can be claimed.
+    /// Leases, by index of the member.
+    leased: Vec<(usize, Leased)>,
+    /// When the next waiting event can be leased.
     next_due: Option<Millis>,
 }
 
@@ -58,20 +58,20 @@ pub(super) struct Writer {
     file: Arc<DataFile>,
     ladder: Ladder,
     timing: Timing,
-    health: Arc<Health>,
+    state: Arc<WriterState>,
     requests: mpsc::UnboundedReceiver<Request>,
     connection: Option<SqliteConnection>,
     work: Work,
     members: Vec<Member>,
-    /// The last transaction failed: it is unknown whether it was committed.
+    /// The last transaction failed, and it is not known whether it was committed.
     doubt: bool,
     failures: u32,
     wake_at: Instant,
     renew_at: Instant,
     pulse: Pulse,
-    /// The least that the wall clock shows if nobody set it back; at first that is not known.
+    /// The least that the wall clock shows unless it was set back. At first that is not known.
     clock: Millis,
-    /// Something is known to be claimable: no need to look first.
+    /// Something is known to be waiting: no need to look first.
     eager: bool,
     crash_loops: Tally,
 }
@@ -81,7 +81,7 @@ impl Writer {
         file: Arc<DataFile>,
         ladder: Ladder,
         timing: Timing,
-        health: Arc<Health>,
+        state: Arc<WriterState>,
         requests: mpsc::UnboundedReceiver<Request>,
     ) -> Self {
         let now = Instant::now();
@@ -89,7 +89,7 @@ impl Writer {
             file,
             ladder,
             timing,
-            health,
+            state,
             requests,
             connection: None,
             work: Work::default(),
@@ -105,16 +105,16 @@ impl Writer {
         }
     }
 
-    /// Works until the queue is closed, or nobody is left who could ask for anything. Returns whom to tell once the file
-    /// is no longer in use.
+    /// Works until the queue is closed or dropped. Returns the closing caller, if there is one, to be answered once
+    /// the file is no longer in use.
     pub(super) async fn run(mut self) -> Option<oneshot::Sender<()>> {
         while let Some(asked) = self.wait().await {
             if !asked && !self.worthwhile().await {
                 continue;
             }
-            self.health.begin();
+            self.state.begin();
             let outcome = self.transact().await;
-            self.health.end();
+            self.state.end();
             match outcome {
                 Ok(effects) => self.tell(effects),
                 Err(error) => self.fail(&error),
@@ -127,7 +127,7 @@ impl Writer {
         }
         self.requests.close();
         while let Ok(request) = self.requests.try_recv() {
-            // Those who ask too late are told so by their answer's sender being dropped; a consumer has none.
+            // Dropping a request answers it with an error; a consumer waits for no answer.
             if let Request::Join(consumer) = request {
                 consumer.end();
             }
@@ -144,8 +144,8 @@ impl Writer {
         self.work.closing.take().map(|(closed, _)| closed)
     }
 
-    /// Waits for requests or the time, and takes in all requests that are there. `None` once nobody can ask any more,
-    /// else whether there is something to do for sure.
+    /// Waits for requests or the next look at the file, and takes in all requests that are there. `None` once nobody can
+    /// ask any more, else whether it is known that there is something to do.
     async fn wait(&mut self) -> Option<bool> {
         if self.failures > 0 {
             tokio::time::sleep_until(self.wake_at.into()).await;
@@ -168,7 +168,7 @@ impl Writer {
 
     fn take_in(&mut self, request: Request) {
         match request {
-            // Whoever gave up waiting has answered "unknown": the sender comes again.
+            // The ingress has given up waiting and answered an error: the sender comes again.
             Request::Publish(publish) if publish.answer.is_closed() => {}
             Request::Publish(publish) => {
                 self.work.publish_bytes += publish.message.body.len();
@@ -182,7 +182,7 @@ impl Writer {
             }
             Request::Return(receipts) => self.work.returned.extend(receipts),
             Request::Leave(consumer) => self.work.leaving.push(consumer),
-            Request::Probe(answer) => self.work.probes.push(answer),
+            Request::Ready(answer) => self.work.ready.push(answer),
             Request::Close(closed) => {
                 self.work.closing = Some((closed, Instant::now()));
                 for member in &self.members {
@@ -193,7 +193,7 @@ impl Writer {
         }
     }
 
-    /// Whether a transaction would find something to do: leases to prolong or to take back, messages to claim.
+    /// Whether a transaction would find something to do: leases to prolong or to take back, messages to lease.
     async fn worthwhile(&mut self) -> bool {
         let now = Instant::now();
         self.wake_at = now + self.timing.poll;
@@ -208,7 +208,7 @@ impl Writer {
         self.pulse.beat(now, at, self.timing.heartbeat);
         let roomy = self.members.iter().filter(|member| member.consumer.has_room());
         let sources: Vec<Source> = roomy.map(|member| member.consumer.source).collect();
-        match (claims::next_due(connection, &sources).await, ledger::next_expiry(connection).await) {
+        match (leases::next_due(connection, &sources).await, leases::next_expiry(connection).await) {
             (Ok(due), Ok(expiry)) => {
                 self.wake_at = wake_at(now, at, self.timing.poll, due);
                 due.is_some_and(|due| due <= at) || expiry.is_some_and(|expiry| expiry < at)
@@ -218,39 +218,39 @@ impl Writer {
         }
     }
 
-    async fn transact(&mut self) -> Result<Effects, file::Failure> {
+    async fn transact(&mut self) -> Result<Effects, file::Unwritten> {
         let connection = file::reach(&mut self.connection, &self.file).await?;
         file::begin(connection).await?;
         let at = crate::time::now();
         self.pulse.beat(Instant::now(), at, self.timing.heartbeat);
         let alive_until = at + millis(self.timing.lease);
         let mut effects = Effects::default();
-        // The lock may have taken longer than some would wait.
+        // Waiting for the lock may have taken longer than some callers wait.
         self.work.publishes.retain(|publish| !publish.answer.is_closed());
         if !self.members.is_empty() && at < self.clock {
-            ledger::mend_times(connection, &self.ladder, at, alive_until).await?;
+            leases::mend_times(connection, &self.ladder, at, alive_until).await?;
         }
 
-        // Prolonged before anybody's are taken back: after a machine's sleep all leases have run out.
+        // Our leases are prolonged before any are taken back: after a machine's sleep all of them have run out.
         let members: Vec<_> = self.members.iter().map(|member| (member.id, member.consumer.source)).collect();
-        let ids = ledger::prolong(connection, &members, alive_until).await?;
+        let ids = leases::prolong(connection, &members, alive_until).await?;
         let registered = ids.iter().copied().enumerate();
         effects.registered = registered.filter(|(index, id)| members[*index].0 != Some(*id)).collect();
 
-        if self.doubt || !self.work.probes.is_empty() {
+        if self.doubt || !self.work.ready.is_empty() {
             file::touch(connection).await?;
         }
         let settlements = settlements(&self.work.settles, &self.ladder, at);
-        ledger::settle(connection, &settlements, at).await?;
-        samples::settle(connection, &settlements.samples).await?;
-        ledger::give_back(connection, &self.work.returned).await?;
+        rows::settle(connection, &settlements, at).await?;
+        rows::settle_samples(connection, &settlements.samples).await?;
+        leases::give_back(connection, &self.work.returned).await?;
         if self.doubt {
             for member in &self.members {
                 let Some(id) = member.id else { continue };
                 let held = member.consumer.held();
                 match member.consumer.source {
-                    Source::Events | Source::Dead => ledger::reconcile(connection, id, &held).await?,
-                    Source::Rejections => samples::reconcile(connection, id, &held).await?,
+                    Source::Events | Source::Dead => leases::reconcile(connection, id, &held).await?,
+                    Source::Rejections => rows::reconcile_samples(connection, id, &held).await?,
                 }
             }
         }
@@ -258,28 +258,28 @@ impl Writer {
             if let Some(index) =
                 self.members.iter().position(|member| Arc::ptr_eq(&member.consumer, consumer))
             {
-                ledger::unregister(connection, ids[index]).await?;
+                leases::unregister(connection, ids[index]).await?;
             }
         }
         if !self.members.is_empty() && self.pulse.may_expire(Instant::now()) {
-            ledger::expire(connection, at).await?;
+            leases::expire(connection, at).await?;
         }
         let messages: Vec<&Message> = self.work.publishes.iter().map(|publish| &publish.message).collect();
-        ledger::append(connection, &messages, at).await?;
-        samples::append(connection, &self.work.samples, at).await?;
+        rows::append(connection, &messages, at).await?;
+        rows::append_samples(connection, &self.work.samples, at).await?;
 
         for (index, member) in self.members.iter().enumerate() {
             let settling =
                 self.work.settles.iter().filter(|settle| Arc::ptr_eq(&settle.consumer, &member.consumer));
             let (rows, bytes) = member.consumer.room(settling.flat_map(Settle::receipts));
             if rows > 0 {
-                let room = (rows.min(CLAIM_MAX), bytes);
-                let claim = claims::claim(connection, member.consumer.source, ids[index], room, at).await?;
-                effects.claimed.push((index, claim));
+                let room = (rows.min(LEASE_MAX), bytes);
+                let leased = leases::lease(connection, member.consumer.source, ids[index], room, at).await?;
+                effects.leased.push((index, leased));
             }
         }
-        if !effects.claimed.is_empty() {
-            effects.next_due = claims::next_due(connection, &[Source::Events]).await?;
+        if !effects.leased.is_empty() {
+            effects.next_due = leases::next_due(connection, &[Source::Events]).await?;
         }
         if let Err(trouble) = self.file.check() {
             file::roll_back(connection).await?;
@@ -292,12 +292,12 @@ impl Writer {
         Ok(effects)
     }
 
-    /// Tells everybody what the committed transaction did for them.
+    /// Answers the requests of the committed transaction, and hands out what it leased.
     fn tell(&mut self, effects: Effects) {
         if self.failures > 0 {
             tracing::info!(failures = self.failures, "queue.db can be written again");
         }
-        self.health.set_trouble(None);
+        self.state.set_trouble(None);
         (self.failures, self.doubt, self.eager) = (0, false, false);
         let now = Instant::now();
         let at = crate::time::now();
@@ -312,8 +312,8 @@ impl Writer {
         for publish in work.publishes {
             let _ = publish.answer.send(Ok(()));
         }
-        for probe in work.probes {
-            let _ = probe.send(Ok(()));
+        for answer in work.ready {
+            let _ = answer.send(Ok(()));
         }
         self.work.closing = work.closing;
         for (index, id) in effects.registered {
@@ -330,16 +330,16 @@ impl Writer {
             settle.consumer.strike(settle.receipts());
             let _ = settle.done.send(());
         }
-        for (index, claim) in effects.claimed {
-            for message_id in claim.crash_loops {
+        for (index, leased) in effects.leased {
+            for message_id in leased.crash_loops {
                 metrics::given_up(Reason::CrashLoop.as_str());
                 if self.crash_loops.is_first(Reason::CrashLoop.as_str()) {
-                    warn_crash_loop(&message_id);
+                    tracing::warn!(%message_id, "message {message_id} is buried: crash_loop, it was delivered too often and never settled");
                 }
             }
             let consumer = &self.members[index].consumer;
-            let unwanted = consumer.hand_over(claim.deliveries);
-            self.eager |= !unwanted.is_empty() || (claim.more && consumer.has_room());
+            let unwanted = consumer.hand_over(leased.deliveries);
+            self.eager |= !unwanted.is_empty() || (leased.more && consumer.has_room());
             self.work.returned.extend(unwanted);
         }
         for consumer in &work.leaving {
@@ -352,12 +352,12 @@ impl Writer {
         }
     }
 
-    /// Answers those who cannot wait, and keeps the rest for the next try.
-    fn fail(&mut self, failure: &file::Failure) {
+    /// Fails the requests that cannot wait, and keeps the others for the next transaction.
+    fn fail(&mut self, failure: &file::Unwritten) {
         let problem = match failure {
-            // Logged by the file itself. The connection stays: it holds what the file's name has lost.
-            file::Failure::File(trouble) => describe(trouble),
-            file::Failure::Sql(error) => {
+            // The file itself has logged it. The connection stays: it holds what the file's name has lost.
+            file::Unwritten::File(trouble) => describe(trouble),
+            file::Unwritten::Sql(error) => {
                 let problem = format!("queue.db cannot be written: {}", connection::say(error));
                 if connection::is_damage(connection::code(error)) {
                     self.file.damaged(connection::say(error));
@@ -371,30 +371,26 @@ impl Writer {
         };
         self.doubt = true;
         self.failures = self.failures.saturating_add(1);
-        self.health.set_trouble(Some(problem.clone()));
+        self.state.set_trouble(Some(problem.clone()));
         let unavailable = || QueueError::File(problem.clone());
         for publish in self.work.publishes.drain(..) {
             let _ = publish.answer.send(Err(unavailable()));
         }
         self.work.publish_bytes = 0;
         self.work.samples.clear();
-        for probe in self.work.probes.drain(..) {
-            let _ = probe.send(Err(unavailable()));
+        for answer in self.work.ready.drain(..) {
+            let _ = answer.send(Err(unavailable()));
         }
         let backoff = BACKOFF.0.saturating_mul(1 << self.failures.min(16)).min(BACKOFF.1);
         self.wake_at = Instant::now() + backoff.mul_f64(rand::random_range(0.5..1.0));
     }
 }
 
-fn warn_crash_loop(message_id: &MessageId) {
-    tracing::warn!(%message_id, "buried {message_id}: crash_loop, delivered too often and never settled");
-}
-
 /// The next look at the file: after the poll, or as soon as something is due.
 fn wake_at(now: Instant, at: Millis, poll: Duration, due: Option<Millis>) -> Instant {
     let wait = due.map_or(poll, |due| {
         let until = u64::try_from(due - at).map_or(Duration::ZERO, Duration::from_millis);
-        // What is due already and was not claimed waits for room, which a request will bring.
+        // A message that is due and was not leased waits for room at a consumer, and a request tells of that.
         if until.is_zero() { poll } else { until.min(poll) }
     });
     now + wait

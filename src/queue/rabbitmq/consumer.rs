@@ -1,4 +1,4 @@
-//! Owns a subscription's connection: consuming, noticing why it ends, and consuming again with pauses that grow.
+//! Owns a subscription's connection: it consumes, notices why consuming ends, and consumes again after pauses that grow.
 //! Promises to end with its subscription, and to close its connection then. Never settles.
 
 use std::{
@@ -17,16 +17,15 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::{
-    broker::{code, text},
+    connection::{Link, code, text},
     keeper::DELETED_PAUSE,
-    link::Link,
     subscription::{Shared, Wish},
     troubles::SUBSCRIBING,
     wire,
 };
 use crate::{
-    pause::Pauses,
-    queue::{Death, QueueError, Reason, Source},
+    pause::Recovery,
+    queue::{Death, QueueError, Reason},
     time::{Millis, now},
 };
 
@@ -82,8 +81,8 @@ async fn consume(shared: &Shared, channel: &Channel, prefetch: u16) -> lapin::Re
     channel.basic_consume(queue, "".into(), options, FieldTable::default()).await
 }
 
-/// Puts a consumer with a larger prefetch in the place of one, on the same channel: what is unsettled stays unsettled, and
-/// goes back with all the rest, should this process die. RabbitMQ does not count it towards the new one's prefetch.
+/// Replaces a consumer by one with a larger prefetch, on the same channel: what is unsettled stays so, and goes back with
+/// all the rest should this process die. RabbitMQ does not count it towards the new consumer's prefetch.
 async fn widen(
     shared: &Shared,
     channel: &Channel,
@@ -102,25 +101,25 @@ async fn widen(
 
 /// Hands a delivery over; one that had no route is evidence that a binding is missing now.
 fn arrived(shared: &Shared, delivered: Delivered, generation: u64) {
-    let delivery = wire::delivery(delivered, generation, shared.source == Source::Dead);
+    let delivery = wire::delivery(delivered, generation, shared.source);
     let unroutable = |death: &Death| death.reason == Reason::Unroutable.as_str();
     if delivery.death.as_deref().is_some_and(unroutable) && now() - delivery.message.received_at < LATELY {
         shared.keeper.suspect("a message had no route and is among the dead letters");
     }
-    shared.hand_over(delivery);
+    shared.deliveries.hand_over(delivery);
 }
 
 /// Consumes until the subscription is cancelled or dropped, or the queue is closed.
 pub(super) async fn supervise(shared: Arc<Shared>, first: Option<Consuming>) {
     keep_consuming(&shared, first).await;
-    shared.life_ends();
-    shared.no_more();
+    shared.deliveries.end();
+    shared.deliveries.no_more();
     shared.troubles.forget(shared.source.part(), shared.reporter);
 }
 
 async fn keep_consuming(shared: &Shared, mut consuming: Option<Consuming>) {
     let part = shared.source.part();
-    let mut pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
+    let mut recovery = Recovery::new(Duration::from_millis(100), Duration::from_secs(5));
     let mut in_trouble_until = None;
     loop {
         if let Some(live) = consuming.take() {
@@ -129,13 +128,13 @@ async fn keep_consuming(shared: &Shared, mut consuming: Option<Consuming>) {
             }
             let begun = Instant::now();
             let end = deliver(shared, live, &mut in_trouble_until).await;
-            shared.life_ends();
+            shared.deliveries.end();
             if !shared.consumes() {
                 return;
             }
-            // One that ends as soon as it has begun is not to be begun again at once.
+            // A consumer that ends as soon as it has begun is not to be begun again at once.
             if begun.elapsed() > Duration::from_secs(10) {
-                pauses.reset();
+                recovery.works();
             }
             if end.timed_out {
                 in_trouble_until = Some(Instant::now() + TIMED_OUT_FOR);
@@ -146,9 +145,8 @@ async fn keep_consuming(shared: &Shared, mut consuming: Option<Consuming>) {
                 let _ = timeout(DELETED_PAUSE, shared.wished(Wish::Cancel)).await;
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(pauses.next_pause()) => {}
-            () = shared.wished(Wish::Cancel) => return,
+        if recovery.pause(shared.wished(Wish::Cancel)).await {
+            return;
         }
         match open(shared).await {
             Ok(live) => consuming = Some(live),
@@ -176,7 +174,7 @@ impl From<String> for End {
 /// Hands deliveries over until the connection fails or the subscription is closed.
 async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option<Instant>) -> End {
     let Consuming { link, channel, mut consumer, mut prefetch } = live;
-    let generation = shared.life_begins(channel.clone());
+    let generation = shared.deliveries.begin(channel.clone());
     let (mut cancelled, mut over) = (false, false);
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     let end = loop {
@@ -187,7 +185,7 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
                 // All that had been delivered is handed over. Settling goes on.
                 None if cancelled => {
                     over = true;
-                    shared.no_more();
+                    shared.deliveries.no_more();
                 }
                 None => break ended_by_broker(shared, &channel).await,
             },
@@ -209,7 +207,7 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
                     Err(_) => break String::from("the broker does not answer").into(),
                 }
             }
-            () = shared.is_dead(generation) => break String::from("the broker takes no acks").into(),
+            () = shared.deliveries.is_stuck(generation) => break String::from("the broker takes no acks").into(),
             _ = tick.tick() => {
                 // With the consumer's stream at its end, only this tells that the connection is gone, or that the broker
                 // has closed the channel over a delivery that was held too long.
@@ -223,7 +221,7 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
             }
         }
     };
-    shared.life_ends();
+    shared.deliveries.end();
     // Unsettled deliveries go back to the queue with the connection.
     link.close().await;
     end

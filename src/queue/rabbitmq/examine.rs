@@ -1,4 +1,4 @@
-//! Owns the thorough look that `doctor` takes at a broker: its version, and what this user may do. Each question is put
+//! Owns the thorough look that `doctor` takes at a broker: the faults of its version, and what this user may do. Each question is put
 //! so that the broker checks the permission, and then refuses the question itself: nothing is published or consumed.
 
 use futures_util::StreamExt;
@@ -9,12 +9,12 @@ use lapin::{
 };
 
 use super::{
-    broker::{Broker, PERMISSIONS, code, text},
-    link::Link,
+    connection::{Broker, Link, PERMISSIONS, code, text},
+    greeting::Greeting,
 };
 use crate::queue::{Finding, QueueError, Source};
 
-/// What would not work, and what is known to be wrong with the broker's version. Nothing of one that does not answer.
+/// What would not work for this user, and the known faults of the broker's version. Finds nothing where it does not answer.
 pub(super) async fn examine(broker: &Broker) -> Vec<Finding> {
     if broker.is_silent() {
         return Vec::new();
@@ -101,6 +101,75 @@ async fn may_consume(channel: &Channel, queue: &str) -> Option<String> {
 }
 
 fn refusal(error: lapin::Error) -> Option<String> {
-    // What is missing is told by itself.
+    // `compare` tells what is missing.
     (!matches!(code(&error), Some(404 | 406))).then(|| text(&error))
+}
+
+/// A known fault of a broker's version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Fault {
+    what: &'static str,
+    hint: &'static str,
+}
+
+impl Greeting {
+    /// The faults of its version that can cost messages or hold them up, the worst first.
+    fn faults(&self) -> Vec<Fault> {
+        let mut numbers = self.version.split(['.', '-', '+']).map(|number| number.parse::<u32>().ok());
+        let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next()) else {
+            return Vec::new();
+        };
+        let version = (major, minor, numbers.next().flatten().unwrap_or(0));
+        let mut faults = Vec::new();
+        if self.product != "RabbitMQ" {
+            return faults;
+        }
+        if version < (3, 10, 0) {
+            faults.push(Fault {
+                what: "it knows no at-least-once dead-lettering: retries and dead letters can get lost",
+                hint: "upgrade RabbitMQ to 4.3.5 or later; 3.10 is the oldest that can be used",
+            });
+        }
+        if ((4, 3, 0)..(4, 3, 5)).contains(&version) {
+            faults.push(Fault {
+                what: "a quorum queue can recover a wrong state from a checkpoint",
+                hint: "upgrade RabbitMQ to 4.3.5 or later",
+            });
+        }
+        if ((3, 10, 0)..(4, 3, 3)).contains(&version) {
+            faults.push(Fault {
+                what: "dead-lettering can get stuck after the members of a cluster change: retries then stay in their queues",
+                hint: "upgrade RabbitMQ to 4.3.5 or later, or watch headcount_queue_messages of the retry queues when you add or remove nodes",
+            });
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_with_faults_are_named_and_others_are_not() {
+        let faults = |product: &str, version: &str| {
+            Greeting { product: product.into(), version: version.into() }.faults().len()
+        };
+        for (version, expected) in [
+            ("3.9.29", 1),
+            ("3.10.8", 1),
+            ("4.0.5", 1),
+            ("4.3.0", 2),
+            ("4.3.2", 2),
+            ("4.3.3-rc.1", 1),
+            ("4.3.4", 1),
+            ("4.3.5", 0),
+            ("4.4.0", 0),
+            ("5.0.0+7", 0),
+            ("unknown", 0),
+        ] {
+            assert_eq!(faults("RabbitMQ", version), expected, "{version}");
+        }
+        assert_eq!(faults("LavinMQ", "2.1.0"), 0);
+    }
 }

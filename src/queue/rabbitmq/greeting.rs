@@ -1,5 +1,5 @@
 //! Owns a broker's first words: whether it answers at all, whether it is a broker and speaks as AMQP_URL says, its product
-//! and its version, and which versions have faults that concern us. Asks over a socket of its own, which ends with the question.
+//! and its version. Asks over a socket of its own, which ends with the question.
 
 use std::time::Duration;
 
@@ -123,47 +123,6 @@ fn long(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(u32::from_be_bytes(*length) as usize)
 }
 
-/// A known fault of a broker's version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
-    pub(super) what: &'static str,
-    pub(super) hint: &'static str,
-}
-
-impl Greeting {
-    /// The faults of its version that can cost messages or hold them up, the worst first.
-    pub(super) fn faults(&self) -> Vec<Fault> {
-        let mut numbers = self.version.split(['.', '-', '+']).map(|number| number.parse::<u32>().ok());
-        let (Some(Some(major)), Some(Some(minor))) = (numbers.next(), numbers.next()) else {
-            return Vec::new();
-        };
-        let version = (major, minor, numbers.next().flatten().unwrap_or(0));
-        let mut faults = Vec::new();
-        if self.product != "RabbitMQ" {
-            return faults;
-        }
-        if version < (3, 10, 0) {
-            faults.push(Fault {
-                what: "it knows no at-least-once dead-lettering: retries and dead letters can get lost",
-                hint: "upgrade RabbitMQ to 4.3.5 or later; 3.10 is the oldest that can be used",
-            });
-        }
-        if ((4, 3, 0)..(4, 3, 5)).contains(&version) {
-            faults.push(Fault {
-                what: "a quorum queue can recover a wrong state from a checkpoint",
-                hint: "upgrade RabbitMQ to 4.3.5 or later",
-            });
-        }
-        if ((3, 10, 0)..(4, 3, 3)).contains(&version) {
-            faults.push(Fault {
-                what: "dead-lettering can get stuck after the members of a cluster change: retries then stay in their queues",
-                hint: "upgrade RabbitMQ to 4.3.5 or later, or watch headcount_queue_messages of the retry queues when you add or remove nodes",
-            });
-        }
-        faults
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,28 +152,5 @@ mod tests {
         for end in 0..payload.len() - 9 {
             assert_eq!(read(&payload[..end]), None, "{end}");
         }
-    }
-
-    #[test]
-    fn versions_with_faults_are_named_and_others_are_not() {
-        let faults = |product: &str, version: &str| {
-            Greeting { product: product.into(), version: version.into() }.faults().len()
-        };
-        for (version, expected) in [
-            ("3.9.29", 1),
-            ("3.10.8", 1),
-            ("4.0.5", 1),
-            ("4.3.0", 2),
-            ("4.3.2", 2),
-            ("4.3.3-rc.1", 1),
-            ("4.3.4", 1),
-            ("4.3.5", 0),
-            ("4.4.0", 0),
-            ("5.0.0+7", 0),
-            ("unknown", 0),
-        ] {
-            assert_eq!(faults("RabbitMQ", version), expected, "{version}");
-        }
-        assert_eq!(faults("LavinMQ", "2.1.0"), 0);
     }
 }

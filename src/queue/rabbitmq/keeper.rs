@@ -1,21 +1,29 @@
-//! Owns the state of the topology while the process runs: looks after it now and then, and at once where there is
-//! evidence that a queue or a binding is gone, and declares what is missing. Looks at depths over the same connection.
-//! Promises that a queue that was deleted stays away for a moment, and that declaring has a bounded rate.
+//! Owns the topology on a broker. A process that works declares what is missing when it connects, looks after the topology
+//! now and then, and at once where there is evidence that a queue or a binding is gone. A process that only looks is told
+//! what is missing. Depths are looked at over the same connection.
+//! Promises that looking makes nothing, that a queue that was deleted stays away for a moment, and that declaring has a
+//! bounded rate.
 
 use std::{sync::Arc, time::Duration};
 
+use lapin::{
+    Channel, Connection, Error, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
 use tokio::sync::{Mutex, watch};
 use tracing::debug;
 
 use super::{
-    broker::{Broker, code},
-    declare::declare_queue,
-    link::Link,
+    connection::{Broker, Link, code, text},
     troubles::{TOPOLOGY, Troubles},
 };
 use crate::{
     pause::Pauses,
-    queue::{Depth, PUBLISHING, Purpose, QueueError},
+    queue::{
+        Depth, PUBLISHING, Purpose, QueueError,
+        topology::{Argument, Binding, Exchange, Queue},
+    },
     stop::until,
 };
 
@@ -28,7 +36,7 @@ pub(super) const DELETED_PAUSE: Duration = Duration::from_secs(1);
 /// How long looking around may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
-/// Whom to tell that something is missing.
+/// Takes evidence that something is missing, and keeps the topology whole.
 #[derive(Clone)]
 pub(super) struct Keeper {
     evidence: watch::Sender<u64>,
@@ -68,7 +76,7 @@ impl Keeper {
             }
             evidence.borrow_and_update();
             match observer.declare().await {
-                // With rights to all it is whole now; without, a binding is whole for all that is known.
+                // With rights to everything the topology is whole now. Without, nothing tells that a binding is missing.
                 Ok(unbound) if unbound.is_empty() || !suspected => self.troubles.clear(PUBLISHING, TOPOLOGY),
                 Ok(unbound) => {
                     let why = format!(
@@ -77,7 +85,7 @@ impl Keeper {
                     );
                     self.troubles.report(PUBLISHING, TOPOLOGY, why);
                 }
-                // Who publishes and consumes knows that it is away.
+                // The publisher and the consumers report that the broker is away.
                 Err(QueueError::Unavailable(why)) => debug!("the topology cannot be looked at: {why}"),
                 Err(error) => self.troubles.report(PUBLISHING, TOPOLOGY, error.reason().to_owned()),
             }
@@ -160,4 +168,191 @@ impl Observer {
             link.close().await;
         }
     }
+}
+
+impl Broker {
+    /// For [`Purpose::Work`], the topology is there afterwards. Returns the queues whose bindings this user may not make:
+    /// whether those are there cannot be asked. For [`Purpose::Look`], it is an error where nothing of it is there.
+    pub(super) async fn ensure(&self, connection: &Connection) -> Result<Vec<String>, QueueError> {
+        let channel = self.channel(connection).await?;
+        let (channel, unbound) = match self.purpose {
+            Purpose::Work => {
+                let channel = self.declare(channel, connection, |_| true).await?;
+                self.bind(channel, connection).await?
+            }
+            // The part that is there can be looked at.
+            Purpose::Look => (self.look(channel, connection).await?.0, Vec::new()),
+        };
+        channel.close(200, "declared".into()).await.map_err(|error| self.explain(&error))?;
+        Ok(unbound)
+    }
+
+    /// Whether everything is there with the right arguments. Only a declaration makes the broker compare arguments, and
+    /// only one of what exists makes nothing: so what exists is looked at first.
+    pub(super) async fn compare(&self, connection: &Connection) -> Result<(), QueueError> {
+        let channel = self.whole(self.channel(connection).await?, connection).await?;
+        self.declare(channel, connection, |exchange| !exchange.optional).await?;
+        Ok(())
+    }
+
+    /// Looks, and fails where anything is missing that is not optional.
+    async fn whole(&self, channel: Channel, connection: &Connection) -> Result<Channel, QueueError> {
+        let (channel, missing) = self.look(channel, connection).await?;
+        match missing.is_empty() {
+            true => Ok(channel),
+            false => Err(QueueError::Misconfigured {
+                message: format!("the broker at {} does not have {}", self.place(), missing.join(", ")),
+                hint: "start headcount, which declares what is missing; if it runs already, set HEADCOUNT_RETRY_DELAYS to \
+                       what it is set to there"
+                    .into(),
+            }),
+        }
+    }
+
+    /// Returns what is missing and not optional. It is an error where all of it is.
+    async fn look(
+        &self,
+        mut channel: Channel,
+        connection: &Connection,
+    ) -> Result<(Channel, Vec<&str>), QueueError> {
+        let (mut missing, mut looked) = (Vec::new(), 0);
+        for exchange in self.topology.exchanges.iter().filter(|exchange| !exchange.optional) {
+            looked += 1;
+            if let Err(error) = declare_exchange(&channel, exchange, true).await {
+                missing.push(self.absent(&error, &exchange.name)?);
+                channel = self.channel(connection).await?;
+            }
+        }
+        for queue in &self.topology.queues {
+            looked += 1;
+            if let Err(error) = declare_queue(&channel, queue, true).await {
+                missing.push(self.absent(&error, &queue.name)?);
+                channel = self.channel(connection).await?;
+            }
+        }
+        if missing.len() < looked {
+            return Ok((channel, missing));
+        }
+        let (place, prefix) = (self.place(), self.topology.prefix());
+        Err(QueueError::Misconfigured {
+            message: format!("the broker at {place} has nothing under the prefix {prefix} yet"),
+            hint: "start headcount, which makes its queues; if it runs already, set HEADCOUNT_QUEUE_PREFIX, and the \
+                   virtual host at the end of AMQP_URL, to what they are set to there"
+                .into(),
+        })
+    }
+
+    /// The name of what the broker does not have.
+    fn absent<'a>(&self, error: &Error, name: &'a str) -> Result<&'a str, QueueError> {
+        match code(error) {
+            Some(404) => Ok(name),
+            _ => Err(self.explain(error)),
+        }
+    }
+
+    /// Declares every queue, and those exchanges.
+    async fn declare(
+        &self,
+        mut channel: Channel,
+        connection: &Connection,
+        exchanges: impl Fn(&Exchange) -> bool,
+    ) -> Result<Channel, QueueError> {
+        for exchange in self.topology.exchanges.iter().filter(|exchange| exchanges(exchange)) {
+            if let Err(error) = declare_exchange(&channel, exchange, false).await {
+                channel = self.channel(connection).await?;
+                if exchange.optional {
+                    continue;
+                }
+                self.accept(&error, &exchange.name)?;
+                let passive = declare_exchange(&channel, exchange, true).await;
+                passive.map_err(|error| self.missing(&error, &exchange.name))?;
+            }
+        }
+        for queue in &self.topology.queues {
+            if let Err(error) = declare_queue(&channel, queue, false).await {
+                channel = self.channel(connection).await?;
+                self.accept(&error, &queue.name)?;
+                let passive = declare_queue(&channel, queue, true).await;
+                passive.map_err(|error| self.missing(&error, &queue.name))?;
+            }
+        }
+        Ok(channel)
+    }
+
+    /// Binds, and names the queues whose bindings this user may not make.
+    async fn bind(
+        &self,
+        mut channel: Channel,
+        connection: &Connection,
+    ) -> Result<(Channel, Vec<String>), QueueError> {
+        let mut unbound = Vec::new();
+        for binding in &self.topology.bindings {
+            if let Err(error) = bind(&channel, binding).await {
+                channel = self.channel(connection).await?;
+                if binding.optional {
+                    continue;
+                }
+                // Where we may not bind, the administrator has.
+                self.accept(&error, &binding.queue)?;
+                unbound.push(binding.queue.clone());
+            }
+        }
+        Ok((channel, unbound))
+    }
+
+    /// A declaration that was not permitted is no error yet: the thing may be there. All else is.
+    fn accept(&self, error: &Error, name: &str) -> Result<(), QueueError> {
+        match code(error) {
+            Some(403) => Ok(()),
+            Some(406) => Err(QueueError::Misconfigured {
+                message: format!("{name} exists on the broker with other arguments ({})", text(error)),
+                hint: "drain and delete it, or set HEADCOUNT_QUEUE_PREFIX to a new prefix".into(),
+            }),
+            _ => Err(self.explain(error)),
+        }
+    }
+
+    fn missing(&self, error: &Error, name: &str) -> QueueError {
+        match code(error) {
+            Some(404) => QueueError::Misconfigured {
+                message: format!("{name} does not exist on the broker and may not be declared by this user"),
+                hint: match self.topology.declaration(name) {
+                    Some(what) => format!("give the user the configure permission, or declare {what}"),
+                    None => "give the user the configure permission".into(),
+                },
+            },
+            _ => self.explain(error),
+        }
+    }
+}
+
+async fn bind(channel: &Channel, binding: &Binding) -> lapin::Result<()> {
+    let (queue, exchange, key) = (&*binding.queue, &*binding.exchange, &*binding.key);
+    let options = QueueBindOptions::default();
+    channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default()).await
+}
+
+async fn declare_exchange(channel: &Channel, exchange: &Exchange, passive: bool) -> lapin::Result<()> {
+    let kind = if exchange.kind == "fanout" { ExchangeKind::Fanout } else { ExchangeKind::Direct };
+    let mut arguments = FieldTable::default();
+    if let Some(alternate) = &exchange.alternate {
+        arguments.insert("alternate-exchange".into(), AMQPValue::LongString(alternate.as_str().into()));
+    }
+    let options = ExchangeDeclareOptions { durable: true, passive, ..ExchangeDeclareOptions::default() };
+    channel.exchange_declare(exchange.name.as_str().into(), kind, options, arguments).await
+}
+
+/// Declares, or only looks (`passive`), and tells how many messages are ready and how many consumers there are.
+async fn declare_queue(channel: &Channel, queue: &Queue, passive: bool) -> lapin::Result<(u32, u32)> {
+    let mut arguments = FieldTable::default();
+    for (key, value) in &queue.arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Number(number) => AMQPValue::LongLongInt(*number),
+        };
+        arguments.insert((*key).into(), value);
+    }
+    let options = QueueDeclareOptions { durable: true, passive, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(queue.name.as_str().into(), options, arguments).await?;
+    Ok((declared.message_count(), declared.consumer_count()))
 }

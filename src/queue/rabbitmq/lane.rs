@@ -1,6 +1,6 @@
-//! Owns one confirm channel: the task that alone publishes on it (two tasks on one confirm channel get each other's
-//! confirms), its bounded window, and its replacement where it fails or falls silent.
-//! Promises that `Ok` means confirmed and not returned, and that its trouble fails no other lane's publishes.
+//! Owns one confirm channel: its bounded window, its replacement when it fails or falls silent, and the task that alone
+//! publishes on it, because two tasks on one confirm channel get each other's confirms.
+//! Promises that `Ok` means confirmed and not returned, and that its trouble fails no publish of another lane.
 
 use std::{
     sync::{
@@ -25,13 +25,13 @@ use tokio::{
 };
 
 use super::{
-    broker::{Broker, code, text},
+    connection::{Broker, code, text},
     keeper::Keeper,
     outstanding::{Number, Outstanding},
     troubles::{Reporter, Troubles},
 };
 use crate::{
-    pause::Pauses,
+    pause::Recovery,
     queue::{PUBLISH_LIMIT, PUBLISHING, QueueError},
     stop::until,
 };
@@ -44,7 +44,7 @@ const WINDOW_BYTES: usize = 64 * 1024 * 1024;
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// A confirm that is missing for so long, while others come, will not come.
 const LOST_LIMIT: Duration = Duration::from_secs(10);
-/// A lane that has been open for so long without a failure is well, even if nobody published.
+/// A lane that has been open for so long without a failure is well, even if nothing was published.
 const WELL_AFTER: Duration = Duration::from_secs(30);
 
 /// Why publishing is refused at once, if it is.
@@ -82,9 +82,7 @@ pub(super) struct Runner {
     keeper: Keeper,
     requests: mpsc::Receiver<Request>,
     gate: watch::Sender<Gate>,
-    pauses: Pauses,
-    /// It has reported a trouble that is not over.
-    troubled: bool,
+    recovery: Recovery,
 }
 
 /// A lane that is shut until its runner has a connection. `reporter` names it among the troubles.
@@ -97,10 +95,9 @@ pub(super) fn lane(
 ) -> (Lane, Runner) {
     let (requests, waiting) = mpsc::channel(WINDOW);
     let (gate, state) = watch::channel(first);
-    let pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(5));
+    let recovery = Recovery::new(Duration::from_millis(200), Duration::from_secs(5));
     let bytes = Arc::new(Semaphore::new(WINDOW_BYTES));
-    let runner =
-        Runner { reporter, broker, troubles, keeper, requests: waiting, gate, pauses, troubled: false };
+    let runner = Runner { reporter, broker, troubles, keeper, requests: waiting, gate, recovery };
     (Lane { requests, bytes, gate: state }, runner)
 }
 
@@ -137,7 +134,7 @@ impl Lane {
         };
         match timeout(PUBLISH_LIMIT, attempt).await {
             Ok(answer) => answer.map_err(QueueError::Unavailable),
-            // What has become known meanwhile is why.
+            // What has become known meanwhile tells why.
             Err(_) => Err(self
                 .trouble()
                 .unwrap_or_else(|| QueueError::Unavailable("the broker did not confirm in time".into()))),
@@ -146,21 +143,21 @@ impl Lane {
 }
 
 /// How a runner's work on a connection ends.
-pub(super) enum Ended {
+pub(super) enum ServeEnd {
     /// The queue was closed, and what was in flight is finished.
     Closed,
     /// The connection cannot be used any more, and why.
     Lost(QueueError),
 }
 
-impl Ended {
+impl ServeEnd {
     pub(super) fn lost(why: impl Into<String>) -> Self {
         Self::Lost(QueueError::Unavailable(why.into()))
     }
 }
 
 impl Runner {
-    /// Refuses what comes, and answers what waits: unknown.
+    /// Refuses what comes, and fails what waits: whether it arrived is not known.
     pub(super) fn shut(&mut self, error: &QueueError) {
         self.gate.send_replace(Some(error.clone()));
         while self.requests.try_recv().is_ok() {}
@@ -172,25 +169,26 @@ impl Runner {
         connection: &Connection,
         mut blocked: watch::Receiver<Gate>,
         closing: watch::Receiver<bool>,
-    ) -> Ended {
-        // What it knew concerns an earlier connection.
+    ) -> ServeEnd {
+        // What was wrong concerned an earlier connection.
         self.well();
         loop {
             let channel = match timeout(OPEN_LIMIT, self.open(connection)).await {
                 Ok(Ok(channel)) => channel,
-                Ok(Err(error)) => return Ended::Lost(error),
-                Err(_) => return Ended::Lost(self.broker.mute()),
+                Ok(Err(error)) => return ServeEnd::Lost(error),
+                Err(_) => return ServeEnd::Lost(self.broker.mute()),
             };
-            let Some(why) = self.serve(&channel, &mut blocked, &closing).await else { return Ended::Closed };
+            let Some(why) = self.serve(&channel, &mut blocked, &closing).await else {
+                return ServeEnd::Closed;
+            };
             if !connection.status().connected() {
-                return Ended::lost(why);
+                return ServeEnd::lost(why);
             }
             self.shut(&QueueError::Unavailable(why.clone()));
-            self.troubled = true;
+            self.recovery.failed();
             self.troubles.report(PUBLISHING, self.reporter, why);
-            tokio::select! {
-                () = tokio::time::sleep(self.pauses.next_pause()) => {}
-                () = until(&closing, |closing| *closing) => return Ended::Closed,
+            if self.recovery.pause(until(&closing, |closing| *closing)).await {
+                return ServeEnd::Closed;
             }
         }
     }
@@ -202,7 +200,7 @@ impl Runner {
         Ok(channel)
     }
 
-    /// Until the channel fails (and tells why) or closing is done.
+    /// Publishes until the channel fails, and tells why. `None`: the queue was closed.
     async fn serve(
         &mut self,
         channel: &Channel,
@@ -217,15 +215,15 @@ impl Runner {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         let (mut open, mut asked) = (true, false);
         self.gate.send_replace(blocked.borrow_and_update().clone());
-        // A broker that blocks publishing confirms nothing: nobody's confirm is not waited for.
-        while open || outstanding.any(|(reply, _): &Held| !reply.is_closed()) {
+        // A broker that blocks publishing confirms nothing, so only confirms that a caller waits for are waited for.
+        while open || outstanding.any(|(reply, _): &Waiter| !reply.is_closed()) {
             tokio::select! {
                 request = self.requests.recv(), if open && confirms.len() < WINDOW => {
                     let Some(Request { route, properties, body, reply, bytes }) = request else {
                         open = false;
                         continue;
                     };
-                    // Nobody waits for it any more: it was answered "unknown" while it was still here.
+                    // Its caller has given up, and was answered an error.
                     if reply.is_closed() {
                         continue;
                     }
@@ -268,8 +266,8 @@ impl Runner {
         None
     }
 
-    /// Answers for the broker's words. Tells why where the channel is at its end.
-    fn heard(&mut self, outstanding: &mut Outstanding<Held>, ready: &mut Vec<Word>) -> Option<String> {
+    /// Answers the callers as the broker has. `Some`: why the channel is at its end.
+    fn heard(&mut self, outstanding: &mut Outstanding<Waiter>, ready: &mut Vec<Word>) -> Option<String> {
         for message in ready.iter().filter_map(|(_, word)| returned(word)) {
             let id = message.properties.message_id().as_ref().map_or("", ShortString::as_str);
             outstanding.returned(id);
@@ -295,24 +293,23 @@ impl Runner {
             let Some(((reply, _bytes), returned)) = outstanding.ended(number, now) else { continue };
             let answer = if returned { Err("no queue takes it") } else { answer };
             if answer.is_ok() {
-                self.pauses.reset();
                 self.well();
             }
-            // Who does not wait any more was told "unknown".
+            // A caller who has given up was answered an error.
             let _ = reply.send(answer.map_err(str::to_owned));
         }
         failed
     }
 
     fn well(&mut self) {
-        if std::mem::take(&mut self.troubled) {
+        if self.recovery.works() {
             self.troubles.clear(PUBLISHING, self.reporter);
         }
     }
 }
 
-/// What waits for the broker's word: who asked, and the room that the message takes.
-type Held = (Reply, OwnedSemaphorePermit);
+/// A caller who waits for the broker's word, with the room that the message takes.
+type Waiter = (Reply, OwnedSemaphorePermit);
 /// What the broker said of a publish.
 type Word = (Number, lapin::Result<Confirmation>);
 

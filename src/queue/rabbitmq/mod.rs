@@ -13,23 +13,21 @@ use super::{
 };
 use crate::{message::Message, secret::Secret};
 
-mod acks;
-mod broker;
+mod connection;
 mod consumer;
-mod declare;
+mod death;
+mod deliveries;
 mod examine;
 mod greeting;
 mod keeper;
 mod lane;
-mod link;
 mod outstanding;
 mod publisher;
-mod samples;
 mod subscription;
 mod troubles;
 mod wire;
 
-use broker::Broker;
+use connection::Broker;
 use keeper::{Keeper, Observer};
 use lane::Route;
 use publisher::Publisher;
@@ -66,7 +64,7 @@ impl RabbitQueue {
     /// The same for this purpose.
     ///
     /// # Errors
-    /// Those of [`open`](Self::open); of those who only look, also where the topology is not there.
+    /// Those of [`open`](Self::open); for [`Purpose::Look`], also where the topology is not there.
     pub async fn open_to(
         purpose: Purpose,
         url: &Secret,

@@ -1,6 +1,5 @@
-//! Owns which publishes of one channel wait for the broker's word, and what a confirm or a return means for whom.
-//! Promises that a returned message is never taken for a confirmed one, whichever confirm the return came with.
-//! No I/O and no clock.
+//! Owns which publishes of one channel wait for the broker's confirm, and which of them a confirm or a return concerns.
+//! Promises that a returned message is never taken for a confirmed one, whichever confirm the return came with. Pure.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,7 +11,7 @@ use lapin::types::ShortString;
 /// One publish of a channel, in the order in which they began.
 pub(super) type Number = u64;
 
-/// The publishes that wait, with what each hands to whoever answers for it.
+/// The publishes that wait, each with what is needed to answer its caller.
 #[derive(Debug)]
 pub(super) struct Outstanding<T> {
     next: Number,
@@ -49,8 +48,9 @@ impl<T> Outstanding<T> {
         number
     }
 
-    /// The broker returned a message: nothing took it. Of two that wait under one id either can be meant, and of an id
-    /// that nobody waits for any: an error means "unknown", so all of them get one.
+    /// The broker returned a message, because no queue took it. Of two that wait under one id either can be meant, and of an
+    /// id that no publish waits for, any. An error only says that it is not known whether a message arrived, so all of
+    /// these get one.
     pub(super) fn returned(&mut self, id: &str) {
         match self.by_id.get(id) {
             Some(numbers) => {

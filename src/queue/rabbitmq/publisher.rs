@@ -1,31 +1,37 @@
-//! Owns the connection that publishes: its lanes, its alarms, and the supervision that connects again.
-//! Webhooks have a lane of their own, so that what goes wrong with a retry queue does not concern them, and samples a
-//! channel of their own, which may fail.
+//! Owns the connection that publishes: its lanes, its alarms, and connecting again. Promises that webhooks have a lane of
+//! their own, so that what goes wrong with a retry queue does not concern them, and that samples, on a channel of their own
+//! which may fail, hold up nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use lapin::Event;
+use lapin::{BasicProperties, Channel, Connection, Event, options::BasicPublishOptions};
 use tokio::{
-    sync::{Mutex, watch},
+    sync::{Mutex, mpsc, watch},
     task::JoinHandle,
+    time::timeout,
 };
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{
-    broker::{Broker, text},
+    connection::{Broker, Link, text},
     keeper::Keeper,
-    lane::{Ended, Gate, Lane, Runner, lane},
-    link::Link,
-    samples::{Samples, Sender, samples},
+    lane::{Gate, Lane, Runner, ServeEnd, lane},
     troubles::{LINK, SETTLEMENTS, Troubles, WEBHOOKS},
 };
 use crate::{
-    pause::Pauses,
-    queue::{PUBLISH_LIMIT, PUBLISHING, QueueError},
+    pause::Recovery,
+    queue::{PUBLISH_LIMIT, PUBLISHING, QueueError, Source},
     stop::until,
 };
+
+/// Samples that wait to be written, of a few kilobytes each.
+const SAMPLES_ROOM: usize = 1000;
+/// Of one sample, in bytes.
+const SAMPLE_MAX: usize = 64 * 1024;
+/// How long opening a channel or writing a sample may take.
+const SAMPLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The publishing side of a broker.
 pub(super) struct Publisher {
@@ -33,7 +39,7 @@ pub(super) struct Publisher {
     pub(super) webhooks: Lane,
     /// For retries and burials.
     pub(super) settlements: Lane,
-    samples: Sender,
+    samples: SampleSender,
     closing: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -81,7 +87,7 @@ impl Publisher {
         self.closing.send_replace(true);
         if let Some(task) = self.task.lock().await.take() {
             let abort = task.abort_handle();
-            if tokio::time::timeout(PUBLISH_LIMIT, task).await.is_err() {
+            if timeout(PUBLISH_LIMIT, task).await.is_err() {
                 abort.abort();
             }
         }
@@ -111,19 +117,17 @@ impl Supervisor {
     }
 
     async fn keep_serving(&mut self, mut link: Option<Link>) {
-        let mut pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut recovery = Recovery::new(Duration::from_millis(100), Duration::from_secs(5));
         loop {
             if let Some(link) = link.take() {
-                let ended = self.serve(&link, &mut pauses).await;
-                let Ended::Lost(error) = ended else {
+                let ServeEnd::Lost(error) = self.serve(&link, &mut recovery).await else {
                     link.close().await;
                     return;
                 };
                 self.lost(&error);
             }
-            tokio::select! {
-                () = tokio::time::sleep(pauses.next_pause()) => {}
-                () = until(&self.closing, |closing| *closing) => return,
+            if recovery.pause(until(&self.closing, |closing| *closing)).await {
+                return;
             }
             match self.broker.connect("publisher").await {
                 Ok(connected) => link = Some(connected),
@@ -137,8 +141,8 @@ impl Supervisor {
         self.troubles.report(PUBLISHING, LINK, error.reason().to_owned());
     }
 
-    /// Runs the lanes until the connection fails (and tells why) or closing is done.
-    async fn serve(&mut self, link: &Link, pauses: &mut Pauses) -> Ended {
+    /// Runs the lanes until the connection fails or the queue was closed.
+    async fn serve(&mut self, link: &Link, recovery: &mut Recovery) -> ServeEnd {
         let mut events = Box::pin(link.events_listener());
         let (blocked, alarm) = watch::channel::<Gate>(None);
         let mut lanes: FuturesUnordered<_> = self
@@ -148,15 +152,15 @@ impl Supervisor {
             .collect();
         let mut sampling = std::pin::pin!(self.sampling.run(link));
         let mut tick = tokio::time::interval(Duration::from_millis(500));
-        pauses.reset();
+        recovery.works();
         info!("publishing to the broker at {}", self.broker.place());
         self.troubles.clear(PUBLISHING, LINK);
         loop {
             tokio::select! {
                 ended = lanes.next() => match ended {
-                    Some(Ended::Closed) => {}
-                    Some(Ended::Lost(error)) => return Ended::Lost(error),
-                    None => return Ended::Closed,
+                    Some(ServeEnd::Closed) => {}
+                    Some(ServeEnd::Lost(error)) => return ServeEnd::Lost(error),
+                    None => return ServeEnd::Closed,
                 },
                 () = &mut sampling => {}
                 event = events.next() => match event {
@@ -169,14 +173,83 @@ impl Supervisor {
                         self.troubles.clear(PUBLISHING, LINK);
                         blocked.send_replace(None);
                     }
-                    Some(Event::Error(error)) if !link.status().connected() => return Ended::lost(text(&error)),
+                    Some(Event::Error(error)) if !link.status().connected() => return ServeEnd::lost(text(&error)),
                     Some(_) => {}
-                    None => return Ended::lost("the connection ended"),
+                    None => return ServeEnd::lost("the connection ended"),
                 },
                 _ = tick.tick() => if !link.status().connected() {
-                    return Ended::lost("the connection ended");
+                    return ServeEnd::lost("the connection ended");
                 },
             }
         }
+    }
+}
+
+/// The callers' end of the way of samples.
+struct SampleSender(mpsc::Sender<Bytes>);
+
+impl SampleSender {
+    /// Takes the sample if there is room.
+    fn offer(&self, sample: Bytes) {
+        if sample.len() <= SAMPLE_MAX {
+            let _ = self.0.try_send(sample);
+        }
+    }
+}
+
+/// The channel's end of the way of samples: an exchange and a channel of their own, without confirms. Lossy by design: what
+/// has no room is dropped, and so is everything where the user may not publish there.
+struct Samples {
+    waiting: mpsc::Receiver<Bytes>,
+    broker: Broker,
+    exchange: String,
+}
+
+/// Both ends.
+fn samples(broker: &Broker) -> (SampleSender, Samples) {
+    let (offered, waiting) = mpsc::channel(SAMPLES_ROOM);
+    let exchange = broker.topology.named(Source::Rejections.queue());
+    (SampleSender(offered), Samples { waiting, broker: broker.clone(), exchange })
+}
+
+impl Samples {
+    /// Publishes over this connection until all senders are gone.
+    async fn run(&mut self, connection: &Connection) {
+        let mut recovery = Recovery::new(Duration::from_secs(1), Duration::from_secs(60));
+        while let Some(sample) = self.waiting.recv().await {
+            let why = match timeout(SAMPLE_LIMIT, self.broker.channel(connection)).await {
+                Ok(Ok(channel)) => match self.publish(&channel, sample, &mut recovery).await {
+                    None => return,
+                    Some(why) => why,
+                },
+                Ok(Err(error)) => error.reason().to_owned(),
+                Err(_) => "the broker does not answer".into(),
+            };
+            debug!("samples of rejected requests are dropped for a while: {why}");
+            recovery.pause(pending()).await;
+            while self.waiting.try_recv().is_ok() {}
+        }
+    }
+
+    /// Publishes until the channel fails, and tells why. `None`: all senders are gone.
+    async fn publish(&mut self, channel: &Channel, first: Bytes, recovery: &mut Recovery) -> Option<String> {
+        let mut sample = first;
+        for published in 0_u64.. {
+            let properties = BasicProperties::default().with_delivery_mode(2);
+            let (exchange, key, options) =
+                (self.exchange.as_str().into(), "".into(), BasicPublishOptions::default());
+            match timeout(SAMPLE_LIMIT, channel.basic_publish(exchange, key, options, &sample, properties))
+                .await
+            {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Some(text(&error)),
+                Err(_) => return Some("the broker takes nothing".into()),
+            }
+            if published == 100 {
+                recovery.works();
+            }
+            sample = self.waiting.recv().await?;
+        }
+        None
     }
 }

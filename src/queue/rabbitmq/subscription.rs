@@ -1,11 +1,10 @@
-//! Owns consuming: one connection, the deliveries of its present life (a generation), and their settling.
-//! Promises that a retry or a burial is confirmed before its delivery is acked. Never acks a delivery of an earlier
-//! generation, nor hands one over: the broker has taken it back.
+//! Owns a subscription: what its consumer is asked to do, and settling. `consumer` keeps the connection, `deliveries` the
+//! messages that came over it. Promises that a retry or a burial is confirmed before its delivery is acked, and that settling goes on
+//! when its caller does not wait for it.
 
 use std::{
-    collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
@@ -13,18 +12,14 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use lapin::{Channel, options::BasicAckOptions};
-use tokio::{
-    sync::{Notify, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 use tracing::debug;
 
 use super::{
     RabbitQueue,
-    acks::{Ack, Unsettled},
-    broker::Broker,
+    connection::Broker,
     consumer::{self, CANCEL_LIMIT},
+    deliveries::Deliveries,
     keeper::Keeper,
     lane::Route,
     publisher::Publisher,
@@ -32,20 +27,17 @@ use super::{
     wire,
 };
 use crate::{
-    pause::Pauses,
+    pause::Recovery,
     queue::{Action, Delivery, Ladder, QueueError, Receipt, Settlement, Source, Subscription},
     stop::until,
     time::now,
 };
 
-/// How long writing an ack may take before the connection counts as dead.
-const ACK_LIMIT: Duration = Duration::from_secs(5);
-
 /// What the consumer is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub(super) enum Wish {
     Consume,
-    /// Take no more; what is here can still be settled.
+    /// Take no more. What was delivered can still be settled.
     Cancel,
     /// Let go of everything.
     Close,
@@ -54,43 +46,18 @@ pub(super) enum Wish {
 /// What a subscription and its consumer share.
 pub(super) struct Shared {
     pub(super) source: Source,
+    /// Full name of its queue.
     pub(super) queue: String,
     pub(super) prefetch: watch::Sender<u16>,
     pub(super) broker: Broker,
     pub(super) keeper: Keeper,
     pub(super) troubles: Arc<Troubles>,
     pub(super) reporter: Reporter,
+    pub(super) deliveries: Deliveries,
     ladder: Ladder,
     publisher: Arc<Publisher>,
-    /// The present life of the connection; 0 while there is none.
-    generation: watch::Sender<u64>,
-    life: Mutex<Option<Life>>,
-    /// Acks leave in the order in which they were decided, one settling at a time: a multiple-ack that overtook
-    /// another ack would settle it twice, and the broker closes the channel over that.
-    acking: tokio::sync::Mutex<()>,
-    /// The generation whose connection takes no acks.
-    dead: watch::Sender<u64>,
-    waiting: Mutex<Waiting>,
-    arrived: Notify,
     wish: watch::Sender<Wish>,
-    /// The broker sends no more.
-    ended: watch::Sender<bool>,
     closing: watch::Receiver<bool>,
-}
-
-/// A connection's life.
-struct Life {
-    generation: u64,
-    channel: Channel,
-    unsettled: Unsettled,
-}
-
-/// Deliveries that nobody has asked for yet: at most the prefetch.
-#[derive(Default)]
-struct Waiting {
-    deliveries: VecDeque<Delivery>,
-    /// There will be no more.
-    over: bool,
 }
 
 /// One consumer of one queue.
@@ -115,14 +82,8 @@ impl RabbitSubscription {
             reporter: REPORTERS.fetch_add(1, SeqCst),
             ladder: queue.ladder.clone(),
             publisher: Arc::clone(&queue.publisher),
-            generation: watch::Sender::new(0),
-            life: Mutex::default(),
-            acking: tokio::sync::Mutex::default(),
-            dead: watch::Sender::new(0),
-            waiting: Mutex::default(),
-            arrived: Notify::new(),
+            deliveries: Deliveries::new(),
             wish: watch::Sender::new(Wish::Consume),
-            ended: watch::Sender::new(false),
             closing: queue.closing.subscribe(),
         });
         let first = match consumer::open(&shared).await {
@@ -144,53 +105,20 @@ impl RabbitSubscription {
 impl Drop for RabbitSubscription {
     fn drop(&mut self) {
         self.shared.wish.send_replace(Wish::Close);
-        self.shared.life_ends();
+        self.shared.deliveries.end();
     }
 }
 
 #[async_trait]
 impl Subscription for RabbitSubscription {
     async fn next(&self) -> Option<Delivery> {
-        let arrived = self.shared.arrived.notified();
-        tokio::pin!(arrived);
-        loop {
-            arrived.as_mut().enable();
-            {
-                let mut waiting = self.shared.waiting();
-                if let Some(delivery) = waiting.deliveries.pop_front() {
-                    return Some(delivery);
-                }
-                if waiting.over {
-                    return None;
-                }
-            }
-            arrived.as_mut().await;
-            arrived.set(self.shared.arrived.notified());
-        }
+        self.shared.deliveries.next().await
     }
 
     async fn settle(&self, settlements: Vec<Settlement>) {
-        let mut done = Vec::with_capacity(settlements.len());
-        let mut republished = FuturesUnordered::new();
-        for Settlement { delivery, action } in settlements {
-            match action {
-                Action::Done => done.push(delivery.receipt),
-                action => republished.push(async move {
-                    let receipt = delivery.receipt;
-                    // Confirm before ack: a crash between the two leaves both copies, and the inbox absorbs one.
-                    self.shared.republish(delivery, action).await.then_some(receipt)
-                }),
-            }
-        }
-        self.shared.ack(&done).await;
-        // Each is acked with those that are confirmed by then, and waits for no other.
-        while let Some(first) = republished.next().await {
-            let mut confirmed: Vec<Receipt> = first.into_iter().collect();
-            while let Some(Some(next)) = republished.next().now_or_never() {
-                confirmed.extend(next);
-            }
-            self.shared.ack(&confirmed).await;
-        }
+        let shared = Arc::clone(&self.shared);
+        // In a task of its own: a caller who gives up would leave deliveries that no one can settle any more.
+        let _ = tokio::spawn(async move { shared.settle(settlements).await }).await;
     }
 
     fn widen(&self, prefetch: u16) {
@@ -202,7 +130,7 @@ impl Subscription for RabbitSubscription {
     }
 
     fn holds(&self, receipt: Receipt) -> bool {
-        receipt.generation == *self.shared.generation.borrow()
+        self.shared.deliveries.holds(receipt)
     }
 
     async fn cancel(&self) {
@@ -213,8 +141,7 @@ impl Subscription for RabbitSubscription {
             }
             consuming
         });
-        let ended = self.shared.ended.subscribe();
-        let _ = timeout(CANCEL_LIMIT + Duration::from_secs(1), until(&ended, |ended| *ended)).await;
+        let _ = timeout(CANCEL_LIMIT + Duration::from_secs(1), self.shared.deliveries.over()).await;
     }
 
     fn trouble(&self) -> Option<String> {
@@ -223,42 +150,6 @@ impl Subscription for RabbitSubscription {
 }
 
 impl Shared {
-    /// A new life of the connection begins.
-    pub(super) fn life_begins(&self, channel: Channel) -> u64 {
-        static GENERATIONS: AtomicU64 = AtomicU64::new(1);
-        let generation = GENERATIONS.fetch_add(1, SeqCst);
-        *self.life() = Some(Life { generation, channel, unsettled: Unsettled::default() });
-        self.generation.send_replace(generation);
-        generation
-    }
-
-    /// It is over: the broker delivers again what was delivered in it.
-    pub(super) fn life_ends(&self) {
-        self.generation.send_replace(0);
-        *self.life() = None;
-        self.waiting().deliveries.clear();
-    }
-
-    /// A delivery has arrived in the present life.
-    pub(super) fn hand_over(&self, delivery: Delivery) {
-        match &mut *self.life() {
-            Some(life) if life.generation == delivery.receipt.generation => {
-                life.unsettled.delivered(delivery.receipt.tag);
-                self.waiting().deliveries.push_back(delivery);
-            }
-            // Let go meanwhile.
-            _ => return,
-        }
-        self.arrived.notify_waiters();
-    }
-
-    /// The broker sends no more: what has arrived is all there is.
-    pub(super) fn no_more(&self) {
-        self.waiting().over = true;
-        self.arrived.notify_waiters();
-        self.ended.send_replace(true);
-    }
-
     /// Whether it is still wished to consume.
     pub(super) fn consumes(&self) -> bool {
         *self.wish.borrow() == Wish::Consume && !*self.closing.borrow()
@@ -279,40 +170,28 @@ impl Shared {
         until(&prefetch, |prefetch| *prefetch > than).await;
     }
 
-    /// Returns once the connection of this life has shown that it takes no acks.
-    pub(super) async fn is_dead(&self, generation: u64) {
-        let dead = self.dead.subscribe();
-        until(&dead, |dead| *dead == generation).await;
-    }
-
-    async fn ack(&self, receipts: &[Receipt]) {
-        if receipts.is_empty() {
-            return;
-        }
-        let _turn = self.acking.lock().await;
-        let Some((generation, channel, acks)) = self.acks(receipts) else { return };
-        for ack in acks {
-            match timeout(ACK_LIMIT, channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }))
-                .await
-            {
-                Ok(Ok(())) => {}
-                // The channel is gone: the broker delivers all again, and the inbox decides.
-                Ok(Err(_)) => return,
-                Err(_) => {
-                    self.dead.send_replace(generation);
-                    return;
-                }
+    async fn settle(&self, settlements: Vec<Settlement>) {
+        let mut done = Vec::with_capacity(settlements.len());
+        let mut republished = FuturesUnordered::new();
+        for Settlement { delivery, action } in settlements {
+            match action {
+                Action::Done => done.push(delivery.receipt),
+                action => republished.push(async move {
+                    let receipt = delivery.receipt;
+                    // Confirm before ack: a crash between the two leaves both copies, and the inbox absorbs one.
+                    self.republish(delivery, action).await.then_some(receipt)
+                }),
             }
         }
-    }
-
-    /// What to tell the broker of those that belong to the present life, which are settled with that.
-    fn acks(&self, receipts: &[Receipt]) -> Option<(u64, Channel, Vec<Ack>)> {
-        let mut life = self.life();
-        let life = life.as_mut()?;
-        let ours = receipts.iter().filter(|receipt| receipt.generation == life.generation);
-        let tags: Vec<u64> = ours.map(|receipt| receipt.tag).collect();
-        Some((life.generation, life.channel.clone(), life.unsettled.settle(&tags)))
+        self.deliveries.ack(&done).await;
+        // Each is acked with those that are confirmed by then, and waits for no other.
+        while let Some(first) = republished.next().await {
+            let mut confirmed: Vec<Receipt> = first.into_iter().collect();
+            while let Some(Some(next)) = republished.next().now_or_never() {
+                confirmed.extend(next);
+            }
+            self.deliveries.ack(&confirmed).await;
+        }
     }
 
     /// Publishes a retry or a burial until it is confirmed. `false`: the delivery is no longer ours.
@@ -332,29 +211,17 @@ impl Shared {
                 (route, wire::properties(&message, Some((&burial, now()))))
             }
         };
-        let mut pauses = Pauses::new(Duration::from_millis(100), Duration::from_secs(5));
-        let mut generation = self.generation.subscribe();
-        while delivery.receipt.generation == *generation.borrow_and_update() {
+        let mut recovery = Recovery::new(Duration::from_millis(100), Duration::from_secs(5));
+        while self.deliveries.holds(delivery.receipt) {
             let lane = &self.publisher.settlements;
             match lane.publish(route.clone(), properties.clone(), message.body.clone()).await {
                 Ok(()) => return true,
                 Err(error) => {
                     debug!(message_id = %message.id, "message {} is not settled yet: {error}", message.id);
-                    tokio::select! {
-                        () = tokio::time::sleep(pauses.next_pause()) => {}
-                        _ = generation.changed() => {}
-                    }
+                    recovery.pause(self.deliveries.taken_back(delivery.receipt)).await;
                 }
             }
         }
         false
-    }
-
-    fn life(&self) -> MutexGuard<'_, Option<Life>> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Owns what does not work at present, by part of the queue and by what reports it.
+//! Owns what does not work at present, by part of the queue and by reporter.
 //! Promises one line in the log for each change, however often it is reported. Never asks the broker.
 
 use std::{
@@ -66,7 +66,7 @@ impl Troubles {
         }
     }
 
-    /// What reported it is no more.
+    /// Its reporter is gone.
     pub(super) fn forget(&self, part: &'static str, reporter: Reporter) {
         self.lock().remove(&(part, reporter));
     }

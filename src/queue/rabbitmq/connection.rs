@@ -1,6 +1,9 @@
-//! Owns reaching a broker: connecting within bounds, and telling what is wrong in words that help. Never prints a password.
+//! Owns reaching a broker: connecting within bounds, saying what is wrong in words that help, and a connection's end.
+//! Promises that a connection that has fallen silent leaves neither a thread nor a socket behind: the library stops
+//! listening for heartbeats on a connection that it closes, so only one that answers is closed. Never prints a password.
 
 use std::{
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -12,11 +15,9 @@ use lapin::{
     Channel, Connection, ConnectionProperties, Error, ErrorKind,
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
+use tokio::{runtime::Handle, time::timeout};
 
-use super::{
-    greeting::{self, Greeting},
-    link::Link,
-};
+use super::greeting::{self, Greeting};
 use crate::{
     address::{self, Amqp},
     queue::{Purpose, QueueError, topology::Topology},
@@ -27,6 +28,13 @@ use crate::{
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// Seconds; a dead peer shows after twice this.
 const HEARTBEAT: u16 = 10;
+
+/// How long a sign of life may take before a connection is left to its heartbeats.
+const SIGN_LIMIT: Duration = Duration::from_secs(2);
+/// How long the broker may take to say goodbye.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+/// How long heartbeats may take to end a silent connection: a little longer than twice their interval.
+const HEARTBEATS_LIMIT: Duration = Duration::from_secs(25);
 
 /// What a user of the broker needs.
 pub(super) const PERMISSIONS: &str = "give the user of AMQP_URL configure, write and read on names that begin with HEADCOUNT_QUEUE_PREFIX: rabbitmqctl set_permissions";
@@ -41,8 +49,8 @@ pub(super) struct Broker {
     uri: AMQPUri,
     pub(super) topology: Topology,
     pub(super) purpose: Purpose,
-    /// The last attempt got no answer, or there was none: ask for one before the library does, whose threads wait for it
-    /// without an end.
+    /// The last attempt got no answer, or there was none. The broker is then greeted before the library connects, whose
+    /// threads wait for an answer without an end.
     silent: Arc<AtomicBool>,
 }
 
@@ -81,12 +89,12 @@ impl Broker {
         .await
     }
 
-    /// What is asked of the broker, within the time that connecting and declaring may take.
+    /// Bounds what is asked of the broker by the time that connecting and declaring may take.
     pub(super) async fn within<T>(
         &self,
         asked: impl Future<Output = Result<T, QueueError>>,
     ) -> Result<T, QueueError> {
-        match tokio::time::timeout(CONNECT_LIMIT, asked).await {
+        match timeout(CONNECT_LIMIT, asked).await {
             Ok(answer) => answer,
             Err(_) => {
                 self.silent.store(true, Relaxed);
@@ -214,4 +222,74 @@ pub(super) fn text(error: &Error) -> String {
         ErrorKind::MissingHeartbeatError => "it stopped answering heartbeats".into(),
         _ => crate::text::clean(&error.to_string(), 200),
     }
+}
+
+/// A connection that closes when it is dropped.
+pub(super) struct Link {
+    connection: Arc<Connection>,
+    left: bool,
+}
+
+impl From<Connection> for Link {
+    fn from(connection: Connection) -> Self {
+        Self { connection: Arc::new(connection), left: false }
+    }
+}
+
+impl Deref for Link {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Link {
+    /// Closes it. Takes a few seconds at most; a silent one goes on ending by itself.
+    pub(super) async fn close(mut self) {
+        self.left = true;
+        if !leave(&self.connection).await {
+            outlive(Arc::clone(&self.connection));
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if self.left || !self.connection.status().connected() {
+            return;
+        }
+        let connection = Arc::clone(&self.connection);
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                if !leave(&connection).await {
+                    outlive(connection);
+                }
+            });
+        }
+    }
+}
+
+/// `false`: it does not answer.
+async fn leave(connection: &Connection) -> bool {
+    if !connection.status().connected() {
+        return true;
+    }
+    if !matches!(timeout(SIGN_LIMIT, connection.create_channel()).await, Ok(Ok(_))) {
+        return !connection.status().connected();
+    }
+    // The broker has confirmed all that was answered; nothing depends on a clean goodbye.
+    let _ = timeout(CLOSE_LIMIT, connection.close(200, "bye".into())).await;
+    true
+}
+
+fn outlive(connection: Arc<Connection>) {
+    tokio::spawn(async move {
+        let ended = async {
+            while connection.status().connected() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        };
+        let _ = timeout(HEARTBEATS_LIMIT, ended).await;
+    });
 }
