@@ -141,9 +141,8 @@ struct Failures {
 }
 
 impl Pipeline {
-    pub(super) fn new(store: Arc<dyn Store>, settings: Settings) -> Self {
-        let (epoch, successes) = (Instant::now(), AtomicU64::new(0));
-        Self { store, settings, metrics: WorkerMetrics::new(), epoch, successes }
+    pub(super) fn new(store: Arc<dyn Store>, settings: Settings, metrics: WorkerMetrics) -> Self {
+        Self { store, settings, metrics, epoch: Instant::now(), successes: AtomicU64::new(0) }
     }
 
     pub(super) fn moment(&self) -> Moment {

@@ -77,12 +77,13 @@ pub async fn run(
     health: watch::Sender<Health>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), QueueError> {
-    let pipeline = Arc::new(Pipeline::new(store, settings.clone()));
+    let metrics = WorkerMetrics::new();
+    let pipeline = Arc::new(Pipeline::new(store, settings.clone(), metrics.clone()));
     let mut worker = Worker {
         queue,
         batch_limit: settings.batch_max,
         settings,
-        health: HealthTeller { health, metrics: pipeline.metrics.clone(), since: None },
+        health: HealthTeller { health, metrics, since: None },
         blame: Blame::default(),
         consumed: false,
         settling: Settling::new(&pipeline),
