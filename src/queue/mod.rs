@@ -100,7 +100,7 @@ impl Source {
     }
 
     /// Its part of the queue, as in [`Trouble`].
-    pub fn part(self) -> &'static str {
+    pub const fn part(self) -> &'static str {
         match self {
             Self::Events => "consuming events",
             Self::Dead => "consuming dead",
@@ -113,7 +113,8 @@ impl Source {
 pub const PUBLISHING: &str = "publishing";
 
 /// The parts of a queue, as in [`Trouble`].
-pub const PARTS: [&str; 4] = [PUBLISHING, "consuming events", "consuming dead", "consuming rejections"];
+pub const PARTS: [&str; 4] =
+    [PUBLISHING, Source::Events.part(), Source::Dead.part(), Source::Rejections.part()];
 
 /// One consumer of one source.
 #[async_trait]

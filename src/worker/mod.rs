@@ -41,6 +41,9 @@ use verdict::Verdict;
 /// How long the last deliveries are waited for after a cancel.
 const LAST: Duration = Duration::from_secs(2);
 
+/// [`Settings::silence`] of every worker; tests shorten it.
+pub const SILENCE: Duration = Duration::from_secs(5);
+
 /// What a worker may do, and for how long.
 #[derive(Clone, Debug)]
 pub struct Settings {
