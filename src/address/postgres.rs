@@ -185,9 +185,9 @@ impl Postgres {
         }
         let set = match is_plain(first) {
             true => {
-                format!("set HEADCOUNT_SCHEMA={first} to use that one, or take it away from DATABASE_URL")
+                format!("set HEADCOUNT_SCHEMA={first} to use that one, or remove it from DATABASE_URL")
             }
-            false => "set HEADCOUNT_SCHEMA to it, or take it away from DATABASE_URL".into(),
+            false => "set HEADCOUNT_SCHEMA to it, or remove it from DATABASE_URL".into(),
         };
         Err(wrong(format!("names another schema than {schema}, where headcount's tables are"), set))
     }

@@ -60,6 +60,18 @@ impl fmt::Display for Path {
     }
 }
 
+/// The fields of an object that are read, each as it stands in the body.
+macro_rules! fields {
+    ($(#[$doc:meta])* $name:ident { $($field:ident),* }) => {
+        $(#[$doc])*
+        #[derive(serde::Deserialize)]
+        struct $name<'a> {
+            $(#[serde(borrow)] $field: $crate::clerk::field::Raw<'a>),*
+        }
+    };
+}
+pub(super) use fields;
+
 /// A field as it stands in the body; `None` where it is missing or null, which mean the same.
 pub(super) type Raw<'a> = Option<&'a RawValue>;
 

@@ -8,10 +8,8 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
-
 pub use self::field::PayloadError;
-use self::field::{Field, Raw};
+use self::field::{Field, fields};
 use crate::{
     message::{EVENT_TYPE_MAX, MessageId},
     rules::{Change, users::UpsertKind},
@@ -26,8 +24,8 @@ pub mod secret;
 pub mod signature;
 mod user;
 
-/// The types of events about users: those that `user` reads.
-pub const USER_TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
+/// The event types that are read. Each has a label of its own in the metrics.
+pub const TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
 
 /// The longest Clerk id, in bytes.
 const ID_MAX: usize = 255;
@@ -72,13 +70,7 @@ pub fn event_type(body: &[u8]) -> String {
 /// The account that a body is about, as far as it tells: its own id in events about users, and `user_id` in those about
 /// their sessions, addresses and the like. Never fails.
 pub fn whose(body: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct About<'a> {
-        #[serde(borrow)]
-        id: Raw<'a>,
-        #[serde(borrow)]
-        user_id: Raw<'a>,
-    }
+    fields! { About { id, user_id } }
     let envelope = Envelope::read(body).ok()?;
     let about: About<'_> = Field::at("data", envelope.data).object().ok()??;
     let is_user = envelope.event_type().ok()?.starts_with("user.");
@@ -86,16 +78,10 @@ pub fn whose(body: &[u8]) -> Option<String> {
     (!id.is_empty()).then(|| clean(&id, ID_MAX))
 }
 
-/// What surrounds every event (Clerk: "Webhooks overview, payload structure"). It holds no id of the event: that is
-/// the header `svix-id`.
-#[derive(Deserialize)]
-struct Envelope<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Raw<'a>,
-    #[serde(borrow)]
-    timestamp: Raw<'a>,
-    #[serde(borrow)]
-    data: Raw<'a>,
+fields! {
+    /// What surrounds every event (Clerk: "Webhooks overview, payload structure"). It holds no id of the event: that is
+    /// the header `svix-id`.
+    Envelope { r#type, timestamp, data }
 }
 
 impl<'a> Envelope<'a> {
@@ -105,7 +91,7 @@ impl<'a> Envelope<'a> {
 
     /// As it was sent: not yet bounded.
     fn event_type(&self) -> Result<Cow<'a, str>, PayloadError> {
-        let kind = Field::at("type", self.kind);
+        let kind = Field::at("type", self.r#type);
         kind.any_text()?.filter(|text| !text.is_empty()).ok_or_else(|| kind.error("missing"))
     }
 }

@@ -84,12 +84,6 @@ impl Key {
     }
 }
 
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Key")
-    }
-}
-
 /// Whether two texts are the same, in a time that tells nothing but their lengths.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
@@ -155,14 +149,6 @@ impl Rejection {
     }
 }
 
-impl fmt::Display for Rejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.message())
-    }
-}
-
-impl std::error::Error for Rejection {}
-
 /// A webhook that was signed with one of our secrets. Only [`Verifier`] makes one.
 pub struct Verified {
     id: MessageId,
@@ -170,17 +156,7 @@ pub struct Verified {
 }
 
 impl Verified {
-    /// The sender's id.
-    pub fn id(&self) -> &MessageId {
-        &self.id
-    }
-
-    /// The raw bytes that were signed.
-    pub fn body(&self) -> &Bytes {
-        &self.body
-    }
-
-    /// Both, to be sent on.
+    /// The sender's id, and the raw bytes that were signed.
     pub fn into_parts(self) -> (MessageId, Bytes) {
         (self.id, self.body)
     }
@@ -264,19 +240,11 @@ impl Verifier {
         Ok(Self { keys: secrets.iter().map(Key::new).collect::<Result<_, _>>()? })
     }
 
-    /// Checks a request whose body is at hand.
-    ///
-    /// # Errors
-    /// Why it is turned away.
-    pub fn verify(&self, headers: &HeaderMap, body: Bytes, now: Millis) -> Result<Verified, Rejection> {
-        self.verify_body(SignedHeaders::read(headers, now)?, body)
-    }
-
-    /// Checks the body that came with headers which were found to be in order before it was read.
+    /// Checks the body that came with these headers.
     ///
     /// # Errors
     /// [`Rejection::NoMatchingSignature`]
-    pub fn verify_body(&self, headers: SignedHeaders, body: Bytes) -> Result<Verified, Rejection> {
+    pub fn verify(&self, headers: SignedHeaders, body: Bytes) -> Result<Verified, Rejection> {
         match self.keys.iter().any(|key| key.signed(&headers, &body)) {
             true => Ok(Verified { id: headers.id, body }),
             false => Err(Rejection::NoMatchingSignature),
@@ -321,6 +289,12 @@ mod tests {
     const SVIX: [&str; 3] = ["svix-id", "svix-timestamp", "svix-signature"];
     const WHITE_LABEL: [&str; 3] = ["webhook-id", "webhook-timestamp", "webhook-signature"];
 
+    impl Verifier {
+        fn check(&self, headers: &HeaderMap, body: Bytes, now: Millis) -> Result<Verified, Rejection> {
+            self.verify(SignedHeaders::read(headers, now)?, body)
+        }
+    }
+
     fn verifier(secrets: &[&str]) -> Verifier {
         Verifier::new(&secrets.iter().copied().map(Secret::new).collect::<Vec<_>>()).unwrap()
     }
@@ -335,7 +309,7 @@ mod tests {
         let (secret, _, at, ..) = PUBLISHED[0];
         let body = Bytes::copy_from_slice(body.as_bytes());
         verifier(&[secret])
-            .verify(&headers(SVIX, values), body, at * 1000)
+            .check(&headers(SVIX, values), body, at * 1000)
             .map(|verified| verified.into_parts().0)
     }
 
@@ -344,8 +318,8 @@ mod tests {
         for (secret, id, at, body, signature) in PUBLISHED {
             for names in [SVIX, WHITE_LABEL] {
                 let headers = headers(names, [id, &at.to_string(), signature]);
-                let verified = verifier(&[secret]).verify(&headers, Bytes::from(body), at * 1000).unwrap();
-                assert_eq!((verified.id().as_str(), &verified.body()[..]), (id, body.as_bytes()));
+                let verified = verifier(&[secret]).check(&headers, Bytes::from(body), at * 1000).unwrap();
+                assert_eq!((verified.id.as_str(), &verified.body[..]), (id, body.as_bytes()));
             }
         }
     }
@@ -359,7 +333,7 @@ mod tests {
             (1_048_576, "v1,txpEUxqWZJ5nteTnymUVa+7C4NHpBeXJ6CsBAW0c3/A="),
         ] {
             let headers = headers(SVIX, [id, &at.to_string(), signature]);
-            verifier(&[secret]).verify(&headers, Bytes::from(vec![b'a'; length]), at * 1000).unwrap();
+            verifier(&[secret]).check(&headers, Bytes::from(vec![b'a'; length]), at * 1000).unwrap();
         }
     }
 
@@ -418,7 +392,7 @@ mod tests {
     fn a_clock_may_be_300_seconds_off_either_way_and_no_more() {
         let (secret, id, at, body, good) = PUBLISHED[0];
         let headers = headers(SVIX, [id, &at.to_string(), good]);
-        let verify = |now| verifier(&[secret]).verify(&headers, Bytes::from(body), now).map(|_| ());
+        let verify = |now| verifier(&[secret]).check(&headers, Bytes::from(body), now).map(|_| ());
         for seconds in [-300, -299, 0, 299, 300] {
             assert_eq!(verify((at + seconds) * 1000), Ok(()), "{seconds}");
         }
@@ -464,7 +438,7 @@ mod tests {
         let (secret, id, at, body, good) = PUBLISHED[0];
         let values = [id, &at.to_string(), good];
         let verify = |headers: &HeaderMap| {
-            verifier(&[secret]).verify(headers, Bytes::from(body), at * 1000).map(|_| ())
+            verifier(&[secret]).check(headers, Bytes::from(body), at * 1000).map(|_| ())
         };
         for missing in 0..3 {
             for blank in [None, Some(""), Some("  \t ")] {
@@ -519,7 +493,7 @@ mod tests {
             (vec![new, old], Ok(())),
             (vec![new], Err(Rejection::NoMatchingSignature)),
         ] {
-            let verified = verifier(&secrets).verify(&headers, Bytes::from(body), at * 1000).map(|_| ());
+            let verified = verifier(&secrets).check(&headers, Bytes::from(body), at * 1000).map(|_| ());
             assert_eq!(verified, expected, "{secrets:?}");
         }
     }
@@ -533,7 +507,7 @@ mod tests {
         let good = format!("v1,{}", STANDARD.encode(HMAC::mac(signed, key)));
         let verify = |signatures: &str, body: Bytes| {
             let headers = headers(SVIX, [id, &at.to_string(), signatures]);
-            verifier(&[PUBLISHED[1].0, secret]).verify(&headers, body, at * 1000).map(|_| ())
+            verifier(&[PUBLISHED[1].0, secret]).check(&headers, body, at * 1000).map(|_| ())
         };
         assert_eq!(verify(&good, body.clone()), Ok(()));
         assert_eq!(verify(&format!("{OTHER} {good}"), body.clone()), Ok(()));
@@ -553,7 +527,7 @@ mod tests {
             for body in [body.as_bytes(), b"\xff"] {
                 let headers = key.headers(id, at, body).map(|(name, value)| (name, value.parse().unwrap()));
                 let body = Bytes::copy_from_slice(body);
-                verifier(&[secret]).verify(&HeaderMap::from_iter(headers), body, at * 1000).unwrap();
+                verifier(&[secret]).check(&HeaderMap::from_iter(headers), body, at * 1000).unwrap();
             }
         }
     }
@@ -569,7 +543,7 @@ mod tests {
         assert_eq!(text, "Verifier { keys: 1 }");
         let (secret, id, at, body, good) = PUBLISHED[1];
         let headers = headers(SVIX, [id, &at.to_string(), good]);
-        let verified = verifier(&[secret]).verify(&headers, Bytes::from(body), at * 1000).unwrap();
+        let verified = verifier(&[secret]).check(&headers, Bytes::from(body), at * 1000).unwrap();
         assert!(!format!("{verified:?}").contains("example.com"));
     }
 

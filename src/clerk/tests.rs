@@ -190,6 +190,14 @@ fn other_types_ask_nothing_of_their_data() {
 }
 
 #[test]
+fn the_listed_types_are_those_that_are_read() {
+    for event_type in TYPES {
+        let body = with("/type", Some(&format!("\"{event_type}\"")));
+        assert!(!matches!(parse(body.as_bytes(), &id()).unwrap().change, Change::Other), "{event_type}");
+    }
+}
+
+#[test]
 fn the_event_type_is_clean_and_bounded() {
     let long = format!(r#"{{"type":"a\u0000\n{}"}}"#, "x".repeat(1000));
     let event_type = parse(long.as_bytes(), &id()).unwrap().event_type;

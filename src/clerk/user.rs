@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     ID_MAX,
-    field::{Field, Path, PayloadError, Raw},
+    field::{Field, Path, PayloadError, Raw, fields},
 };
 use crate::{
     message::MessageId,
@@ -22,76 +22,28 @@ use crate::{
 /// The longest e-mail address, in bytes: it stands in an index.
 pub(super) const ADDRESS_MAX: usize = 512;
 
-/// `data` of `user.created` and `user.updated`, as far as it is mirrored.
-#[derive(Deserialize)]
-struct User<'a> {
-    #[serde(borrow)]
-    id: Raw<'a>,
-    #[serde(borrow)]
-    email_addresses: Raw<'a>,
-    #[serde(borrow)]
-    primary_email_address_id: Raw<'a>,
-    #[serde(borrow)]
-    phone_numbers: Raw<'a>,
-    #[serde(borrow)]
-    primary_phone_number_id: Raw<'a>,
-    #[serde(borrow)]
-    username: Raw<'a>,
-    #[serde(borrow)]
-    first_name: Raw<'a>,
-    #[serde(borrow)]
-    last_name: Raw<'a>,
-    #[serde(borrow)]
-    image_url: Raw<'a>,
-    #[serde(borrow)]
-    external_id: Raw<'a>,
-    #[serde(borrow)]
-    public_metadata: Raw<'a>,
-    #[serde(borrow)]
-    private_metadata: Raw<'a>,
-    #[serde(borrow)]
-    unsafe_metadata: Raw<'a>,
-    #[serde(borrow)]
-    banned: Raw<'a>,
-    #[serde(borrow)]
-    locked: Raw<'a>,
-    #[serde(borrow)]
-    last_sign_in_at: Raw<'a>,
-    #[serde(borrow)]
-    created_at: Raw<'a>,
-    #[serde(borrow)]
-    updated_at: Raw<'a>,
+fields! {
+    /// `data` of `user.created` and `user.updated`, as far as it is mirrored.
+    User {
+        id, email_addresses, primary_email_address_id, phone_numbers, primary_phone_number_id, username, first_name,
+        last_name, image_url, external_id, public_metadata, private_metadata, unsafe_metadata, banned, locked,
+        last_sign_in_at, created_at, updated_at
+    }
 }
 
-/// One of `email_addresses` or `phone_numbers`.
-#[derive(Deserialize)]
-struct Contact<'a> {
-    #[serde(borrow)]
-    id: Raw<'a>,
-    #[serde(borrow)]
-    email_address: Raw<'a>,
-    #[serde(borrow)]
-    phone_number: Raw<'a>,
-    #[serde(borrow)]
-    verification: Raw<'a>,
+fields! {
+    /// One of `email_addresses` or `phone_numbers`.
+    Contact { id, email_address, phone_number, verification }
 }
 
-/// How far a contact is proved: unverified, verified, failed, expired or transferable.
-#[derive(Deserialize)]
-struct Verification<'a> {
-    #[serde(borrow)]
-    status: Raw<'a>,
+fields! {
+    /// How far a contact is proved: unverified, verified, failed, expired or transferable.
+    Verification { status }
 }
 
-/// `data` of `user.deleted`: `{object, id, deleted: true}`. Its times are not there today.
-#[derive(Deserialize)]
-struct Deleted<'a> {
-    #[serde(borrow)]
-    id: Raw<'a>,
-    #[serde(borrow)]
-    created_at: Raw<'a>,
-    #[serde(borrow)]
-    updated_at: Raw<'a>,
+fields! {
+    /// `data` of `user.deleted`: `{object, id, deleted: true}`. Its times are not there today.
+    Deleted { id, created_at, updated_at }
 }
 
 /// What is known of an event beside its `data`.

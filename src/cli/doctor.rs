@@ -1,5 +1,5 @@
 //! Owns `doctor`: checks configuration, files, queue, database, the process on this machine, secret and clock, and says how
-//! to mend what is wrong.
+//! to fix what is wrong.
 //!
 //! Promises to leave no trace in anything that people are alerted by. The ingress is asked with a signed webhook that it
 //! answers and neither publishes nor counts ([`crate::message::PROBE`]). The database is asked with one made-up user, who
@@ -112,7 +112,7 @@ fn configuration(config: &Config) -> Vec<Check> {
         Check::warning(
             "configuration",
             warning.as_str(),
-            "mend it, or take it away where it is not for headcount",
+            "correct it, or remove it where it is not meant for headcount",
         )
     });
     let split = app::split_table(config)
@@ -191,7 +191,7 @@ async fn process(config: &Config) -> Vec<Check> {
     let process = match process::ask(config).await {
         Asked::Nobody => return Vec::new(),
         Asked::Refused => {
-            let message = format!("{} does not tell how it is without its token", config.ops_listen);
+            let message = format!("{} does not tell its state without its token", config.ops_listen);
             let hint = "set HEADCOUNT_OPS_TOKEN to what it is set to there";
             return vec![Check::warning("process", message, hint)];
         }
@@ -200,9 +200,9 @@ async fn process(config: &Config) -> Vec<Check> {
     let at = process.at;
     let mut checks = Vec::new();
     for (part, does, hint) in [
-        ("queue", "cannot use its queue", "see its log; it goes on by itself once that is mended"),
-        ("store", "cannot use its database", "see its log; it goes on by itself once that is mended"),
-        ("worker", "takes no messages", "its worker goes on by itself once that is mended"),
+        ("queue", "cannot use its queue", "see its log; it continues by itself once that is fixed"),
+        ("store", "cannot use its database", "see its log; it continues by itself once that is fixed"),
+        ("worker", "takes no messages", "the worker continues by itself once that is fixed"),
     ] {
         if let Some(why) = process.trouble(part) {
             let failure = Failure::new(format!("the process at {at} {does}: {why}"));
@@ -248,7 +248,7 @@ async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
             "database",
             format!("{store:?} answers{read} and has our schema, but does not take a made-up user: {error}"),
             error.hint.unwrap_or_else(|| {
-                "see whether a trigger, a policy or a constraint of the application's refuses every user"
+                "check whether a trigger, a policy or a constraint of the application refuses every user"
                     .into()
             }),
         ),
@@ -258,7 +258,7 @@ async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
         let message = format!("the role {role} may read {}", tables.join(", "));
         Check::warning(
             "database",
-            format!("{message}: where the schema is served as an API, so may anybody"),
+            format!("{message}: where the schema is served as an API, anybody may"),
             format!("set HEADCOUNT_SCHEMA to a schema that is not served; or REVOKE SELECT ON {} FROM {role}; or enable row level security on them", tables.join(", ")),
         )
     }));
@@ -267,7 +267,7 @@ async fn look_into(store: &Arc<dyn Store>) -> Result<Vec<Check>, StoreError> {
         (1.., Some(most)) => Check::warning(
             "dead letters",
             format!("{} open; {} of them: {}", number(open), number(most.letters), most.group),
-            "look: headcount dead groups; when the cause is mended: headcount dead replay",
+            "look at them: headcount dead groups; once the cause is fixed: headcount dead replay",
         ),
         _ => Check::ok("dead letters", "none is open"),
     });
@@ -334,7 +334,11 @@ fn secret(config: &Config) -> Check {
 async fn ingress(config: &Config) -> Check {
     let url = front_door(config);
     let Ok(secret) = signing_secret(config) else {
-        return Check::warning("ingress", "not asked: there is no secret to sign with", "see above");
+        return Check::warning(
+            "ingress",
+            "not asked: there is no secret to sign with",
+            "see the line about the secret",
+        );
     };
     let poster = match Poster::new(&url, &secret) {
         Ok(poster) => poster,
@@ -352,7 +356,7 @@ async fn ingress(config: &Config) -> Check {
                 503 => {
                     "it cannot queue a webhook now: its log and /readyz on its operators' listener say why"
                 }
-                _ => "is it headcount that listens there?",
+                _ => "another program may listen there: compare with HEADCOUNT_LISTEN",
             };
             Check::failed("ingress", Failure::new(format!("{url} answered {status}")).hint(hint))
         }

@@ -78,7 +78,7 @@ pub enum Command {
     #[command(subcommand)]
     Users(Users),
 
-    /// Look at dead letters, replay, mend or discard them
+    /// Look at dead letters, replay, edit or discard them
     #[command(subcommand)]
     Dead(dead::Dead),
 
@@ -86,7 +86,7 @@ pub enum Command {
     #[command(subcommand)]
     Rejections(Rejections),
 
-    /// Check configuration, queue, database, secret and clock, and say how to mend what is wrong
+    /// Check configuration, queue, database, secret and clock, and say how to fix what is wrong
     Doctor(Listing),
 }
 

@@ -303,13 +303,13 @@ fn result(summary: &Summary) -> Result<(), Failure> {
         _ => format!("{} of {} were not accepted", number(refused + unanswered), number(summary.sent)),
     });
     let hints = summary.refused.keys().map(|status| match status {
-        400 => "400: the signature headers did not arrive whole; does a proxy take them away?",
+        400 => "400: the signature headers did not arrive whole; does a proxy remove them?",
         401 => "401: the ingress has another secret, or the clocks differ; give both sides the same CLERK_WEBHOOK_SIGNING_SECRET",
         404 => "404: the ingress listens on another path; compare --url with HEADCOUNT_WEBHOOK_PATH",
         413 => "413: a body may have 512 KiB",
         503 => "503: the queue does not take messages now; `headcount doctor` says why",
-        300..=399 => "a redirect is no acceptance, for Clerk neither: give the final URL",
-        _ => "is it headcount that answers there? compare --url with HEADCOUNT_LISTEN",
+        300..=399 => "a redirect does not count as accepted, and neither does it for Clerk: give the final URL",
+        _ => "another program may answer there: compare --url with HEADCOUNT_LISTEN",
     });
     for hint in hints.chain(summary.no_answer.map(no_answer_hint)) {
         if !failure.hints.iter().any(|known| known == hint) {
@@ -324,13 +324,13 @@ fn no_answer_hint(reason: NoAnswer) -> &'static str {
         NoAnswer::Refused => "connection refused: is headcount running? start it with `headcount up`",
         NoAnswer::UnknownHost => "host not found: check the host's name in --url, and this machine's DNS",
         NoAnswer::Unreachable => {
-            "unreachable: no way leads to the host of --url; check its address and the network"
+            "unreachable: there is no route to the host of --url; check its address and the network"
         }
         NoAnswer::Tls => {
             "TLS failed: this machine does not trust the certificate, or the other side speaks plain HTTP; check it with curl -v"
         }
         NoAnswer::TimedOut => "timed out: nothing came within 15 s; `headcount doctor` there says why",
-        NoAnswer::Broken => "the connection ended before the answer: is it HTTP that is spoken there?",
+        NoAnswer::Broken => "the connection ended before the answer: does the other side speak HTTP?",
     }
 }
 

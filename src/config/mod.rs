@@ -307,7 +307,7 @@ impl Config {
             batch_wait: self.batch_wait,
             patience: self.conflict_patience,
             ladder: self.retry_delays.clone(),
-            silence: Duration::from_secs(5),
+            silence: worker::SILENCE,
         }
     }
 

@@ -69,8 +69,8 @@ pub struct Bounds {
     /// Bytes of messages on their way to the queue, all together.
     pub publishing_bytes: usize,
     /// From verified to durable, else 503: the queue's own limit of 5 s and a margin of 0.5 s. So a webhook of up to 16 KiB
-    /// that cannot be queued is answered within 5.5 s of its last byte. A larger one may wait for memory before that, up to
-    /// five times [`Self::body_timeout`].
+    /// that cannot be queued is answered within 5.5 s of its last byte. A larger one may wait for memory before that: up to
+    /// [`Self::body_timeout`] each time that its memory doubles, from 16 to 512 KiB.
     pub publish_limit: Duration,
 }
 
@@ -189,7 +189,7 @@ impl Intake {
         let headers = SignedHeaders::read(&head.headers, received_at)?;
         // The room for the body is given back after `publish` has taken its own.
         let Read { body, room: _room } = self.reader.read(body).await?;
-        let verified = self.verifier.verify_body(headers, body)?;
+        let verified = self.verifier.verify(headers, body)?;
         if let Some(visitor) = head.extensions.get::<Visitor>() {
             visitor.verified();
         }

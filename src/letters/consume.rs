@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::{
-    pause::Pauses,
+    pause::Recovery,
     queue::{Action, Delivery, Queue, Settlement, Source, Subscription},
     stop::until,
     store::{Class, StoreError},
@@ -48,8 +48,7 @@ pub(crate) trait Sink: Send + Sync + 'static {
 
 /// Moves messages until `stop` turns true. A batch that is on its way into the table is finished first.
 pub(crate) async fn run<S: Sink>(queue: Arc<dyn Queue>, sink: Arc<S>, stop: watch::Receiver<bool>) {
-    let mut pauses = Pauses::new(Duration::from_millis(500), Duration::from_secs(30));
-    let mut waiting = false;
+    let mut recovery = Recovery::new(Duration::from_millis(500), Duration::from_secs(30));
     loop {
         let subscribed = tokio::select! {
             biased;
@@ -60,8 +59,7 @@ pub(crate) async fn run<S: Sink>(queue: Arc<dyn Queue>, sink: Arc<S>, stop: watc
             Err(error) => error.to_string(),
             Ok(subscription) => {
                 let moved = || {
-                    pauses.reset();
-                    if std::mem::take(&mut waiting) {
+                    if recovery.works() {
                         info!("{} are taken into the table again", S::WHAT);
                     }
                 };
@@ -73,12 +71,11 @@ pub(crate) async fn run<S: Sink>(queue: Arc<dyn Queue>, sink: Arc<S>, stop: watc
                 }
             }
         };
-        if !std::mem::replace(&mut waiting, true) {
+        if recovery.failed() {
             warn!("{} wait in the queue: {why}", S::WHAT);
         }
-        tokio::select! {
-            () = tokio::time::sleep(pauses.next_pause()) => {}
-            () = until(&stop, |stop| *stop) => return,
+        if recovery.pause(until(&stop, |stop| *stop)).await {
+            return;
         }
     }
 }

@@ -19,16 +19,17 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::failure::Failure;
 use crate::message::Message;
 
 pub mod embedded;
+mod error;
 pub mod burial;
 pub mod ladder;
 pub mod rabbitmq;
 pub mod topology;
 
 pub use burial::{Burial, DELIVERY_LIMIT, DETAIL_MAX, Death, Reason};
+pub use error::QueueError;
 pub use ladder::{Ladder, delay_name};
 
 /// The queue as ingress, workers and operators see it.
@@ -99,7 +100,7 @@ impl Source {
     }
 
     /// Its part of the queue, as in [`Trouble`].
-    pub fn part(self) -> &'static str {
+    pub const fn part(self) -> &'static str {
         match self {
             Self::Events => "consuming events",
             Self::Dead => "consuming dead",
@@ -112,7 +113,8 @@ impl Source {
 pub const PUBLISHING: &str = "publishing";
 
 /// The parts of a queue, as in [`Trouble`].
-pub const PARTS: [&str; 4] = [PUBLISHING, "consuming events", "consuming dead", "consuming rejections"];
+pub const PARTS: [&str; 4] =
+    [PUBLISHING, Source::Events.part(), Source::Dead.part(), Source::Rejections.part()];
 
 /// One consumer of one source.
 #[async_trait]
@@ -299,71 +301,4 @@ pub async fn open_to(
             std::sync::Arc::new(rabbitmq::RabbitQueue::open_to(purpose, url, prefix, ladder.clone()).await?)
         }
     })
-}
-
-/// What can go wrong with a queue.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum QueueError {
-    /// It is away, full or closing. Trying again later is right.
-    #[error("the queue is not available: {0}")]
-    Unavailable(String),
-    /// An alarm of the broker blocks publishing. Trying again later is right.
-    #[error("the queue is not available: {0}")]
-    Blocked(String),
-    /// The embedded queue's file cannot be used at present. Trying again later is right.
-    #[error("the queue is not available: {0}")]
-    File(String),
-    /// The queue is not as it has to be, and will not become so by itself.
-    #[error("the queue cannot be used: {message}")]
-    Misconfigured {
-        /// What is wrong.
-        message: String,
-        /// What to do.
-        hint: String,
-    },
-    /// The address or the credentials are wrong.
-    #[error("{message}")]
-    Refused {
-        /// What is wrong.
-        message: String,
-        /// What to do.
-        hint: String,
-    },
-}
-
-impl QueueError {
-    /// What is wrong, without "the queue is not available": for a sentence that names the part which does not work.
-    pub fn reason(&self) -> &str {
-        match self {
-            Self::Unavailable(why) | Self::Blocked(why) | Self::File(why) => why,
-            Self::Misconfigured { message, .. } | Self::Refused { message, .. } => message,
-        }
-    }
-
-    /// What to do about it.
-    pub fn hint(&self) -> Option<&str> {
-        match self {
-            Self::Unavailable(_) => None,
-            Self::Blocked(_) => Some(
-                "an alarm of the broker is on: free memory or disk on its machine, or raise its limits; rabbitmq-diagnostics alarms tells which",
-            ),
-            Self::File(_) => Some(
-                "see whether the disk of queue.db has room and works, and whether another program keeps the file locked",
-            ),
-            Self::Misconfigured { hint, .. } | Self::Refused { hint, .. } => Some(hint),
-        }
-    }
-}
-
-impl From<&QueueError> for Failure {
-    fn from(error: &QueueError) -> Self {
-        let hint = error.hint().unwrap_or("check that the broker runs and that AMQP_URL is right");
-        Self::new(error.to_string()).hint(hint)
-    }
-}
-
-impl From<QueueError> for Failure {
-    fn from(error: QueueError) -> Self {
-        Self::from(&error)
-    }
 }

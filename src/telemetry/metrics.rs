@@ -91,66 +91,42 @@ const SECONDS: &[f64] =
 /// Buckets of batch sizes.
 const MESSAGES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0];
 
-/// What a request to the webhook path was answered, as a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // The labels say it.
-pub enum Answer {
-    Queued,
-    Malformed,
-    Unauthorized,
-    TooLarge,
-    TooSlow,
-    WrongPath,
-    Unavailable,
+/// An enum whose variants are the values of a label.
+macro_rules! labels {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $label:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs)] // The labels say it.
+        pub enum $name { $($variant),* }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: [Self; [$($label),*].len()] = [$(Self::$variant),*];
+
+            /// The label.
+            pub fn as_str(self) -> &'static str {
+                [$($label),*][self as usize]
+            }
+        }
+    };
 }
 
-impl Answer {
-    /// Every answer.
-    pub const ALL: [Self; 7] = [
-        Self::Queued,
-        Self::Malformed,
-        Self::Unauthorized,
-        Self::TooLarge,
-        Self::TooSlow,
-        Self::WrongPath,
-        Self::Unavailable,
-    ];
-
-    /// The label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Malformed => "malformed",
-            Self::Unauthorized => "unauthorized",
-            Self::TooLarge => "too_large",
-            Self::TooSlow => "too_slow",
-            Self::WrongPath => "wrong_path",
-            Self::Unavailable => "unavailable",
-        }
+labels! {
+    /// What a request to the webhook path was answered.
+    Answer {
+        Queued = "queued",
+        Malformed = "malformed",
+        Unauthorized = "unauthorized",
+        TooLarge = "too_large",
+        TooSlow = "too_slow",
+        WrongPath = "wrong_path",
+        Unavailable = "unavailable",
     }
 }
 
-/// Why a message went to a retry queue, as a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum RetryReason {
-    Transient,
-    Waiting,
-    Parked,
-}
-
-impl RetryReason {
-    /// Every reason.
-    pub const ALL: [Self; 3] = [Self::Transient, Self::Waiting, Self::Parked];
-
-    /// The label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Transient => "transient",
-            Self::Waiting => "waiting",
-            Self::Parked => "parked",
-        }
-    }
+labels! {
+    /// Why a message went to a retry queue.
+    RetryReason { Transient = "transient", Waiting = "waiting", Parked = "parked" }
 }
 
 /// Handles for the connections of one listener.

@@ -142,8 +142,7 @@ struct Failures {
 
 impl Pipeline {
     pub(super) fn new(store: Arc<dyn Batches>, settings: Settings, metrics: WorkerMetrics) -> Self {
-        let (epoch, successes) = (Instant::now(), AtomicU64::new(0));
-        Self { store, settings, metrics, epoch, successes }
+        Self { store, settings, metrics, epoch: Instant::now(), successes: AtomicU64::new(0) }
     }
 
     pub(super) fn moment(&self) -> Moment {

@@ -198,7 +198,7 @@ impl Pile {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use async_trait::async_trait;
     use rand::{SeedableRng, rngs::StdRng};
 

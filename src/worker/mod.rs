@@ -43,6 +43,9 @@ use verdict::Verdict;
 /// How long the last deliveries are waited for after a cancel.
 const LAST: Duration = Duration::from_secs(2);
 
+/// [`Settings::silence`] of every worker; tests shorten it.
+pub const SILENCE: Duration = Duration::from_secs(5);
+
 /// What a worker may do, and for how long.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -80,13 +83,13 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<(), QueueError> {
     let (outcomes, reasons) = (Outcome::ALL.map(Outcome::as_str), Reason::ALL.map(Reason::as_str));
-    let metrics = WorkerMetrics::new(&clerk::USER_TYPES, &outcomes, &reasons);
-    let pipeline = Arc::new(Pipeline::new(store, settings.clone(), metrics));
+    let metrics = WorkerMetrics::new(&clerk::TYPES, &outcomes, &reasons);
+    let pipeline = Arc::new(Pipeline::new(store, settings.clone(), metrics.clone()));
     let mut worker = Worker {
         queue,
         batch_limit: settings.batch_max,
         settings,
-        health: HealthTeller { health, metrics: pipeline.metrics.clone(), since: None },
+        health: HealthTeller { health, metrics, since: None },
         blame: Blame::default(),
         consumed: false,
         settling: Settling::new(&pipeline),

@@ -187,21 +187,23 @@ impl<'w> Shift<'w> {
             Course::Working => {
                 let age = self.begun.elapsed();
                 while let Some(held) = self.pile.next_returned(self.trying(), age, &mut rand::rng()) {
-                    let (pipeline, tell) = (Arc::clone(&self.worker.pipeline), self.tell.clone());
-                    self.returning.spawn(async move { pipeline.process(vec![held], &tell).await });
+                    self.returning.spawn(self.process(vec![held]));
                 }
                 while let Some(held) = self.pile.next_alone(self.trying()) {
-                    let (pipeline, tell) = (Arc::clone(&self.worker.pipeline), self.tell.clone());
-                    self.alone.spawn(async move { pipeline.process(vec![held], &tell).await });
+                    self.alone.spawn(self.process(vec![held]));
                 }
                 let limits = (self.worker.batch_limit, self.worker.settings.batch_wait);
                 let moment = (self.worker.pipeline.moment(), self.stopping);
                 while let Some(batch) = self.pile.next_batch(self.trying(), limits, moment) {
-                    let (pipeline, tell) = (Arc::clone(&self.worker.pipeline), self.tell.clone());
-                    self.batches.spawn(async move { pipeline.process(batch, &tell).await });
+                    self.batches.spawn(self.process(batch));
                 }
             }
         }
+    }
+
+    fn process(&self, batch: Vec<Held>) -> impl Future<Output = ()> + Send + use<> {
+        let (pipeline, tell) = (Arc::clone(&self.worker.pipeline), self.tell.clone());
+        async move { pipeline.process(batch, &tell).await }
     }
 
     fn batch_due_in(&self) -> Option<Duration> {

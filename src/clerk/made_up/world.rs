@@ -43,48 +43,23 @@ pub enum Kind {
     Forged,
 }
 
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 9] = [
-        Self::Created,
-        Self::Updated,
-        Self::Deleted,
-        Self::Returning,
-        Self::Duplicate,
-        Self::Late,
-        Self::Other,
-        Self::Broken,
-        Self::Forged,
-    ];
+/// Every kind in the order of their declaration, as the demo counts it, and how many of a hundred webhooks it has.
+const KINDS: [(Kind, &str, u32); 9] = [
+    (Kind::Created, "created", 22),
+    (Kind::Updated, "updated", 43),
+    (Kind::Deleted, "deleted", 6),
+    (Kind::Returning, "returning", 4),
+    (Kind::Duplicate, "duplicate", 7),
+    (Kind::Late, "late", 7),
+    (Kind::Other, "other", 8),
+    (Kind::Broken, "broken", 1),
+    (Kind::Forged, "forged", 2),
+];
 
+impl Kind {
     /// As the demo counts it.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Updated => "updated",
-            Self::Deleted => "deleted",
-            Self::Returning => "returning",
-            Self::Duplicate => "duplicate",
-            Self::Late => "late",
-            Self::Other => "other",
-            Self::Broken => "broken",
-            Self::Forged => "forged",
-        }
-    }
-
-    /// How many of a hundred.
-    fn share(self) -> u32 {
-        match self {
-            Self::Created => 22,
-            Self::Updated => 43,
-            Self::Deleted => 6,
-            Self::Returning => 4,
-            Self::Duplicate => 7,
-            Self::Late => 7,
-            Self::Other => 8,
-            Self::Broken => 1,
-            Self::Forged => 2,
-        }
+        KINDS[self as usize].1
     }
 }
 
@@ -151,9 +126,9 @@ impl World {
     }
 
     fn roll(&mut self) -> Kind {
-        let mut dice = self.rng.random_range(0..Kind::ALL.iter().map(|kind| kind.share()).sum());
-        for kind in Kind::ALL {
-            match dice.checked_sub(kind.share()) {
+        let mut dice = self.rng.random_range(0..100_u32);
+        for (kind, _, share) in KINDS {
+            match dice.checked_sub(share) {
                 Some(rest) => dice = rest,
                 None => return kind,
             }
@@ -341,11 +316,12 @@ mod tests {
         for webhook in &webhooks {
             *counts.entry(webhook.kind).or_default() += 1;
         }
-        for kind in Kind::ALL {
+        for (place, (kind, _, _)) in KINDS.into_iter().enumerate() {
+            assert_eq!(kind as usize, place);
             assert!(counts.get(&kind).copied().unwrap_or_default() >= 10, "{kind:?}: {counts:?}");
         }
         assert!(world.live.len() > 100 && world.live.len() <= LIVE_MAX);
-        assert_eq!(Kind::ALL.iter().map(|kind| kind.share()).sum::<u32>(), 100);
+        assert_eq!(KINDS.iter().map(|(_, _, share)| share).sum::<u32>(), 100);
     }
 
     #[test]

@@ -34,7 +34,9 @@ use self::{
     work::{Publish, Request, Sample},
     writer::Writer,
 };
-use super::{Depth, Finding, Ladder, PUBLISH_LIMIT, Queue, QueueError, Source, Subscription, Trouble};
+use super::{
+    Depth, Finding, Ladder, PUBLISH_LIMIT, PUBLISHING, Queue, QueueError, Source, Subscription, Trouble,
+};
 use crate::{
     datafile::{DataFile, EXAMINE_LIMIT, FileTrouble, Guard, connection},
     message::Message,
@@ -204,7 +206,7 @@ impl Queue for EmbeddedQueue {
     }
 
     fn troubles(&self) -> Vec<Trouble> {
-        self.state.trouble().map(|why| Trouble { part: "publishing", why }).into_iter().collect()
+        self.state.trouble().map(|why| Trouble { part: PUBLISHING, why }).into_iter().collect()
     }
 
     async fn close(&self) {
