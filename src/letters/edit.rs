@@ -10,7 +10,6 @@ use super::{
 use crate::{
     clerk::{self, Parsed},
     message::MessageId,
-    rules::{Change, users},
     store::{
         StoreError,
         letters::{Actor, Letter, LetterDetail, Status},
@@ -80,21 +79,13 @@ pub fn check(letter: &LetterDetail, body: Bytes) -> Result<Mended, EditError> {
 /// What an accepted body does that a mended body seldom should.
 fn warnings(letter: &Letter, parsed: &Parsed) -> Vec<String> {
     let mut warnings = Vec::new();
-    let now = match &parsed.change {
-        Change::User(users::Change::Upsert(user)) => Some(&user.clerk_id),
-        Change::User(users::Change::Delete { clerk_id, .. }) => {
-            if letter.event_type != parsed.event_type {
-                warnings.push("the new body deletes the user, which is final".into());
-            }
-            Some(clerk_id)
-        }
-        Change::Other => {
-            warnings
-                .push(format!("a worker ignores events of the type {}: no user changes", parsed.event_type));
-            None
-        }
-    };
-    if let (Some(before), Some(now)) = (&letter.clerk_id, now)
+    if parsed.change.deletes() && letter.event_type != parsed.event_type {
+        warnings.push("the new body deletes the user, which is final".into());
+    }
+    if parsed.change.is_ignored() {
+        warnings.push(format!("a worker ignores events of the type {}: no user changes", parsed.event_type));
+    }
+    if let (Some(before), Some(now)) = (&letter.clerk_id, parsed.change.clerk_id())
         && before != now
     {
         warnings.push(format!("the new body is about another user: {now}, not {before}"));

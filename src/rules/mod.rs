@@ -30,21 +30,34 @@ pub enum Change {
     Other,
 }
 
-impl Event {
+impl Change {
     /// The account that the event is about; `None` for types that are ignored.
     pub fn clerk_id(&self) -> Option<&str> {
-        match &self.change {
-            Change::User(change) => Some(change.clerk_id()),
-            Change::Other => None,
+        match self {
+            Self::User(change) => Some(change.clerk_id()),
+            Self::Other => None,
         }
     }
 
     /// Clerk's time of the event, where it has one that matters.
     pub fn at(&self) -> Option<Millis> {
-        match &self.change {
-            Change::User(change) => Some(change.at()),
-            Change::Other => None,
+        match self {
+            Self::User(change) => Some(change.at()),
+            Self::Other => None,
         }
+    }
+
+    /// The event deletes its account.
+    pub fn deletes(&self) -> bool {
+        match self {
+            Self::User(change) => matches!(change, users::Change::Delete { .. }),
+            Self::Other => false,
+        }
+    }
+
+    /// No family has rules for the event.
+    pub fn is_ignored(&self) -> bool {
+        matches!(self, Self::Other)
     }
 }
 

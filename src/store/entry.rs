@@ -76,7 +76,7 @@ pub(super) fn one_session(place: &str) -> StoreError {
         format!(
             "the pooler at {place} gave out no second session of the database: its pool has only one, or others keep the rest, and a worker needs more"
         ),
-        "raise the size of its pool (PgBouncer: default_pool_size): in session mode each worker keeps up to 8 sessions while it is busy, and each command one",
+        "raise the size of its pool (PgBouncer: default_pool_size): in session mode each worker keeps up to 16 sessions while it is busy, and each command one",
     )
 }
 

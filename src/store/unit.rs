@@ -17,10 +17,7 @@ use super::{
     retry::{self, LAST_BEGIN},
     users::{Answer, Statements, Users},
 };
-use crate::rules::{
-    Change, Event, Outcome,
-    users::{self as account, OnDelete},
-};
+use crate::rules::{Change, Event, Outcome, users::OnDelete};
 
 /// What nobody else may change while a batch decides by it. PostgreSQL turns it into an advisory lock.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -235,10 +232,8 @@ fn effective<'b>(batch: &'b [Incoming], outcomes: &[Outcome]) -> impl Iterator<I
 
 /// The Clerk ids that the batch's deletions are about.
 fn deleted(batch: &[Incoming]) -> impl Iterator<Item = &str> {
-    batch.iter().filter_map(|incoming| match &incoming.event.change {
-        Change::User(account::Change::Delete { clerk_id, .. }) => Some(clerk_id.as_str()),
-        Change::User(account::Change::Upsert(_)) | Change::Other => None,
-    })
+    let deletions = batch.iter().map(|incoming| &incoming.event.change).filter(|change| change.deletes());
+    deletions.filter_map(Change::clerk_id)
 }
 
 /// Each once, in one order, so that two batches never wait for each other.

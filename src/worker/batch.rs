@@ -340,7 +340,7 @@ fn failed_alone(part: Part, error: StoreError, tried: Span) -> Progress {
     let Part { held, incoming, .. } = part;
     match (held.into_iter().next(), incoming.first()) {
         (Some(held), Some(incoming)) => {
-            let account = incoming.event.clerk_id().unwrap_or(held.id()).to_owned();
+            let account = incoming.event.change.clerk_id().unwrap_or(held.id()).to_owned();
             let kind = Kind::of(&incoming.event_type);
             Progress::FailedAlone(Box::new(Failed { held, account, kind, error, tried }))
         }

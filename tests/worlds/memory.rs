@@ -91,7 +91,7 @@ impl Memory {
 
     /// Exactly what the contract of [`Loaded`] says, and no more.
     fn load(&self, events: &[Event]) -> Loaded {
-        let ids: HashSet<&str> = events.iter().filter_map(Event::clerk_id).collect();
+        let ids: HashSet<&str> = events.iter().filter_map(|event| event.change.clerk_id()).collect();
         let key = |row: &Row| row.claim.as_ref().map(|claim| claim.key.clone());
         let held = self.rows.values().filter(|row| ids.contains(row.clerk_id.as_str()));
         let keys: HashSet<String> = held

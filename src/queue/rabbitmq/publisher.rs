@@ -5,7 +5,7 @@
 use std::{future::pending, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use lapin::{BasicProperties, Channel, Connection, Event, options::BasicPublishOptions};
 use tokio::{
     sync::{Mutex, mpsc, watch},
@@ -150,7 +150,8 @@ impl Supervisor {
             .iter_mut()
             .map(|runner| runner.run(link, alarm.clone(), self.closing.clone()))
             .collect();
-        let mut sampling = std::pin::pin!(self.sampling.run(link));
+        // It ends when all callers are gone, and must not be asked again then.
+        let mut sampling = std::pin::pin!(self.sampling.run(link).fuse());
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         recovery.works();
         info!("publishing to the broker at {}", self.broker.place());

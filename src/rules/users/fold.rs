@@ -32,9 +32,9 @@ fn oldest_first(events: &[Event]) -> Vec<(usize, &Event)> {
     fn age(event: &Event) -> (Option<Millis>, bool, Option<&Version>, &str) {
         let version = match &event.change {
             rules::Change::User(Change::Upsert(upsert)) => Some(&upsert.version),
-            rules::Change::User(Change::Delete { .. }) | rules::Change::Other => None,
+            _ => None,
         };
-        (event.at(), version.is_none(), version, &event.message_id)
+        (event.change.at(), version.is_none(), version, &event.message_id)
     }
     let mut ordered: Vec<_> = events.iter().enumerate().collect();
     ordered.sort_by(|(_, one), (_, other)| age(one).cmp(&age(other)));
@@ -59,10 +59,11 @@ enum Arrival {
 
 impl Fold {
     fn event(&mut self, event: &Event) -> Outcome {
-        match &event.change {
-            rules::Change::User(Change::Upsert(upsert)) => self.upsert(event, upsert),
-            rules::Change::User(Change::Delete { clerk_id, at }) => self.delete(clerk_id, *at),
-            rules::Change::Other => Outcome::Ignored,
+        // Each family's rules decide about its own events.
+        let rules::Change::User(change) = &event.change else { return Outcome::Ignored };
+        match change {
+            Change::Upsert(upsert) => self.upsert(event, upsert),
+            Change::Delete { clerk_id, at } => self.delete(clerk_id, *at),
         }
     }
 

@@ -128,12 +128,8 @@ pub enum Change {
 impl Event {
     /// The key of the address that an account claims by the event.
     pub fn claim_key(&self) -> Option<&str> {
-        match &self.change {
-            super::Change::User(Change::Upsert(upsert)) => {
-                upsert.claim.as_ref().map(|claim| claim.key.as_str())
-            }
-            super::Change::User(Change::Delete { .. }) | super::Change::Other => None,
-        }
+        let super::Change::User(Change::Upsert(upsert)) = &self.change else { return None };
+        upsert.claim.as_ref().map(|claim| claim.key.as_str())
     }
 }
 

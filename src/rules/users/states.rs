@@ -137,7 +137,7 @@ fn found() -> BTreeMap<(State, State), BTreeSet<&'static str>> {
                 for event in events() {
                     let mut books = before.clone();
                     let [outcome] = books.tell(&Policy { relink, on_delete }, [event.clone()]);
-                    let own = event.clerk_id() == Some("ann");
+                    let own = event.change.clerk_id() == Some("ann");
                     let to = state(&books, from == Waiting || own && outcome == Outcome::Waiting);
                     let holds = |books: &Books| books.has_row("ann").then(|| books.row("ann").id);
                     let taken = holds(&before) != holds(&books);

@@ -135,9 +135,9 @@ impl Transaction for Tx {
         let record = sqlx::query(RECORD)
             .bind(events().map(|event| event.message_id.as_str()).collect::<Vec<_>>())
             .bind(entries.iter().map(|(incoming, _)| incoming.event_type.as_str()).collect::<Vec<_>>())
-            .bind(events().map(|event| event.clerk_id()).collect::<Vec<_>>())
+            .bind(events().map(|event| event.change.clerk_id()).collect::<Vec<_>>())
             .bind(entries.iter().map(|(_, outcome)| outcome.as_str()).collect::<Vec<_>>())
-            .bind(times(|incoming| incoming.event.at())?)
+            .bind(times(|incoming| incoming.event.change.at())?)
             .bind(times(|incoming| Some(incoming.received_at))?);
         if record.execute(self).await?.rows_affected() != entries.len() as u64 {
             return Err(errors::raced("another worker has just committed one of the batch's messages"));

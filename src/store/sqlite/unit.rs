@@ -100,9 +100,9 @@ impl Transaction for Writing {
             Ok(json!({
                 "message_id": incoming.event.message_id,
                 "event_type": incoming.event_type,
-                "clerk_id": incoming.event.clerk_id(),
+                "clerk_id": incoming.event.change.clerk_id(),
                 "outcome": outcome.as_str(),
-                "event_at": text(incoming.event.at())?,
+                "event_at": text(incoming.event.change.at())?,
                 "received_at": text(Some(incoming.received_at))?,
             }))
         };

@@ -71,7 +71,7 @@ impl<'b> Users<'b> {
     pub(super) fn of(batch: &'b [Incoming], terms: &'b Terms, met: &BTreeSet<String>) -> Self {
         let mut keys = met.clone();
         keys.extend(batch.iter().filter_map(|incoming| incoming.event.claim_key()).map(str::to_owned));
-        let clerk_ids = batch.iter().filter_map(|incoming| incoming.event.clerk_id()).collect();
+        let clerk_ids = batch.iter().filter_map(|incoming| incoming.event.change.clerk_id()).collect();
         Self { terms, clerk_ids, keys }
     }
 
