@@ -1,4 +1,4 @@
-//! `/api/v1` over real TCP, on a real store and the embedded queue: what it answers is what `openapi.json` says.
+//! `/api/v1` over real TCP, on a real store and the embedded queue: each answer is what `openapi.json` says.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
 #[path = "support/stores.rs"]

@@ -1,5 +1,5 @@
-//! What an application does to headcount's tables on PostgreSQL: its triggers, policies, indexes, foreign keys and locks
-//! concern the messages that they are about, and nobody waits for the other.
+//! An application's triggers, policies, indexes, foreign keys and locks on headcount's tables in PostgreSQL. They affect only
+//! the messages that they are about, and neither side waits for the other.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ use headcount::{
 use stores::{Home, KEEP, apply, created, deleted, row, updated};
 use support::servers::Server;
 
-/// Within which the store answers, whatever hangs.
+/// The store answers within this time, whatever hangs.
 const ANSWER: Duration = Duration::from_secs(10);
 
 async fn on_postgres<F: Future<Output = ()> + Send + 'static>(case: impl FnOnce(Arc<Home>) -> F) {
@@ -75,7 +75,7 @@ async fn a_trigger_that_raises_is_unclear_and_its_words_are_not_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_trigger_that_raises_with_a_code_of_the_servers_is_not_repeated_either() {
+async fn a_trigger_that_raises_a_code_of_the_servers_is_not_quoted_either() {
     on_postgres(|home| async move {
         let store = home.store().await;
         let raise = "RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = 'secret of ' || NEW.username, \

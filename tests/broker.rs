@@ -1,5 +1,5 @@
-//! RabbitMQ when it fails: killed, frozen, blocked, its queues deleted, deliveries taken back. What was confirmed is
-//! delivered; publishing says so at once when it cannot; both sides recover by themselves.
+//! RabbitMQ fails: it is killed, frozen or blocked, its queues are deleted, it takes deliveries back. What was confirmed is
+//! delivered, publishing fails at once if it cannot succeed, and both sides recover by themselves.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -121,7 +121,7 @@ async fn what_was_confirmed_survives_a_killed_broker_and_both_sides_come_back() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_broker_is_unavailable_within_the_limit_and_goes_on_when_thawed() {
+async fn a_frozen_broker_is_unavailable_in_time_and_goes_on_when_thawed() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;
     let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
@@ -172,7 +172,7 @@ async fn a_blocked_broker_counts_as_away_and_acks_still_go_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_that_rejects_most_of_what_comes_confirms_only_what_it_holds() {
+async fn a_full_queue_confirms_only_what_it_holds() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;
     server.ctl(&[
@@ -231,7 +231,7 @@ async fn a_full_queue_that_rejects_most_of_what_comes_confirms_only_what_it_hold
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_queue_is_declared_again_and_what_came_meanwhile_is_in_the_dead_letters() {
+async fn a_deleted_queue_is_declared_again_and_what_came_meanwhile_is_dead() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;
     let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
@@ -278,7 +278,7 @@ async fn a_deleted_queue_without_consumers_is_declared_again_by_who_looks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_closed_under_600_unsettled_deliveries_gives_each_back_once() {
+async fn a_connection_closed_under_600_deliveries_gives_each_back_once() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;
     let subscription = queue.subscribe(Source::Events, 600).await.unwrap();
@@ -345,7 +345,7 @@ const USUAL: Duration = Duration::from_secs(1800);
 // open, and no longer counts that towards the delivery limit.
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_hangs_its_consumer_again_and_again_comes_back_with_a_count() {
+async fn a_message_that_keeps_hanging_its_consumer_comes_back_with_a_count() {
     let server = Server::rabbitmq();
     server.set_consumer_timeout(SHORT);
     let queue = open(&server).await;

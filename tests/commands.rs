@@ -1,4 +1,4 @@
-//! The command line as people meet it: exit codes, errors that say what is wrong and how to mend it, data on stdout.
+//! The command line as people see it: exit codes, errors that say what is wrong and how to fix it, data on stdout.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Connecting to what is away, full, silent, of another kind, or written otherwise: each is named as what it is, with host
-//! and port, and no command waits for long.
+//! Connecting to a server that is away, full, silent or of another kind, or whose address is written in another way. The error
+//! names the case with host and port, and no command waits for long.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -33,7 +33,7 @@ use support::{
     servers::{self, Server, url},
 };
 
-/// Within which README promises that a command gives up.
+/// README promises that a command gives up within this time.
 const GIVES_UP: Duration = Duration::from_secs(30);
 
 /// A listener that accepts, takes what comes, answers with `answer`, and says nothing more.

@@ -1,5 +1,5 @@
-//! Dead letters from end to end, with the real binary on both ends of the range of backends: buried, captured, listed,
-//! replayed, mended, interrupted, taken up again. Each letter takes effect once.
+//! Dead letters from end to end, with the real binary, on the embedded backends and on servers: buried, captured, listed,
+//! replayed, edited, interrupted, taken up again. Each letter takes effect once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
 #[path = "support/faulty_letters.rs"]
@@ -165,7 +165,7 @@ async fn a_buried_letter_is_captured_listed_and_replayed_to_its_effect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_letter_that_dies_again_is_the_same_letter_and_an_edit_is_applied_once() {
+async fn a_letter_that_dies_again_is_the_same_and_an_edit_is_applied_once() {
     for backends in BOTH {
         let world = world(backends, 0).await;
         let worker = world.start(&["worker"]);
@@ -248,7 +248,7 @@ async fn two_replays_of_one_group_at_the_same_moment_share_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupted_replay_says_how_to_go_on_and_each_letter_takes_effect_once() {
+async fn an_interrupted_replay_says_how_to_go_on_and_no_letter_counts_twice() {
     for backends in BOTH {
         let world = world(backends, 200).await;
         let worker = world.start(&["worker"]);

@@ -1,4 +1,4 @@
-//! What people read beside the code agrees with it.
+//! The documents agree with the code.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -91,7 +91,7 @@ fn deployments_set_only_what_is_a_setting() {
 }
 
 #[test]
-fn docker_compose_builds_its_image_once_and_pins_the_servers_that_containers_of_the_tests_run() {
+fn docker_compose_builds_one_image_and_pins_the_tests_servers() {
     let text = read("docker-compose.yml");
     let count = |key: &str| text.lines().filter(|line| line.trim_start().starts_with(key)).count();
     assert_eq!(count("build:"), 1, "services that build one tag at once overwrite each other's");

@@ -29,7 +29,7 @@ use support::{
     servers::Server,
 };
 
-/// Webhooks of a run in the middle of which something is killed.
+/// How many webhooks a run has, in the middle of which something is killed.
 fn many() -> usize {
     if std::env::var_os("SOAK").is_some() { 50_000 } else { 1500 }
 }
@@ -37,14 +37,14 @@ fn many() -> usize {
 /// A webhook and its id.
 type Webhook = (String, Bytes);
 
-/// What a table must show: for each live Clerk id its first name, and the ids that are deleted.
+/// The expected table: the first name of each live Clerk id, and the deleted ids.
 #[derive(Default)]
 struct Expected {
     live: BTreeMap<String, String>,
     deleted: Vec<String>,
 }
 
-/// A shuffled, partly repeated stream about `webhooks / 5` users, and what it must lead to.
+/// A shuffled, partly repeated stream of webhooks about `webhooks / 5` users, and the table that it must lead to.
 fn stream(webhooks: usize) -> (Vec<Webhook>, Expected) {
     let mut rng = StdRng::seed_from_u64(7);
     let (mut stream, mut expected) = (Vec::new(), Expected::default());
@@ -206,7 +206,7 @@ impl Fleet {
         fleet
     }
 
-    /// `role` is the command's name, and digits that tell two of a kind apart.
+    /// `role` is the command's name, followed by digits that tell two processes of one role apart.
     fn add(&self, role: &'static str) {
         let process = self.world.start(&[role.trim_end_matches(char::is_numeric)]);
         self.processes.lock().unwrap().insert(role, process);
@@ -274,7 +274,7 @@ async fn killed_in_mid_stream(world: World, roles: &[&'static str], victims: &'s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_when_workers_and_ingress_are_killed_on_rabbitmq_and_postgresql() {
+async fn nothing_is_lost_when_workers_and_ingress_are_killed_on_servers() {
     let world = World::new(Backends::RabbitPostgres);
     killed_in_mid_stream(
         world,
@@ -285,7 +285,7 @@ async fn nothing_is_lost_when_workers_and_ingress_are_killed_on_rabbitmq_and_pos
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_when_processes_of_one_host_are_killed_on_the_embedded_backends() {
+async fn nothing_is_lost_when_processes_are_killed_on_embedded_files() {
     let world = World::new(Backends::Embedded);
     killed_in_mid_stream(world, &["ingress", "worker1", "worker2"], &["worker1", "ingress", "worker2"]).await;
 }

@@ -1,4 +1,4 @@
-//! What is left of a person: nothing personal, in no table of ours, once the account is deleted and deletion erases.
+//! Once an account is deleted and deletion erases, no table of headcount's holds anything personal of it.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -37,7 +37,7 @@ use support::{
 
 const ERASE: Policy = Policy { relink: Relink::Deleted, on_delete: OnDelete::Erase };
 
-/// Stands in everything that is personal.
+/// A mark that stands in every personal value.
 const MARK: &str = "zzmarkzz";
 
 /// A user whose every mirrored text holds the mark.

@@ -1,5 +1,5 @@
-//! Whose trouble is it? One user's that an application's trigger, policy or index refuses, on real databases: that one
-//! climbs the ladder and dies, and everybody else is applied at once. What refuses all is an outage, however often
+//! Whose fault is it? On real databases, an application's trigger, policy or index refuses one user: only that user's message
+//! climbs the ladder and dies, and all others are applied at once. If it refuses everybody, that is an outage, however often
 //! workers are stopped and killed in it: nothing is buried, and no attempt is burned.
 #![allow(
     unreachable_pub,
@@ -215,7 +215,7 @@ async fn restarts_before_a_trigger_that_refuses_all_bury_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn restarts_of_the_embedded_whole_before_a_trigger_that_refuses_all_bury_nothing() {
+async fn embedded_restarts_before_a_trigger_that_refuses_all_bury_nothing() {
     let world = World::new(Backends::Embedded);
     assert!(world.run(&["migrate"]).status.success());
     let ingress = world.start(&["ingress"]);

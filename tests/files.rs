@@ -1,5 +1,5 @@
-//! Files that vanish, are replaced or damaged under running processes: nothing is answered that is not at its place,
-//! nothing that was answered is lost without a word, and no two processes write two files of one name.
+//! Embedded files that vanish, are replaced or are damaged under running processes. No 2xx is sent unless the file is in its
+//! place, nothing that was answered is lost silently, and no two processes write two files of one name.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -146,7 +146,7 @@ async fn what_was_taken_away_and_comes_back_is_used_again_without_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_taken_away_acks_nothing_and_comes_back_with_everything() {
+async fn while_the_store_is_taken_away_nothing_is_acked_and_nothing_lost() {
     let world = World::new(Backends::Embedded);
     let up = world.start(&["up"]);
     accepted(&up, 0, 10).await;
@@ -186,7 +186,7 @@ async fn a_removed_store_is_saved_and_nothing_that_came_later_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_file_of_the_name_is_not_written_to_and_not_taken_for_the_first() {
+async fn another_file_of_the_name_is_neither_written_to_nor_trusted() {
     let world = World::new(Backends::Embedded);
     let ingress = world.start(&["ingress"]);
     accepted(&ingress, 0, 5).await;
@@ -218,7 +218,7 @@ async fn a_directory_that_is_removed_and_made_anew_gets_what_was_held() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_process_blocks_nobody_and_a_link_to_the_directory_leads_to_the_same_files() {
+async fn a_killed_process_blocks_nobody_and_a_linked_directory_is_the_same() {
     let mut world = World::new(Backends::Embedded);
     let up = world.start(&["up"]);
     accepted(&up, 0, 5).await;
@@ -282,7 +282,7 @@ async fn damaged_files_fail_the_doctor() {
     }
 }
 
-/// Nothing of the file is asked for meanwhile. Returns the process, which says so.
+/// Nobody reads the file meanwhile. Returns the process, which reports the damage by itself.
 async fn notices_damage(file: &str) -> (World, Process) {
     let world = World::new(Backends::Embedded);
     let up = world.start(&["up"]);
@@ -480,7 +480,7 @@ async fn what_was_saved_is_never_passed_over_for_an_empty_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_log_of_a_file_that_is_gone_is_not_taken_for_that_of_what_was_saved() {
+async fn the_log_of_a_lost_file_is_not_read_into_what_was_saved() {
     let world = World::new(Backends::Embedded);
     let up = world.start(&["up"]);
     accepted(&up, 0, 40).await;

@@ -1,4 +1,4 @@
-//! The front door over real TCP: what is answered, when, and what it costs to be turned away.
+//! The public listener over real TCP: which answer comes when, and what a rejected request costs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
 #[path = "support/fake_queue.rs"]

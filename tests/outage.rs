@@ -1,5 +1,5 @@
-//! Outages are not failures, and poison stands alone: with the database stopped, frozen or refusing, and with the broker
-//! away, under a steady stream, no attempt is burned, nothing is buried, and everything is applied in the end.
+//! An outage is not a failure of a message, and a bad message affects no other. With the database stopped, frozen or refusing,
+//! and with the broker away, under a steady stream: no attempt is burned, nothing is buried, everything is applied in the end.
 //! `SOAK=1` makes the outages three minutes long and the streams larger.
 #![allow(
     unreachable_pub,
@@ -125,7 +125,7 @@ async fn a_frozen_database_burns_and_buries_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_broker_is_answered_503_and_the_senders_repeats_carry_everything() {
+async fn with_the_broker_killed_503_and_the_senders_repeats_carry_everything() {
     let broker = shared(Server::rabbitmq());
     let (away, mend) = (broker.clone(), broker.clone());
     let url = broker.lock().unwrap().url();
@@ -294,7 +294,7 @@ async fn poison_among_many_is_dead_after_its_ladder_and_harms_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_aborts_its_worker_is_dead_as_a_crash_loop_and_its_neighbours_are_applied() {
+async fn a_message_that_aborts_its_worker_dies_and_its_neighbours_are_applied() {
     let world = World::new(Backends::RabbitPostgres);
     assert!(world.run(&["migrate"]).status.success());
     let ingress = world.start(&["ingress"]);

@@ -1,5 +1,5 @@
-//! Whatever a payload holds, it ends as a row or is named as unreadable: what the parser lets through, both databases
-//! take. Nothing in between could leave a message that fails for ever.
+//! Whatever a payload holds, it becomes a row or is named as unreadable. Both databases accept everything that the parser
+//! accepts, so that no message can fail for ever.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! A pooler between headcount and PostgreSQL: a real PgBouncer, which lends each transaction another session. Workers of
-//! two schemas share its sessions, and nothing of one gets into the other.
+//! A real PgBouncer between headcount and PostgreSQL lends each transaction another session. Workers of two schemas share its
+//! sessions, and nothing of one schema gets into the other.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -39,7 +39,7 @@ fn tracks_statements() -> bool {
     (numbers.next().unwrap(), numbers.next().unwrap()) >= (1, 21)
 }
 
-/// One number, asked past the pooler.
+/// Asks the server for one number, without the pooler.
 async fn number(statement: &str) -> i64 {
     let mut connection = PgConnection::connect(&url("TEST_DATABASE_URL")).await.unwrap();
     sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(&mut connection).await.unwrap()
@@ -152,7 +152,7 @@ async fn in_transaction_mode_two_schemas_share_sessions_and_never_mix() {
 
 /// Such a pooler takes a schema that a session should start with, and drops it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_that_ignores_what_a_session_should_start_with_mixes_no_schemas() {
+async fn a_pooler_that_ignores_startup_parameters_mixes_no_schemas() {
     let statements = if tracks_statements() { " max_prepared_statements=100" } else { "" };
     let options =
         "pool_mode=transaction default_pool_size=5 ignore_startup_parameters=options,extra_float_digits";
@@ -165,7 +165,7 @@ async fn in_session_mode_two_schemas_never_mix() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_that_is_restarted_under_load_loses_nothing_and_is_taken_up_again() {
+async fn a_pooler_restarted_under_load_loses_nothing_and_is_used_again() {
     let mut pooler = pgbouncer("pool_mode=transaction default_pool_size=5");
     let app = Application::start("again", &pooler);
     let traffic = async { app.traffic().await };
@@ -259,7 +259,7 @@ async fn what_cannot_work_is_refused_at_start() {
 
 /// Each of them would ask for a second session at its start, and hold one that the others wait for.
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_that_start_together_on_a_small_pool_do_not_take_it_for_one_session() {
+async fn processes_that_start_at_once_do_not_take_a_small_pool_for_one_session() {
     let pooler = pgbouncer("pool_mode=transaction default_pool_size=2");
     let world = World::on(None, Some(pooler.url()));
     succeeds(&world, &["migrate"]);
@@ -272,7 +272,7 @@ async fn processes_that_start_together_on_a_small_pool_do_not_take_it_for_one_se
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_without_a_free_session_is_named_and_no_command_waits_for_long() {
+async fn a_pooler_without_a_free_session_is_named_and_no_command_waits_long() {
     let pooler = pgbouncer("pool_mode=transaction default_pool_size=1");
     let mut other = PgConnection::connect_with(&others_options(&pooler)).await.unwrap();
     sqlx::raw_sql("BEGIN").execute(&mut other).await.unwrap();
@@ -325,7 +325,7 @@ fn place(server: &str) -> String {
     format!("{}:{}", server.host_str().unwrap(), server.port().unwrap_or(5432))
 }
 
-/// As a pooler that has its own mind about the search path would.
+/// Behaves like a pooler that ignores the search path.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_path_that_is_not_honoured_is_noticed_before_any_write() {
     let server = url("TEST_DATABASE_URL");
@@ -355,7 +355,7 @@ async fn a_search_path_that_is_not_honoured_is_noticed_before_any_write() {
 
 /// An administrator puts PgBouncer where PostgreSQL was, under a running worker.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pooler_that_is_put_in_between_later_gets_no_statement_of_ours_to_keep() {
+async fn a_pooler_put_in_between_later_is_left_no_prepared_statement() {
     let mut pooler = pgbouncer("pool_mode=transaction default_pool_size=2 ignore_startup_parameters=options");
     pooler.kill();
     let way = way(pooler.port(), place(&url("TEST_DATABASE_URL")), String::new(), String::new()).await;

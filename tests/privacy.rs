@@ -1,4 +1,4 @@
-//! What headcount writes is its owner's alone, and what only looks writes nothing.
+//! Only the owner can read the files that headcount writes, and a command that only looks writes none.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ use support::{
     traffic::{metric, sql},
 };
 
-/// A world whose processes keep nothing back by their umask.
+/// A world whose processes have a umask of 0.
 fn open_handed() -> World {
     let mut world = World::new(Backends::Embedded);
     world.shell("umask 000");
@@ -54,7 +54,7 @@ fn private(directory: &Path) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_else_reads_what_is_made_whatever_the_umask_and_whoever_makes_it_first() {
+async fn only_the_owner_reads_what_is_made_whatever_umask_and_command() {
     // Each command is the first one once.
     let world = open_handed();
     assert!(world.run(&["migrate"]).status.success());

@@ -1,4 +1,4 @@
-//! The proxy by which other tests silence connections, itself put to the test.
+//! Tests of the proxy that other tests use to silence connections.
 #![allow(
     dead_code,
     unreachable_pub,

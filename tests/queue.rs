@@ -1,4 +1,4 @@
-//! The queue's contract, held against both backends by one suite, and what only the embedded queue promises.
+//! The queue's contract, tested on both backends by one suite, and promises of the embedded queue alone.
 //!
 //! The RabbitMQ half needs a broker at `TEST_AMQP_URL` and fails without one. Each test has a queue of its own.
 

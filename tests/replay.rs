@@ -1,5 +1,5 @@
-//! Capture, replay and edit against a queue in memory and letters in SQLite that fail as a test tells them to: what is
-//! where after each kind of interruption.
+//! Capture, replay and edit against a queue in memory and letters in SQLite that fail when the test says so: where each
+//! message is after each kind of interruption.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
 #[path = "support/fake_queue.rs"]

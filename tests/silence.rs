@@ -1,4 +1,4 @@
-//! A database whose connections fall silent, without FIN or RST, while new ones would work; and one that is frozen and
+//! A database whose connections fall silent (no FIN, no RST) while new ones would work, and a database that is frozen and
 //! thawed. Every call is answered, and everything works again within a minute.
 #![allow(
     unreachable_pub,
@@ -36,9 +36,9 @@ use headcount::{
 use stores::{Home, KEEP, apply, created, updated};
 use support::{eventually, process::World, proxy::Proxy, servers::Server};
 
-/// Within which everything works again.
+/// Everything works again within this time.
 const AGAIN: Duration = Duration::from_secs(60);
-/// Within which a call of the path is answered.
+/// A call on the path is answered within this time.
 const ANSWER: Duration = Duration::from_secs(11);
 
 async fn open(home: &Home, url: String) -> Arc<dyn Store> {
@@ -86,7 +86,7 @@ async fn everything(store: &Arc<dyn Store>, round: u32) -> Result<(), StoreError
     Ok(())
 }
 
-/// Until everything works; how long that took.
+/// Waits until everything works, and returns how long that took.
 async fn until_everything_works(store: &Arc<dyn Store>) -> Duration {
     let started = Instant::now();
     let mut round = 1_000;
@@ -105,7 +105,7 @@ fn is_away(error: &StoreError) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_whose_connections_fall_silent_answers_every_call_and_goes_on_over_new_ones() {
+async fn a_store_whose_connections_fall_silent_answers_and_makes_new_ones() {
     let case = async |home: Arc<Home>| {
         let proxy = Proxy::new(&stores::server());
         let store = open(&home, proxy.url()).await;
@@ -157,7 +157,7 @@ async fn a_store_whose_connections_fall_silent_answers_every_call_and_goes_on_ov
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_falls_silent_on_its_way_back_does_not_hold_up_the_end() {
+async fn a_connection_that_falls_silent_on_its_way_back_delays_no_close() {
     let case = async |home: Arc<Home>| {
         let proxy = Proxy::new(&stores::server());
         let store = open(&home, proxy.url()).await;
@@ -171,13 +171,13 @@ async fn a_connection_that_falls_silent_on_its_way_back_does_not_hold_up_the_end
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_of_a_frozen_server_answers_every_call_and_works_again_when_it_is_thawed() {
+async fn a_store_of_a_frozen_server_answers_and_works_again_when_thawed() {
     let server = Server::postgres();
     works_again_when_thawed(&server, &server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_behind_a_frozen_pooler_answers_every_call_and_works_again_when_it_is_thawed() {
+async fn a_store_behind_a_frozen_pooler_answers_and_works_again_when_thawed() {
     let server = Server::postgres();
     let pooler = Server::pgbouncer(&server.url(), "pool_mode=transaction default_pool_size=10");
     works_again_when_thawed(&server, &pooler).await;
@@ -238,7 +238,7 @@ async fn waiting_for_locks(connection: &mut sqlx::PgConnection) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_whose_database_connections_fall_silent_under_load_has_applied_everything_within_a_minute() {
+async fn silent_database_connections_under_load_cost_a_worker_under_a_minute() {
     const WEBHOOKS: usize = 4_000;
     let proxy = Proxy::new(&support::servers::url("TEST_DATABASE_URL"));
     let world = World::on(Some(support::servers::url("TEST_AMQP_URL")), Some(proxy.url()));

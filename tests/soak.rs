@@ -331,7 +331,7 @@ fn memory(process: u32) -> Option<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_happens_exactly_the_guilty_are_dead_and_all_others_are_applied_once() {
+async fn whatever_happens_only_the_guilty_die_and_all_others_are_applied_once() {
     let scene = Arc::new(Scene::set(Plan::of_today()));
     let (plan, world) = (&scene.plan, &scene.world);
     assert!(world.run(&["migrate"]).status.success());

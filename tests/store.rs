@@ -1,4 +1,4 @@
-//! The contract of the store, held against both backends, and what concerns one of them alone.
+//! The contract of the store, tested on both backends, and cases of one backend alone.
 
 #![allow(
     unreachable_pub,
@@ -34,7 +34,7 @@ contract! {
     a_missing_schema_is_named
     an_older_schema_is_refused_and_a_newer_one_accepted
     tables_of_the_first_migration_are_brought_up_to_date
-    a_rejections_table_of_somebody_else_is_refused_before_anything_is_changed
+    a_foreign_rejections_table_is_refused_before_anything_is_changed
     a_users_table_of_somebody_else_is_refused
     a_batch_has_an_outcome_for_each_message_in_its_order
     every_column_is_mirrored
@@ -49,8 +49,8 @@ contract! {
     an_erased_row_keeps_nothing_personal
     an_id_deleted_before_it_was_seen_stays_deleted
     what_the_database_refuses_is_the_messages_fault_and_changes_nothing
-    a_clash_with_a_unique_index_of_the_applications_is_tried_again_and_then_the_messages_fault
-    a_transaction_that_the_database_ends_by_itself_leaves_the_store_fit_for_the_next
+    a_clash_with_the_applications_unique_index_is_retried_then_permanent
+    a_transaction_the_database_ends_leaves_the_store_fit_for_the_next
     a_missing_table_is_named_and_nothing_is_changed
     users_are_paged_and_searched
     a_user_is_found_by_id_clerk_id_former_id_and_address
@@ -145,7 +145,7 @@ async fn tables_of_the_first_migration_are_brought_up_to_date(home: Arc<Home>) {
     assert_eq!(row(&store, "ann").await.version, 10);
 }
 
-async fn a_rejections_table_of_somebody_else_is_refused_before_anything_is_changed(home: Arc<Home>) {
+async fn a_foreign_rejections_table_is_refused_before_anything_is_changed(home: Arc<Home>) {
     let store = at_the_first_migration(&home).await;
     home.sql("CREATE TABLE rejections (id integer)").await;
     for error in [store.migrate().await.unwrap_err(), store.check_schema().await.unwrap_err()] {
@@ -405,9 +405,7 @@ async fn what_the_database_refuses_is_the_messages_fault_and_changes_nothing(hom
     assert_eq!(apply(&store, [good]).await.unwrap(), [Created]);
 }
 
-async fn a_clash_with_a_unique_index_of_the_applications_is_tried_again_and_then_the_messages_fault(
-    home: Arc<Home>,
-) {
+async fn a_clash_with_the_applications_unique_index_is_retried_then_permanent(home: Arc<Home>) {
     let store = home.store().await;
     home.sql("CREATE UNIQUE INDEX one_phone ON users (phone)").await;
     let with_phone =
@@ -420,7 +418,7 @@ async fn a_clash_with_a_unique_index_of_the_applications_is_tried_again_and_then
     assert!(!format!("{alone:?}").contains("555"), "{alone:?}");
 }
 
-async fn a_transaction_that_the_database_ends_by_itself_leaves_the_store_fit_for_the_next(home: Arc<Home>) {
+async fn a_transaction_the_database_ends_leaves_the_store_fit_for_the_next(home: Arc<Home>) {
     let store = home.store().await;
     home.sql(if home.is_postgres() {
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \

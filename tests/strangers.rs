@@ -1,4 +1,4 @@
-//! Strangers at both doors of a real process: however many hold its connections, good webhooks and probes on fresh
+//! Strangers hold connections to both listeners of a real process. However many they are, good webhooks and probes on fresh
 //! connections are answered.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
@@ -24,14 +24,14 @@ use tokio::{
 };
 use wire::{Client, get};
 
-/// Where good senders and strangers come from where it makes no difference to the house: one proxy in front of it.
+/// The address of good senders and strangers alike, where all of them come through one proxy.
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// More than a process has places.
 const CROWD: usize = 1_150;
 
-/// What Svix gives an endpoint.
+/// How long Svix waits for an endpoint.
 const SENDERS_PATIENCE: Duration = Duration::from_secs(15);
 
 struct House {
@@ -281,7 +281,7 @@ async fn strangers_whose_bodies_trickle_hold_up_no_large_webhook() {
 }
 
 #[tokio::test]
-async fn strangers_who_stop_just_before_the_end_of_large_bodies_hold_up_no_large_webhook() {
+async fn strangers_who_stop_before_the_end_of_bodies_delay_no_large_webhook() {
     let house = House::start(&[]);
     let head = head("msg_stranger", b"something else", 500_000, "");
     let request = [head.as_bytes(), &vec![b'x'; 499_000]].concat();
@@ -344,14 +344,14 @@ async fn the_address_with_the_most_connections_pays_for_them() {
 }
 
 #[tokio::test]
-async fn behind_a_trusted_proxy_the_client_with_the_most_connections_pays_for_them() {
+async fn behind_a_trusted_proxy_the_client_with_most_connections_pays() {
     let settings = [("HEADCOUNT_TRUSTED_PROXIES", "127.0.0.0/8")];
     let (client, others) = ("X-Forwarded-For: 198.51.100.7\r\n", "X-Forwarded-For: 1.1.1.1, 203.0.113.N\r\n");
     slow_senders_are_served(&settings, HERE, client, others).await;
 }
 
 #[tokio::test]
-async fn behind_a_trusted_proxy_strangers_of_many_addresses_keep_no_busy_sender_out() {
+async fn behind_a_trusted_proxy_many_strangers_keep_no_busy_sender_out() {
     let house = House::start(&[("HEADCOUNT_TRUSTED_PROXIES", "127.0.0.0/8")]);
     let crowd = strangers(CROWD, HERE, house.webhooks, BACK, |number, mut stream: TcpStream| async move {
         let client = format!("X-Forwarded-For: 198.51.{}.{}\r\n", number / 256, number % 256);

@@ -1,5 +1,5 @@
-//! What people see of text that strangers chose, and how commands behave on a terminal: with the real binary, on both ends
-//! of the range of backends.
+//! How commands show text that strangers chose, and how they behave on a terminal: with the real binary, on the embedded
+//! backends and on servers.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -341,7 +341,7 @@ async fn a_body_in_the_editor_goes_however_the_command_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_edit_that_would_do_something_else_is_warned_of_and_its_outcome_is_told() {
+async fn an_edit_that_would_do_something_else_warns_and_its_outcome_is_told() {
     for backends in BOTH {
         let world = world(backends, &["a", "b", "c"].map(letter)).await;
         let worker = world.start(&["worker"]);

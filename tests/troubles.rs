@@ -1,5 +1,5 @@
-//! RabbitMQ in parts: a queue, a binding or a permission missing, a connection silent, a confirm lost. What is refused
-//! is not lost, what works goes on, what is missing is declared again, and whoever looks is told.
+//! A part of RabbitMQ fails: a queue, a binding or a permission is missing, a connection is silent, a confirm is lost. What is
+//! refused is not lost, the other parts go on, missing things are declared again, and `doctor` and readiness say so.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -233,7 +233,7 @@ async fn a_retry_that_no_queue_takes_is_not_acked_and_comes_back_all_the_same() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_limited_to_our_names_has_no_good_webhook_refused_beside_bad_ones() {
+async fn bad_requests_cost_a_user_limited_to_our_names_no_good_webhook() {
     let server = Server::rabbitmq();
     let all = r"^headcount\.";
     let world = world(limited(&server, all));
@@ -342,7 +342,7 @@ async fn a_confirm_that_never_comes_refuses_nothing_else_and_holds_up_no_ack() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_of_events_that_confirms_nothing_is_refused_and_then_taken_up_again() {
+async fn an_events_queue_that_confirms_nothing_is_refused_then_used_again() {
     let server = Server::rabbitmq();
     let queue = open(&server.url()).await;
     queue.publish(message("before")).await.unwrap();
@@ -435,7 +435,7 @@ async fn number(process: &Process, name: &str) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn consuming_that_is_refused_is_told_everywhere_and_once_and_goes_on_when_permitted() {
+async fn refused_consuming_is_told_everywhere_once_and_goes_on_when_permitted() {
     let server = Server::rabbitmq();
     let (all, others) = (r"^headcount\.", r"^headcount\.(dead|rejections|retry.*)");
     let world = world(limited(&server, all));

@@ -1,5 +1,5 @@
-//! What watches is watched: `doctor` and `status` tell what is wrong by its name, and disturb nothing that people are
-//! alerted by; counters count each thing once; a stop ends in time.
+//! `doctor` and `status` name what is wrong, and change no metric that people are alerted by. Counters count each thing once.
+//! A stop ends in time.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Commands to come ask this process.
+/// Lets the commands that follow ask this process.
 fn ask(world: &mut World, process: &Process) {
     let at = process.operators.trim_start_matches("http://").trim_end_matches('/').to_owned();
     world.set("HEADCOUNT_OPS_LISTEN", &at);
@@ -260,7 +260,7 @@ async fn whoever_looks_under_a_mistyped_prefix_makes_nothing_on_the_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sent_back_during_a_brokers_alarm_gives_up_soon_names_it_and_is_not_lost() {
+async fn a_replay_in_a_brokers_alarm_gives_up_soon_names_it_and_loses_nothing() {
     let broker = Server::rabbitmq();
     let world = World::on(Some(broker.url()), None);
     assert!(world.run(&["migrate"]).status.success());

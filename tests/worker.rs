@@ -1,5 +1,5 @@
-//! The worker's loop against a queue and a store that do as a test tells them: who is blamed, what is held, what is
-//! settled and when.
+//! The worker's loop against a queue and a store that the test controls: which message is blamed, what is held, and what is
+//! settled when.
 #![allow(
     unreachable_pub,
     clippy::unwrap_used,
@@ -397,7 +397,7 @@ fn assert_buried(queue: &FakeQueue, id: &str, reason: Reason) {
 }
 
 #[tokio::test]
-async fn a_batch_is_settled_once_and_everything_received_is_finished_before_the_end() {
+async fn a_batch_is_settled_once_and_a_stop_finishes_all_that_was_received() {
     let queue = FakeQueue::with(36);
     let store = store(all_created);
     let running = Running::start(&queue, &store, settings());
@@ -440,7 +440,7 @@ async fn refused_values_are_buried_alone_and_their_neighbours_commit() {
 }
 
 #[tokio::test]
-async fn what_fails_alone_while_others_succeed_climbs_the_ladder_and_is_buried_and_stops_nobody() {
+async fn what_fails_alone_climbs_the_ladder_is_buried_and_stops_nobody() {
     for (class, reason) in [(Class::Transient, Reason::RetriesExhausted), (Class::Unclear, Reason::Rejected)]
     {
         let queue = FakeQueue::with(9);
@@ -467,7 +467,7 @@ async fn one_connection_lost_over_one_message_is_no_outage() {
 }
 
 #[tokio::test]
-async fn a_lone_account_that_fails_in_silence_is_to_blame_once_the_database_was_seen_to_work() {
+async fn a_lone_account_failing_in_silence_is_blamed_if_the_database_worked() {
     let queue = FakeQueue::with(1);
     let store = store(|batch| if has(batch, "lonely") { Err(Class::Permanent) } else { all_created(batch) });
     let mut running = Running::start(&queue, &store, settings());
@@ -480,7 +480,7 @@ async fn a_lone_account_that_fails_in_silence_is_to_blame_once_the_database_was_
 }
 
 #[tokio::test]
-async fn a_lone_message_that_fails_in_silence_is_set_aside_until_others_prove_something() {
+async fn a_lone_message_failing_in_silence_is_set_aside_until_others_prove() {
     let queue = FakeQueue::with(1);
     let store = store(|batch| if has(batch, "lonely") { Err(Class::Unclear) } else { all_created(batch) });
     let running = Running::start(&queue, &store, settings());
@@ -496,7 +496,7 @@ async fn a_lone_message_that_fails_in_silence_is_set_aside_until_others_prove_so
 }
 
 #[tokio::test]
-async fn of_a_kind_that_is_refused_as_a_whole_nobody_is_to_blame_while_other_kinds_go_on() {
+async fn of_a_kind_refused_as_a_whole_nobody_is_blamed_while_others_go_on() {
     let queue = FakeQueue::with(1);
     let broken = Arc::new(AtomicBool::new(true));
     let trigger = broken.clone();
@@ -630,7 +630,7 @@ async fn a_worker_takes_no_message_before_the_database_takes_a_write() {
 }
 
 #[tokio::test]
-async fn killed_again_and_again_while_all_are_refused_a_worker_burns_hardly_a_delivery() {
+async fn a_worker_killed_again_and_again_in_an_outage_burns_few_deliveries() {
     let queue = FakeQueue::with(40);
     let broken = Arc::new(AtomicBool::new(true));
     let trigger = broken.clone();
@@ -689,7 +689,7 @@ async fn a_short_outage_is_sat_out_with_what_is_held() {
 }
 
 #[tokio::test]
-async fn a_database_that_does_not_answer_is_an_outage_and_its_transaction_is_left_alone() {
+async fn an_unanswered_call_is_an_outage_and_its_transaction_is_left_alone() {
     let queue = FakeQueue::with(1);
     let store = store(all_created);
     let mut running = Running::start(&queue, &store, settings());
@@ -726,7 +726,7 @@ async fn a_stop_in_an_outage_gives_back_what_is_held_and_comes_back_to_nothing()
 }
 
 #[tokio::test]
-async fn what_must_be_published_waits_for_the_broker_and_holds_up_nothing_that_can_be_acked() {
+async fn what_must_be_published_waits_for_the_broker_and_delays_no_ack() {
     let queue = FakeQueue::with(1);
     let running = Running::start(&queue, &store(all_created), settings());
     queue.until_settled(1).await;
@@ -789,7 +789,7 @@ async fn what_grows_with_a_batch_is_cured_by_smaller_ones_which_grow_again() {
 }
 
 #[tokio::test]
-async fn what_came_back_is_tried_alone_and_in_random_order_and_so_is_what_failed_before() {
+async fn what_came_back_or_failed_before_is_tried_alone_in_random_order() {
     let queue = FakeQueue::with(1);
     let store = store(all_created);
     let running = Running::start(&queue, &store, settings());
@@ -838,7 +838,7 @@ async fn what_is_known_to_fail_makes_no_outage_of_a_start() {
 }
 
 #[tokio::test]
-async fn a_worker_that_starts_tries_others_before_what_has_come_back_again_and_again() {
+async fn a_starting_worker_tries_others_before_what_came_back_often() {
     let queue = Arc::new(FakeQueue::default());
     queue.deliver("killer", 5);
     (0..30).for_each(|n| queue.deliver(&format!("m{n}"), 0));

@@ -33,7 +33,7 @@ fn times(count: u64) -> u64 {
     if std::env::var_os("SOAK").is_some_and(|value| value == "1") { 20 * count } else { count }
 }
 
-/// Every world made from these seeds holds, or the smallest that does not is shown.
+/// Checks every world made from these seeds, and shows the smallest one that fails.
 fn hold(
     seeds: std::ops::Range<u64>,
     make: impl Fn(u64) -> World,
@@ -80,7 +80,7 @@ fn mirror_is_a_function_of_the_set_of_events_folded() {
 }
 
 #[test]
-fn safety_rows_pass_only_from_deleted_ids_to_ids_born_later_that_proved_the_address() {
+fn safety_rows_pass_only_from_deleted_ids_to_proven_ids_born_later() {
     let make = |seed| match any_world(seed) {
         world if world.policy.relink == Relink::Match => World { policy: DEFAULT, ..world },
         world => world,
@@ -183,7 +183,7 @@ fn walk<'a>(histories: impl Iterator<Item = &'a Vec<Deed>>, policies: &[Policy])
 }
 
 #[test]
-fn every_delivery_of_every_history_of_three_deeds_is_right_under_every_policy() {
+fn every_delivery_of_three_deeds_is_right_under_every_policy() {
     let bounds = Bounds { deeds: 3, accounts: 3, addresses: 1, ties: 2 };
     walk(histories(bounds).iter(), &[DEFAULT, MATCH, NEVER, ERASE]);
 }
@@ -203,7 +203,7 @@ fn one_in(sample: usize) -> usize {
 }
 
 #[test]
-fn every_delivery_of_every_history_of_five_deeds_in_which_an_address_changes_hands_is_right() {
+fn every_delivery_of_five_deeds_that_pass_an_address_on_is_right() {
     let (with_ties, without): (Vec<_>, Vec<_>) = up_to_five_deeds()
         .into_iter()
         .filter(|deeds| changes_hands(deeds))
@@ -214,7 +214,7 @@ fn every_delivery_of_every_history_of_five_deeds_in_which_an_address_changes_han
 }
 
 #[test]
-fn every_delivery_of_histories_of_five_deeds_with_nothing_to_relink_is_right() {
+fn every_delivery_of_five_deeds_with_nothing_to_relink_is_right() {
     let histories = up_to_five_deeds();
     let quiet = histories.iter().filter(|deeds| !changes_hands(deeds));
     walk(quiet.step_by(one_in(400)), &[DEFAULT]);

@@ -36,14 +36,14 @@ use worlds::{
 
 /// Workers that take batches at the same time, each over a store of its own, as processes would.
 const WORKERS: usize = 4;
-/// Tries that a webhook waits.
+/// How many tries a webhook waits.
 const PATIENCE: u32 = 3;
 
 fn count() -> u64 {
     if std::env::var_os("SOAK").is_some_and(|value| value == "1") { 300 } else { 20 }
 }
 
-/// What is on its way: each webhook with how often it has waited.
+/// The webhooks that are on their way, each with the number of times it has waited.
 type Line = Arc<Mutex<Vec<(Fact, u32)>>>;
 
 async fn work(store: Arc<dyn Store>, line: Line, mut dice: Dice) {

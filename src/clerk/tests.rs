@@ -121,7 +121,7 @@ fn the_smallest_user_is_an_id_and_a_time() {
 }
 
 #[test]
-fn an_event_is_dated_by_its_data_its_envelope_its_creation_or_its_receipt() {
+fn an_event_takes_its_time_from_data_envelope_creation_or_receipt() {
     let of = |kind: &str, envelope: &str, data: &str| {
         let body = format!(r#"{{"type":"user.{kind}"{envelope},"data":{{"id":"user_1"{data}}}}}"#);
         match parse(body.as_bytes(), &id()).unwrap().change {
@@ -526,7 +526,7 @@ fn numbers_beyond_i64_are_named_where_a_time_is_due() {
 }
 
 #[test]
-fn numbers_that_no_database_holds_are_named_and_unsafe_metadata_cannot_block_its_user() {
+fn numbers_no_database_holds_are_named_but_unsafe_metadata_never_blocks() {
     let digits = "9".repeat(1001);
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(100), "]".repeat(100));
     for (raw, problem) in [

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leap_is_followed_by_small_steps_and_forgotten_when_the_clock_is_put_right() {
+    fn a_leap_is_followed_in_small_steps_until_the_clock_is_put_right() {
         let (mut clock, mut belief) = (5 * YEAR, None);
         rounds(&mut clock, &mut belief, 3);
         let before = belief.unwrap().time;

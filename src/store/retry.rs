@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lost_race_is_run_again_often_alone_once_together_and_nothing_else_is() {
+    async fn only_a_lost_race_is_run_again_five_times_alone_once_together() {
         for (class, messages, tries) in [
             (Class::Transient, 1, 6),
             (Class::Transient, 2, 2),

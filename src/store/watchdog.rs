@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silence_that_many_notice_renews_the_store_once_and_leaves_those_that_are_answered_in_peace() {
+    async fn a_silence_that_many_notice_renews_once_and_spares_answered_calls() {
         let store = Arc::new(Watched::new(<Fake>::default()));
         assert_eq!(number(&store).await, 0);
         let renewals = Arc::clone(&store.0.current().store.renewals);
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_goes_on_when_nobody_waits_for_it_and_one_that_panics_is_an_outage() {
+    async fn a_call_outlives_its_caller_and_one_that_panics_is_an_outage() {
         let store = Watched::new(<Fake>::default());
         let (release, done) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let work = {
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_is_not_to_be_had_renews_the_store_unless_others_have_them_all() {
+    async fn a_missing_connection_renews_the_store_unless_all_are_busy() {
         let store = Watched::new(<Fake>::default());
         let in_vain =
             || store.call(Fake::<20>::PATH, |_| async { Err::<(), _>(sqlx::Error::PoolTimedOut.into()) });

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_a_kind_is_told_at_once_and_the_others_each_minute_with_their_counts() {
+    fn the_first_of_a_kind_is_told_at_once_the_others_as_counts_each_minute() {
         let counts = Counts::default();
         assert_eq!(counts.note("bad"), Noted::FirstOfAll);
         assert_eq!((firsts(&counts, "bad"), firsts(&counts, "worse")), (0, 1));

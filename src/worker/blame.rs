@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_that_fails_as_a_whole_blames_nobody_but_a_lone_account_of_a_rare_kind_is_blamed() {
+    fn a_failing_kind_blames_nobody_but_a_lone_account_of_a_rare_kind_is() {
         let mut blame = Blame::default();
         let others = |blame: &mut Blame, from: u64| blame.succeeded(Kind::Created, span(from, from + 1));
         let deletion = |account| of(Kind::Deleted, account);
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silence_is_an_outage_of_several_at_once_of_many_and_of_one_account_its_own_trouble() {
+    fn a_silence_of_many_is_an_outage_and_of_one_account_its_own_trouble() {
         let mut blame = Blame::default();
         assert_eq!(blame.silence(at(0), PATIENCE), Silence::None);
         blame.failed(&suspect("a"), span(0, 1));

@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_gives_back_when_its_silence_is_over_counted_from_the_first_failure() {
+    fn a_pause_gives_back_when_silence_since_the_first_failure_is_over() {
         for (since, over) in [(Some(at(8)), 13), (None, 15)] {
             let mut course = Course::Working;
             course.pause(at(10), since, SILENCE);
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_pause_the_first_try_is_at_once_and_each_failure_makes_the_next_one_later() {
+    fn in_a_pause_the_first_try_is_at_once_and_failures_delay_the_next() {
         let mut course = Course::Working;
         course.failed(at(1));
         assert!(course.is_working());

@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_back_again_waits_for_its_neighbours_and_has_nothing_beside_it() {
+    fn what_came_back_again_waits_for_its_neighbours_and_is_tried_alone() {
         let mut random = StdRng::seed_from_u64(1);
         let mut next = |pile: &mut Pile, trying, age| {
             ids(pile.next_returned(trying, age, &mut random).map(|one| vec![one]))

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_values_are_buried_at_once_and_all_else_climbs_the_ladder_first() {
+    fn refused_values_are_buried_at_once_all_else_climbs_the_ladder() {
         let ladder = Ladder::default();
         for class in [
             Class::Permanent,

@@ -1,4 +1,4 @@
-//! Of letters: what people do to letters: claim, edit, stamp, discard, restore.
+//! What people do to letters: claim, edit, stamp, discard, restore.
 
 use super::*;
 

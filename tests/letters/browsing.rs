@@ -1,4 +1,4 @@
-//! Of letters: what people see: filters, pages, groups, counts.
+//! What people see of letters: filters, pages, groups, counts.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Of letters: taking letters in.
+//! Capturing letters.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Of letters: where each letter is after a crash between two steps.
+//! Where each letter is after a crash between two steps.
 
 use super::*;
 

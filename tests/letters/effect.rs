@@ -1,4 +1,4 @@
-//! Of letters: what its message's effect does to a letter.
+//! What happens to a letter when its message takes effect.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Of letters: what is left of the letters of a deleted user.
+//! What the letters of a deleted user keep.
 
 use super::*;
 

@@ -1,5 +1,5 @@
-//! The contract of the dead letters and of what is kept beside them, held against both stores, and what can only go wrong
-//! in one of them.
+//! The contract of the dead letters, the rejections and the retention, tested on both stores, and cases that only one of
+//! them has.
 
 #![allow(
     unreachable_pub,

@@ -1,4 +1,4 @@
-//! Of letters: what is forgotten, and when.
+//! Which rows retention deletes, and when.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What the tests of letters share: letters to capture, and short ways to ask for them.
+//! Helpers for the tests of letters: letters to capture, and short ways to ask for them.
 
 use super::*;
 

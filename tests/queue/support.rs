@@ -1,4 +1,4 @@
-//! What the cases share: a backend under test, messages, and waiting for events with a limit.
+//! Helpers that the cases share: a backend under test, messages, and waiting for events with a limit.
 
 use std::{
     future::Future,
@@ -16,9 +16,9 @@ use headcount::{
     queue::{Action, Delivery, Ladder, Queue, Settlement, Subscription},
 };
 
-/// How long an event may take that has to come.
+/// How long an expected event may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// How long nothing has to come for the tests to believe that nothing comes.
+/// After so long without a delivery, a test concludes that none comes.
 pub(crate) const QUIET: Duration = Duration::from_millis(600);
 /// The first rung: short enough to wait for.
 pub(crate) const SHORT: Duration = Duration::from_millis(400);

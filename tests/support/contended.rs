@@ -1,5 +1,5 @@
-//! Owns the contended world: few users, fewer addresses, many events, all workers at once. However they meet, the live
-//! rows have to come out as one fold of all events gives them.
+//! Owns the contended world: few users, fewer addresses, many events, and all workers at once. Whatever order the workers
+//! take, the live rows have to equal one fold of all events.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use super::stores::{KEEP, News, created, deleted, rows, updated};
 const USERS: usize = 50;
 const ADDRESSES: usize = 30;
 
-/// What has to be the same whatever the order: the live rows' addresses, versions and names.
+/// What must not depend on the order: the addresses, versions and names of the live rows.
 type Mirror = BTreeMap<String, (Option<String>, Option<String>, bool, Millis, Option<String>)>;
 
 /// Lets `workers` apply `count` events, each of them now and then twice, over `stores`; panics where they do not

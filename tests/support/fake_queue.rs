@@ -1,4 +1,4 @@
-//! Owns a queue in memory that does as a test tells it: takes, fails or holds what is published.
+//! Owns a queue in memory that takes, fails or holds each publish, as the test says.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -17,7 +17,7 @@ pub enum Mode {
     Take,
     /// The backend is away.
     Fail,
-    /// Nothing, until the mode changes.
+    /// The publish hangs until the mode changes.
     Hold,
 }
 

@@ -1,4 +1,4 @@
-//! What the integration tests share.
+//! Helpers that the integration tests share.
 #![allow(dead_code, unreachable_pub)] // Each test binary uses its part.
 
 pub mod process;
@@ -9,10 +9,10 @@ pub mod traffic;
 
 use std::time::{Duration, Instant};
 
-/// How long a test waits for what has to happen.
+/// How long a test waits for an event that has to happen.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until it is so; fails with `what` if it never becomes so.
+/// Waits until `so` holds. Fails with `what` if it does not hold within [`PATIENCE`].
 pub async fn eventually(what: &str, so: impl AsyncFn() -> bool) {
     let started = Instant::now();
     while !so().await {

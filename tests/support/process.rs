@@ -1,4 +1,4 @@
-//! The real binary as real processes, in a world of their own: a directory, a schema, a queue prefix.
+//! Runs the real binary as real processes. Each test has a world of its own: a directory, a schema, a queue prefix.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use super::{PATIENCE, eventually, servers::url, terminal::Terminal};
 
-/// Signs what tests send. Made for them; opens nothing.
+/// The secret with which tests sign. It was made for the tests and opens nothing.
 pub const SECRET: &str = "whsec_dGhlIHRlc3RzIG9mIGhlYWRjb3VudCBzaWduIHdpdGggdGhpcw==";
 
 /// Which backends.
@@ -45,7 +45,7 @@ impl Backends {
     }
 }
 
-/// A world: what its processes share, and nobody else.
+/// The directory, schema and queue prefix that the processes of one test share with nobody else.
 pub struct World {
     pub directory: TempDir,
     environment: Vec<(String, String)>,
@@ -55,14 +55,14 @@ pub struct World {
 }
 
 impl World {
-    /// On the servers of the test command.
+    /// A world on the servers that the test command started.
     pub fn new(backends: Backends) -> Self {
         let amqp = backends.rabbit().then(|| url("TEST_AMQP_URL"));
         let database = backends.postgres().then(|| url("TEST_DATABASE_URL"));
         Self::on(amqp, database)
     }
 
-    /// On servers of the test's own.
+    /// A world on servers that the test started itself.
     pub fn on(amqp: Option<String>, database: Option<String>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let name = format!("test_{}", uuid::Uuid::now_v7().simple());
@@ -90,28 +90,28 @@ impl World {
         }
     }
 
-    /// Sets a variable for the processes to come.
+    /// Sets an environment variable for the processes that are started from now on.
     pub fn set(&mut self, variable: &str, value: &str) {
         self.environment.retain(|(name, _)| name != variable);
         self.environment.push((variable.into(), value.into()));
     }
 
-    /// Of its exchanges and queues on a broker.
+    /// The prefix of the world's exchanges and queues on a broker.
     pub fn prefix(&self) -> &str {
         self.prefix.as_ref().map(|(_, prefix)| prefix.as_str()).unwrap()
     }
 
-    /// Unsets it.
+    /// Unsets an environment variable for the processes that are started from now on.
     pub fn unset(&mut self, variable: &str) {
         self.environment.retain(|(name, _)| name != variable);
     }
 
-    /// Of its tables in PostgreSQL.
+    /// The schema of the world's tables in PostgreSQL.
     pub fn schema(&self) -> &str {
         &self.schema.as_ref().expect("PostgreSQL only").1
     }
 
-    /// Runs this in the shell that becomes each process to come.
+    /// Runs this in the shell that then becomes the process, for each process that is started from now on.
     pub fn shell(&mut self, commands: &str) {
         self.shell = Some(commands.into());
     }
@@ -149,7 +149,7 @@ impl World {
         Terminal::run(&self.command(arguments), columns)
     }
 
-    /// Runs statements on its database, past headcount.
+    /// Runs statements on the world's database, without headcount.
     pub async fn sql(&self, statements: &str) {
         use sqlx::Connection;
         let statements = sqlx::AssertSqlSafe(statements.to_owned());
@@ -183,12 +183,12 @@ impl World {
         Config::from(self.environment.clone(), Some(Path::new("/dev/null"))).unwrap()
     }
 
-    /// A look at the store, past the processes.
+    /// Opens the store itself, beside the processes.
     pub async fn store(&self) -> Arc<dyn Store> {
         headcount::store::open(&self.config().store()).await.unwrap()
     }
 
-    /// A look at the queue.
+    /// Opens the queue itself, beside the processes.
     pub async fn queue(&self) -> Arc<dyn Queue> {
         headcount::queue::open(&self.config().queue()).await.unwrap()
     }
@@ -209,7 +209,7 @@ impl World {
         }
     }
 
-    /// Waits until nothing is on its way: each queue but the dead one is empty.
+    /// Waits until each queue but the dead one is empty.
     pub async fn until_drained(&self) {
         let queue = self.queue().await;
         eventually("the queues are empty", async || {
@@ -221,7 +221,7 @@ impl World {
         queue.close().await;
     }
 
-    /// Removes what it left on shared servers.
+    /// Removes what the world left on shared servers.
     pub async fn clean_up(self) {
         if let Some((url, schema)) = &self.schema {
             // As a pooler takes it, too.
@@ -289,12 +289,12 @@ impl Process {
         process
     }
 
-    /// Who posts to it, well signed.
+    /// Posts to this process, with a good signature.
     pub fn poster(&self) -> Poster {
         Poster::new(self.webhooks.as_deref().expect("an ingress"), &Secret::new(SECRET)).unwrap()
     }
 
-    /// What it has logged.
+    /// The lines that the process has logged.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
     }
@@ -356,7 +356,7 @@ impl Drop for Process {
     }
 }
 
-/// Posts until it is answered 2xx, as Svix does: `poster` may change when the ingress was started anew.
+/// Posts until the answer is 2xx, as Svix does. `poster` may change when the ingress is restarted.
 pub async fn post_stubbornly(poster: impl Fn() -> Poster, id: &str, body: Bytes) {
     eventually(&format!("{id} is accepted"), async || {
         poster().post(id, body.clone()).await.is_ok_and(|status| status.is_success())

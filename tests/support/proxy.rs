@@ -1,8 +1,8 @@
 //! A way to a server that can fall silent: a TCP proxy on 127.0.0.1. It runs on a thread of its own, so that a test that
 //! blocks does not stop it. It never closes or resets what it silences, and loses no byte: once healed, what waited arrives.
 //!
-//! A real network would leave bytes unacknowledged; here the kernel acknowledges them until its buffers are full. So TCP
-//! keepalive and TCP_USER_TIMEOUT notice nothing: only who waits for an answer with a limit does.
+//! A real network would leave bytes unacknowledged. Here the kernel acknowledges them until its buffers are full. So TCP
+//! keepalive and TCP_USER_TIMEOUT notice nothing; only a caller that waits for an answer with a time limit does.
 
 use std::{
     io,
@@ -34,9 +34,9 @@ pub struct Proxy {
 /// Which connections carry nothing.
 #[derive(Clone, Copy, Default)]
 struct Air {
-    /// Those numbered below this.
+    /// The connections numbered below this are silent.
     silent_below: u64,
-    /// All, with those to come.
+    /// All connections are silent, also new ones.
     silent: bool,
 }
 
@@ -92,17 +92,17 @@ impl Proxy {
         SocketAddr::from(([127, 0, 0, 1], self.url.port().unwrap()))
     }
 
-    /// From now on the connections of this moment carry nothing, either way, without FIN or RST. New ones work.
+    /// Silences the connections that are open now: they carry nothing in either direction, without FIN or RST. New ones work.
     pub fn silence(&self) {
         self.air.send_modify(|air| air.silent_below = self.counts.accepted.load(SeqCst));
     }
 
-    /// From now on no connection carries anything. New ones are accepted, and as silent.
+    /// Silences all connections. New ones are accepted, and are silent too.
     pub fn silence_all(&self) {
         self.air.send_modify(|air| air.silent = true);
     }
 
-    /// Every connection carries again, and first what waited.
+    /// Ends the silence. Every connection first delivers the bytes that waited.
     pub fn heal(&self) {
         self.air.send_replace(Air::default());
     }
@@ -171,7 +171,7 @@ async fn pump(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, mut way: Way) -
     }
 }
 
-/// What one connection sees of the air.
+/// The state of the proxy as one connection sees it.
 #[derive(Clone)]
 struct Way {
     number: u64,

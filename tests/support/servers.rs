@@ -123,7 +123,7 @@ impl Server {
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// From now on the broker takes back what a new consumer leaves unsettled for so long. Not remembered over a restart.
+    /// Sets the broker's consumer timeout for new consumers. A restart of the broker forgets it.
     pub fn set_consumer_timeout(&self, timeout: Duration) {
         // RabbitMQ 3.10 looks at a channel's deliveries once per tick only.
         let settings = [("consumer_timeout", timeout.as_millis()), ("channel_tick_interval", 250)];

@@ -1,4 +1,4 @@
-//! Owns what tests of the store need: a place of its own for each test on either backend, and events to fold.
+//! Owns the helpers for tests of the store: a schema or file for each test on either backend, and events to fold.
 
 use std::{future::Future, path::PathBuf, sync::Arc};
 
@@ -54,7 +54,7 @@ enum Raw {
     Sqlite(PathBuf),
 }
 
-/// The server that the tests use. Missing is a failure: a suite that skips proves nothing.
+/// The server that the tests use. A missing server fails the test, because a suite that skips proves nothing.
 pub(crate) fn server() -> String {
     std::env::var("TEST_DATABASE_URL")
         .expect("TEST_DATABASE_URL is not set: run `make test`, or name a PostgreSQL server whose schemas tests may make")
@@ -79,7 +79,7 @@ impl Home {
         Self { backend: Backend::Sqlite { path }, raw, _directory: Some(directory) }
     }
 
-    /// Runs the test, then clears up, also after a failure.
+    /// Runs the test, and cleans up even if it fails.
     pub(crate) async fn run<F: Future<Output = ()> + Send + 'static>(
         self,
         case: impl FnOnce(Arc<Self>) -> F,
@@ -99,7 +99,7 @@ impl Home {
         StoreConfig { backend: self.backend.clone(), policy, default_credits: CREDITS, connections: 10 }
     }
 
-    /// Another process's view of the same place.
+    /// Opens the same schema or file once more, as another process would.
     pub(crate) async fn open(&self) -> Arc<dyn Store> {
         store::open(&self.config(KEEP)).await.unwrap()
     }
@@ -119,7 +119,7 @@ impl Home {
         matches!(self.raw, Raw::Postgres(_))
     }
 
-    /// Statements past the store, as an application or a person with a prompt would run them.
+    /// Runs statements without the store, as an application or a person at a prompt would.
     pub(crate) async fn sql(&self, statements: &str) {
         let statements = AssertSqlSafe(statements.to_owned());
         match &self.raw {
@@ -180,7 +180,7 @@ impl Home {
 }
 
 impl Held {
-    /// Waits until so many sessions wait for this transaction, or for one another behind it.
+    /// Waits until so many sessions wait for this transaction, directly or behind each other.
     pub(crate) async fn holds_up(&self, count: i64) {
         let question = "WITH RECURSIVE waiting (pid) AS (SELECT $1 UNION SELECT a.pid FROM pg_stat_activity AS a \
                         JOIN waiting AS w ON w.pid = ANY (pg_blocking_pids(a.pid))) SELECT count(*) - 1 FROM waiting";
@@ -228,7 +228,7 @@ pub(crate) async fn row(store: &Arc<dyn Store>, clerk_id: &str) -> User {
         .unwrap_or_else(|| panic!("no row {clerk_id}"))
 }
 
-/// News about an account.
+/// An event about an account.
 #[derive(Clone)]
 pub(crate) struct News {
     pub(crate) upsert: Upsert,

@@ -1,4 +1,5 @@
-//! A command on a terminal of its own: what it shows can be waited for, it can be typed to, and closed like a window.
+//! Runs a command on a terminal of its own. A test can wait for its output, type to it, and close the terminal like a
+//! window.
 
 use std::{
     fs::{File, OpenOptions},
@@ -56,7 +57,7 @@ impl Terminal {
         self.window.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
-    /// As closing its window does.
+    /// Closes the terminal, as closing its window does.
     pub fn close(&mut self) {
         self.window = None;
     }

@@ -39,13 +39,13 @@ pub async fn metric(process: &Process, name: &str) -> f64 {
     samples(process, name).await.into_iter().map(|(_, value)| value).sum()
 }
 
-/// The same of those whose labels hold a value.
+/// The same, summed over the series whose labels contain a value.
 pub async fn metric_of(process: &Process, name: &str, label: &str) -> f64 {
     let samples = samples(process, name).await.into_iter();
     samples.filter(|(labels, _)| labels.contains(&format!("\"{label}\""))).map(|(_, value)| value).sum()
 }
 
-/// Attempts that were burned: retries but for those that were parked.
+/// How many attempts were burned: all retries except the parked ones.
 pub async fn burned(process: &Process) -> f64 {
     let retries = samples(process, "headcount_retries_total").await.into_iter();
     retries.filter(|(labels, _)| !labels.contains("parked")).map(|(_, value)| value).sum()

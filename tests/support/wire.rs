@@ -1,4 +1,4 @@
-//! Owns a client that speaks HTTP/1.1 byte by byte, so that tests can misbehave in it.
+//! Owns a client that speaks HTTP/1.1 byte by byte, so that tests can break the protocol.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-/// Nothing in these tests takes longer, unless it hangs.
+/// The time limit of each step: whatever takes longer hangs.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub struct Client {
@@ -48,7 +48,7 @@ impl Client {
         Self { stream, unread: Vec::new() }
     }
 
-    /// With little room for what comes back.
+    /// Connects with a small receive buffer.
     pub async fn connect_narrow(address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(4096).expect("a small buffer");
@@ -64,12 +64,12 @@ impl Client {
         timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("is read in time")
     }
 
-    /// Sends no more, and still reads.
+    /// Closes the sending half; reading goes on.
     pub async fn half_close(&mut self) {
         self.stream.shutdown().await.expect("shuts down");
     }
 
-    /// Is gone at once, and says so.
+    /// Resets the connection.
     pub fn reset(self) {
         self.stream.set_zero_linger().expect("no linger");
     }
@@ -109,7 +109,7 @@ impl Client {
         self.response().await
     }
 
-    /// Everything until the server closes: the body of an answer that tells no length.
+    /// Reads until the server closes: the body of an answer without a length.
     pub async fn rest(&mut self) -> String {
         while self.read().await {}
         String::from_utf8(std::mem::take(&mut self.unread)).expect("text")
@@ -120,7 +120,7 @@ impl Client {
         assert!(!self.read().await, "something came: {:?}", String::from_utf8_lossy(&self.unread));
     }
 
-    /// Whether nothing has come so far.
+    /// Whether no byte has arrived so far.
     pub fn silent(&self) -> bool {
         let mut byte = [0];
         self.unread.is_empty()

@@ -12,7 +12,7 @@ use super::{
     reference::{self, Mirror, Slow, User, folding_order},
 };
 
-/// What is wrong, in words.
+/// The violation, in words.
 pub(crate) type Broken = String;
 
 /// *Mirror:* after each batch the live users are what the set of webhooks folded so far says.
@@ -124,12 +124,12 @@ pub(crate) fn agreement_of(memory: &Memory, slow: &Slow<'_>) -> Result<(), Broke
     same("the former ids", &slow.former, &found)
 }
 
-/// Under which *identity* is promised.
+/// The conditions under which *identity* is promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Conditions {
     /// By their times, each account's webhooks stand in the order in which things happened.
     pub(crate) times_in_order: bool,
-    /// Nobody's patience is over.
+    /// No webhook has run out of patience.
     pub(crate) within_patience: bool,
     /// Each account's creation is folded before its other events,
     pub(crate) creation_first: bool,
@@ -168,7 +168,7 @@ impl Conditions {
     }
 }
 
-/// What a world says about *identity*.
+/// What a world shows about *identity*.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Holds,
@@ -238,7 +238,7 @@ impl<'a> LawfulRun<'a> {
         Ok(true)
     }
 
-    /// What is not folded yet and may be now.
+    /// The webhooks that are not folded yet and may be folded now.
     pub(crate) fn eligible(&self) -> Vec<&'a Fact> {
         let may = |fact: &&Fact| {
             let needed = self.conditions.before(self.facts, fact);
@@ -251,7 +251,7 @@ impl<'a> LawfulRun<'a> {
         self.facts.iter().all(|fact| self.folded.contains(&fact.label))
     }
 
-    /// Whatever comes next waits.
+    /// Every webhook that could come next waits.
     pub(crate) fn is_stuck(&self) -> bool {
         self.eligible().into_iter().all(|fact| {
             let outcomes = self.memory.clone().apply(&[fact.event(false)]);

@@ -48,7 +48,7 @@ pub(crate) struct Address {
     pub(crate) loud: bool,
 }
 
-/// Details of a webhook that no rule may stumble over.
+/// Details of a webhook that must not change the result of any rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Style {
     /// The envelope's time, in milliseconds after the event's; `None` where the envelope has none.

@@ -1,5 +1,5 @@
-//! Owns a store in memory, which does with the fold what the real ones do, and complains where the fold asks for
-//! something that a database would refuse.
+//! Owns a store in memory. It uses the fold as the real stores do, and fails if the fold asks for something that a database
+//! would refuse.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -38,7 +38,7 @@ impl Memory {
     /// One transaction.
     ///
     /// # Errors
-    /// What a database would have refused, or what the fold promised and did not keep.
+    /// A database would have refused the change, or the fold broke a promise.
     pub(crate) fn apply(&mut self, batch: &[Event]) -> Result<Vec<Outcome>, String> {
         let mut seen = HashSet::new();
         let is_new = |event: &&Event| {
@@ -113,7 +113,7 @@ impl Memory {
         }
     }
 
-    /// As a database does it: take addresses away, update, insert; the unique columns are unique after each statement.
+    /// Writes in a database's order: take addresses away, update, insert. The unique columns are unique after each step.
     fn save(&mut self, folded: Folded) -> Result<(), String> {
         for change in folded.rows.iter().filter(|change| change.yields_email) {
             self.rows.get_mut(&change.row.id).ok_or("an unknown row yields its address")?.shown = false;

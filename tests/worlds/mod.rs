@@ -1,4 +1,4 @@
-//! Owns worlds: what people do at Clerk, what is delivered of it, when and how often, and what must come out.
+//! Owns worlds: what people do at Clerk, which webhooks are delivered, when and how often, and what the table must show.
 //!
 //! - [`history`]: deeds of people, in the order in which they happened, and the webhooks that Clerk makes of them.
 //! - [`plan`]: which webhooks arrive in which batches, and whether their patience is over by then.

@@ -17,7 +17,7 @@ pub(crate) struct World {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery {
     pub(crate) label: u16,
-    /// It has waited long enough, by the time it is delivered.
+    /// By the time of its delivery, the webhook has waited long enough.
     pub(crate) patience_over: bool,
 }
 

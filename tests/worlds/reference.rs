@@ -1,8 +1,8 @@
-//! Owns what must come out, as slow and as obvious as can be. Shares nothing with the code under test but the types in
-//! which both give their answers.
+//! Owns the expected result, worked out as slowly and as obviously as can be. It shares only the types of the answers with
+//! the code under test.
 //!
-//! Three answers, each from another side: [`mirror`] from the set of webhooks alone, [`owners`] from the history
-//! alone, [`Slow`] one webhook after the other.
+//! It works the result out in three ways: [`mirror`] from the set of webhooks alone, [`owners`] from the history alone, and
+//! [`Slow`] one webhook after the other.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ fn version(fact: &Fact) -> (i64, i64, bool, String) {
 }
 
 /// By their times, each account's webhooks stand in the order in which things happened, and one deletion ends them.
-/// (Within a millisecond Clerk's times need not tell, and a deletion's is of another clock.)
+/// (Within a millisecond Clerk's times need not tell the order, and a deletion's time comes from another clock.)
 pub(crate) fn times_in_order(history: &[Fact]) -> bool {
     history.iter().enumerate().filter(|(_, fact)| fact.kind != Kind::Other).all(|(place, fact)| {
         let earlier = history[..place].iter().filter(|other| other.account == fact.account);

@@ -5,7 +5,7 @@ use super::{
     plan::World,
 };
 
-/// The smallest world, as far as single steps lead, that still fails.
+/// The smallest failing world that single steps of simplification reach.
 pub(crate) fn shrink(mut world: World, fails: impl Fn(&World) -> bool) -> World {
     while let Some(smaller) = simpler(&world).into_iter().find(|candidate| fails(candidate)) {
         world = smaller;
@@ -13,7 +13,7 @@ pub(crate) fn shrink(mut world: World, fails: impl Fn(&World) -> bool) -> World 
     world
 }
 
-/// Worlds that are a little simpler, the boldest first. Each step takes something away, so that this comes to an end.
+/// Worlds that are a little simpler, the largest step first. Each step removes something, so the search ends.
 fn simpler(world: &World) -> Vec<World> {
     let mut worlds = Vec::new();
     for place in 0..world.deeds.len() {

@@ -1,6 +1,6 @@
 //! Owns every history of a few deeds, and for each of them every way to deliver it.
 //!
-//! A webhook that waits has changed nothing, so that a walk over (what has taken effect, state) covers every order,
+//! A webhook that waits has changed nothing. So a walk over the pairs (webhooks that took effect, state) covers every order,
 //! every number of tries and every moment at which patience may end.
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -295,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sleep_a_standstill_and_a_clock_set_forward_are_told_from_a_slow_poll() {
+    fn a_sleep_or_a_clock_set_forward_is_told_from_a_slow_poll() {
         let heartbeat = Duration::from_secs(10);
         let start = Instant::now();
         for (passed, shown, spares) in [

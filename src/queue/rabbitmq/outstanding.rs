@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_return_fails_the_message_whose_id_it_carries_and_not_the_one_whose_confirm_carried_it() {
+    fn a_return_fails_the_message_it_names_not_the_one_it_came_with() {
         let now = Instant::now();
         let mut outstanding = with(&["a", "b", "c"], now);
         // It came with the confirm of `a`.

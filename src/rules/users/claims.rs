@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_deleted_accounts_the_latest_deletion_gives_its_row_then_the_greater_clerk_id() {
+    fn the_account_deleted_last_gives_its_row_then_the_greater_clerk_id() {
         for (times, giver) in [([21, 20], "ann"), ([20, 21], "bob"), ([20, 20], "bob")] {
             let mut books = two_gone(times);
             let outcome = books.tell(&DEFAULT, [created("eve", 30).verified(X).event()]);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_too_late_for_the_newcomer_leaves_an_earlier_one_to_return_to() {
+    fn a_newcomer_returns_to_an_earlier_deletion_if_the_last_is_too_late() {
         let mut books = two_gone([20, 40]);
         books.tell(&DEFAULT, [created("eve", 30).verified(X).event()]);
         assert_eq!(books.row("eve").id, fresh("ann created at 10"));

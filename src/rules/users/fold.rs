@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_same_millisecond_what_was_sent_later_is_newer_then_updates_then_the_message_id() {
+    fn ties_go_to_the_later_sent_then_to_updates_then_by_message_id() {
         let oldest_first = [
             updated("ann", 10).sent(1).message("z"),
             created("ann", 10).sent(2).message("z"),
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn news_and_deletion_of_the_same_millisecond_leave_a_row_that_a_returning_user_finds() {
+    fn news_and_deletion_of_one_millisecond_leave_a_row_to_return_to() {
         let mut books = Books::default();
         let outcomes = books.tell(&DEFAULT, [deleted("ann", 10), created("ann", 10).verified(X).event()]);
         assert_eq!(outcomes, [Deleted, Created]);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn late_news_of_a_deleted_account_changes_its_claim_and_leaves_it_deleted() {
+    fn late_news_of_a_deleted_account_changes_its_claim_not_its_deletion() {
         let mut books = ann_left_x();
         let outcomes =
             books.tell(&DEFAULT, [updated("ann", 9).event(), updated("ann", 15).verified(Y).event()]);
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_returns_who_was_born_before_the_account_proved_the_address_last() {
+    fn nobody_born_before_the_last_proof_of_the_address_returns() {
         for (born, outcome) in [(14, Created), (15, Created), (16, Relinked)] {
             let mut books = ann_with_x();
             books.tell(&DEFAULT, [updated("ann", 15).verified(X).event(), deleted("ann", 12)]);
@@ -466,7 +466,7 @@ mod tests {
     // Waiting.
 
     #[test]
-    fn a_newcomer_waits_for_news_of_the_live_account_that_proved_the_address_and_changes_nothing() {
+    fn a_newcomer_waits_for_news_of_the_live_holder_and_changes_nothing() {
         for policy in [DEFAULT, MATCH] {
             let folded = ann_with_x().apply(&policy, &[created("bob", 30).verified(X).event()]);
             assert_eq!(folded.outcomes, [Waiting]);
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_live_claimant_is_waited_for_even_where_a_deleted_one_could_be_relinked() {
+    fn a_live_claimant_is_waited_for_though_a_deleted_one_could_be_relinked() {
         let mut books = ann_left_x();
         books.tell(&DEFAULT, [created("bob", 11).event(), updated("bob", 12).born(11).verified(X).event()]);
         let eve = created("eve", 30).verified(X);
@@ -516,7 +516,7 @@ mod tests {
     // The literal e-mail match rule.
 
     #[test]
-    fn under_match_a_newcomer_takes_the_row_and_the_loser_gets_one_of_their_own() {
+    fn under_match_a_newcomer_takes_the_row_and_the_loser_gets_a_new_one() {
         let mut books = ann_with_x();
         let before = books.row("ann").clone();
         let folded = books.apply(&MATCH, &[created("bob", 30).verified(X).named("Bob").at_last()]);
