@@ -113,8 +113,12 @@ async fn letter(world: &World, reference: &str) -> LetterDetail {
     letter
 }
 
-fn actions(letter: &LetterDetail) -> Vec<(&str, u32)> {
-    letter.history.iter().map(|entry| (entry.action.as_str(), entry.round)).collect()
+/// What happened to a letter and in which round. What follows a replay is sorted by name: a worker can be quicker with the
+/// message than the replay with its stamp.
+fn told(letter: &LetterDetail) -> Vec<(&str, u32)> {
+    let mut told: Vec<_> = letter.history.iter().map(|entry| (entry.action.as_str(), entry.round)).collect();
+    told[2..].sort_unstable();
+    told
 }
 
 fn signal(child: &Child, signal: &str) {
@@ -149,7 +153,7 @@ async fn a_buried_letter_is_captured_listed_and_replayed_to_its_effect() {
         until(&world, Status::Applied, 3).await;
         assert_eq!(world.users().await.len(), 3);
         let one = letter(&world, "msg_1").await;
-        assert_eq!(actions(&one), [("died", 0), ("replayed", 1), ("published", 1), ("applied", 1)]);
+        assert_eq!(told(&one), [("died", 0), ("replayed", 1), ("applied", 1), ("published", 1)]);
         let replayed = &one.history[1];
         assert_eq!((replayed.by.as_str(), replayed.note.as_deref()), ("tester", Some("mended")));
 
@@ -179,7 +183,7 @@ async fn a_letter_that_dies_again_is_the_same_and_an_edit_is_applied_once() {
         })
         .await;
         let died = letter(&world, "msg_bad").await;
-        assert_eq!(actions(&died), [("died", 0), ("replayed", 1), ("published", 1), ("died", 1)]);
+        assert_eq!(told(&died), [("died", 0), ("replayed", 1), ("died", 1), ("published", 1)]);
 
         let file = world.directory.path().join("body.json");
         std::fs::write(&file, r#"{"type":"user.created","data":{"id":7}}"#).unwrap();

@@ -44,6 +44,7 @@ contract! {
     addresses_swap_in_one_batch
     addresses_are_one_without_regard_to_case
     a_returning_user_gets_the_row_back
+    a_relink_that_a_trigger_skips_changes_nothing
     a_displaced_account_gets_a_row_of_its_own
     the_applications_columns_are_never_overwritten
     an_erased_row_keeps_nothing_personal
@@ -321,6 +322,27 @@ async fn a_returning_user_gets_the_row_back(home: Arc<Home>) {
     let late = [updated("ann", 15).event(), deleted("ann", 5), created("ann", 99).message("again").event()];
     assert_eq!(apply(&store, late).await.unwrap(), [Stale, Stale, Stale]);
     assert_eq!(rows(&store).await.len(), 1);
+}
+
+async fn a_relink_that_a_trigger_skips_changes_nothing(home: Arc<Home>) {
+    let store = home.store().await;
+    apply(&store, [created("ann", 10).verified(X).named("ann").event(), deleted("ann", 20)]).await.unwrap();
+    home.sql(if home.is_postgres() {
+        "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$; \
+         CREATE TRIGGER skip BEFORE UPDATE ON users FOR EACH ROW \
+         WHEN (OLD.clerk_id <> NEW.clerk_id) EXECUTE FUNCTION skip()"
+    } else {
+        "CREATE TRIGGER skip BEFORE UPDATE OF clerk_id ON users WHEN OLD.clerk_id <> NEW.clerk_id \
+         BEGIN SELECT RAISE(IGNORE); END"
+    })
+    .await;
+    let bob = created("bob", 30).verified(X).named("bob");
+    let error = apply(&store, [bob.clone().event()]).await.unwrap_err();
+    assert_eq!(error.class, Class::Unclear, "{error:?}");
+    let ann = row(&store, "ann").await;
+    assert_eq!((ann.username.as_deref(), ann.deleted_at.is_some()), (Some("ann"), true));
+    home.sql(if home.is_postgres() { "DROP TRIGGER skip ON users" } else { "DROP TRIGGER skip" }).await;
+    assert_eq!(apply(&store, [bob.event()]).await.unwrap(), [Relinked]);
 }
 
 async fn a_displaced_account_gets_a_row_of_its_own(home: Arc<Home>) {

@@ -101,9 +101,9 @@ impl Drop for Headcount {
     }
 }
 
-/// Reads `2026-11-21T15:28:03.057745Z DEBUG headcount::worker::batch: message ID: outcome …`.
+/// Reads `2026-11-21T15:28:03.057745Z DEBUG headcount::worker::settle: message ID: outcome …`.
 fn commit(line: &str) -> Option<(String, f64)> {
-    let (time, rest) = line.split_once(" DEBUG headcount::worker::batch: message ")?;
+    let (time, rest) = line.split_once(" DEBUG headcount::worker::settle: message ")?;
     let at = chrono::DateTime::parse_from_rfc3339(time).ok()?.timestamp_micros();
     Some((rest.split_once(": ")?.0.to_owned(), at as f64 / 1000.0))
 }

@@ -252,7 +252,7 @@ pub fn stop_signal() -> std::io::Result<watch::Receiver<bool>> {
     Ok(stopping)
 }
 
-/// A store, as its dead letters and rejected requests are reached.
+/// The dead letters of a store.
 pub fn letters(store: &Arc<dyn Store>) -> Arc<dyn Letters> {
     Arc::clone(store) as Arc<dyn Letters>
 }

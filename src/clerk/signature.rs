@@ -20,7 +20,7 @@ pub const TOLERANCE_SECONDS: i64 = 300;
 
 /// The two names that the signature's headers go by (id, timestamp, signature): Svix's, and Standard Webhooks', which
 /// its white-label senders use. A full set of one of them counts; Svix's goes first where both are there.
-const FAMILIES: [[HeaderName; 3]; 2] = [
+const HEADER_SETS: [[HeaderName; 3]; 2] = [
     [
         HeaderName::from_static("svix-id"),
         HeaderName::from_static("svix-timestamp"),
@@ -35,7 +35,7 @@ const FAMILIES: [[HeaderName; 3]; 2] = [
 
 /// Whether a request claims to be a signed webhook: a full set of the headers is there, whatever they hold.
 pub fn is_claimed(headers: &HeaderMap) -> bool {
-    FAMILIES.iter().any(|family| family.iter().all(|name| headers.contains_key(name)))
+    HEADER_SETS.iter().any(|family| family.iter().all(|name| headers.contains_key(name)))
 }
 
 /// One signing secret, ready to sign and to check.
@@ -57,7 +57,7 @@ impl Key {
 
     /// The headers that Svix sends with this body: id, timestamp (in seconds) and signature.
     pub fn headers(&self, id: &str, timestamp: i64, body: &[u8]) -> [(HeaderName, String); 3] {
-        let [id_name, timestamp_name, signature_name] = FAMILIES[0].clone();
+        let [id_name, timestamp_name, signature_name] = HEADER_SETS[0].clone();
         [
             (id_name, id.to_owned()),
             (timestamp_name, timestamp.to_string()),
@@ -182,7 +182,7 @@ impl SignedHeaders {
     /// # Errors
     /// Every [`Rejection`] that can be told without the body.
     pub fn read(headers: &HeaderMap, now: Millis) -> Result<Self, Rejection> {
-        for [id, timestamp, signatures] in &FAMILIES {
+        for [id, timestamp, signatures] in &HEADER_SETS {
             let (Some(id), Some(timestamp), Some(signatures)) =
                 (single(headers, id)?, single(headers, timestamp)?, single(headers, signatures)?)
             else {

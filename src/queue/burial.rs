@@ -17,11 +17,11 @@ pub struct Burial {
 /// The stable codes of what ends in the dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
-    /// The body is no JSON, or no webhook.
+    /// The body cannot be read: no JSON, no webhook, or no user.
     InvalidPayload,
-    /// The database refuses this message's values, and takes others.
+    /// The message is to blame: the database refuses its values, or it failed to the ladder's end.
     Rejected,
-    /// The ladder has no rung left.
+    /// The message is to blame, and lost a race on every rung of the ladder.
     RetriesExhausted,
     /// It came back unsettled too often: it kills its workers.
     CrashLoop,

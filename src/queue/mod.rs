@@ -83,7 +83,7 @@ pub trait Queue: Send + Sync + fmt::Debug {
 pub enum Source {
     /// Webhooks.
     Events,
-    /// What was buried, gave up by the broker's own limit, or had no route; each delivery has its [`Death`].
+    /// What was buried, given up by the broker's own limit, or had no route; each delivery has its [`Death`].
     Dead,
     /// Samples of requests that were turned away: there is nothing to do with them but [`Action::Done`].
     Rejections,

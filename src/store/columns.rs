@@ -13,9 +13,8 @@ use sqlx::{
 use uuid::Uuid;
 
 use super::{
-    batch,
     letters::{Action, Status},
-    plain::time_in_range,
+    times::{rfc3339, time_in_range},
 };
 use crate::{rules::Outcome, time::Millis};
 
@@ -130,15 +129,13 @@ column! {
 column! {
     /// A time, as near to it as both databases hold.
     #[derive(Copy)]
-    At is Millis:
-    DateTime<Utc> => |time: DateTime<Utc>| Ok(time.timestamp_millis()),
-    String => |text: String| Ok(DateTime::parse_from_rfc3339(&text)?.timestamp_millis())
+    At is Millis: DateTime<Utc> => |time: DateTime<Utc>| Ok(time.timestamp_millis())
 }
 
 column! {
     /// A time as text for people. What another hand wrote into SQLite shows as it stands.
     Told is String:
-    DateTime<Utc> => |time| Ok(batch::rfc3339(time)),
+    DateTime<Utc> => |time| Ok(rfc3339(time)),
     String => Ok
 }
 
@@ -200,7 +197,7 @@ macro_rules! sent {
 sent!(Id in Postgres as Uuid: |id| id);
 sent!(Id in Sqlite as String: |id: Uuid| id.to_string());
 sent!(At in Postgres as DateTime<Utc>: time_in_range);
-sent!(At in Sqlite as String: |at| batch::rfc3339(time_in_range(at)));
+sent!(At in Sqlite as String: |at| rfc3339(time_in_range(at)));
 
 impl PgHasArrayType for Id {
     fn array_type_info() -> PgTypeInfo {

@@ -32,15 +32,15 @@ pub(super) fn raced(message: &'static str) -> StoreError {
 
 /// Whether as many rows were written as were to be. A trigger or a policy of the application's can keep a row away without
 /// an error, and then nothing must say that it was written.
-pub(super) fn all_written(written: u64, rows: usize) -> Result<(), StoreError> {
+pub(super) fn all_written(table: &str, written: u64, rows: usize) -> Result<(), StoreError> {
     if written == rows as u64 {
         return Ok(());
     }
     Err(StoreError {
         class: Class::Unclear,
         code: String::new(),
-        message: format!("the database wrote {written} of {rows} rows of users, without an error"),
-        hint: Some("look for a trigger or a policy of the application's on users that skips rows".into()),
+        message: format!("the database wrote {written} of {rows} rows of {table}, without an error"),
+        hint: Some(format!("look for a trigger or a policy of the application's on {table} that skips rows")),
         source: None,
     })
 }
@@ -369,8 +369,8 @@ mod tests {
 
     #[test]
     fn rows_that_were_skipped_are_no_success_and_no_certain_fault() {
-        assert!(all_written(3, 3).is_ok());
-        let error = all_written(2, 3).unwrap_err();
+        assert!(all_written("users", 3, 3).is_ok());
+        let error = all_written("users", 2, 3).unwrap_err();
         assert_eq!(error.class, Class::Unclear);
         assert!(error.message.contains("2 of 3") && error.hint.is_some_and(|hint| hint.contains("trigger")));
     }

@@ -6,15 +6,14 @@
 //! - A message whose id is in the inbox is a duplicate and changes nothing, also twice in one batch.
 //! - Batches that run at the same time, in any process, end as if they had run one after the other. A race that the
 //!   database resolves by an error is [`Class::Transient`].
-//! - An error says what class it is of; what is not known is an outage, never the message's fault.
+//! - An error says what class it is of. An error of the driver that is not known is an outage; a code of the database that
+//!   is not known is [`Class::Unclear`], and evidence decides.
 //! - Every call is answered within its limit, over connections that work again once those that have fallen silent are
 //!   given up; and goes on when its caller does not wait for it any more.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use serde::Serialize;
-use uuid::Uuid;
 
 use self::watchdog::Watched;
 use crate::{
@@ -30,7 +29,6 @@ macro_rules! now {
     };
 }
 
-mod batch;
 mod clock;
 mod columns;
 mod entry;
@@ -39,15 +37,18 @@ mod filter;
 pub mod housekeeping;
 pub mod letters;
 mod migrations;
+mod people;
 mod plain;
 pub mod postgres;
 mod questions;
-mod reference;
 mod retry;
 pub mod sqlite;
+mod times;
 mod unit;
 mod users;
 mod watchdog;
+
+pub use people::{Former, PastEvent, Totals, User, UserHistory, UserQuery, Users};
 
 /// What a worker needs: batches go in.
 #[async_trait]
@@ -62,20 +63,6 @@ pub trait Batches: Send + Sync + fmt::Debug {
     /// Whether the database answers and takes our writes, within a few seconds: writes a row of ours, has the database
     /// check all that [`apply`](Self::apply) would run, and leaves nothing behind.
     async fn ready(&self) -> Result<(), StoreError>;
-}
-
-/// What people ask about users.
-#[async_trait]
-pub trait Users: Send + Sync {
-    /// One page of users, newest first.
-    async fn users(&self, query: &UserQuery) -> Result<Vec<User>, StoreError>;
-
-    /// One user and what happened to it, by our id, a Clerk id (also a former one) or an e-mail address;
-    /// `None` where there is none.
-    async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError>;
-
-    /// Counts for `status`.
-    async fn totals(&self) -> Result<Totals, StoreError>;
 }
 
 /// The tables themselves.
@@ -145,123 +132,6 @@ pub struct Incoming {
     pub event_type: String,
     /// When the ingress took it in.
     pub received_at: Millis,
-}
-
-/// Which users to list.
-#[derive(Clone, Debug, Default)]
-pub struct UserQuery {
-    /// At most so many.
-    pub limit: u32,
-    /// Only rows after this one of the listing (by [`User::id`]).
-    pub after: Option<Uuid>,
-    /// Deleted rows too.
-    pub deleted: bool,
-    /// Only where Clerk id, e-mail address, user name or name contains this, without regard to case.
-    pub text: Option<String>,
-}
-
-/// A row of `users`, for people. Times are RFC 3339 in UTC.
-#[derive(Clone, Debug, Serialize, PartialEq)]
-#[allow(missing_docs)] // Each field is the column of its name.
-pub struct User {
-    /// Ours, stable over relinks.
-    pub id: Uuid,
-    pub clerk_id: String,
-    /// The claim, where this row is the best claimant of the address.
-    pub email: Option<String>,
-    /// The address that Clerk last gave the account: its claim.
-    pub clerk_email: Option<String>,
-    pub email_verified: bool,
-    pub phone: Option<String>,
-    pub username: Option<String>,
-    pub first_name: Option<String>,
-    pub last_name: Option<String>,
-    pub image_url: Option<String>,
-    pub external_id: Option<String>,
-    pub public_metadata: Option<serde_json::Value>,
-    pub private_metadata: Option<serde_json::Value>,
-    pub unsafe_metadata: Option<serde_json::Value>,
-    pub banned: Option<bool>,
-    pub locked: Option<bool>,
-    /// The application's.
-    pub subscription_tier: String,
-    /// The application's.
-    pub credits_balance: i64,
-    pub last_sign_in_at: Option<String>,
-    pub clerk_created_at: Option<String>,
-    pub clerk_updated_at: Option<String>,
-    /// Of the mirror, milliseconds: see [`crate::rules::users::Version`].
-    pub version: Millis,
-    /// By Clerk's clock.
-    pub deleted_at: Option<String>,
-    /// When the row was made, by the database's clock.
-    pub created_at: String,
-    /// When the row was changed, by the database's clock.
-    pub updated_at: String,
-}
-
-/// A user and what happened to it.
-#[derive(Clone, Debug, Serialize)]
-pub struct UserHistory {
-    /// The row; `None` for an id that was deleted before it was ever seen.
-    pub user: Option<User>,
-    /// Clerk ids that held the row before, oldest first, or the id itself where it was deleted before it was seen.
-    pub former: Vec<Former>,
-    /// Inbox rows of all these ids, oldest processed first; as far back as `HEADCOUNT_INBOX_RETENTION` reaches.
-    pub events: Vec<PastEvent>,
-}
-
-/// A Clerk id that is remembered as deleted.
-#[derive(Clone, Debug, Serialize, PartialEq)]
-pub struct Former {
-    /// The id.
-    pub clerk_id: String,
-    /// The row it had.
-    pub user_id: Option<Uuid>,
-    /// RFC 3339.
-    pub deleted_at: String,
-}
-
-/// One message in the inbox. Times are RFC 3339 in UTC.
-#[derive(Clone, Debug, Serialize, PartialEq)]
-pub struct PastEvent {
-    /// `svix-id`
-    pub message_id: String,
-    /// The envelope's type.
-    pub event_type: String,
-    /// The account.
-    pub clerk_id: Option<String>,
-    /// What became of it.
-    pub outcome: String,
-    /// By Clerk's clock.
-    pub event_at: Option<String>,
-    /// By the ingress's clock.
-    pub received_at: String,
-    /// By the database's clock.
-    pub processed_at: String,
-}
-
-/// Counts for people.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
-pub struct Totals {
-    /// Rows that are not deleted.
-    pub live_users: u64,
-    /// Rows that are.
-    pub deleted_users: u64,
-    /// The two are about so many: the table is too large to be counted at a glance.
-    pub estimated: bool,
-    /// When the newest webhook of Clerk's was processed, RFC 3339.
-    pub last_processed_at: Option<String>,
-    /// When that one had come in, RFC 3339.
-    pub last_received_at: Option<String>,
-}
-
-impl Totals {
-    /// How long the newest webhook took from its coming in to its commit.
-    pub fn lag(&self) -> Option<Duration> {
-        let time = |text: &Option<String>| chrono::DateTime::parse_from_rfc3339(text.as_deref()?).ok();
-        (time(&self.last_processed_at)? - time(&self.last_received_at)?).to_std().ok()
-    }
 }
 
 /// A role that may read tables of ours, and is not meant to.

@@ -3,11 +3,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    batch::time,
     columns::{At, Id},
     letters::{Actor, Captured, GROUP_MAX, HEADER_NAME_MAX, HEADER_VALUE_MAX, HEADERS_MAX, REASON_MAX},
 };
@@ -126,13 +124,6 @@ pub(super) fn stored(text: &str) -> Option<&str> {
     (!text.chars().any(char::is_control)).then_some(text)
 }
 
-/// The nearest time that both databases hold.
-pub(super) fn time_in_range(at: Millis) -> DateTime<Utc> {
-    const YEAR_0: Millis = -62_167_219_200_000;
-    const YEAR_9999: Millis = 253_402_300_799_999;
-    time(at.clamp(YEAR_0, YEAR_9999)).unwrap_or_default()
-}
-
 /// The time `age` before `at`.
 pub(super) fn earlier(at: Millis, age: Duration) -> At {
     At(at.saturating_sub(Millis::try_from(age.as_millis()).unwrap_or(Millis::MAX)))
@@ -146,6 +137,7 @@ fn json(value: &impl serde::Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::times::time_in_range;
 
     fn letter(message_id: &str, round: u32) -> Captured {
         Captured {

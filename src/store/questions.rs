@@ -11,7 +11,7 @@ use super::{
     columns::{ActionName, At, Body, Id, Many, OutcomeName, Small, StatusName, from_row},
     filter::{Conditions, Dialect, Value},
     letters::{Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Page, Status, group_id},
-    reference::EVENTS_MAX,
+    people::EVENTS_MAX,
 };
 use crate::time::Millis;
 

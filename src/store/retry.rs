@@ -30,7 +30,8 @@ pub(super) async fn races(
     }
     let started = Instant::now();
     let last = if batch.len() > 1 { AGAIN_TOGETHER } else { AGAIN };
-    for again in 0..=last {
+    let mut again = 0;
+    loop {
         match attempt.run(batch).await {
             Err(error) if error.class == Class::Transient => {
                 tracing::debug!(again, code = error.code, messages = batch.len(), "lost a race: {error}");
@@ -41,11 +42,11 @@ pub(super) async fn races(
                     return Err(error);
                 }
                 step_aside(again).await;
+                again += 1;
             }
             result => return result,
         }
     }
-    Ok(Vec::new())
 }
 
 /// Runs `attempt`, after whose errors nothing was changed, until it ends in anything but a race, at most `1 + AGAIN` times.

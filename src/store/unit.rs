@@ -1,5 +1,5 @@
-//! Owns the transaction that a batch is applied in: lock, load, fold, save, record, settle the letters. It stands here
-//! once; each backend lends it a [`Transaction`], and each projection (today [`Users`]) says what it locks, loads, folds
+//! Owns the transaction that a batch is applied in: lock, load, fold, save, record, apply the letters. It stands here
+//! once; each backend lends it a [`Transaction`], and each projection (today [`UsersBatch`]) says what it locks, loads, folds
 //! and saves.
 //!
 //! Promises that inbox and rows become durable together or not at all, and that batches which run at the same time end as
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{
     Incoming, StoreError, Terms, errors,
     retry::{self, LAST_BEGIN},
-    users::{Answer, Statements, Users},
+    users::{Answer, Statements, UsersBatch},
 };
 use crate::rules::{Change, Event, Outcome, users::OnDelete};
 
@@ -74,7 +74,7 @@ pub(super) trait Transaction: Statements + Sized {
     fn write_and_remove(&mut self, message: &str) -> impl Answer<bool>;
 
     /// Has the database check every statement above (tables, columns, rights, locks) and changes nothing.
-    fn rehearse(&mut self, erases: bool) -> impl Answer<()>;
+    fn check_statements(&mut self, erases: bool) -> impl Answer<()>;
 
     /// Has the database check what it would check at the commit.
     fn check_deferred(&mut self) -> impl Answer<()>;
@@ -125,7 +125,7 @@ async fn within(
     met: &mut BTreeSet<String>,
 ) -> Result<Vec<Outcome>, StoreError> {
     // Lock.
-    let mut users = Users::of(batch, terms, met);
+    let mut users = UsersBatch::of(batch, terms, met);
     let locks = users.locks(tx).await?;
     tx.lock(&locks).await?;
 
@@ -157,7 +157,7 @@ async fn within(
         tx.record(&entries).await?;
     }
 
-    // Settle the letters, after the inbox, so that those which were captured while this batch waited for a place in it are
+    // Apply the letters, after the inbox, so that those which were captured while this batch waited for a place in it are
     // seen.
     let effective: Vec<&str> = sorted(effective(batch, &outcomes));
     let about = tx.apply_letters(&effective).await?;
@@ -170,8 +170,7 @@ async fn within(
 
 /// Applies a batch, with what is checked at a commit only, and takes all of it back.
 pub(super) async fn rehearse<S: Transactions>(store: &S, batch: &[Incoming]) -> Result<(), StoreError> {
-    let last_begin = Instant::now() + LAST_BEGIN;
-    let mut tx = store.begin(Purpose::Batch(1, last_begin)).await?;
+    let mut tx = store.begin(Purpose::Few).await?;
     within(&mut tx, store.terms(), batch, &mut BTreeSet::new()).await?;
     tx.check_deferred().await
 }
@@ -192,8 +191,8 @@ async fn ask(tx: &mut impl Transaction, terms: &Terms) -> Result<(), StoreError>
     if !tx.write_and_remove(&message).await? {
         return Err(errors::hidden());
     }
-    tx.rehearse_users(terms.default_credits).await?;
-    tx.rehearse(terms.policy.on_delete == OnDelete::Erase).await
+    tx.check_user_statements(terms.default_credits).await?;
+    tx.check_statements(terms.policy.on_delete == OnDelete::Erase).await
 }
 
 /// One small step of erasing users that were deleted while deletions were kept, then their letters. Answers how many users

@@ -1,9 +1,12 @@
 //! Owns how long a call to a database may take, so that no caller needs a rule or a clock of its own.
 //!
-//! Promises that each call runs in a task of its own, which goes on when nobody waits for it any more, because a call
-//! that is broken off can leave an open transaction in a pool; that it is answered within its limit, a batch earlier than
-//! it is broken off where a backend needs more time than a worker; and that connections which have fallen silent, without FIN or RST, are used no more: the store behind is renewed, once per
-//! silence, however many calls notice it, and calls on the old one that still get answers are left in peace.
+//! Promises:
+//! - Each call runs in a task of its own and is answered within its limit. It goes on when nobody waits for it any more,
+//!   because a call that is broken off can leave an open transaction in a pool.
+//! - A batch is answered after [`Renewable::ANSWER`] at the latest, also where the backend takes longer to break it off.
+//! - Connections that have fallen silent, without FIN or RST, are used no more. The store behind them is renewed, once per
+//!   silence, however many calls notice it. Calls on the old connections that still get answers are left in peace.
+//!
 //! Never touches SQL.
 
 use std::{
@@ -68,8 +71,8 @@ const END: Duration = Duration::from_secs(3);
 pub(super) trait Renewable: Send + Sync + Sized + 'static {
     /// When a worker is answered about a batch at the latest.
     const ANSWER: Duration = Duration::from_secs(10);
-    /// When a batch, a capture or a check is broken off: more than all the waiting inside. A batch that is not at its end
-    /// by [`ANSWER`](Self::ANSWER) goes on until then.
+    /// When a batch, a capture or a check is broken off: more than any one wait inside. A batch that is not at its end by
+    /// [`ANSWER`](Self::ANSWER) goes on until then.
     const BREAK_OFF: Duration;
 
     /// Of a batch.

@@ -183,7 +183,9 @@ impl Pipeline {
                     }
                     tell(self.committed(part, &outcomes, tried));
                 }
-                Applied::No(error) if size == 1 => tell(failed_alone(part, error, tried)),
+                Applied::No(error) if size == 1 => {
+                    failed_alone(part, error, tried).into_iter().for_each(tell)
+                }
                 Applied::No(error) => {
                     debug!("a batch of {size} failed ({error}); trying parts of it");
                     failures.count += 1;
@@ -336,16 +338,12 @@ impl Pipeline {
     }
 }
 
-fn failed_alone(part: Part, error: StoreError, tried: Span) -> Progress {
-    let Part { held, incoming, .. } = part;
-    match (held.into_iter().next(), incoming.first()) {
-        (Some(held), Some(incoming)) => {
-            let account = incoming.event.change.clerk_id().unwrap_or(held.id()).to_owned();
-            let kind = Kind::of(&incoming.event_type);
-            Progress::FailedAlone(Box::new(Failed { held, account, kind, error, tried }))
-        }
-        _ => Progress::FailedTogether(tried.ended),
-    }
+/// Of a part of one message.
+fn failed_alone(part: Part, error: StoreError, tried: Span) -> Option<Progress> {
+    let (held, incoming) = part.held.into_iter().zip(part.incoming.iter()).next()?;
+    let account = incoming.event.change.clerk_id().unwrap_or(held.id()).to_owned();
+    let kind = Kind::of(&incoming.event_type);
+    Some(Progress::FailedAlone(Box::new(Failed { held, account, kind, error, tried })))
 }
 
 /// Whether an outcome proves that the database takes changes of users.

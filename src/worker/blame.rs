@@ -16,6 +16,8 @@ use std::{
     time::Duration,
 };
 
+use crate::clerk;
+
 /// A moment, as the time since some fixed one.
 pub type Moment = Duration;
 
@@ -32,28 +34,15 @@ const APART: Duration = Duration::from_millis(50);
 /// Messages that are remembered as having failed.
 const REMEMBERED: usize = 10_000;
 
-/// What an event does to a user. An application's trigger or policy often concerns one of these only.
+/// What an event does: its type, where that is one of [`clerk::TYPES`]; all others are one kind. An application's trigger or
+/// policy often concerns one kind only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// `user.created`
-    Created,
-    /// `user.updated`
-    Updated,
-    /// `user.deleted`
-    Deleted,
-    /// Any other.
-    Other,
-}
+pub struct Kind(&'static str);
 
 impl Kind {
     /// Of an envelope's type.
     pub fn of(event_type: &str) -> Self {
-        match event_type {
-            "user.created" => Self::Created,
-            "user.updated" => Self::Updated,
-            "user.deleted" => Self::Deleted,
-            _ => Self::Other,
-        }
+        Self(clerk::TYPES.into_iter().find(|known| *known == event_type).unwrap_or("other"))
     }
 }
 
@@ -345,6 +334,10 @@ mod tests {
 
     use super::*;
 
+    const CREATED: Kind = Kind("user.created");
+    const UPDATED: Kind = Kind("user.updated");
+    const DELETED: Kind = Kind("user.deleted");
+
     const PATIENCE: Duration = Duration::from_secs(5);
 
     fn at(millis: u64) -> Moment {
@@ -356,7 +349,7 @@ mod tests {
     }
 
     fn suspect(account: &str) -> Suspect<'_> {
-        Suspect { message: account, account, kind: Kind::Created, failed_together: None, convicted: false }
+        Suspect { message: account, account, kind: CREATED, failed_together: None, convicted: false }
     }
 
     fn of(kind: Kind, account: &str) -> Suspect<'_> {
@@ -370,10 +363,10 @@ mod tests {
     #[test]
     fn a_message_is_guilty_that_fails_before_and_after_others_succeed() {
         let mut blame = Blame::default();
-        blame.succeeded(Kind::Created, span(0, 5));
+        blame.succeeded(CREATED, span(0, 5));
         assert_eq!(blame.failed(&suspect("bad"), span(10, 12)), Judgement::Unproved);
         assert!(!blame.may_be_proved(&suspect("bad")));
-        blame.succeeded(Kind::Created, span(13, 15));
+        blame.succeeded(CREATED, span(13, 15));
         assert!(blame.may_be_proved(&suspect("bad")));
         assert_eq!(blame.failed(&suspect("bad"), span(16, 18)), Judgement::Guilty);
     }
@@ -382,7 +375,7 @@ mod tests {
     fn failing_among_others_counts_as_the_first_time() {
         let mut blame = Blame::default();
         blame.failed_together(at(10));
-        blame.succeeded(Kind::Created, span(11, 15));
+        blame.succeeded(CREATED, span(11, 15));
         let bad = Suspect { failed_together: Some(at(10)), ..suspect("bad") };
         assert_eq!(blame.failed(&bad, span(16, 18)), Judgement::Guilty);
     }
@@ -392,7 +385,7 @@ mod tests {
         let mut blame = Blame::default();
         blame.failed(&suspect("m"), span(0, 2));
         // It hung in the outage whose end the success is.
-        blame.succeeded(Kind::Created, span(20, 25));
+        blame.succeeded(CREATED, span(20, 25));
         assert_eq!(blame.failed(&suspect("m"), span(10, 30)), Judgement::Unproved);
     }
 
@@ -400,7 +393,7 @@ mod tests {
     fn a_long_try_is_proved_by_what_succeeded_in_its_second_half() {
         let case = |success: Span| {
             let mut blame = Blame::default();
-            blame.succeeded(Kind::Created, success);
+            blame.succeeded(CREATED, success);
             blame.failed(&suspect("hangs"), span(1000, 5000))
         };
         assert_eq!(case(span(3000, 3010)), Judgement::Guilty);
@@ -412,17 +405,17 @@ mod tests {
     fn among_many_successes_a_long_try_finds_its_proof() {
         let mut blame = Blame::default();
         for n in 0..2000 {
-            blame.succeeded(Kind::Created, span(n * 5, n * 5 + 4));
+            blame.succeeded(CREATED, span(n * 5, n * 5 + 4));
         }
         assert_eq!(blame.failed(&suspect("hangs"), span(5990, 9990)), Judgement::Guilty);
-        assert!(blame.succeeded[&Kind::Created].0.len() <= 600, "thinned out");
+        assert!(blame.succeeded[&CREATED].0.len() <= 600, "thinned out");
     }
 
     #[test]
     fn a_failing_kind_blames_nobody_but_a_lone_account_of_a_rare_kind_is() {
         let mut blame = Blame::default();
-        let others = |blame: &mut Blame, from: u64| blame.succeeded(Kind::Created, span(from, from + 1));
-        let deletion = |account| of(Kind::Deleted, account);
+        let others = |blame: &mut Blame, from: u64| blame.succeeded(CREATED, span(from, from + 1));
+        let deletion = |account| of(DELETED, account);
         blame.failed(&deletion("a"), span(0, 1));
         assert!(!blame.is_lone(&deletion("a")), "nothing has succeeded since");
         others(&mut blame, 2);
@@ -439,7 +432,7 @@ mod tests {
             let on_the_ladder = Suspect { convicted: true, ..deletion(account) };
             assert_eq!(blame.failed(&on_the_ladder, span(8, 9)), Judgement::Unproved, "its kind fails");
         }
-        blame.succeeded(Kind::Deleted, span(10, 11));
+        blame.succeeded(DELETED, span(10, 11));
         assert_eq!(blame.failed(&deletion("a"), span(12, 13)), Judgement::Guilty);
     }
 
@@ -449,7 +442,7 @@ mod tests {
         let stop = |now: u64| Review { stopping: true, ..review(now) };
         let mut blame = Blame::default();
         let (bad, deletion, convicted) =
-            (suspect("bad"), of(Kind::Deleted, "rare"), Suspect { convicted: true, ..suspect("c") });
+            (suspect("bad"), of(DELETED, "rare"), Suspect { convicted: true, ..suspect("c") });
         blame.failed(&bad, span(0, 1));
         assert_eq!(blame.conclude(&bad, at(1), review(4999)), None);
         assert_eq!(blame.conclude(&bad, at(1), review(60_000)), None, "it may be an outage");
@@ -458,7 +451,7 @@ mod tests {
         assert_eq!(blame.conclude(&convicted, at(1), review(5001)), Some(Conclusion::SetAside));
 
         blame.failed(&deletion, span(2, 3));
-        blame.succeeded(Kind::Created, span(4, 5));
+        blame.succeeded(CREATED, span(4, 5));
         for review in [review(6), stop(6)] {
             assert_eq!(blame.conclude(&bad, at(1), review), Some(Conclusion::TryAgain));
         }
@@ -466,8 +459,8 @@ mod tests {
         assert_eq!(blame.conclude(&deletion, at(3), review(5002)), None);
         assert_eq!(blame.conclude(&deletion, at(3), stop(5002)), Some(Conclusion::SetAside));
         assert_eq!(blame.conclude(&deletion, at(3), review(5003)), Some(Conclusion::Guilty));
-        blame.failed(&of(Kind::Deleted, "other"), span(6, 7));
-        blame.succeeded(Kind::Created, span(8, 9));
+        blame.failed(&of(DELETED, "other"), span(6, 7));
+        blame.succeeded(CREATED, span(8, 9));
         assert_eq!(blame.conclude(&deletion, at(3), review(5003)), Some(Conclusion::SetAside));
     }
 
@@ -486,7 +479,7 @@ mod tests {
             Judgement::Unproved,
             "nothing has succeeded yet"
         );
-        blame.succeeded(Kind::Updated, span(2, 3));
+        blame.succeeded(UPDATED, span(2, 3));
         assert_eq!(blame.failed(&on_the_ladder("a"), span(4, 5)), Judgement::Guilty);
         assert_eq!(blame.failed(&on_the_ladder("b"), span(6, 7)), Judgement::Guilty);
         blame.failed(&suspect("c"), span(8, 9));
@@ -505,7 +498,7 @@ mod tests {
         blame.failed(&suspect("a"), span(0, 1));
         assert_eq!(blame.silence(at(5000), PATIENCE), Silence::None);
         assert_eq!(blame.silence(at(5001), PATIENCE), Silence::Outage, "the database was never seen to work");
-        blame.succeeded(Kind::Created, span(6000, 6001));
+        blame.succeeded(CREATED, span(6000, 6001));
         blame.cleared("a");
         assert_eq!(blame.silence(at(20_000), PATIENCE), Silence::None);
 
@@ -574,7 +567,7 @@ mod tests {
                 if (from..from + length).contains(&n) {
                     prop_assert_eq!(blame.failed(&suspect, tried), Judgement::Unproved);
                 } else {
-                    blame.succeeded(Kind::Created, tried);
+                    blame.succeeded(CREATED, tried);
                     blame.cleared(&message);
                 }
             }
@@ -595,7 +588,7 @@ mod tests {
                     failed = !guilty;
                     succeeded_since = false;
                 } else {
-                    blame.succeeded(Kind::Created, tried);
+                    blame.succeeded(CREATED, tried);
                     succeeded_since = true;
                 }
                 prop_assert_ne!(blame.silence(at(clock), Duration::MAX), Silence::Outage);

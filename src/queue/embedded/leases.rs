@@ -305,7 +305,7 @@ mod tests {
             (40_000, 40_000, true),
             (200, 3_600_200, true),
             (4_000, 5_100, true),
-            // A clock set back is for `ledger::mend_times`.
+            // A clock set back is for `mend_times`.
             (200, -3_600_000, false),
         ] {
             let mut pulse = Pulse::new(start);

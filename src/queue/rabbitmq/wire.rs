@@ -25,6 +25,7 @@ use crate::{
 const DELIVERY_COUNT: &str = "x-delivery-count";
 /// Its count of earlier deliveries however they came back, time-outs among them (RabbitMQ 4; absent on the first).
 const ACQUIRED_COUNT: &str = "x-acquired-count";
+
 /// The properties of a message: persistent, with our headers.
 pub(super) fn properties(message: &Message, burial: Option<(&Burial, Millis)>) -> BasicProperties {
     let mut headers = FieldTable::default();

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{PostgresStore, connections::Tx, unit::ALONE};
+use super::{PostgresStore, connections::Tx, transaction::ALONE};
 use crate::store::{
     StoreError,
     plain::{OURSELVES, Plain},

@@ -82,7 +82,7 @@ const REJECTIONS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id 
 const SURPLUS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id FROM rejections \
      ORDER BY at DESC, id DESC OFFSET $1 LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
-/// Puts one entry in the place of many of the ledger, whose sums stay what they are.
+/// Puts one tally in the place of many, whose sums stay what they are.
 const TALLIES: &str = "WITH gone AS (DELETE FROM dead_letter_tallies WHERE ctid = ANY(ARRAY(\
      SELECT ctid FROM dead_letter_tallies LIMIT 20000 FOR UPDATE SKIP LOCKED)) RETURNING *) \
      INSERT INTO dead_letter_tallies SELECT grp, reason, event_type, status, sum(letters) FROM gone \

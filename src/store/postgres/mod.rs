@@ -1,4 +1,4 @@
-//! Owns the PostgreSQL store: its schema, and which room answers which call. `connections` begins transactions, `unit` is
+//! Owns the PostgreSQL store: its schema, and which room answers which call. `connections` begins transactions, `transaction` is
 //! what a batch's transaction does, `read` is for people; `capture` takes dead letters in, `letters` is what people ask about
 //! them and do to them, `housekeeping` what time does.
 
@@ -8,7 +8,7 @@ mod housekeeping;
 mod letters;
 mod read;
 mod strangers;
-mod unit;
+mod transaction;
 
 use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc, time::Duration};
 
@@ -115,13 +115,13 @@ impl Users for PostgresStore {
 #[async_trait]
 impl Schema for PostgresStore {
     async fn migrate(&self) -> Result<Vec<String>, StoreError> {
-        self.connections.want_two(unit::lock_id("", "second session", "")).await?;
+        self.connections.want_two(transaction::lock_id("", "second session", "")).await?;
         let mut tx =
             self.connections.begin("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0").await?;
         let schema = self.connections.schema();
         // One process at a time per schema, until the transaction ends.
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
-            .bind(unit::lock_id(schema, "migrate", ""))
+            .bind(transaction::lock_id(schema, "migrate", ""))
             .execute(&mut tx)
             .await?;
         // Asked first, because CREATE SCHEMA IF NOT EXISTS wants a right on the database even where it exists.
@@ -155,7 +155,7 @@ impl Schema for PostgresStore {
     }
 
     async fn check_for_work(&self) -> Result<(), StoreError> {
-        self.connections.want_two(unit::lock_id("", "second session", "")).await?;
+        self.connections.want_two(transaction::lock_id("", "second session", "")).await?;
         self.check_schema().await
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     store::{
         Former, StoreError, Totals, User, UserHistory, UserQuery,
         columns::Told,
-        reference::{EVENTS_MAX, LAST, PAGE_MAX, Reference, users},
+        people::{EVENTS_MAX, LAST, PAGE_MAX, Reference, users},
     },
 };
 

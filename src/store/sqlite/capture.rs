@@ -2,7 +2,7 @@
 
 use sqlx::SqliteConnection;
 
-use super::unit::{apply_letters, erase_letters};
+use super::transaction::{apply_letters, erase_letters};
 use crate::store::{
     StoreError,
     plain::{OURSELVES, Plain},

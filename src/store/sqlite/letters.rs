@@ -6,7 +6,7 @@ use bytes::Bytes;
 use sqlx::{Arguments, QueryBuilder, Sqlite, SqliteConnection, SqlitePool, types::Json};
 use uuid::Uuid;
 
-use super::{SqliteStore, capture, unit::erase_letters};
+use super::{SqliteStore, capture, transaction::erase_letters};
 use crate::{
     clerk,
     rules::users::OnDelete,

@@ -1,5 +1,5 @@
 //! Owns the SQLite store: its connections, its schema, and which room answers which call. One connection writes; BEGIN
-//! IMMEDIATE makes batches follow one another, also those of other processes. `unit` is what a batch's transaction does,
+//! IMMEDIATE makes batches follow one another, also those of other processes. `transaction` is what a batch's transaction does,
 //! `read` is for people; `capture` takes dead letters in, `letters` is what people ask about them and do to them,
 //! `housekeeping` what time does.
 
@@ -8,7 +8,7 @@ mod file;
 mod housekeeping;
 mod letters;
 mod read;
-mod unit;
+mod transaction;
 pub(super) mod writing;
 
 use std::{

@@ -6,7 +6,7 @@ use crate::{
     message::PROBE,
     store::{
         Former, StoreError, Totals, User, UserHistory, UserQuery,
-        reference::{EVENTS_MAX, LAST, PAGE_MAX, Reference, users},
+        people::{EVENTS_MAX, LAST, PAGE_MAX, Reference, users},
     },
 };
 

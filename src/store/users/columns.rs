@@ -56,7 +56,7 @@ fn claim(row: &Row) -> Option<&Claim> {
 }
 
 /// How a profile's column is read from a database.
-enum Store {
+enum Setter {
     Text(fn(&mut Profile, Option<String>)),
     Flag(fn(&mut Profile, Option<bool>)),
     Time(fn(&mut Profile, Option<Millis>)),
@@ -68,14 +68,14 @@ macro_rules! profile {
     (@get Json $field:ident) => { Value::Json(|row| row.profile.as_deref()?.$field.as_deref()) };
     (@get Flag $field:ident) => { Value::Flag(|row| row.profile.as_deref()?.$field) };
     (@get Time $field:ident) => { Value::Time(|row| row.profile.as_deref()?.$field) };
-    (@set Json $field:ident) => { Store::Text(|profile, value| profile.$field = value) };
-    (@set $kind:ident $field:ident) => { Store::$kind(|profile, value| profile.$field = value) };
+    (@set Json $field:ident) => { Setter::Text(|profile, value| profile.$field = value) };
+    (@set $kind:ident $field:ident) => { Setter::$kind(|profile, value| profile.$field = value) };
     ($($name:ident: $kind:ident $field:ident,)*) => {
         /// The other mirrored columns. A row without a profile writes null into each.
         pub(super) const PROFILE: &[Column] =
             &[$(Column { name: stringify!($name), value: profile!(@get $kind $field) }),*];
 
-        const STORE: &[(&str, Store)] = &[$((stringify!($name), profile!(@set $kind $field))),*];
+        const SETTERS: &[(&str, Setter)] = &[$((stringify!($name), profile!(@set $kind $field))),*];
     };
 }
 
@@ -144,11 +144,11 @@ where
     let verified = row.try_get("email_verified")?;
     let mut profile = with_profile.then(Profile::default);
     if let Some(profile) = &mut profile {
-        for (name, store) in STORE {
-            match store {
-                Store::Text(store) => store(profile, row.try_get(*name)?),
-                Store::Flag(store) => store(profile, row.try_get(*name)?),
-                Store::Time(store) => store(profile, time(name)?),
+        for (name, setter) in SETTERS {
+            match setter {
+                Setter::Text(set) => set(profile, row.try_get(*name)?),
+                Setter::Flag(set) => set(profile, row.try_get(*name)?),
+                Setter::Time(set) => set(profile, time(name)?),
             }
         }
     }
@@ -217,15 +217,15 @@ mod tests {
             profile: Some(Arc::new(profile.clone())),
         };
         let mut read = Profile::default();
-        for (column, (name, store)) in PROFILE.iter().zip(STORE) {
+        for (column, (name, setter)) in PROFILE.iter().zip(SETTERS) {
             assert_eq!(column.name, *name);
-            match (&column.value, store) {
-                (Text(value) | Value::Json(value), Store::Text(store)) => {
+            match (&column.value, setter) {
+                (Text(value) | Value::Json(value), Setter::Text(set)) => {
                     assert_eq!(value(&row), Some(column.name), "texts hold their column's name");
-                    store(&mut read, value(&row).map(str::to_owned));
+                    set(&mut read, value(&row).map(str::to_owned));
                 }
-                (Flag(value), Store::Flag(store)) => store(&mut read, value(&row)),
-                (Time(value), Store::Time(store)) => store(&mut read, value(&row)),
+                (Flag(value), Setter::Flag(set)) => set(&mut read, value(&row)),
+                (Time(value), Setter::Time(set)) => set(&mut read, value(&row)),
                 _ => panic!("{name} is read as another type than it is written"),
             }
         }

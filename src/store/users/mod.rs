@@ -49,7 +49,7 @@ pub(super) trait Statements: Send {
     fn erase_kept(&mut self, limit: u32) -> impl Answer<Vec<String>>;
 
     /// Has the database check every statement above (tables, columns, types, rights, locks) and writes no row.
-    fn rehearse_users(&mut self, default_credits: i64) -> impl Answer<()>;
+    fn check_user_statements(&mut self, default_credits: i64) -> impl Answer<()>;
 }
 
 /// What a statement answers, at some time.
@@ -58,7 +58,7 @@ pub(super) trait Answer<T>: Future<Output = Result<T, StoreError>> + Send {}
 impl<T, F: Future<Output = Result<T, StoreError>> + Send> Answer<T> for F {}
 
 /// What a batch means for `users`.
-pub(super) struct Users<'b> {
+pub(super) struct UsersBatch<'b> {
     terms: &'b Terms,
     /// The Clerk ids that the batch is about, each once.
     clerk_ids: BTreeSet<&'b str>,
@@ -66,7 +66,7 @@ pub(super) struct Users<'b> {
     keys: BTreeSet<String>,
 }
 
-impl<'b> Users<'b> {
+impl<'b> UsersBatch<'b> {
     /// `met` are keys that an earlier try of the same batch met too late to lock them.
     pub(super) fn of(batch: &'b [Incoming], terms: &'b Terms, met: &BTreeSet<String>) -> Self {
         let mut keys = met.clone();
@@ -136,12 +136,12 @@ impl<'b> Users<'b> {
         }
         for (rows, profiles) in [(&writes.brief, false), (&writes.whole, true)] {
             if !rows.is_empty() {
-                errors::all_written(tx.update(rows, profiles).await?, rows.len())?;
+                errors::all_written("users", tx.update(rows, profiles).await?, rows.len())?;
             }
         }
         if !writes.new.is_empty() {
             let written = tx.insert(&writes.new, self.terms.default_credits).await?;
-            errors::all_written(written, writes.new.len())?;
+            errors::all_written("users", written, writes.new.len())?;
         }
         if !folded.former.is_empty() {
             let mut former: Vec<&FormerId> = folded.former.iter().collect();

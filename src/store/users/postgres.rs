@@ -14,8 +14,8 @@ use crate::{
     rules::users::{FormerId, Row},
     store::{
         StoreError,
-        batch::{time, time_or_null},
         postgres::connections::Tx,
+        times::{time, time_or_null},
     },
 };
 
@@ -52,8 +52,10 @@ fn update(written: impl Iterator<Item = &'static Column> + Clone) -> String {
     let set = list(written.clone().filter(|column| !["id", "clerk_id"].contains(&column.name)), |column| {
         format!("{} = {}", column.name, typed(column, "c."))
     });
+    // The Clerk id too: where a trigger of the application's has skipped the relink, nothing is written, and that is noticed.
     format!(
-        "UPDATE users AS u SET {set}, updated_at = now() FROM unnest({}) AS c ({}) WHERE u.id = c.id",
+        "UPDATE users AS u SET {set}, updated_at = now() FROM unnest({}) AS c ({}) \
+         WHERE u.id = c.id AND u.clerk_id = c.clerk_id",
         arrays(written.clone()),
         names(written)
     )
@@ -204,7 +206,7 @@ impl Statements for Tx {
     }
 
     /// Asks for the plans, which need what running the statements needs, and fire no trigger of the application's.
-    async fn rehearse_users(&mut self, default_credits: i64) -> Result<(), StoreError> {
+    async fn check_user_statements(&mut self, default_credits: i64) -> Result<(), StoreError> {
         let plan = |statement: &str| sqlx::query(AssertSqlSafe(format!("EXPLAIN {statement}")));
         let (texts, uuids, times) = (Vec::<&str>::new(), Vec::<Uuid>::new(), Vec::<DateTime<Utc>>::new());
         let plans = [

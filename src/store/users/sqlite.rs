@@ -14,8 +14,8 @@ use crate::{
     rules::users::{FormerId, Row},
     store::{
         StoreError,
-        batch::{rfc3339, time, time_or_null},
         sqlite::writing::Writing,
+        times::{rfc3339, time, time_or_null},
     },
     time::Millis,
 };
@@ -44,8 +44,10 @@ fn update(written: impl Iterator<Item = &'static Column> + Clone) -> String {
     let set = list(written.filter(|column| !["id", "clerk_id"].contains(&column.name)), |column| {
         format!("{} = {}", column.name, value(column))
     });
+    // The Clerk id too: where a trigger of the application's has skipped the relink, nothing is written, and that is noticed.
     format!(
-        "UPDATE users SET {set}, updated_at = {} FROM json_each(?1) WHERE users.id = value->>'id'",
+        "UPDATE users SET {set}, updated_at = {} FROM json_each(?1) \
+         WHERE users.id = value->>'id' AND users.clerk_id = value->>'clerk_id'",
         now!()
     )
 }
@@ -163,7 +165,7 @@ impl Statements for Writing {
     }
 
     /// Runs the statements for no row at all.
-    async fn rehearse_users(&mut self, default_credits: i64) -> Result<(), StoreError> {
+    async fn check_user_statements(&mut self, default_credits: i64) -> Result<(), StoreError> {
         self.claimed_keys(&[]).await?;
         self.load(&[], &[], true).await?;
         self.hide_email(&[]).await?;

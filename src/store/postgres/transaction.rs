@@ -11,10 +11,9 @@ use super::{PostgresStore, connections::Tx};
 use crate::{
     rules::Outcome,
     store::{
-        Incoming, StoreError, Terms,
-        batch::time_or_null,
-        errors,
+        Incoming, StoreError, Terms, errors,
         plain::OURSELVES,
+        times::time_or_null,
         unit::{Lock, Purpose, Remembered, Transaction, Transactions},
     },
     time::Millis,
@@ -94,7 +93,7 @@ const ERASE: &str = "WITH changed AS (UPDATE dead_letters AS l \
      UPDATE dead_letter_history AS h SET note = NULL FROM changed \
      WHERE h.letter_id = changed.id AND h.note IS NOT NULL";
 
-// A group's name may have been of the erased detail: of groups that are empty now, the ledger keeps nothing either.
+// A group's name may have been of the erased detail: of groups that are empty now, the tallies keep nothing either.
 const TIDY: &str = "WITH gone AS (DELETE FROM dead_letter_tallies WHERE ctid = ANY(ARRAY(\
      SELECT ctid FROM dead_letter_tallies WHERE grp = ANY($1) FOR UPDATE SKIP LOCKED)) RETURNING *) \
      INSERT INTO dead_letter_tallies SELECT grp, reason, event_type, status, sum(letters) FROM gone \
@@ -189,7 +188,7 @@ impl Transaction for Tx {
     }
 
     /// Asks for the plans, which need what running the statements needs. What the triggers on letters write counts too.
-    async fn rehearse(&mut self, erases: bool) -> Result<(), StoreError> {
+    async fn check_statements(&mut self, erases: bool) -> Result<(), StoreError> {
         let plan = |statement: &str| sqlx::query(AssertSqlSafe(format!("EXPLAIN {statement}")));
         let (texts, uuids, times) = (Vec::<&str>::new(), Vec::<Uuid>::new(), Vec::<DateTime<Utc>>::new());
         let record = plan(RECORD).bind(&texts).bind(&texts).bind(&texts).bind(&texts);

@@ -12,8 +12,8 @@ use crate::{
     rules::Outcome,
     store::{
         Incoming, StoreError, Terms,
-        batch::{rfc3339, time_or_null},
         plain::OURSELVES,
+        times::{rfc3339, time_or_null},
         unit::{Lock, Purpose, Remembered, Transaction, Transactions},
     },
     time::Millis,
@@ -138,7 +138,7 @@ impl Transaction for Writing {
     }
 
     /// Runs the statements for no row at all.
-    async fn rehearse(&mut self, _: bool) -> Result<(), StoreError> {
+    async fn check_statements(&mut self, _: bool) -> Result<(), StoreError> {
         self.remembered(&[], &[]).await?;
         self.record(&[]).await?;
         self.apply_letters(&[]).await?;

@@ -5,10 +5,11 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use super::{Class, StoreError};
 use crate::time::Millis;
 
+const YEAR_0: Millis = -62_167_219_200_000;
+const YEAR_10000: Millis = 253_402_300_800_000;
+
 /// A time as the databases take it: years 0 to 9999, so that RFC 3339 texts sort like the times they stand for.
 pub(super) fn time(at: Millis) -> Result<DateTime<Utc>, StoreError> {
-    const YEAR_0: Millis = -62_167_219_200_000;
-    const YEAR_10000: Millis = 253_402_300_800_000;
     DateTime::from_timestamp_millis(at).filter(|_| (YEAR_0..YEAR_10000).contains(&at)).ok_or_else(|| {
         StoreError {
             class: Class::Permanent,
@@ -21,7 +22,12 @@ pub(super) fn time(at: Millis) -> Result<DateTime<Utc>, StoreError> {
     })
 }
 
-/// The same for a time that may be missing.
+/// The nearest time that the databases take.
+pub(super) fn time_in_range(at: Millis) -> DateTime<Utc> {
+    time(at.clamp(YEAR_0, YEAR_10000 - 1)).unwrap_or_default()
+}
+
+/// The same as [`time`] for a time that may be missing.
 pub(super) fn time_or_null(at: Option<Millis>) -> Result<Option<DateTime<Utc>>, StoreError> {
     at.map(time).transpose()
 }
