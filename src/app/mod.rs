@@ -1,7 +1,7 @@
 //! Owns a running process: opens the seams, starts what its roles run, and stops it in order: intake, drain, close.
 //! Never decides what a message means.
 //!
-//! Promises to end within `HEADCOUNT_DRAIN_LIMIT` of being asked to. A fifth of it, at most [`CLOSING`], is kept for
+//! Promises to end within `HEADCOUNT_DRAIN_LIMIT` of being asked to. A fifth of it, at most 5 s, is kept for
 //! closing the connections; the rest is for finishing what is in flight, and what is not finished by then comes back from
 //! the queue.
 //!

@@ -6,7 +6,7 @@
 //!   It cannot fail on content: text is cleaned and bounded, numbers and times are brought into range.
 //! - [`Letters::claim`] commits `open` → `replayed` with the round one higher before anything is published; a claim that
 //!   was not stamped is found by [`Letters::unstamped`] and published again.
-//! - [`crate::store::Store::apply`] sets the letter of a message that took effect to `applied`, in the same transaction.
+//! - [`crate::store::Batches::apply`] sets the letter of a message that took effect to `applied`, in the same transaction.
 //! - Where `HEADCOUNT_ON_DELETE` is `erase`, a letter that is applied or discarded keeps nothing personal of a deleted
 //!   user: no body, headers, detail, group or notes. Such a letter cannot be restored.
 //! - The account of a letter is the one that its body is about, also after [`Letters::edit`].

@@ -1,7 +1,7 @@
 //! Owns the rules that fold events into users (what the webhook means): pure code, no I/O, no clock, no SQL.
 //!
 //! In the order in which an event meets them: [`Version`] decides what is news, [`Claim`] who may show an address,
-//! [`fold`] turns the rows a batch touches and its events into changed rows and an outcome per event.
+//! [`fold()`] turns the rows a batch touches and its events into changed rows and an outcome per event.
 
 use std::sync::Arc;
 
@@ -176,7 +176,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Whether [`fold`] needs [`Row::profile`] of the rows it is given.
+    /// Whether [`fold()`] needs [`Row::profile`] of the rows it is given.
     pub fn needs_profiles(&self) -> bool {
         self.relink == Relink::Match && self.on_delete == OnDelete::Keep
     }
@@ -223,7 +223,7 @@ pub struct Folded {
     pub rows: Vec<ChangedRow>,
     /// Ids to remember as deleted, each once.
     pub former: Vec<FormerId>,
-    /// One per event, in the order given to [`fold`].
+    /// One per event, in the order given to [`fold()`].
     pub outcomes: Vec<Outcome>,
 }
 
