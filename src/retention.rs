@@ -70,7 +70,8 @@ async fn erase_kept(store: &dyn Housekeeping, stop: &watch::Receiver<bool>) -> b
         let pause = match store.erase_kept(step).await {
             Ok(0) if erased == 0 => return false,
             Ok(0) => {
-                info!("erased {erased} users that had been deleted before HEADCOUNT_ON_DELETE was erase");
+                let users = if erased == 1 { "user" } else { "users" };
+                info!("erased {erased} {users} that had been deleted before HEADCOUNT_ON_DELETE was erase");
                 return false;
             }
             Ok(users) => {

@@ -259,7 +259,7 @@ async fn a_worker_erases_at_its_start_what_was_deleted_before_it_was_told_to() {
     let up = world.start(&["up"]);
     eventually("the user is erased", async || world.users().await[0].clerk_email.is_none()).await;
     assert!(world.users().await[0].first_name.is_none());
-    eventually("the worker says so", async || up.log().contains("erased 1 users")).await;
+    eventually("the worker says so", async || up.log().contains("erased 1 user that")).await;
     up.stop();
 }
 

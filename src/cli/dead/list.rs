@@ -56,7 +56,9 @@ pub(super) async fn groups(
     match groups.first() {
         Some(group) => {
             output.line("")?;
-            output.line(format!("see the letters of one: headcount dead list --group {}", group.id))
+            let status =
+                args.status.map(|status| format!(" --status {}", status.as_str())).unwrap_or_default();
+            output.line(format!("see the letters of one: headcount dead list --group {}{status}", group.id))
         }
         None => Ok(()),
     }

@@ -27,7 +27,7 @@ const BUSY: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_secs(30);
 
 /// What a file is answered with that cannot be opened.
-const HINT: &str = "check the path and its permissions, or name another directory in HEADCOUNT_DATA_DIR";
+const HINT: &str = "check the path and its permissions; or name another file in DATABASE_URL, or another directory in HEADCOUNT_DATA_DIR";
 
 /// Claims the file and opens it; makes it and its directory where they are missing.
 pub(super) async fn open(path: &Path) -> Result<(Arc<DataFile>, Anchor), StoreError> {
