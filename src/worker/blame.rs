@@ -412,6 +412,14 @@ mod tests {
     }
 
     #[test]
+    fn each_event_type_that_is_read_is_a_kind_of_its_own() {
+        let kinds: HashSet<Kind> = clerk::TYPES.into_iter().map(Kind::of).collect();
+        assert_eq!(kinds.len(), clerk::TYPES.len());
+        assert_eq!(Kind::of("no.family"), Kind::of("none.either"));
+        assert!(!kinds.contains(&Kind::of("no.family")));
+    }
+
+    #[test]
     fn a_failing_kind_blames_nobody_but_a_lone_account_of_a_rare_kind_is() {
         let mut blame = Blame::default();
         let others = |blame: &mut Blame, from: u64| blame.succeeded(CREATED, span(from, from + 1));
