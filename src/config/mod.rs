@@ -1,7 +1,8 @@
 //! Owns the configuration: environment, then `headcount.toml`, then defaults, all in one table of [`SETTINGS`].
 //! Every wrong value is named with a hint. Never prints a secret.
 //!
-//! `raw` reads what is written and where, `settings` lists them and tells what a mistyped name means.
+//! `raw` reads what is written and where, `settings` lists them and tells what a mistyped name means, `sync` reads those of
+//! Clerk's API.
 
 use std::{
     net::SocketAddr,
@@ -24,6 +25,7 @@ use crate::{
 
 mod raw;
 mod settings;
+mod sync;
 
 use raw::Raw;
 pub use settings::{SETTINGS, Setting};
@@ -33,6 +35,9 @@ pub use settings::{SETTINGS, Setting};
 #[allow(missing_docs)] // Each field is documented by its setting in SETTINGS.
 pub struct Config {
     pub signing_secrets: Vec<Secret>,
+    pub clerk_secret_key: Option<Secret>,
+    /// Without a trailing slash and without `/v1`.
+    pub clerk_api_url: String,
     pub amqp_url: Option<Secret>,
     pub database_url: Option<Secret>,
     pub data_dir: PathBuf,
@@ -51,6 +56,13 @@ pub struct Config {
     pub batch_wait: Duration,
     pub on_delete: OnDelete,
     pub default_credits: i64,
+    pub keep_clerk_object: bool,
+    pub clerk_instance: Option<String>,
+    /// Zero is off.
+    pub watch: Duration,
+    pub watch_grace: Duration,
+    /// `None` is off.
+    pub sync_every: Option<Duration>,
     pub inbox_retention: Duration,
     pub dead_retention: Duration,
     pub rejection_retention: Duration,
@@ -130,6 +142,10 @@ impl Config {
             warnings.extend(more.into_iter().map(|warning| format!("{} {warning}", raw.name(variable))));
         };
         let of = |variable: &'static str, wrong: address::Wrong| of(&raw.name(variable), wrong);
+        let (clerk_secret_key, warning) = sync::secret_key(raw)?;
+        warn("CLERK_SECRET_KEY", warning.into_iter().collect());
+        let (clerk_api_url, warning) = sync::api_url(raw)?;
+        warn("CLERK_API_URL", warning.into_iter().collect());
         let amqp_url = secret("AMQP_URL");
         if let Some(url) = &amqp_url {
             warn("AMQP_URL", address::amqp(url.expose()).map_err(|wrong| of("AMQP_URL", wrong))?.warnings);
@@ -147,6 +163,8 @@ impl Config {
                 raw.written("CLERK_WEBHOOK_SIGNING_SECRET").unwrap_or_default(),
             )
             .map_err(|bad| wrong(bad.named(&raw.name("CLERK_WEBHOOK_SIGNING_SECRET")), bad.hint))?,
+            clerk_secret_key,
+            clerk_api_url,
             amqp_url,
             database_url,
             data_dir: raw.get("HEADCOUNT_DATA_DIR").unwrap_or_default().into(),
@@ -212,6 +230,14 @@ impl Config {
             on_delete: raw
                 .choice("HEADCOUNT_ON_DELETE", &[("keep", OnDelete::Keep), ("erase", OnDelete::Erase)])?,
             default_credits: raw.number("HEADCOUNT_DEFAULT_CREDITS", i64::MIN, i64::MAX)?,
+            keep_clerk_object: raw
+                .choice("HEADCOUNT_KEEP_CLERK_OBJECT", &[("true", true), ("false", false)])?,
+            clerk_instance: sync::instance(raw)?,
+            watch: raw
+                .duration_or_off("HEADCOUNT_WATCH", Duration::from_secs(1), Duration::from_secs(3600))?
+                .unwrap_or_default(),
+            watch_grace: raw.duration("HEADCOUNT_WATCH_GRACE", Duration::ZERO, Duration::from_secs(3600))?,
+            sync_every: raw.duration_or_off("HEADCOUNT_SYNC_EVERY", Duration::from_secs(60), 365 * day)?,
             inbox_retention: raw.duration("HEADCOUNT_INBOX_RETENTION", day, 3650 * day)?,
             dead_retention: raw.duration("HEADCOUNT_DEAD_RETENTION", day, 3650 * day)?,
             rejection_retention: raw.duration("HEADCOUNT_REJECTION_RETENTION", day, 3650 * day)?,
@@ -396,6 +422,23 @@ mod tests {
             ("HEADCOUNT_BATCH_WAIT", "10"),
             ("HEADCOUNT_ON_DELETE", "drop"),
             ("HEADCOUNT_DEFAULT_CREDITS", "1.5"),
+            ("CLERK_SECRET_KEY", "pk_live_Y2xlcmsuZXhhbXBsZS5jb20k"),
+            ("CLERK_SECRET_KEY", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+            ("CLERK_SECRET_KEY", "sk_live_abc def"),
+            ("CLERK_SECRET_KEY", "sk_live_…"),
+            ("CLERK_API_URL", "api.clerk.com"),
+            ("CLERK_API_URL", "ftp://api.clerk.com"),
+            ("CLERK_API_URL", "https://sk_live_abc@api.clerk.com"),
+            ("CLERK_API_URL", "https://api.clerk.com/v1/users?limit=1"),
+            ("HEADCOUNT_CLERK_INSTANCE", "app_2abc"),
+            ("HEADCOUNT_CLERK_INSTANCE", "ins_"),
+            ("HEADCOUNT_CLERK_INSTANCE", "ins_a b"),
+            ("HEADCOUNT_WATCH", "500ms"),
+            ("HEADCOUNT_WATCH", "2h"),
+            ("HEADCOUNT_WATCH_GRACE", "2h"),
+            ("HEADCOUNT_SYNC_EVERY", "30s"),
+            ("HEADCOUNT_SYNC_EVERY", "366d"),
+            ("HEADCOUNT_KEEP_CLERK_OBJECT", "yes"),
             ("HEADCOUNT_INBOX_RETENTION", "0s"),
             ("HEADCOUNT_DRAIN_LIMIT", "0s"),
             ("HEADCOUNT_LOG_FORMAT", "xml"),
@@ -411,6 +454,10 @@ mod tests {
     fn an_error_never_shows_a_secret() {
         for (variable, value) in [
             ("CLERK_WEBHOOK_SIGNING_SECRET", "hunter2"),
+            ("CLERK_SECRET_KEY", "whsec_hunter2"),
+            ("CLERK_SECRET_KEY", "sk_live_hunter2\u{7f}x"),
+            ("CLERK_API_URL", "https://app:hunter2@host"),
+            ("CLERK_API_URL", "https://host/?key=hunter2"),
             ("HEADCOUNT_OPS_TOKEN", "hunter2"),
             ("AMQP_URL", "hunter2"),
             ("DATABASE_URL", "postgres://app:hunter2@host:port/db"),
@@ -418,7 +465,9 @@ mod tests {
             let error = with(&[(variable, value)]).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
         }
-        let config = with(&[("HEADCOUNT_OPS_TOKEN", "hunter2 hunter2 hunter2")]).unwrap();
+        let config =
+            with(&[("HEADCOUNT_OPS_TOKEN", "hunter2 hunter2 hunter2"), ("CLERK_SECRET_KEY", "hunter2")])
+                .unwrap();
         assert!(!format!("{config:?}").contains("hunter2"));
     }
 
@@ -482,6 +531,7 @@ mod tests {
             ("listen = [1]", "headcount.toml: listen is a list of other things than strings", "string"),
             ("[listen]\nport = 1", "headcount.toml: listen is a table", "string"),
             ("schema = true", "headcount.toml: schema is true or false", "string"),
+            ("keep_clerk_object = 1", "headcount.toml: keep_clerk_object is \"1\"", "true or false"),
             (
                 "\nlisten = 127.0.0.1:80",
                 "headcount.toml, line 2 (listen), is not valid TOML",

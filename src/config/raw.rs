@@ -102,6 +102,7 @@ impl Raw {
             let text = match value {
                 Value::String(text) => text,
                 Value::Integer(number) => number.to_string(),
+                Value::Boolean(flag) if matches!(setting.default, "true" | "false") => flag.to_string(),
                 Value::Array(parts) if parts.iter().all(Value::is_str) => {
                     parts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")
                 }
@@ -181,6 +182,19 @@ impl Raw {
             }
             Ok(duration)
         })
+    }
+
+    /// The same; `None` where nothing is written and nothing is the default, or where it is `0`.
+    pub(super) fn duration_or_off(
+        &self,
+        variable: &'static str,
+        least: Duration,
+        most: Duration,
+    ) -> Result<Option<Duration>, ConfigError> {
+        let off = self
+            .get(variable)
+            .is_none_or(|text| humantime::parse_duration(text).is_ok_and(|duration| duration.is_zero()));
+        if off { Ok(None) } else { self.duration(variable, least, most).map(Some) }
     }
 
     pub(super) fn number<T: TryFrom<i64>>(

@@ -17,6 +17,8 @@ pub struct Setting {
 /// Every setting, in the order of the documentation.
 pub const SETTINGS: &[Setting] = &[
     Setting { variable: "CLERK_WEBHOOK_SIGNING_SECRET", key: "clerk_webhook_signing_secret", default: "" },
+    Setting { variable: "CLERK_SECRET_KEY", key: "clerk_secret_key", default: "" },
+    Setting { variable: "CLERK_API_URL", key: "clerk_api_url", default: "https://api.clerk.com" },
     Setting { variable: "AMQP_URL", key: "amqp_url", default: "" },
     Setting { variable: "DATABASE_URL", key: "database_url", default: "" },
     Setting { variable: "HEADCOUNT_DATA_DIR", key: "data_dir", default: ".headcount" },
@@ -35,6 +37,11 @@ pub const SETTINGS: &[Setting] = &[
     Setting { variable: "HEADCOUNT_BATCH_WAIT", key: "batch_wait", default: "10ms" },
     Setting { variable: "HEADCOUNT_ON_DELETE", key: "on_delete", default: "keep" },
     Setting { variable: "HEADCOUNT_DEFAULT_CREDITS", key: "default_credits", default: "10000" },
+    Setting { variable: "HEADCOUNT_KEEP_CLERK_OBJECT", key: "keep_clerk_object", default: "false" },
+    Setting { variable: "HEADCOUNT_CLERK_INSTANCE", key: "clerk_instance", default: "" },
+    Setting { variable: "HEADCOUNT_WATCH", key: "watch", default: "60s" },
+    Setting { variable: "HEADCOUNT_WATCH_GRACE", key: "watch_grace", default: "60s" },
+    Setting { variable: "HEADCOUNT_SYNC_EVERY", key: "sync_every", default: "" },
     Setting { variable: "HEADCOUNT_INBOX_RETENTION", key: "inbox_retention", default: "14d" },
     Setting { variable: "HEADCOUNT_DEAD_RETENTION", key: "dead_retention", default: "90d" },
     Setting { variable: "HEADCOUNT_REJECTION_RETENTION", key: "rejection_retention", default: "7d" },
@@ -44,7 +51,7 @@ pub const SETTINGS: &[Setting] = &[
 ];
 
 /// Names that other tools use for the same thing, or that people are likely to guess.
-const ALIASES: [(&str, &[&str]); 5] = [
+const ALIASES: [(&str, &[&str]); 8] = [
     (
         "CLERK_WEBHOOK_SIGNING_SECRET",
         &[
@@ -62,6 +69,35 @@ const ALIASES: [(&str, &[&str]); 5] = [
             "HEADCOUNT_SIGNING_SECRET",
             "HEADCOUNT_WEBHOOK_SECRET",
         ],
+    ),
+    (
+        "CLERK_SECRET_KEY",
+        &[
+            "CLERK_SECRET",
+            "CLERK_KEY",
+            "CLERK_API_KEY",
+            "CLERK_API_SECRET",
+            "CLERK_API_SECRET_KEY",
+            "CLERK_BACKEND_API_KEY",
+            "HEADCOUNT_CLERK_KEY",
+            "HEADCOUNT_CLERK_API_KEY",
+        ],
+    ),
+    (
+        "CLERK_API_URL",
+        &[
+            "CLERK_API",
+            "CLERK_API_BASE_URL",
+            "CLERK_BACKEND_API_URL",
+            "CLERK_BAPI_URL",
+            "CLERK_BASE_URL",
+            "CLERK_URL",
+            "HEADCOUNT_CLERK_URL",
+        ],
+    ),
+    (
+        "HEADCOUNT_CLERK_INSTANCE",
+        &["CLERK_INSTANCE", "CLERK_INSTANCE_ID", "HEADCOUNT_INSTANCE", "HEADCOUNT_INSTANCE_ID"],
     ),
     (
         "AMQP_URL",
@@ -159,6 +195,12 @@ mod tests {
             ("HEADCOUNT_RUST_LOG", "RUST_LOG"),
             ("CLERK_WEBHOOK_SECRET", "CLERK_WEBHOOK_SIGNING_SECRET"),
             ("CLERK_WEBHOOK_SIGNIN_SECRET", "CLERK_WEBHOOK_SIGNING_SECRET"),
+            ("CLERK_API_KEY", "CLERK_SECRET_KEY"),
+            ("CLERK_SECRET", "CLERK_SECRET_KEY"),
+            ("HEADCOUNT_CLERK_SECRET_KEY", "CLERK_SECRET_KEY"),
+            ("CLERK_BACKEND_API_URL", "CLERK_API_URL"),
+            ("HEADCOUNT_CLERK_API_URL", "CLERK_API_URL"),
+            ("HEADCOUNT_CLERK_INSTANCE_ID", "HEADCOUNT_CLERK_INSTANCE"),
             ("HEADCOUNT_LOG_LEVEL", "RUST_LOG"),
             ("RUST_LOGS", "RUST_LOG"),
             ("HEADCOUNT_PREFECH", "HEADCOUNT_PREFETCH"),
@@ -174,8 +216,12 @@ mod tests {
             "PATH",
             "HOME",
             "RUSTUP_HOME",
-            "CLERK_SECRET_KEY",
             "CLERK_PUBLISHABLE_KEY",
+            "NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY",
+            "CLERK_JWT_KEY",
+            "CLERK_API_VERSION",
+            "CLERK_JS_URL",
+            "CLERK_FAPI",
             "HEADCOUNT_PORT",
             "HEADCOUNT_PORT_8080_TCP_ADDR",
             "HEADCOUNT_SERVICE_HOST",

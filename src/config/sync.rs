@@ -1,0 +1,148 @@
+//! Owns reading where Clerk's API is, with which key, and which instance the table belongs to. Pure. Promises that no
+//! error and no warning holds the key or anything of a URL that may be a password.
+
+use url::{Host, Url};
+
+use super::{ConfigError, raw::Raw, wrong};
+use crate::secret::Secret;
+
+/// A setting, and what looks like a mistake in it.
+type Read<T> = Result<(T, Option<String>), ConfigError>;
+
+/// `CLERK_SECRET_KEY`.
+pub(super) fn secret_key(raw: &Raw) -> Read<Option<Secret>> {
+    const VARIABLE: &str = "CLERK_SECRET_KEY";
+    let Some(key) = raw.written(VARIABLE) else { return Ok((None, None)) };
+    let hint =
+        "copy the secret key, sk_live_… or sk_test_…, from the page of API keys in the Clerk dashboard";
+    let refuse = |problem: &str| Err(wrong(format!("{} {problem}", raw.name(VARIABLE)), hint));
+    if key.starts_with("pk_") {
+        return refuse("is a publishable key, which the API does not take");
+    }
+    if key.starts_with("whsec_") {
+        return refuse("is a webhook signing secret, which the API does not take");
+    }
+    if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return refuse("holds white space, a control character or another character that no key has");
+    }
+    let usual = key.starts_with("sk_live_") || key.starts_with("sk_test_");
+    let warning = "begins with neither sk_live_ nor sk_test_; headcount asks no faster than a test key may";
+    Ok((Some(Secret::new(key)), (!usual).then(|| warning.into())))
+}
+
+/// `CLERK_API_URL`, without a trailing slash and without `/v1`.
+pub(super) fn api_url(raw: &Raw) -> Read<String> {
+    const VARIABLE: &str = "CLERK_API_URL";
+    let refuse = |problem: &str, hint: &str| wrong(format!("{} {problem}", raw.name(VARIABLE)), hint);
+    let usual = "write it as https://api.clerk.com, or leave it unset";
+    let text = raw.get(VARIABLE).unwrap_or_default();
+    let url = Url::parse(text).map_err(|_| refuse("is no URL", usual))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(refuse("starts with neither http:// nor https://", usual));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(refuse(
+            "holds a user or a password",
+            "write it without them: the key is CLERK_SECRET_KEY",
+        ));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(refuse("has something behind its path", usual));
+    }
+    let base = url.as_str().trim_end_matches('/');
+    let base = base.strip_suffix("/v1").unwrap_or(base).trim_end_matches('/').to_owned();
+    let in_the_clear = url.scheme() == "http" && !is_loopback(&url);
+    let warning = "is http:// to another machine: the key travels unencrypted";
+    Ok((base, in_the_clear.then(|| warning.into())))
+}
+
+/// `HEADCOUNT_CLERK_INSTANCE`.
+pub(super) fn instance(raw: &Raw) -> Result<Option<String>, ConfigError> {
+    const VARIABLE: &str = "HEADCOUNT_CLERK_INSTANCE";
+    if raw.written(VARIABLE).is_none() {
+        return Ok(None);
+    }
+    raw.parse(VARIABLE, "write the id of the instance, ins_…, or leave it unset", |text| {
+        let plain = |id: &str| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let whole = text.len() <= 255 && text.strip_prefix("ins_").is_some_and(plain);
+        whole.then(|| Some(text.to_owned())).ok_or_else(|| "is not the id of an instance".into())
+    })
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, time::Duration};
+
+    use super::super::Config;
+
+    fn with(pairs: &[(&str, &str)]) -> Config {
+        let pairs = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        Config::from(pairs, Some(Path::new("/dev/null"))).unwrap()
+    }
+
+    #[test]
+    fn without_a_key_nothing_of_clerks_api_is_on() {
+        for config in [with(&[]), with(&[("CLERK_SECRET_KEY", " ")])] {
+            assert_eq!((config.clerk_secret_key, config.clerk_instance), (None, None));
+            assert_eq!(config.clerk_api_url, "https://api.clerk.com");
+            assert_eq!(
+                (config.watch, config.watch_grace),
+                (Duration::from_secs(60), Duration::from_secs(60))
+            );
+            assert_eq!((config.sync_every, config.keep_clerk_object), (None, false));
+        }
+    }
+
+    #[test]
+    fn a_key_of_an_unusual_kind_is_taken_with_a_warning() {
+        for (key, warnings) in [("sk_live_abc", 0), ("sk_test_abc", 0), ("live_abc", 1)] {
+            let config = with(&[("CLERK_SECRET_KEY", key)]);
+            assert_eq!(config.clerk_secret_key.unwrap().expose(), key);
+            assert_eq!(config.warnings.len(), warnings, "{:?}", config.warnings);
+            assert!(!config.warnings.concat().contains(key));
+        }
+    }
+
+    #[test]
+    fn the_address_of_the_api_is_read_with_and_without_its_version() {
+        for (written, base) in [
+            ("https://api.clerk.com", "https://api.clerk.com"),
+            ("https://api.clerk.com/", "https://api.clerk.com"),
+            ("https://api.clerk.com/v1", "https://api.clerk.com"),
+            ("https://API.clerk.com/v1/", "https://api.clerk.com"),
+            ("http://127.0.0.1:4711//v1//", "http://127.0.0.1:4711"),
+            ("http://[::1]:4711/clerk/v1", "http://[::1]:4711/clerk"),
+            ("http://localhost", "http://localhost"),
+        ] {
+            let config = with(&[("CLERK_API_URL", written)]);
+            assert_eq!(config.clerk_api_url, base, "{written}");
+            assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        }
+    }
+
+    #[test]
+    fn a_key_that_would_travel_unencrypted_is_warned_of() {
+        let config = with(&[("CLERK_API_URL", "http://clerk.internal")]);
+        assert!(config.warnings.concat().contains("CLERK_API_URL is http://"), "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn zero_turns_the_watch_and_the_scheduled_sync_off() {
+        for off in ["0", "0s"] {
+            let config = with(&[("HEADCOUNT_WATCH", off), ("HEADCOUNT_SYNC_EVERY", off)]);
+            assert_eq!((config.watch, config.sync_every), (Duration::ZERO, None));
+        }
+        let config = with(&[("HEADCOUNT_WATCH", "5s"), ("HEADCOUNT_SYNC_EVERY", "24h")]);
+        assert_eq!(config.watch, Duration::from_secs(5));
+        assert_eq!(config.sync_every, Some(Duration::from_secs(24 * 3600)));
+    }
+}
