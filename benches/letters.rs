@@ -10,6 +10,7 @@ use std::{
 };
 
 use headcount::{
+    message::Origin,
     rules::{
         Change, Event,
         users::{OnDelete, Policy, Relink},
@@ -206,6 +207,7 @@ async fn replays(store: &Arc<dyn Store>) {
 fn letter(message_id: &str, group: &str) -> Captured {
     Captured {
         message_id: message_id.into(),
+        origin: Origin::Webhook,
         round: 0,
         event_type: "user.updated".into(),
         clerk_id: None,

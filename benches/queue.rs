@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use headcount::{
-    message::{Message, MessageId},
+    message::{Message, MessageId, Origin},
     queue::{Action, Ladder, Queue, Settlement, Source, embedded::EmbeddedQueue},
     time::now,
 };
@@ -21,6 +21,7 @@ const BATCH: usize = 200;
 fn message(number: usize) -> Message {
     Message {
         id: MessageId::of_body(&number.to_le_bytes()),
+        origin: Origin::Webhook,
         event_type: "user.updated".into(),
         received_at: now(),
         attempt: 0,

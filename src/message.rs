@@ -1,4 +1,4 @@
-//! Owns what travels through the queue: a verified webhook with its identity, and what is kept of a request that was
+//! Owns what travels through the queue: a message with its identity and its origin, and what is kept of a request that was
 //! turned away. Never looks inside the body.
 
 use std::fmt;
@@ -62,14 +62,41 @@ impl fmt::Debug for MessageId {
     }
 }
 
-/// A verified webhook on its way from the ingress to the `users` table.
+/// Where a message comes from. Only our own code sets it: a body cannot claim to come from Clerk's API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Origin {
+    /// The ingress verified its signature.
+    #[default]
+    Webhook,
+    /// It was read from Clerk's API.
+    Api,
+}
+
+impl Origin {
+    /// The stable name: in headers and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Webhook => "webhook",
+            Self::Api => "api",
+        }
+    }
+
+    /// The origin of this name. Everything else, also what an older headcount left out, is a webhook.
+    pub fn of(name: &str) -> Self {
+        if name == Self::Api.as_str() { Self::Api } else { Self::Webhook }
+    }
+}
+
+/// News on its way to the `users` table: a verified webhook, or what was read from Clerk's API.
 #[derive(Clone)]
 pub struct Message {
     /// The sender's id: what makes a repeat a repeat.
     pub id: MessageId,
+    /// Where it comes from.
+    pub origin: Origin,
     /// The envelope's `type`, at most [`EVENT_TYPE_MAX`] bytes; for people only, the worker reads the body.
     pub event_type: String,
-    /// When the ingress took it in.
+    /// When the ingress took it in, or when it was read from Clerk's API.
     pub received_at: Millis,
     /// Failed tries so far that burned an attempt.
     pub attempt: u32,
@@ -79,7 +106,7 @@ pub struct Message {
     pub round: u32,
     /// W3C trace context of the request, where it had one.
     pub traceparent: Option<String>,
-    /// The raw bytes that were signed, untouched.
+    /// The raw bytes that were signed, untouched; or headcount's own envelope around what Clerk's API gave.
     pub body: Bytes,
 }
 
@@ -88,6 +115,7 @@ impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Message")
             .field("id", &self.id)
+            .field("origin", &self.origin)
             .field("event_type", &self.event_type)
             .field("attempt", &self.attempt)
             .field("waits", &self.waits)
@@ -150,6 +178,7 @@ mod tests {
     fn debug_never_shows_the_body() {
         let message = Message {
             id: MessageId::of_body(b"secret"),
+            origin: Origin::Webhook,
             event_type: "user.created".into(),
             received_at: 0,
             attempt: 0,

@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use headcount::{
     letters::replay::Replayer,
-    message::Rejected,
+    message::{Origin, Rejected},
     ops::{self, Ops, api, api::replays::Operations},
     queue::{Queue, QueueConfig},
     secret::Secret,
@@ -209,6 +209,7 @@ impl Server {
 fn captured(n: i64, body: impl Into<Bytes>) -> Captured {
     Captured {
         message_id: format!("msg_{n}"),
+        origin: Origin::Webhook,
         round: 0,
         event_type: "user.created".into(),
         clerk_id: Some(format!("user_{n}")),
@@ -238,6 +239,7 @@ async fn every_route_answers_as_documented() {
     let (_home, store) = seeded(5).await;
     let binary = Captured {
         message_id: "msg_binary".into(),
+        origin: Origin::Webhook,
         clerk_id: Some("user_of_a_letter".into()),
         ..captured(7, Bytes::from_static(b"\xff\x00"))
     };

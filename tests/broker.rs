@@ -20,7 +20,7 @@ use std::{
 };
 
 use headcount::{
-    message::{Message, MessageId},
+    message::{Message, MessageId, Origin},
     queue::{
         Action, Burial, Delivery, Ladder, Queue, QueueError, Reason, Settlement, Source, Subscription,
         rabbitmq::RabbitQueue,
@@ -36,6 +36,7 @@ use support::{
 fn message(id: &str) -> Message {
     Message {
         id: MessageId::parse(id).unwrap(),
+        origin: Origin::Webhook,
         event_type: "user.created".into(),
         received_at: 1,
         attempt: 0,

@@ -17,7 +17,7 @@ use faulty_letters::FaultyLetters;
 use headcount::{
     clerk::made_up::Person,
     letters::capture,
-    message::{Message, MessageId},
+    message::{Message, MessageId, Origin},
     queue::{Action, Burial, Queue, Reason, Settlement, Source},
     store::{
         Class,
@@ -44,6 +44,7 @@ fn body(user: &str) -> Bytes {
 fn message(id: &str, body: impl Into<Bytes>) -> Message {
     Message {
         id: MessageId::parse(id).unwrap(),
+        origin: Origin::Webhook,
         event_type: "user.created".into(),
         received_at: now(),
         attempt: 0,

@@ -17,7 +17,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use headcount::{
     clerk::{self, made_up::Person},
-    message::MessageId,
+    message::{MessageId, Origin},
     rules::{
         Event, Outcome,
         users::{OnDelete, Policy, Relink},
@@ -77,6 +77,7 @@ fn incoming(message_id: &str, body: &[u8]) -> Incoming {
 fn letter(message_id: &str, body: &[u8]) -> Captured {
     Captured {
         message_id: message_id.into(),
+        origin: Origin::Webhook,
         round: 0,
         event_type: "user.updated".into(),
         clerk_id: clerk::whose(body),

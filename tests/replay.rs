@@ -24,7 +24,7 @@ use headcount::{
         edit::{self, EditError},
         replay::{End, Order, Progress, Replayer},
     },
-    message::{Message, MessageId, Rejected},
+    message::{Message, MessageId, Origin, Rejected},
     queue::{Action, Death, Delivery, Depth, Queue, QueueError, Receipt, Settlement, Source, Subscription},
     rejections,
     store::{
@@ -40,6 +40,7 @@ use tokio::sync::{Notify, watch};
 fn captured(n: usize) -> Captured {
     Captured {
         message_id: format!("msg_{n}"),
+        origin: Origin::Webhook,
         round: 0,
         event_type: "user.created".into(),
         clerk_id: None,
@@ -313,6 +314,7 @@ impl Dead {
     fn bury(&self, id: &str, body: &str) {
         let message = Message {
             id: MessageId::parse(id).unwrap(),
+            origin: Origin::Webhook,
             event_type: "user.created".into(),
             received_at: 0,
             attempt: 0,

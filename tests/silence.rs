@@ -23,7 +23,7 @@ use std::{
 use futures_util::StreamExt;
 use headcount::{
     clerk::made_up::Person,
-    message::Rejected,
+    message::{Origin, Rejected},
     rules::Outcome::Created,
     secret::Secret,
     store::{
@@ -50,6 +50,7 @@ async fn open(home: &Home, url: String) -> Arc<dyn Store> {
 fn letter(message_id: &str) -> Captured {
     Captured {
         message_id: message_id.into(),
+        origin: Origin::Webhook,
         round: 0,
         event_type: "user.created".into(),
         clerk_id: None,

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, path::Path, process::Output, time::Duration};
 use bytes::Bytes;
 use headcount::{
     clerk::made_up::Person,
-    message::{Message, MessageId, Rejected},
+    message::{Message, MessageId, Origin, Rejected},
     store::letters::{Captured, Status},
     terminal::is_hidden,
     time::now,
@@ -41,6 +41,7 @@ fn sample(user: &str) -> Person {
 fn message(id: &str, body: impl Into<Bytes>) -> Message {
     Message {
         id: MessageId::parse(id).unwrap(),
+        origin: Origin::Webhook,
         event_type: "user.created".into(),
         received_at: now(),
         attempt: 0,
@@ -54,6 +55,7 @@ fn message(id: &str, body: impl Into<Bytes>) -> Message {
 fn letter(id: &str) -> Captured {
     Captured {
         message_id: id.into(),
+        origin: Origin::Webhook,
         round: 0,
         event_type: "user.created".into(),
         clerk_id: Some(format!("user_{id}")),

@@ -19,7 +19,7 @@ use std::{
 use headcount::{
     clerk::made_up::Person,
     cli::post::Poster,
-    message::{Message, MessageId},
+    message::{Message, MessageId, Origin},
     queue::{
         Action, Burial, Delivery, Ladder, Queue, Reason, Settlement, Source, Subscription,
         rabbitmq::RabbitQueue,
@@ -37,6 +37,7 @@ use support::{
 fn message(id: &str) -> Message {
     Message {
         id: MessageId::parse(id).unwrap(),
+        origin: Origin::Webhook,
         event_type: "user.created".into(),
         received_at: 1,
         attempt: 0,

@@ -19,7 +19,7 @@ use std::{
 
 use async_trait::async_trait;
 use headcount::{
-    message::{Message, MessageId},
+    message::{Message, MessageId, Origin},
     queue::{
         Action, Delivery, Depth, Ladder, Queue, QueueError, Reason, Receipt, Settlement, Source,
         Subscription, Trouble,
@@ -64,6 +64,7 @@ fn created(id: &str) -> String {
 fn message(id: &str, body: String) -> Message {
     Message {
         id: MessageId::parse(id).unwrap(),
+        origin: Origin::Webhook,
         event_type: "user.created".into(),
         received_at: 0,
         attempt: 0,

@@ -37,7 +37,7 @@ use crate::{
         self,
         signature::{SignedHeaders, Verified, Verifier, is_claimed},
     },
-    message::{Message, PROBE},
+    message::{Message, Origin, PROBE},
     net::{self, Visitor, json_response, not_found},
     queue::{PUBLISH_LIMIT, PUBLISHING, Queue},
     telemetry::metrics::{Answer, IngressMetrics},
@@ -263,7 +263,8 @@ async fn take(room: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermi
 fn message(verified: Verified, received_at: Millis, traceparent: Option<String>) -> Message {
     let (id, body) = verified.into_parts();
     let event_type = clerk::event_type(&body);
-    Message { id, event_type, received_at, attempt: 0, waits: 0, round: 0, traceparent, body }
+    let origin = Origin::Webhook;
+    Message { id, origin, event_type, received_at, attempt: 0, waits: 0, round: 0, traceparent, body }
 }
 
 /// The request's W3C trace context (<https://www.w3.org/TR/trace-context/#traceparent-header>), if it is well-formed.

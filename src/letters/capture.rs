@@ -88,6 +88,7 @@ pub fn captured(delivery: &Delivery) -> Captured {
         .collect();
     Captured {
         message_id: message.id.as_str().to_owned(),
+        origin: message.origin,
         round: message.round.min(COUNT_MAX),
         event_type: clean(&message.event_type, EVENT_TYPE_MAX),
         clerk_id: clerk::whose(&message.body),
@@ -113,7 +114,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        message::{Message, MessageId},
+        message::{Message, MessageId, Origin},
         queue::{Death, Receipt},
     };
 
@@ -121,6 +122,7 @@ mod tests {
         let body = body.into();
         let message = Message {
             id: MessageId::of_body(&body),
+            origin: Origin::Webhook,
             event_type: "user.created".into(),
             received_at: 1_760_000_000_000,
             attempt: 7,

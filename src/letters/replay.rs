@@ -295,6 +295,7 @@ impl Run<'_> {
 fn message(claim: &Claimed) -> Option<Message> {
     Some(Message {
         id: MessageId::parse(&claim.message_id)?,
+        origin: claim.origin,
         event_type: claim.event_type.clone(),
         received_at: claim.first_seen,
         attempt: 0,

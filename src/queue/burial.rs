@@ -27,12 +27,20 @@ pub enum Reason {
     CrashLoop,
     /// The broker had no queue that would take it, or keep it.
     Unroutable,
+    /// It comes from another Clerk instance than `HEADCOUNT_CLERK_INSTANCE` names.
+    OtherInstance,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 5] =
-        [Self::InvalidPayload, Self::Rejected, Self::RetriesExhausted, Self::CrashLoop, Self::Unroutable];
+    pub const ALL: [Self; 6] = [
+        Self::InvalidPayload,
+        Self::Rejected,
+        Self::RetriesExhausted,
+        Self::CrashLoop,
+        Self::Unroutable,
+        Self::OtherInstance,
+    ];
 
     /// The code: in headers, tables, metrics and output.
     pub fn as_str(self) -> &'static str {
@@ -42,6 +50,7 @@ impl Reason {
             Self::RetriesExhausted => "retries_exhausted",
             Self::CrashLoop => "crash_loop",
             Self::Unroutable => "unroutable",
+            Self::OtherInstance => "other_instance",
         }
     }
 }
@@ -74,6 +83,8 @@ pub(super) fn never_settled(deliveries: u32) -> String {
 
 /// Our headers. A republish carries these and no others.
 pub(super) mod headers {
+    /// Where it comes from: [`Origin::as_str`](crate::message::Origin::as_str). Left out for a webhook.
+    pub(in crate::queue) const ORIGIN: &str = "x-origin";
     /// Failed tries: [`Message::attempt`](crate::message::Message::attempt).
     pub(in crate::queue) const ATTEMPT: &str = "x-attempt";
     /// Tries that ended in waiting for another account.

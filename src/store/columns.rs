@@ -16,7 +16,7 @@ use super::{
     letters::{Action, Status},
     times::{rfc3339, time_in_range},
 };
-use crate::{rules::Outcome, time::Millis};
+use crate::{message::Origin, rules::Outcome, time::Millis};
 
 /// A column's value, and what it is in a struct.
 pub(super) trait Column {
@@ -166,6 +166,11 @@ column! {
     StatusName is Status: String => |name: String| {
         Status::parse(&name).ok_or_else(|| "a status that is new to headcount".into())
     }
+}
+
+column! {
+    /// Where a message comes from.
+    OriginName is Origin: String => |name: String| Ok(Origin::of(&name))
 }
 
 column! {

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::{
+    message::Origin,
     rules::Outcome,
     time::{Millis, rfc3339},
 };
@@ -143,6 +144,8 @@ impl Status {
 pub struct Captured {
     /// `svix-id`
     pub message_id: String,
+    /// Where the message comes from.
+    pub origin: Origin,
     /// Replays before this death.
     pub round: u32,
     /// The envelope's type.
@@ -375,6 +378,8 @@ pub struct Claimed {
     pub id: Uuid,
     /// `svix-id`
     pub message_id: String,
+    /// Where the message comes from.
+    pub origin: Origin,
     /// The round that begins with the claim.
     pub round: u32,
     /// The envelope's type.

@@ -30,6 +30,7 @@ pub(super) struct Plain<'a> {
     /// For a letter that has no row yet.
     pub(super) id: Id,
     pub(super) message_id: String,
+    pub(super) origin: &'static str,
     pub(super) round: i64,
     pub(super) event_type: String,
     pub(super) clerk_id: Option<String>,
@@ -69,6 +70,7 @@ impl<'a> Plain<'a> {
             .collect();
         Self {
             id: Id(Uuid::now_v7()),
+            origin: letter.origin.as_str(),
             round: letter.round.min(ROUND_MAX).into(),
             event_type: clean(&letter.event_type, EVENT_TYPE_MAX),
             clerk_id: letter.clerk_id.as_ref().map(|id| clean(id, NAME_MAX)),
@@ -137,11 +139,12 @@ fn json(value: &impl serde::Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::times::time_in_range;
+    use crate::{message::Origin, store::times::time_in_range};
 
     fn letter(message_id: &str, round: u32) -> Captured {
         Captured {
             message_id: message_id.into(),
+            origin: Origin::Webhook,
             round,
             event_type: "t\0".repeat(100),
             clerk_id: Some("user\u{7}".into()),

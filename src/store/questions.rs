@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{
     StoreError,
-    columns::{ActionName, At, Body, Id, Many, OutcomeName, Small, StatusName, from_row},
+    columns::{ActionName, At, Body, Id, Many, OriginName, OutcomeName, Small, StatusName, from_row},
     filter::{Conditions, Dialect, Value},
     letters::{Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Page, Status, group_id},
     people::EVENTS_MAX,
@@ -61,7 +61,7 @@ pub(super) enum Planned {
 const FEW: u64 = 50_000;
 
 /// The columns of what is to be published.
-pub(super) const CLAIMED: &str = "id, message_id, round, event_type, first_seen, body";
+pub(super) const CLAIMED: &str = "id, message_id, origin, round, event_type, first_seen, body";
 
 /// How many there are by status.
 const STATUSES: &str = "SELECT status, CAST(sum(letters) AS bigint) FROM dead_letter_tallies GROUP BY status HAVING sum(letters) > 0";
@@ -101,6 +101,7 @@ from_row!(Count { event_type: String, reason: String, letters: Many });
 from_row!(Claimed {
     id: Id,
     message_id: String,
+    origin: OriginName,
     round: Small,
     event_type: String,
     first_seen: At,

@@ -204,7 +204,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        message::{Message, MessageId},
+        message::{Message, MessageId, Origin},
         queue::{Receipt, Settlement},
     };
 
@@ -234,6 +234,7 @@ mod tests {
     fn sized(id: &str, earlier: u32, attempt: u32, bytes: usize) -> Held {
         let message = Message {
             id: MessageId::parse(id).unwrap(),
+            origin: Origin::Webhook,
             event_type: "user.created".into(),
             received_at: 0,
             attempt,

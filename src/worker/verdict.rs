@@ -132,11 +132,12 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::MessageId;
+    use crate::message::{MessageId, Origin};
 
     fn message(attempt: u32, waits: u32) -> Message {
         Message {
             id: MessageId::of_body(b""),
+            origin: Origin::Webhook,
             event_type: "user.created".into(),
             received_at: 0,
             attempt,

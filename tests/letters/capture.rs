@@ -53,6 +53,7 @@ async fn capture_cannot_fail_on_content(home: Arc<Home>) {
     let long = |text: &str| text.repeat(5_000);
     let every = |message_id: &str, text: &str| Captured {
         message_id: format!("{message_id}{text}"),
+        origin: headcount::message::Origin::Webhook,
         round: u32::MAX,
         event_type: text.into(),
         clerk_id: Some(text.into()),

@@ -6,6 +6,7 @@ use super::*;
 pub(crate) fn letter(message_id: &str) -> Captured {
     Captured {
         message_id: message_id.into(),
+        origin: headcount::message::Origin::Webhook,
         round: 0,
         event_type: "user.created".into(),
         clerk_id: Some(format!("user_{message_id}")),

@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use headcount::{
+    message::Origin,
     queue::{
         Action, Burial, DELIVERY_LIMIT, Delivery, Queue, QueueError, Reason, Receipt, Settlement, Source,
     },
@@ -154,6 +155,7 @@ pub(crate) async fn a_message_survives_a_retry_with_its_new_counters<H: Harness>
     sent.round = 7;
     sent.attempt = 1;
     sent.traceparent = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
+    sent.origin = Origin::Api;
     queue.publish(sent.clone()).await.unwrap();
     let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
     for (attempt, waits) in [(1, 0), (2, 3), (3, 4)] {
@@ -165,6 +167,7 @@ pub(crate) async fn a_message_survives_a_retry_with_its_new_counters<H: Harness>
             (&sent.id, &sent.event_type, sent.received_at)
         );
         assert_eq!((&got.traceparent, &got.body), (&sent.traceparent, &sent.body));
+        assert_eq!(got.origin, Origin::Api);
         let action =
             Action::Retry { rung: 0, attempt: attempt + 1, waits: if attempt == 1 { 3 } else { waits + 1 } };
         settle(&*subscription, [(delivery, action)]).await;
@@ -428,6 +431,7 @@ pub(crate) async fn what_is_buried_comes_out_of_the_dead_queue<H: Harness>(harne
     (sent.attempt, sent.waits, sent.round) = (6, 2, 3);
     sent.received_at = now() - 60_000;
     sent.traceparent = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
+    sent.origin = Origin::Api;
     queue.publish(sent.clone()).await.unwrap();
     let before = now();
     bury_next(&queue, Reason::RetriesExhausted, &"no \0 luck".repeat(1000)).await;
@@ -441,7 +445,7 @@ pub(crate) async fn what_is_buried_comes_out_of_the_dead_queue<H: Harness>(harne
     assert_eq!((&got.id, &got.event_type, got.received_at), (&sent.id, &sent.event_type, sent.received_at));
     assert_eq!((got.attempt, got.waits, got.round), (6, 2, 3));
     assert_eq!((&got.traceparent, &got.body), (&sent.traceparent, &sent.body));
-    assert_eq!(delivery.earlier, 0);
+    assert_eq!((got.origin, delivery.earlier), (Origin::Api, 0));
     let (received_at, died_at) = (sent.received_at.to_string(), death.died_at.to_string());
     for (name, value) in [
         ("x-reason", "retries_exhausted"),
@@ -450,6 +454,7 @@ pub(crate) async fn what_is_buried_comes_out_of_the_dead_queue<H: Harness>(harne
         ("x-waits", "2"),
         ("x-round", "3"),
         ("x-event-type", "user.updated"),
+        ("x-origin", "api"),
         ("x-received-at", &received_at),
         ("x-died-at", &died_at),
         ("traceparent", sent.traceparent.as_deref().unwrap()),

@@ -288,7 +288,7 @@ async fn a_file_of_before_is_brought_up_with_its_dead() {
     let mut before = raw(&directory.path()).await;
     sqlx::raw_sql(
         "DROP TABLE rejections; DROP INDEX messages_buried; ALTER TABLE consumers DROP COLUMN queue;
-         PRAGMA user_version = 1",
+         ALTER TABLE messages DROP COLUMN origin; PRAGMA user_version = 1",
     )
     .execute(&mut before)
     .await

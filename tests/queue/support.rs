@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use headcount::{
-    message::{Message, MessageId},
+    message::{Message, MessageId, Origin},
     queue::{Action, Delivery, Ladder, Queue, Settlement, Subscription},
 };
 
@@ -57,6 +57,7 @@ pub(crate) fn message(body: impl Into<Bytes>) -> Message {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     Message {
         id: MessageId::parse(&format!("msg_{number}")).unwrap(),
+        origin: Origin::Webhook,
         event_type: "user.updated".into(),
         received_at: 1_700_000_000_123,
         attempt: 0,

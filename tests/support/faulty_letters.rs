@@ -8,6 +8,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use headcount::{
+    message::Origin,
     rules::users::{OnDelete, Policy, Relink},
     store::{self, Backend, Class, Store, StoreConfig, StoreError, letters::*},
     time::{Millis, now},
@@ -100,6 +101,7 @@ impl FaultyLetters {
         let LetterDetail { letter, headers, body, .. } = self.store.show(&id.to_string()).await?.unwrap();
         let again = Captured {
             message_id: letter.message_id,
+            origin: Origin::Webhook,
             round,
             event_type: letter.event_type,
             clerk_id: letter.clerk_id,

@@ -70,6 +70,8 @@ const STEPS: &[&str] = &[
         body        BLOB    NOT NULL,
         lease_owner INTEGER NOT NULL DEFAULT 0
     );",
+    // 3. Where a message comes from. A binary of before knows webhooks only.
+    "ALTER TABLE messages ADD COLUMN origin TEXT NOT NULL DEFAULT 'webhook';",
 ];
 
 /// How long SQLite itself waits when the writer needs a lock: not long, because [`begin`] waits better.

@@ -221,7 +221,7 @@ pub(super) async fn lease(
     .await?;
     let rows = sqlx::query(
         "SELECT m.id, leases, deliveries, message_id, event_type, received_at, attempt, waits, round, traceparent, body,
-            reason, detail, died_at
+            reason, detail, died_at, origin
          FROM json_each(?1) AS j CROSS JOIN messages AS m ON m.id = j.value JOIN bodies AS b ON b.id = m.id
          ORDER BY j.key",
     )

@@ -13,7 +13,7 @@ use super::{
     work::Sample,
 };
 use crate::{
-    message::{EVENT_TYPE_MAX, Message, MessageId},
+    message::{EVENT_TYPE_MAX, Message, MessageId, Origin},
     text::clean,
     time::Millis,
 };
@@ -38,7 +38,7 @@ pub(super) async fn append(db: &mut SqliteConnection, messages: &[&Message], now
         let chunk: Vec<_> = rows.drain(..count).collect();
         let mut insert = QueryBuilder::<Sqlite>::new(
             "INSERT INTO messages (id, message_id, event_type, received_at, attempt, waits, round, traceparent, size,
-                available_at) ",
+                available_at, origin) ",
         );
         insert.push_values(&chunk, |mut row, (id, message)| {
             row.push_bind(*id)
@@ -50,7 +50,8 @@ pub(super) async fn append(db: &mut SqliteConnection, messages: &[&Message], now
                 .push_bind(message.round)
                 .push_bind(message.traceparent.clone())
                 .push_bind(i64::try_from(message.body.len()).unwrap_or(i64::MAX))
-                .push_bind(now);
+                .push_bind(now)
+                .push_bind(message.origin.as_str());
         });
         insert.build().execute(&mut *db).await?;
         let mut insert = QueryBuilder::<Sqlite>::new("INSERT INTO bodies (id, body) ");
@@ -66,6 +67,7 @@ pub(super) fn delivery(row: &SqliteRow, source: Source) -> Result<Delivery> {
     let body = Bytes::from(row.try_get::<Vec<u8>, _>(10)?);
     let message = Message {
         id: stored_id(row.try_get(3)?, &body),
+        origin: Origin::of(row.try_get(14)?),
         event_type: row.try_get(4)?,
         received_at: row.try_get(5)?,
         attempt: row.try_get(6)?,
@@ -102,9 +104,15 @@ fn death(row: &SqliteRow, message: &Message) -> Result<Death> {
         (headers::DETAIL, detail.clone()),
         (headers::DIED_AT, died_at.to_string()),
     ];
+    let origin =
+        (message.origin != Origin::Webhook).then(|| (headers::ORIGIN, message.origin.as_str().into()));
     let traceparent = message.traceparent.iter().map(|trace| (headers::TRACEPARENT, trace.clone()));
-    let headers: BTreeMap<String, String> =
-        shown.into_iter().chain(traceparent).map(|(name, value)| (name.to_owned(), value)).collect();
+    let headers: BTreeMap<String, String> = shown
+        .into_iter()
+        .chain(origin)
+        .chain(traceparent)
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
     Ok(Death { reason, detail, died_at, headers, counted: true })
 }
 
@@ -251,6 +259,7 @@ fn sample(row: &SqliteRow) -> Result<Delivery> {
     Ok(Delivery {
         message: Message {
             id: MessageId::of_body(&body),
+            origin: Origin::Webhook,
             event_type: "unknown".into(),
             received_at: row.try_get(1)?,
             attempt: 0,

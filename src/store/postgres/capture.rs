@@ -48,17 +48,17 @@ async fn insert(tx: &mut Tx, letters: &[Plain<'_>]) -> Result<Vec<String>, Store
     }
     let new = sqlx::query_scalar(
         "WITH died AS (INSERT INTO dead_letters AS l (id, message_id, round, event_type, clerk_id, reason, detail, \
-         attempts, first_seen, died_at, grp, search, status, captured_round) \
+         attempts, first_seen, died_at, grp, search, origin, status, captured_round) \
          SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, grp, \
-         search, 'open', round \
+         search, origin, 'open', round \
          FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], \
-         $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[]) \
+         $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::text[], $12::text[], $16::text[]) \
          WITH ORDINALITY AS c (id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, \
-         died_at, grp, search, n) ORDER BY n \
+         died_at, grp, search, origin, n) ORDER BY n \
          ON CONFLICT (message_id) DO UPDATE SET round = excluded.round, event_type = excluded.event_type, \
          clerk_id = excluded.clerk_id, reason = excluded.reason, detail = excluded.detail, \
          attempts = excluded.attempts, died_at = excluded.died_at, grp = excluded.grp, search = excluded.search, \
-         status = 'open', captured_round = excluded.round, settled_at = NULL, outcome = NULL, erased = false \
+         origin = excluded.origin, status = 'open', captured_round = excluded.round, settled_at = NULL, outcome = NULL, erased = false \
          WHERE excluded.round > l.captured_round \
          RETURNING id, message_id, died_at, round, reason, detail), \
          held AS (INSERT INTO dead_letter_contents (letter_id, headers, body) SELECT id, headers::jsonb, body \
@@ -84,6 +84,7 @@ async fn insert(tx: &mut Tx, letters: &[Plain<'_>]) -> Result<Vec<String>, Store
     .bind(column(letters, |letter| letter.headers.as_str()))
     .bind(column(letters, |letter| letter.body))
     .bind(OURSELVES)
+    .bind(column(letters, |letter| letter.origin))
     .fetch_all(tx)
     .await?;
     Ok(new)

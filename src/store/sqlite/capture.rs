@@ -9,12 +9,12 @@ use crate::store::{
 };
 
 const LETTER: &str = "INSERT INTO dead_letters (id, message_id, round, event_type, clerk_id, reason, detail, attempts, \
-     first_seen, died_at, grp, search, status, captured_round) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'open', ?3) \
+     first_seen, died_at, grp, search, origin, status, captured_round) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 'open', ?3) \
      ON CONFLICT (message_id) DO UPDATE SET round = excluded.round, event_type = excluded.event_type, \
      clerk_id = excluded.clerk_id, reason = excluded.reason, detail = excluded.detail, \
      attempts = excluded.attempts, died_at = excluded.died_at, grp = excluded.grp, search = excluded.search, \
-     status = 'open', captured_round = excluded.round, settled_at = NULL, outcome = NULL, erased = 0 \
+     origin = excluded.origin, status = 'open', captured_round = excluded.round, settled_at = NULL, outcome = NULL, erased = 0 \
      WHERE excluded.round > dead_letters.captured_round RETURNING id";
 
 const CONTENTS: &str = "INSERT INTO dead_letter_contents (letter_id, headers, body) VALUES (?1, ?2, ?3) \
@@ -41,6 +41,7 @@ pub(super) async fn letters(
             .bind(letter.died_at)
             .bind(&letter.group)
             .bind(&letter.search)
+            .bind(letter.origin)
             .fetch_optional(&mut *tx)
             .await?;
         let Some(id) = died else { continue };
