@@ -271,4 +271,4 @@ impl<'f> Conditions<'f> {
 }
 
 /// The columns of a listing.
-const COLUMNS: &str = "id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, status, outcome, grp";
+const COLUMNS: &str = "id, message_id, origin, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, status, outcome, grp";
