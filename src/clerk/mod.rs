@@ -1,5 +1,5 @@
-//! Owns all that is Clerk's and nothing else: its signatures and secrets, its envelope, its wire types, and made-up
-//! events in its shape. Promises that a payload either gives all that the rules read or an error that names the field,
+//! Owns all that is Clerk's and nothing else: its signatures and secrets, its envelope, its wire types, its API, and
+//! made-up events in its shape. Promises that a payload either gives all that the rules read or an error that names the field,
 //! and that no error holds a value of the body. Never decides which news wins: that is [`crate::rules`].
 //!
 //! In a webhook's order: [`signature`] checks it, this file reads its envelope, `user` reads what it says. The body is
@@ -12,11 +12,15 @@ pub use self::field::PayloadError;
 use self::field::{Field, fields};
 use crate::{
     message::{EVENT_TYPE_MAX, MessageId},
-    rules::{Change, users::UpsertKind},
+    rules::{
+        Change,
+        users::{self, UpsertKind},
+    },
     text::clean,
     time::Millis,
 };
 
+pub mod api;
 mod field;
 mod json;
 pub mod made_up;
@@ -51,9 +55,10 @@ pub fn parse(body: &[u8], message_id: &MessageId, received_at: Millis) -> Result
     let event_type = envelope.event_type()?;
     let sent = || Field::at("timestamp", envelope.timestamp).time();
     let news = || Ok(user::News { sent: sent()?, message_id, received_at });
+    let upsert = |user| Change::User(users::Change::Upsert(user));
     let change = match &*event_type {
-        "user.created" => news()?.upsert(envelope.data, UpsertKind::Created)?,
-        "user.updated" => news()?.upsert(envelope.data, UpsertKind::Updated)?,
+        "user.created" => upsert(news()?.upsert(envelope.data, UpsertKind::Created)?),
+        "user.updated" => upsert(news()?.upsert(envelope.data, UpsertKind::Updated)?),
         "user.deleted" => news()?.delete(envelope.data)?,
         // Of an event that headcount does not use nothing is asked, not even a sound timestamp.
         _ => Change::Other,
