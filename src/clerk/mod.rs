@@ -1,5 +1,5 @@
-//! Owns all that is Clerk's and nothing else: its signatures and secrets, its envelope, its wire types, and made-up
-//! events in its shape. Promises that a payload either gives all that the rules read or an error that names the field,
+//! Owns all that is Clerk's and nothing else: its signatures and secrets, its envelope, its wire types, its API, and
+//! made-up events in its shape. Promises that a payload either gives all that the rules read or an error that names the field,
 //! and that no error holds a value of the body. Never decides which news wins: that is [`crate::rules`].
 //!
 //! In a webhook's order: [`signature`] checks it, this file reads its envelope, `user` reads what it says. The body is
@@ -14,12 +14,13 @@ use crate::{
     message::{EVENT_TYPE_MAX, MessageId, Origin, PROBE},
     rules::{
         Change,
-        users::{Source, UpsertKind},
+        users::{self, Source, UpsertKind},
     },
     text::clean,
     time::Millis,
 };
 
+pub mod api;
 mod field;
 mod json;
 pub mod made_up;
@@ -98,9 +99,10 @@ pub fn parse(body: &[u8], known: &Known<'_>) -> Result<Parsed, PayloadError> {
     }
     let Known { message_id, received_at, keep_object, .. } = *known;
     let news = || Ok(user::News { sent: sent()?, message_id, received_at, source, keep_object });
+    let upsert = |user| Change::User(users::Change::Upsert(user));
     let change = match &*event_type {
-        "user.created" => news()?.upsert(envelope.data, UpsertKind::Created)?,
-        "user.updated" | SNAPSHOT => news()?.upsert(envelope.data, UpsertKind::Updated)?,
+        "user.created" => upsert(news()?.upsert(envelope.data, UpsertKind::Created)?),
+        "user.updated" | SNAPSHOT => upsert(news()?.upsert(envelope.data, UpsertKind::Updated)?),
         "user.deleted" | GONE => news()?.delete(envelope.data)?,
         // Of an event that headcount does not use nothing is asked, not even a sound timestamp.
         _ => Change::Other,

@@ -60,7 +60,7 @@ pub(super) struct News<'a> {
 }
 
 impl News<'_> {
-    pub(super) fn upsert(&self, data: Raw<'_>, kind: UpsertKind) -> Result<Change, PayloadError> {
+    pub(super) fn upsert(&self, data: Raw<'_>, kind: UpsertKind) -> Result<Box<Upsert>, PayloadError> {
         let user: User<'_> = content(data)?;
         let clerk_id = account(user.id)?;
         let created_at = Field::at("data.created_at", user.created_at).time()?;
@@ -94,14 +94,14 @@ impl News<'_> {
         // An import can set `created_at` to any time.
         let made = if kind == UpsertKind::Created { self.sent } else { None };
         let born = made.or(created_at).unwrap_or(version.at);
-        Ok(Change::User(users::Change::Upsert(Box::new(Upsert {
+        Ok(Box::new(Upsert {
             clerk_id,
             version,
             born,
             claim,
             profile: Arc::new(profile),
             source: self.source,
-        }))))
+        }))
     }
 
     pub(super) fn delete(&self, data: Raw<'_>) -> Result<Change, PayloadError> {
@@ -124,7 +124,7 @@ fn content<'a, T: Deserialize<'a>>(data: Raw<'a>) -> Result<T, PayloadError> {
     data.object()?.ok_or_else(|| data.error("missing"))
 }
 
-fn account(id: Raw<'_>) -> Result<String, PayloadError> {
+pub(super) fn account(id: Raw<'_>) -> Result<String, PayloadError> {
     let id = Field::at("data.id", id);
     let name = id.name(ID_MAX)?.ok_or_else(|| id.error("missing"))?;
     if name.contains(char::is_whitespace) {

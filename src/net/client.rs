@@ -4,8 +4,8 @@
 use std::{error::Error, io, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
@@ -19,6 +19,26 @@ pub enum Client {
     Http(legacy::Client<HttpConnector, Full<Bytes>>),
     /// Trusts the certificates of this machine.
     Https(legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
+}
+
+/// What a server answered.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Of its head.
+    pub status: StatusCode,
+    /// Of its head.
+    pub headers: HeaderMap,
+    /// Whole, or why it is not.
+    pub body: Result<Bytes, Cut>,
+}
+
+/// Why a body is not whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// It is longer than was to be read.
+    TooLarge,
+    /// The connection ended before it.
+    BrokenOff,
 }
 
 /// Why a request got no answer, the least surprising reason first.
@@ -80,16 +100,33 @@ impl Client {
         limit: Duration,
         most: usize,
     ) -> Result<(StatusCode, Option<Bytes>), NoAnswer> {
+        self.exchange(request, limit, most).await.map(|answer| (answer.status, answer.body.ok()))
+    }
+
+    /// The same, with the answer's headers, and with the reason where its body is not whole.
+    ///
+    /// # Errors
+    /// There was no answer.
+    pub async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+        limit: Duration,
+        most: usize,
+    ) -> Result<Answer, NoAnswer> {
         let answer = async {
             let sent = match self {
                 Self::Http(client) => client.request(request).await,
                 Self::Https(client) => client.request(request).await,
             };
-            let answer = sent.map_err(|error| reason(&error))?;
-            let status = answer.status();
+            let (head, body) = sent.map_err(|error| reason(&error))?.into_parts();
             // Reading to the end also lets the connection be kept.
-            let body = Limited::new(answer.into_body(), most).collect().await;
-            Ok((status, body.ok().map(|body| body.to_bytes())))
+            let body = Limited::new(body, most).collect().await;
+            let body =
+                body.map(|body| body.to_bytes()).map_err(|error| match error.is::<LengthLimitError>() {
+                    true => Cut::TooLarge,
+                    false => Cut::BrokenOff,
+                });
+            Ok(Answer { status: head.status, headers: head.headers, body })
         };
         tokio::time::timeout(limit, answer).await.unwrap_or(Err(NoAnswer::TimedOut))
     }

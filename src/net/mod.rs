@@ -37,7 +37,7 @@ mod connection;
 mod door;
 mod proxies;
 
-pub use client::{Client, NoAnswer};
+pub use client::{Answer, Client, Cut, NoAnswer};
 pub use door::Visitor;
 pub use proxies::TrustedProxies;
 
