@@ -16,7 +16,12 @@ use crate::{
     time::Millis,
 };
 
-mod stub;
+mod ids;
+mod instances;
+mod leases;
+mod runs;
+pub(super) mod tables;
+mod users;
 
 /// The most instances that are remembered. Whatever more comes in is nobody's who works here.
 pub const INSTANCES_MAX: u32 = 100;

@@ -19,8 +19,11 @@ use crate::{
 };
 
 mod columns;
+mod look;
 mod postgres;
 mod sqlite;
+
+pub(super) use look::look;
 
 /// The statements of this projection, in a transaction of either database. Each runs once per batch at most.
 pub(super) trait Statements: Send {
