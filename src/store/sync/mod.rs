@@ -141,6 +141,22 @@ pub struct Holder {
     pub process: String,
 }
 
+impl Holder {
+    /// This process, in this role.
+    pub fn of(role: &str) -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .ok()
+            .map(|name| name.trim().to_owned())
+            .or_else(|| std::env::var("HOSTNAME").ok())
+            .filter(|name| !name.is_empty());
+        Self {
+            id: Uuid::now_v7(),
+            host: host.unwrap_or_else(|| "this host".to_owned()),
+            process: format!("{role}, process {}", std::process::id()),
+        }
+    }
+}
+
 /// A lease, and who had it last.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lease {
