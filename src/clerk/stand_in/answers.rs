@@ -5,7 +5,7 @@ use std::io;
 use axum::body::Body;
 use bytes::Bytes;
 use chrono::DateTime;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri, header};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
@@ -152,8 +152,12 @@ fn respond(sound: Sound) -> Response<Body> {
 fn cut(mut sound: Sound) -> Response<Body> {
     sound.body.truncate(sound.body.len() / 2);
     let half = Frame::data(Bytes::from(std::mem::take(&mut sound.body)));
-    let end = io::Error::from(io::ErrorKind::ConnectionReset);
-    let body = Body::new(StreamBody::new(stream::iter([Ok(half), Err(end)])));
+    let end = async {
+        // So that hyper writes the head and the half before.
+        tokio::task::yield_now().await;
+        Err(io::Error::from(io::ErrorKind::ConnectionReset))
+    };
+    let body = Body::new(StreamBody::new(stream::iter([Ok(half)]).chain(stream::once(end))));
     respond(sound).map(|_| body)
 }
 
