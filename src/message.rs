@@ -63,7 +63,8 @@ impl fmt::Debug for MessageId {
 }
 
 /// Where a message comes from. Only our own code sets it: a body cannot claim to come from Clerk's API.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Origin {
     /// The ingress verified its signature.
     #[default]

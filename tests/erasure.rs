@@ -63,7 +63,8 @@ fn body(sample: &Person, event_type: &str, sent: i64) -> Vec<u8> {
 }
 
 fn incoming(message_id: &str, body: &[u8]) -> Incoming {
-    let parsed = clerk::parse(body, &MessageId::parse(message_id).unwrap(), 1).unwrap();
+    let parsed =
+        clerk::parse(body, &clerk::Known::webhook(&MessageId::parse(message_id).unwrap(), 1)).unwrap();
     let event = Event {
         message_id: message_id.into(),
         change: parsed.change,

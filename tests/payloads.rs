@@ -133,7 +133,7 @@ async fn every_payload_ends_as_a_row_or_is_named(home: Arc<Home>) {
             let id = format!("user_{f}_{v}");
             let body = body(&id, field, &value);
             let message_id = MessageId::parse(&format!("msg_{f}_{v}")).unwrap();
-            match clerk::parse(body.as_bytes(), &message_id, 1) {
+            match clerk::parse(body.as_bytes(), &clerk::Known::webhook(&message_id, 1)) {
                 Ok(parsed) => {
                     rows += 1;
                     let event = Event {
@@ -177,7 +177,7 @@ async fn every_payload_ends_as_a_row_or_is_named(home: Arc<Home>) {
 async fn tell(store: &Arc<dyn Store>, id: &str, body: &str) -> Outcome {
     let message_id = MessageId::parse(id).unwrap();
     let received_at = 1_790_000_000_000;
-    let parsed = clerk::parse(body.as_bytes(), &message_id, received_at).unwrap();
+    let parsed = clerk::parse(body.as_bytes(), &clerk::Known::webhook(&message_id, received_at)).unwrap();
     let event = Event {
         message_id: id.into(),
         change: parsed.change,

@@ -126,10 +126,14 @@ async fn at_the_first_migration(home: &Home) -> Arc<dyn Store> {
         "dead_letter_tallies",
         "rejections",
         "retention_clock",
+        "instances",
+        "leases",
+        "sync_runs",
+        "sync_ids",
     ] {
         home.sql(&format!("DROP TABLE {table}")).await;
     }
-    home.sql("DROP INDEX inbox_ignored; DROP INDEX users_to_erase; DELETE FROM headcount_migrations WHERE version > 1").await;
+    home.sql("DROP INDEX inbox_ignored; DROP INDEX users_to_erase; ALTER TABLE users DROP COLUMN clerk; DELETE FROM headcount_migrations WHERE version > 1").await;
     if home.is_postgres() {
         home.sql("DROP FUNCTION dead_letters_tally").await;
     }

@@ -349,6 +349,8 @@ fn settings() -> Settings {
         batch_wait: Duration::from_millis(5),
         patience: 3,
         ladder: Ladder::default(),
+        instance: None,
+        keep_object: false,
         silence: Duration::from_millis(300),
     }
 }
@@ -364,7 +366,14 @@ impl Running {
         let (health, seen) = watch::channel(Health::default());
         let (stop, stopping) = watch::channel(false);
         let queue = Arc::new(Shared(Arc::clone(queue)));
-        let task = tokio::spawn(worker::run(queue, store.clone(), settings, health, stopping));
+        let task = tokio::spawn(worker::run(
+            queue,
+            store.clone(),
+            settings,
+            worker::Seen::default(),
+            health,
+            stopping,
+        ));
         Self { health: seen, stop, task }
     }
 

@@ -35,8 +35,9 @@ pub(super) async fn run(
     if !prepare(store.as_ref(), migrate, &health, &stop).await? {
         return Ok(());
     }
+    let seen = worker::Seen::default();
     let (captured, rejected, kept) = (Arc::clone(&store), Arc::clone(&store), Arc::clone(&store));
-    let worker = worker::run(Arc::clone(&queue), store, config.worker(), health, stop.clone());
+    let worker = worker::run(Arc::clone(&queue), store, config.worker(), seen, health, stop.clone());
     let beside = async {
         tokio::join!(
             capture::run(Arc::clone(&queue), captured, stop.clone()),

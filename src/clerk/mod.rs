@@ -11,10 +11,10 @@ use std::borrow::Cow;
 pub use self::field::PayloadError;
 use self::field::{Field, fields};
 use crate::{
-    message::{EVENT_TYPE_MAX, MessageId},
+    message::{EVENT_TYPE_MAX, MessageId, Origin, PROBE},
     rules::{
         Change,
-        users::{self, UpsertKind},
+        users::{self, Source, UpsertKind},
     },
     text::clean,
     time::Millis,
@@ -30,7 +30,16 @@ pub mod stand_in;
 mod user;
 
 /// The event types that are read. Each has a label of its own in the metrics.
-pub const TYPES: [&str; 3] = ["user.created", "user.updated", "user.deleted"];
+pub const TYPES: [&str; 5] = ["user.created", "user.updated", "user.deleted", SNAPSHOT, GONE];
+
+/// The type of a user as Clerk's API gave it. Folds like `user.updated`.
+pub const SNAPSHOT: &str = "headcount.user";
+
+/// The type of the news that Clerk's API does not know an account any more. Folds like `user.deleted`.
+pub const GONE: &str = "headcount.user_gone";
+
+/// What the types of headcount's own news begin with. A webhook has none of them.
+const OURS: &str = "headcount.";
 
 /// The longest Clerk id, in bytes.
 const ID_MAX: usize = 255;
@@ -42,29 +51,70 @@ pub struct Parsed {
     pub change: Change,
     /// The envelope's `type`, cleaned, at most [`EVENT_TYPE_MAX`] bytes.
     pub event_type: String,
-    /// The envelope's `timestamp`: when Clerk sent the event first.
+    /// The envelope's `timestamp`: when Clerk sent the event first, or when its API was read.
     pub sent: Option<Millis>,
+    /// The envelope's `instance_id`, cleaned: which Clerk instance the event is of.
+    pub instance: Option<String>,
 }
 
-/// Reads a webhook's body. The message id is the version's last tie-breaker, and the time of receipt dates news that
-/// has no time of its own.
+/// What is known of a message beside its body.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'m> {
+    /// The version's last tie-breaker.
+    pub message_id: &'m MessageId,
+    /// Whether it may be headcount's own news.
+    pub origin: Origin,
+    /// Dates news that has no time of its own.
+    pub received_at: Millis,
+    /// `HEADCOUNT_KEEP_CLERK_OBJECT`
+    pub keep_object: bool,
+}
+
+impl<'m> Known<'m> {
+    /// Of a webhook, whose whole object is not kept.
+    pub fn webhook(message_id: &'m MessageId, received_at: Millis) -> Self {
+        Self { message_id, origin: Origin::Webhook, received_at, keep_object: false }
+    }
+}
+
+/// Reads a message's body.
 ///
 /// # Errors
-/// The body is no Clerk event, or one about a user that lacks what a user needs. The error names the field.
-pub fn parse(body: &[u8], message_id: &MessageId, received_at: Millis) -> Result<Parsed, PayloadError> {
+/// The body is no Clerk event, or one about a user that lacks what a user needs, or headcount's own news in a webhook. The
+/// error names the field.
+pub fn parse(body: &[u8], known: &Known<'_>) -> Result<Parsed, PayloadError> {
     let envelope = Envelope::read(body)?;
     let event_type = envelope.event_type()?;
     let sent = || Field::at("timestamp", envelope.timestamp).time();
-    let news = || Ok(user::News { sent: sent()?, message_id, received_at });
+    let source = match known.origin {
+        Origin::Webhook => Source::Webhook,
+        Origin::Api => {
+            Source::Api { revive: Field::at("revive", envelope.revive).flag()?.unwrap_or_default() }
+        }
+    };
+    // An older ingress queues what `doctor` asks with, which is nobody's news.
+    if known.origin == Origin::Webhook && event_type.starts_with(OURS) && event_type != PROBE {
+        return Err(
+            Field::at("type", envelope.r#type).error("only headcount itself makes events of this type")
+        );
+    }
+    let Known { message_id, received_at, keep_object, .. } = *known;
+    let news = || Ok(user::News { sent: sent()?, message_id, received_at, source, keep_object });
     let upsert = |user| Change::User(users::Change::Upsert(user));
     let change = match &*event_type {
         "user.created" => upsert(news()?.upsert(envelope.data, UpsertKind::Created)?),
-        "user.updated" => upsert(news()?.upsert(envelope.data, UpsertKind::Updated)?),
-        "user.deleted" => news()?.delete(envelope.data)?,
+        "user.updated" | SNAPSHOT => upsert(news()?.upsert(envelope.data, UpsertKind::Updated)?),
+        "user.deleted" | GONE => news()?.delete(envelope.data)?,
         // Of an event that headcount does not use nothing is asked, not even a sound timestamp.
         _ => Change::Other,
     };
-    Ok(Parsed { change, event_type: clean(&event_type, EVENT_TYPE_MAX), sent: sent().unwrap_or_default() })
+    let instance = Field::at("instance_id", envelope.instance_id).any_text().unwrap_or_default();
+    Ok(Parsed {
+        change,
+        event_type: clean(&event_type, EVENT_TYPE_MAX),
+        sent: sent().unwrap_or_default(),
+        instance: instance.map(|id| clean(&id, ID_MAX)).filter(|id| !id.is_empty()),
+    })
 }
 
 /// The envelope's `type`, cleaned; `unknown` where the body has none. Never fails.
@@ -79,15 +129,16 @@ pub fn whose(body: &[u8]) -> Option<String> {
     fields! { About { id, user_id } }
     let envelope = Envelope::read(body).ok()?;
     let about: About<'_> = Field::at("data", envelope.data).object().ok()??;
-    let is_user = envelope.event_type().ok()?.starts_with("user.");
+    let event_type = envelope.event_type().ok()?;
+    let is_user = event_type.starts_with("user.") || [SNAPSHOT, GONE].contains(&&*event_type);
     let id = Field::at("data.id", if is_user { about.id } else { about.user_id }).any_text().ok()??;
     (!id.is_empty()).then(|| clean(&id, ID_MAX))
 }
 
 fields! {
     /// What surrounds every event (Clerk: "Webhooks overview, payload structure"). It holds no id of the event: that is
-    /// the header `svix-id`.
-    Envelope { r#type, timestamp, data }
+    /// the header `svix-id`. Only headcount's own news has `revive`.
+    Envelope { r#type, timestamp, instance_id, revive, data }
 }
 
 impl<'a> Envelope<'a> {

@@ -12,7 +12,7 @@ const AT: i64 = 1_760_000_000_123;
 const RECEIVED: i64 = AT + 900;
 
 fn parse(body: &[u8], id: &MessageId) -> Result<Parsed, PayloadError> {
-    super::parse(body, id, RECEIVED)
+    super::parse(body, &super::Known::webhook(id, RECEIVED))
 }
 
 fn id() -> MessageId {
@@ -103,6 +103,7 @@ fn a_whole_user_is_read() {
         last_sign_in_at: Some(AT - 10),
         created_at: Some(AT - 1000),
         updated_at: Some(AT),
+        clerk: None,
     };
     assert_eq!(*upsert.profile, profile);
 }
@@ -193,8 +194,66 @@ fn other_types_ask_nothing_of_their_data() {
 fn the_listed_types_are_those_that_are_read() {
     for event_type in TYPES {
         let body = with("/type", Some(&format!("\"{event_type}\"")));
-        assert!(!matches!(parse(body.as_bytes(), &id()).unwrap().change, Change::Other), "{event_type}");
+        let parsed =
+            super::parse(body.as_bytes(), &Known { origin: Origin::Api, ..Known::webhook(&id(), RECEIVED) });
+        assert!(!matches!(parsed.unwrap().change, Change::Other), "{event_type}");
     }
+}
+
+#[test]
+fn no_webhook_can_say_what_only_headcount_says() {
+    for event_type in [SNAPSHOT, GONE, "headcount.anything"] {
+        let body = with("/type", Some(&format!("\"{event_type}\"")));
+        let error = parse(body.as_bytes(), &id()).unwrap_err();
+        assert_eq!(error.detail, "type: only headcount itself makes events of this type", "{event_type}");
+    }
+    let body = with("/type", Some("\"headcount.doctor\""));
+    assert!(matches!(parse(body.as_bytes(), &id()).unwrap().change, Change::Other), "of an older ingress");
+    let body = r#"{"type":"user.updated","revive":true,"timestamp":1,"data":{"id":"user_1"}}"#;
+    assert_eq!(upsert_of(body).unwrap().source, Source::Webhook);
+}
+
+#[test]
+fn a_snapshot_is_read_like_an_update_and_says_when_it_was_read() {
+    let id = id();
+    let known = Known { origin: Origin::Api, ..Known::webhook(&id, RECEIVED) };
+    for (revive, asked) in [("", false), (r#""revive":true,"#, true)] {
+        let body = format!(
+            r#"{{"type":"headcount.user","instance_id":"ins_1","timestamp":{},{revive}"data":{{"id":"user_1","updated_at":{AT}}}}}"#,
+            AT + 5
+        );
+        let parsed = super::parse(body.as_bytes(), &known).unwrap();
+        assert_eq!(
+            (parsed.instance.as_deref(), whose(body.as_bytes()).as_deref()),
+            (Some("ins_1"), Some("user_1"))
+        );
+        let Change::User(users::Change::Upsert(upsert)) = parsed.change else { panic!() };
+        assert_eq!(
+            (upsert.version.at, upsert.version.sent, upsert.version.kind),
+            (AT, AT + 5, UpsertKind::Updated)
+        );
+        assert_eq!(upsert.source, Source::Api { revive: asked });
+    }
+    let body = format!(
+        r#"{{"type":"headcount.user_gone","timestamp":{AT},"data":{{"id":"user_1","deleted":true}}}}"#
+    );
+    let parsed = super::parse(body.as_bytes(), &known).unwrap();
+    assert!(matches!(parsed.change, Change::User(users::Change::Delete { at: AT, .. })));
+}
+
+#[test]
+fn the_whole_object_is_kept_only_where_that_is_asked_for() {
+    let body = r#"{"type":"user.updated","timestamp":1,"data":{"id":"user_1","new":{"a":[1]}}}"#;
+    let id = id();
+    let kept = |keep_object| {
+        let known = Known { keep_object, ..Known::webhook(&id, RECEIVED) };
+        match super::parse(body.as_bytes(), &known).unwrap().change {
+            Change::User(users::Change::Upsert(upsert)) => upsert.profile.clerk.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(kept(false), None);
+    assert_eq!(kept(true).as_deref(), Some(r#"{"id":"user_1","new":{"a":[1]}}"#));
 }
 
 #[test]

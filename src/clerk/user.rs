@@ -1,4 +1,4 @@
-//! Owns what Clerk tells about a user: `data` of `user.created`, `user.updated` and `user.deleted`, read into what the
+//! Owns what Clerk tells about a user: `data` of `user.created`, `user.updated` and `user.deleted`, and a user of its API, read into what the
 //! rules fold. Promises that an account's address is its primary one, and that no event is refused for want of a time.
 //! Never looks at the envelope.
 
@@ -14,7 +14,7 @@ use crate::{
     message::MessageId,
     rules::{
         Change,
-        users::{self, Claim, Profile, Upsert, UpsertKind, Version},
+        users::{self, Claim, Profile, Source, Upsert, UpsertKind, Version},
     },
     time::Millis,
 };
@@ -51,8 +51,12 @@ pub(super) struct News<'a> {
     /// The envelope's `timestamp`.
     pub(super) sent: Option<Millis>,
     pub(super) message_id: &'a MessageId,
-    /// When the ingress took it in.
+    /// When the ingress took it in, or when it was read from Clerk's API.
     pub(super) received_at: Millis,
+    /// Who says so.
+    pub(super) source: Source,
+    /// `HEADCOUNT_KEEP_CLERK_OBJECT`
+    pub(super) keep_object: bool,
 }
 
 impl News<'_> {
@@ -84,11 +88,20 @@ impl News<'_> {
             last_sign_in_at: Field::at("data.last_sign_in_at", user.last_sign_in_at).time()?,
             created_at,
             updated_at,
+            // Whatever Clerk adds to it must not be able to hold up news about the user.
+            clerk: self.keep_object.then(|| Field::at("data", data).document_or_null()).flatten(),
         };
         // An import can set `created_at` to any time.
         let made = if kind == UpsertKind::Created { self.sent } else { None };
         let born = made.or(created_at).unwrap_or(version.at);
-        Ok(Box::new(Upsert { clerk_id, version, born, claim, profile: Arc::new(profile) }))
+        Ok(Box::new(Upsert {
+            clerk_id,
+            version,
+            born,
+            claim,
+            profile: Arc::new(profile),
+            source: self.source,
+        }))
     }
 
     pub(super) fn delete(&self, data: Raw<'_>) -> Result<Change, PayloadError> {

@@ -290,14 +290,14 @@ fn made_up_user() -> Result<Incoming, StoreError> {
     let fresh_row = uuid::Uuid::now_v7();
     let person = Person::of(format!("user_doctor{}", fresh_row.simple()), now());
     let id = MessageId::of_body(fresh_row.as_bytes());
-    let parsed =
-        clerk::parse(&person.event("user.created", now()), &id, now()).map_err(|error| StoreError {
-            class: Class::Permanent,
-            code: String::new(),
-            message: error.detail,
-            hint: None,
-            source: None,
-        })?;
+    let body = person.event("user.created", now());
+    let parsed = clerk::parse(&body, &clerk::Known::webhook(&id, now())).map_err(|error| StoreError {
+        class: Class::Permanent,
+        code: String::new(),
+        message: error.detail,
+        hint: None,
+        source: None,
+    })?;
     let message_id = id.as_str().to_owned();
     let event = Event { message_id, change: parsed.change, fresh_row, patience_over: true };
     Ok(Incoming { event, event_type: parsed.event_type, received_at: now() })

@@ -333,6 +333,8 @@ impl Config {
             batch_wait: self.batch_wait,
             patience: self.conflict_patience,
             ladder: self.retry_delays.clone(),
+            instance: self.clerk_instance.clone(),
+            keep_object: self.keep_clerk_object,
             silence: worker::SILENCE,
         }
     }

@@ -71,7 +71,8 @@ pub fn check(letter: &LetterDetail, body: Bytes) -> Result<Mended, EditError> {
     if difference.is_empty() {
         return Err(EditError::Unchanged);
     }
-    let parsed = clerk::parse(&body, &id, now()).map_err(|error| EditError::Refused(error.detail))?;
+    let known = clerk::Known { origin: letter.letter.origin, ..clerk::Known::webhook(&id, now()) };
+    let parsed = clerk::parse(&body, &known).map_err(|error| EditError::Refused(error.detail))?;
     let warnings = warnings(&letter.letter, &parsed);
     Ok(Mended { body, difference, warnings })
 }

@@ -58,11 +58,12 @@ impl std::fmt::Display for Outcomes {
 pub fn meaning(outcome: Outcome) -> Option<&'static str> {
     match outcome {
         Outcome::Ignored => Some("events of this type change no user"),
-        Outcome::Stale => Some("newer news of the user was known"),
+        Outcome::Stale => Some("it says nothing new about the user"),
         Outcome::Created
         | Outcome::Updated
         | Outcome::Deleted
         | Outcome::Relinked
+        | Outcome::Revived
         | Outcome::Duplicate
         | Outcome::Waiting
         | Outcome::Buried => None,

@@ -326,6 +326,7 @@ mod tests {
         let letter = Letter {
             id: Uuid::now_v7(),
             message_id: "msg_1".into(),
+            origin: crate::message::Origin::Webhook,
             round: 0,
             event_type: String::new(),
             clerk_id: None,

@@ -73,6 +73,8 @@ pub enum Outcome {
     Deleted,
     /// A returning user got the deleted account's row back.
     Relinked,
+    /// A user who was deleted here lives again, because Clerk's API knows the account and a person asked for it.
+    Revived,
     /// Older than what is known; changed nothing.
     Stale,
     /// The same message had taken effect before.
@@ -87,11 +89,12 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of the documentation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Created,
         Self::Updated,
         Self::Deleted,
         Self::Relinked,
+        Self::Revived,
         Self::Stale,
         Self::Duplicate,
         Self::Ignored,
@@ -106,6 +109,7 @@ impl Outcome {
             Self::Updated => "updated",
             Self::Deleted => "deleted",
             Self::Relinked => "relinked",
+            Self::Revived => "revived",
             Self::Stale => "stale",
             Self::Duplicate => "duplicate",
             Self::Ignored => "ignored",
@@ -117,9 +121,13 @@ impl Outcome {
     /// Final outcomes are recorded in the inbox, in the transaction of their effect.
     pub fn is_final(self) -> bool {
         match self {
-            Self::Created | Self::Updated | Self::Deleted | Self::Relinked | Self::Stale | Self::Ignored => {
-                true
-            }
+            Self::Created
+            | Self::Updated
+            | Self::Deleted
+            | Self::Relinked
+            | Self::Revived
+            | Self::Stale
+            | Self::Ignored => true,
             Self::Duplicate | Self::Waiting | Self::Buried => false,
         }
     }

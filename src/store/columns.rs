@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{
     letters::{Action, Status},
+    sync::{RunResult, SeenBy},
     times::{rfc3339, time_in_range},
 };
 use crate::{message::Origin, rules::Outcome, time::Millis};
@@ -182,6 +183,22 @@ column! {
     /// What became of a message; `None` also for a name that only a newer headcount knows.
     OutcomeName is Option<Outcome>: Option<String> => |name: Option<String>| {
         Ok(name.and_then(|name| Outcome::ALL.into_iter().find(|outcome| outcome.as_str() == name)))
+    }
+}
+
+column! {
+    /// How a run ended. A check of the table's lets no other name in.
+    ResultName is RunResult: String => |name: String| {
+        let result = RunResult::ALL.into_iter().find(|result| result.as_str() == name);
+        result.ok_or_else(|| "a result that is new to headcount".into())
+    }
+}
+
+column! {
+    /// How an instance was first met. A check of the table's lets no other name in.
+    SeenByName is SeenBy: String => |name: String| {
+        let by = SeenBy::ALL.into_iter().find(|by| by.as_str() == name);
+        by.ok_or_else(|| "a way that is new to headcount".into())
     }
 }
 

@@ -17,7 +17,10 @@ pub(super) trait Dialect: Database + Sized {
     fn bind(query: &mut QueryBuilder<Self>, value: Value<'_>);
 
     /// A question that stands as it is, with its values.
-    fn whole(question: &'static str, values: [Value<'_>; 2]) -> Result<QueryBuilder<Self>, StoreError>;
+    fn whole<'v>(
+        question: impl Into<String>,
+        values: impl IntoIterator<Item = Value<'v>>,
+    ) -> Result<QueryBuilder<Self>, StoreError>;
 
     /// Appends ` AND …`: the letter is one of these.
     fn and_one_of(query: &mut QueryBuilder<Self>, ids: &[Uuid]);
@@ -31,30 +34,46 @@ pub(super) trait Dialect: Database + Sized {
 pub(super) enum Value<'v> {
     Id(Option<Uuid>),
     Text(&'v str),
+    TextOrNull(Option<&'v str>),
+    /// All of these, as one value.
+    Texts(&'v [String]),
     Time(Millis),
+    TimeOrNull(Option<Millis>),
     Number(i64),
+    Flag(bool),
 }
 
-/// [`Dialect::bind`] and [`Dialect::whole`], which read alike for both databases.
+/// [`Dialect::bind`] and [`Dialect::whole`], which read alike for both databases, but for what `$texts` makes of a list.
 macro_rules! binding {
-    () => {
+    ($texts:expr) => {
         fn bind(query: &mut QueryBuilder<Self>, value: Value<'_>) {
             match value {
                 Value::Id(id) => query.push_bind(id.map(Id)),
                 Value::Text(text) => query.push_bind(text.to_owned()),
+                Value::TextOrNull(text) => query.push_bind(text.map(str::to_owned)),
+                Value::Texts(texts) => query.push_bind($texts(texts.to_vec())),
                 Value::Time(at) => query.push_bind(At(at)),
+                Value::TimeOrNull(at) => query.push_bind(at.map(At)),
                 Value::Number(number) => query.push_bind(number),
+                Value::Flag(flag) => query.push_bind(flag),
             };
         }
 
-        fn whole(question: &'static str, values: [Value<'_>; 2]) -> Result<QueryBuilder<Self>, StoreError> {
+        fn whole<'v>(
+            question: impl Into<String>,
+            values: impl IntoIterator<Item = Value<'v>>,
+        ) -> Result<QueryBuilder<Self>, StoreError> {
             let mut arguments = <Self as sqlx::Database>::Arguments::default();
             for value in values {
                 match value {
                     Value::Id(id) => arguments.add(id.map(Id)),
                     Value::Text(text) => arguments.add(text.to_owned()),
+                    Value::TextOrNull(text) => arguments.add(text.map(str::to_owned)),
+                    Value::Texts(texts) => arguments.add($texts(texts.to_vec())),
                     Value::Time(at) => arguments.add(At(at)),
+                    Value::TimeOrNull(at) => arguments.add(at.map(At)),
                     Value::Number(number) => arguments.add(number),
+                    Value::Flag(flag) => arguments.add(flag),
                 }
                 .map_err(sqlx::Error::Encode)?;
             }
@@ -271,4 +290,4 @@ impl<'f> Conditions<'f> {
 }
 
 /// The columns of a listing.
-const COLUMNS: &str = "id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, status, outcome, grp";
+const COLUMNS: &str = "id, message_id, origin, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, status, outcome, grp";

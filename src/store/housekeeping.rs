@@ -15,6 +15,9 @@ use crate::message::Rejected;
 /// The most samples of rejected requests that are kept.
 pub const REJECTIONS_MAX: u32 = 10_000;
 
+/// The newest so many runs of sync are kept however old they are.
+pub const RUNS_KEPT: u32 = 100;
+
 /// Samples of requests that the ingress turned away. An error is what the database says.
 #[async_trait]
 pub trait Rejections: Send + Sync {
@@ -32,7 +35,8 @@ from_row!(Rejected { at: At, address: String, reason: String, headers: sqlx::typ
 #[async_trait]
 pub trait Housekeeping: Send + Sync {
     /// Deletes one small step, at most `limit` rows of each kind, of what is past its retention, and of samples that are
-    /// not among the newest [`REJECTIONS_MAX`]. Waits for no lock. A clock that has leapt ahead is not believed at once,
+    /// not among the newest [`REJECTIONS_MAX`]. Of runs of sync it forgets what they had seen once they have ended, and the
+    /// runs themselves after [`Retention::RUNS`]. Waits for no lock. A clock that has leapt ahead is not believed at once,
     /// because what is deleted is gone for good.
     async fn prune(&self, retention: &Retention, limit: u32) -> Result<Pruned, StoreError>;
 
@@ -64,6 +68,12 @@ pub struct Retention {
 impl Retention {
     /// How long ignored messages are remembered at most.
     pub const IGNORED: Duration = Duration::from_secs(24 * 3_600);
+
+    /// How long runs of sync are kept, but for the newest [`RUNS_KEPT`].
+    pub const RUNS: Duration = Duration::from_secs(90 * 24 * 3_600);
+
+    /// When what a run had seen is forgotten though it has not ended: long after anybody could go on with it.
+    pub const LEFT_RUNS: Duration = Duration::from_secs(7 * 24 * 3_600);
 }
 
 /// One step of forgetting.

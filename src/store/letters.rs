@@ -235,6 +235,8 @@ pub struct Letter {
     pub id: Uuid,
     /// `svix-id`
     pub message_id: String,
+    /// Where the message comes from.
+    pub origin: Origin,
     /// Replays so far.
     pub round: u32,
     /// The envelope's type.

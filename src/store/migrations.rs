@@ -14,7 +14,7 @@ use super::{StoreError, errors};
 pub(super) const TABLE: &str = "headcount_migrations";
 
 /// Tables, and the migration that makes them: before it they must not be there.
-const OURS: [(i64, &str); 9] = [
+const OURS: [(i64, &str); 13] = [
     (1, "users"),
     (1, "inbox"),
     (1, "former_clerk_ids"),
@@ -24,6 +24,10 @@ const OURS: [(i64, &str); 9] = [
     (2, "dead_letter_tallies"),
     (2, "rejections"),
     (4, "retention_clock"),
+    (7, "instances"),
+    (7, "leases"),
+    (7, "sync_runs"),
+    (7, "sync_ids"),
 ];
 
 macro_rules! migrations {
@@ -59,6 +63,7 @@ macro_rules! migrations {
                 "users to erase",
                 include_str!(concat!("../../migrations/", $dialect, "/0006_users_to_erase.sql")),
             ),
+            (7, "sync", include_str!(concat!("../../migrations/", $dialect, "/0007_sync.sql"))),
         ]
     };
 }
@@ -134,7 +139,8 @@ mod tests {
                 "0003_search_letters",
                 "0004_retention_clock",
                 "0005_letters_tell_the_outcome",
-                "0006_users_to_erase"
+                "0006_users_to_erase",
+                "0007_sync"
             ]
         );
         assert!(names(POSTGRES).is_sorted());

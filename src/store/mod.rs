@@ -43,6 +43,7 @@ pub mod postgres;
 mod questions;
 mod retry;
 pub mod sqlite;
+pub mod sync;
 mod times;
 mod unit;
 mod users;
@@ -118,6 +119,7 @@ pub trait Store:
     + letters::Letters
     + housekeeping::Rejections
     + housekeeping::Housekeeping
+    + sync::SyncTables
 {
     /// Closes the connections, within a few seconds.
     async fn close(&self);

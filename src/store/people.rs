@@ -179,6 +179,16 @@ macro_rules! users { ($rest:literal) => { concat!(
 
 pub(super) use users;
 
+/// The user that a [`Reference`] means: an id before a Clerk id before a former id before an address; of the claimants of an
+/// address who shows it, then who is alive, then the newest.
+pub(super) const NAMED: &str = users!(
+    "WHERE id = $1 OR clerk_id = $2 OR email_key = $3 \
+     OR id = (SELECT user_id FROM former_clerk_ids WHERE clerk_id = $2) \
+     ORDER BY coalesce(id = $1, false) DESC, clerk_id = $2 DESC, \
+     coalesce(id = (SELECT user_id FROM former_clerk_ids WHERE clerk_id = $2), false) DESC, \
+     email IS NOT NULL DESC, deleted_at IS NULL DESC, version DESC, id DESC LIMIT 1"
+);
+
 from_row!(User {
     id: Id,
     clerk_id: String,

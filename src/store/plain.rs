@@ -16,9 +16,9 @@ use crate::{
 };
 
 /// The longest detail and the longest note, in bytes.
-const DETAIL_MAX: usize = 1_000;
+pub(super) const DETAIL_MAX: usize = 1_000;
 /// The longest Clerk id, name of an actor and address, in bytes.
-const NAME_MAX: usize = 255;
+pub(super) const NAME_MAX: usize = 255;
 /// The highest round. It leaves room for as many more.
 const ROUND_MAX: u32 = u32::MAX / 2;
 

@@ -70,7 +70,7 @@ const STATUSES: &str = "SELECT status, CAST(sum(letters) AS bigint) FROM dead_le
 const GROUPS: &str = "SELECT DISTINCT grp FROM dead_letter_tallies ORDER BY grp";
 
 /// A letter by its id or its message id; an id comes first.
-const ONE: &str = "SELECT id, message_id, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, \
+const ONE: &str = "SELECT id, message_id, origin, round, event_type, clerk_id, reason, detail, attempts, first_seen, died_at, \
      status, outcome, grp, headers, body FROM dead_letters JOIN dead_letter_contents ON letter_id = id \
      WHERE id = $1 OR message_id = $2 ORDER BY coalesce(id = $1, false) DESC LIMIT 1";
 
@@ -81,6 +81,7 @@ const HISTORY: &str = "SELECT at, action, round, by, note FROM (SELECT * FROM de
 from_row!(Letter {
     id: Id,
     message_id: String,
+    origin: OriginName,
     round: Small,
     event_type: String,
     clerk_id: Option<String>,

@@ -17,7 +17,10 @@ use super::{
     retry::{self, LAST_BEGIN},
     users::{Answer, Statements, UsersBatch},
 };
-use crate::rules::{Change, Event, Outcome, users::OnDelete};
+use crate::{
+    rules::{Change, Event, Outcome, users::OnDelete},
+    time::Millis,
+};
 
 /// What nobody else may change while a batch decides by it. PostgreSQL turns it into an advisory lock.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,8 +90,8 @@ pub(super) trait Transaction: Statements + Sized {
 pub(super) struct Remembered {
     /// Those of its messages that the inbox has.
     pub(super) messages: HashSet<String>,
-    /// Those of its Clerk ids that are former ids.
-    pub(super) former: HashSet<String>,
+    /// Those of its Clerk ids that are former ids, with the times of their deletions.
+    pub(super) former: HashMap<String, Millis>,
 }
 
 /// Applies a batch, again where it lost a race. The outcomes stand in the order of the batch.

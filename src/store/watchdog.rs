@@ -34,6 +34,10 @@ use super::{
         Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
         Status,
     },
+    sync::{
+        Holder, InstanceRow, Known, Lease, NewRun, Owner, Run, Seen, SeenBy, Settled, SyncTables, Taken,
+        Unseen,
+    },
 };
 use crate::{datafile::Examined, message::Rejected, rules::Outcome, time::Millis};
 
@@ -276,6 +280,32 @@ watched!(Housekeeping {
             self.0.asked.load(Relaxed)
         }
     }
+});
+
+watched!(SyncTables {
+    [PEOPLE] known(&clerk_ids: [String], &keys: [String]) -> Known;
+    [PEOPLE] live_users() -> u64;
+    [PEOPLE] live_among(&clerk_ids: [String]) -> Vec<String>;
+    [PEOPLE] clerk_id_of(&reference: str) -> Option<String>;
+    [READY] take_lease(&name: str, &by: Holder, ttl: Duration) -> Taken;
+    [READY] give_lease_back(&name: str, holder: Uuid) -> ();
+    [READY] tell_state(&name: str, holder: Uuid, &state: serde_json::Value) -> bool;
+    [READY] lease(&name: str) -> Option<Lease>;
+    [PEOPLE] begin_run(&new: NewRun) -> Run;
+    [PEOPLE] save_run(&run: Run) -> ();
+    [PEOPLE] runs(limit: u32) -> Vec<Run>;
+    [PEOPLE] see(run: Uuid, &ids: [Seen]) -> u64;
+    [PEOPLE] outstanding(run: Uuid, limit: u32) -> Vec<(String, String)>;
+    [PEOPLE] settled(&message_ids: [String]) -> Vec<(String, Settled)>;
+    [PEOPLE] settle(run: Uuid, &clerk_ids: [String]) -> ();
+    [PEOPLE] unseen(run: Uuid, after: Option<String>, limit: u32) -> Unseen;
+    [PEOPLE] note_absent(run: Uuid, &clerk_id: str, at: Millis) -> ();
+    [PEOPLE] absent(run: Uuid, after: Option<String>, limit: u32) -> Vec<(String, Millis)>;
+    [PEOPLE] forget_ids(run: Uuid, limit: u32) -> u64;
+    [READY] saw_instance(&instance_id: str, by: SeenBy) -> Owner;
+    [PEOPLE] adopt_instance(&instance_id: str) -> ();
+    [PEOPLE] instances() -> Vec<InstanceRow>;
+    [READY] note_webhook(instance_id: Option<String>, received_at: Millis) -> ();
 });
 
 #[async_trait]

@@ -18,6 +18,7 @@ use super::{
     Settings,
     blame::{Kind, Moment, Span, Suspect},
     held::Held,
+    seen::Seen,
     verdict::Verdict,
 };
 use crate::{
@@ -93,6 +94,7 @@ pub(super) type Tell = mpsc::UnboundedSender<Progress>;
 pub(super) struct Pipeline {
     store: Arc<dyn Batches>,
     pub(super) settings: Settings,
+    seen: Seen,
     pub(super) metrics: WorkerMetrics,
     /// Moments are counted from it.
     epoch: Instant,
@@ -141,8 +143,13 @@ struct Failures {
 }
 
 impl Pipeline {
-    pub(super) fn new(store: Arc<dyn Batches>, settings: Settings, metrics: WorkerMetrics) -> Self {
-        Self { store, settings, metrics, epoch: Instant::now(), successes: AtomicU64::new(0) }
+    pub(super) fn new(
+        store: Arc<dyn Batches>,
+        settings: Settings,
+        seen: Seen,
+        metrics: WorkerMetrics,
+    ) -> Self {
+        Self { store, settings, seen, metrics, epoch: Instant::now(), successes: AtomicU64::new(0) }
     }
 
     pub(super) fn moment(&self) -> Moment {
@@ -260,8 +267,19 @@ impl Pipeline {
             if message.id.as_str() == "msg_abort_the_worker" {
                 std::process::abort();
             }
-            match clerk::parse(&message.body, &message.id, message.received_at) {
+            let known = clerk::Known {
+                message_id: &message.id,
+                origin: message.origin,
+                received_at: message.received_at,
+                keep_object: self.settings.keep_object,
+            };
+            match clerk::parse(&message.body, &known) {
+                Ok(parsed) if self.is_of_other_instance(&parsed) => {
+                    let verdict = Verdict::of_other_instance(parsed.instance.as_deref());
+                    buried.push((one, verdict));
+                }
                 Ok(parsed) => {
+                    self.seen.note(message.origin, parsed.instance.as_deref(), message.received_at);
                     let event = Event {
                         message_id: message.id.as_str().to_owned(),
                         change: parsed.change,
@@ -280,6 +298,12 @@ impl Pipeline {
             }
         }
         (Part { held, incoming: incoming.into(), sent }, buried)
+    }
+
+    /// People said which Clerk instance the table belongs to, and this event is of another.
+    fn is_of_other_instance(&self, parsed: &clerk::Parsed) -> bool {
+        let (ours, told) = (self.settings.instance.as_deref(), parsed.instance.as_deref());
+        ours.is_some_and(|ours| told.is_some_and(|told| told != ours))
     }
 
     async fn apply(&self, part: &Part) -> Applied {
@@ -349,7 +373,7 @@ fn failed_alone(part: Part, error: StoreError, tried: Span) -> Option<Progress> 
 /// Whether an outcome proves that the database takes changes of users.
 fn changes_users(outcome: Outcome) -> bool {
     match outcome {
-        Outcome::Created | Outcome::Updated | Outcome::Deleted | Outcome::Relinked => true,
+        Outcome::Created | Outcome::Updated | Outcome::Deleted | Outcome::Relinked | Outcome::Revived => true,
         Outcome::Stale | Outcome::Duplicate | Outcome::Ignored | Outcome::Waiting | Outcome::Buried => false,
     }
 }

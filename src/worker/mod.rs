@@ -28,6 +28,7 @@ mod batch;
 pub mod blame;
 mod course;
 mod held;
+mod seen;
 mod settle;
 mod shift;
 pub mod verdict;
@@ -36,6 +37,7 @@ use batch::{Failed, Pipeline};
 use blame::{Blame, Kind, Span};
 use held::Held;
 pub use held::TRANSACTIONS;
+pub use seen::Seen;
 use settle::Settling;
 use shift::{Shift, ShiftEnd};
 use verdict::Verdict;
@@ -59,6 +61,10 @@ pub struct Settings {
     pub patience: u32,
     /// `HEADCOUNT_RETRY_DELAYS`
     pub ladder: Ladder,
+    /// `HEADCOUNT_CLERK_INSTANCE`: events of another instance are buried.
+    pub instance: Option<String>,
+    /// `HEADCOUNT_KEEP_CLERK_OBJECT`
+    pub keep_object: bool,
     /// How long something may fail while nothing succeeds before everything that is held goes back to the queue; and how
     /// long a message that failed waits for another's success before it is set aside.
     pub silence: Duration,
@@ -71,7 +77,7 @@ pub struct Health {
     pub paused: Option<String>,
 }
 
-/// Works until `stop` turns true and everything received is settled.
+/// Works until `stop` turns true and everything received is settled. Notes in `seen` which Clerk instances the webhooks are of.
 ///
 /// # Errors
 /// The queue cannot be consumed as configured.
@@ -79,12 +85,13 @@ pub async fn run(
     queue: Arc<dyn Queue>,
     store: Arc<dyn Batches>,
     settings: Settings,
+    seen: Seen,
     health: watch::Sender<Health>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), QueueError> {
     let (outcomes, reasons) = (Outcome::ALL.map(Outcome::as_str), Reason::ALL.map(Reason::as_str));
     let metrics = WorkerMetrics::new(&clerk::TYPES, &outcomes, &reasons);
-    let pipeline = Arc::new(Pipeline::new(store, settings.clone(), metrics.clone()));
+    let pipeline = Arc::new(Pipeline::new(store, settings.clone(), seen, metrics.clone()));
     let mut worker = Worker {
         queue,
         batch_limit: settings.batch_max,

@@ -3,6 +3,7 @@
 //! Every way to the dead letters, by its reason:
 //!
 //! - [`Reason::InvalidPayload`]: the body cannot be read (`batch`, before it is tried).
+//! - [`Reason::OtherInstance`]: it is of a Clerk instance that people did not name (`batch`, before it is tried).
 //! - [`Reason::CrashLoop`]: it came back unsettled too often: here (`batch`), in the embedded queue, or by the broker's
 //!   own delivery limit.
 //! - [`Reason::Rejected`]: it is to blame (`blame`), and the database refuses its values, or what it says is unclear to the
@@ -58,6 +59,7 @@ impl Verdict {
             | Outcome::Updated
             | Outcome::Deleted
             | Outcome::Relinked
+            | Outcome::Revived
             | Outcome::Stale
             | Outcome::Duplicate
             | Outcome::Ignored
@@ -85,6 +87,15 @@ impl Verdict {
     /// A body that cannot be read.
     pub fn unreadable(detail: String) -> Self {
         Self::Bury(Burial { reason: Reason::InvalidPayload, detail })
+    }
+
+    /// An event of another Clerk instance than people named.
+    pub fn of_other_instance(instance: Option<&str>) -> Self {
+        let detail = format!(
+            "it is of the Clerk instance {}, and HEADCOUNT_CLERK_INSTANCE names another",
+            instance.unwrap_or("unknown")
+        );
+        Self::Bury(Burial { reason: Reason::OtherInstance, detail })
     }
 
     /// A message that has come back unsettled so often: it hangs its workers, or kills them.

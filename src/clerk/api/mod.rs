@@ -16,7 +16,7 @@ use self::{
 };
 pub use self::{
     error::{ApiError, Away},
-    snapshot::{Snapshot, USER, USER_GONE, gone},
+    snapshot::{Snapshot, gone},
 };
 use crate::{secret::Secret, time::Millis};
 
@@ -48,6 +48,8 @@ pub struct Settings {
     pub rate: Option<f64>,
     /// How long a request that fails for a passing reason is tried again. Zero: never.
     pub patience: Duration,
+    /// `HEADCOUNT_KEEP_CLERK_OBJECT`: snapshots hold the whole object.
+    pub keep_object: bool,
 }
 
 /// Asks Clerk's API. Cheap to clone; clones share the quota. Every call can be dropped at any point.
@@ -144,7 +146,7 @@ impl Api {
         };
         let strange = || self.strange("its answer is not the user that was asked for");
         let raw: &RawValue = serde_json::from_slice(&body).map_err(|_| strange())?;
-        let snapshot = Snapshot::read(&body, raw, read_at);
+        let snapshot = Snapshot::read(&body, raw, read_at, self.0.keep_object);
         if snapshot.clerk_id.as_deref() != Some(clerk_id) {
             return Err(strange());
         }
@@ -198,7 +200,8 @@ impl Api {
         match given {
             Given::Body(body) => {
                 let users = list(&body, self.0.host())?;
-                Ok(Some(users.into_iter().map(|raw| Snapshot::read(&body, raw, read_at)).collect()))
+                let read = |raw| Snapshot::read(&body, raw, read_at, self.0.keep_object);
+                Ok(Some(users.into_iter().map(read).collect()))
             }
             Given::TooLarge => Ok(None),
             Given::Nothing => Err(self.nothing()),

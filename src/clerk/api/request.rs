@@ -59,6 +59,7 @@ pub(super) struct Requests {
     /// Marked as sensitive.
     authorization: HeaderValue,
     patience: Duration,
+    pub(super) keep_object: bool,
     quota: RateLimiter,
     /// Nothing is asked before: Clerk said so.
     rest: Mutex<Instant>,
@@ -110,6 +111,7 @@ impl Requests {
             host,
             authorization,
             patience: settings.patience,
+            keep_object: settings.keep_object,
             quota: limiter(settings.rate.unwrap_or(quota * SHARE)),
             rest: Mutex::new(Instant::now()),
             ahead: AtomicI64::new(0),

@@ -7,20 +7,15 @@ use bytes::Bytes;
 use serde_json::{json, value::RawValue};
 
 use super::super::{
+    GONE, SNAPSHOT,
     field::{Field, PayloadError, Raw, fields},
     user::{News, account},
 };
 use crate::{
     message::{Message, MessageId, Origin},
-    rules::users::{Upsert, UpsertKind},
+    rules::users::{Source, Upsert, UpsertKind},
     time::Millis,
 };
-
-/// The envelope's `type` of a user that was read.
-pub const USER: &str = "headcount.user";
-
-/// The envelope's `type` of a user whom Clerk does not know any more.
-pub const USER_GONE: &str = "headcount.user_gone";
 
 /// One user as the API gave it.
 #[derive(Clone)]
@@ -46,7 +41,7 @@ fields! {
 
 impl Snapshot {
     /// Reads the user that stands at `raw`, a part of `body`.
-    pub(super) fn read(body: &Bytes, raw: &RawValue, read_at: Millis) -> Self {
+    pub(super) fn read(body: &Bytes, raw: &RawValue, read_at: Millis, keep_object: bool) -> Self {
         let outline: Option<Outline<'_>> = Field::at("data", Some(raw)).object().ok().flatten();
         let (id, created_at, updated_at) =
             outline.map(|outline| (outline.id, outline.created_at, outline.updated_at)).unwrap_or_default();
@@ -60,7 +55,13 @@ impl Snapshot {
             data: body.slice_ref(raw.get().as_bytes()),
         };
         let message_id = snapshot.message_id();
-        let news = News { sent: Some(read_at), message_id: &message_id, received_at: read_at };
+        let news = News {
+            sent: Some(read_at),
+            message_id: &message_id,
+            received_at: read_at,
+            source: Source::Api { revive: false },
+            keep_object,
+        };
         snapshot.upsert = news.upsert(Some(raw), UpsertKind::Updated);
         snapshot
     }
@@ -75,8 +76,7 @@ impl Snapshot {
 
     /// The message that brings it to the table. With `revive` it also brings back a user who is deleted there.
     pub fn message(&self, instance: &str, revive: bool) -> Message {
-        let head =
-            json!({ "instance_id": instance, "object": "event", "timestamp": self.read_at, "type": USER });
+        let head = json!({ "instance_id": instance, "object": "event", "timestamp": self.read_at, "type": SNAPSHOT });
         let mut body = head.to_string().into_bytes();
         // The closing brace comes back at the end.
         body.pop();
@@ -86,7 +86,7 @@ impl Snapshot {
         body.extend_from_slice(b",\"data\":");
         body.extend_from_slice(&self.data);
         body.push(b'}');
-        message(self.message_id(), USER, self.read_at, body)
+        message(self.message_id(), SNAPSHOT, self.read_at, body)
     }
 }
 
@@ -111,10 +111,10 @@ pub fn gone(clerk_id: &str, confirmed_at: Millis, instance: &str) -> Message {
         "instance_id": instance,
         "object": "event",
         "timestamp": confirmed_at,
-        "type": USER_GONE,
+        "type": GONE,
     });
     let id = message_id(&format!("api_{clerk_id}_gone_{confirmed_at}"));
-    message(id, USER_GONE, confirmed_at, body.to_string().into_bytes())
+    message(id, GONE, confirmed_at, body.to_string().into_bytes())
 }
 
 /// `text`, or its digest where a Clerk id is too long or too strange for the id of a message.

@@ -392,7 +392,7 @@ mod tests {
     const AT: Millis = 1_760_000_000_123;
 
     fn parsed(body: &[u8]) -> clerk::Parsed {
-        clerk::parse(body, &MessageId::of_body(body), 0).unwrap()
+        clerk::parse(body, &clerk::Known::webhook(&MessageId::of_body(body), 0)).unwrap()
     }
 
     #[test]
@@ -413,7 +413,7 @@ mod tests {
             person.updated_at = AT + 5;
             let body = person.event("user.updated", AT + 9);
             assert!((1500..=3500).contains(&body.len()), "{} bytes", body.len());
-            let clerk::Parsed { change: Change::User(users::Change::Upsert(user)), event_type, sent } =
+            let clerk::Parsed { change: Change::User(users::Change::Upsert(user)), event_type, sent, .. } =
                 parsed(&body)
             else {
                 panic!()

@@ -306,7 +306,7 @@ mod tests {
 
     fn change(webhook: &Webhook) -> Option<Change> {
         let id = MessageId::parse(&webhook.id).unwrap();
-        clerk::parse(&webhook.body, &id, 0).ok().map(|parsed| parsed.change)
+        clerk::parse(&webhook.body, &clerk::Known::webhook(&id, 0)).ok().map(|parsed| parsed.change)
     }
 
     #[test]

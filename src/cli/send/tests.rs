@@ -49,7 +49,7 @@ async fn send(line: &str, url: &str) -> (Result<(), Failure>, String) {
 }
 
 fn change(body: &[u8]) -> Change {
-    clerk::parse(body, &MessageId::of_body(body), 0).unwrap().change
+    clerk::parse(body, &clerk::Known::webhook(&MessageId::of_body(body), 0)).unwrap().change
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::{
-    Change, Claim, Folded, FormerId, Loaded, OnDelete, Policy, Profile, Relink, Row, Upsert, UpsertKind,
-    Version, fold,
+    Change, Claim, Folded, FormerId, Loaded, OnDelete, Policy, Profile, Relink, Row, Source, Upsert,
+    UpsertKind, Version, fold,
 };
 use crate::{
     rules::{self, Event, Outcome},
@@ -34,6 +34,7 @@ pub(super) fn created(clerk_id: &str, at: Millis) -> News {
         born: at,
         claim: None,
         profile: Arc::default(),
+        source: Source::Webhook,
     })
 }
 
@@ -73,6 +74,24 @@ impl News {
     pub(super) fn message(mut self, id: &str) -> Self {
         self.0.version.message_id = id.into();
         self
+    }
+
+    /// As Clerk's API gave it at this time.
+    pub(super) fn read_at(mut self, at: Millis) -> Self {
+        let id = format!("api_{}_{at}", self.0.clerk_id);
+        self.0.version = Version { sent: at, kind: UpsertKind::Updated, message_id: id, ..self.0.version };
+        self.0.source = Source::Api { revive: false };
+        self
+    }
+
+    /// And a person asks for the account to live again.
+    pub(super) fn revive(mut self) -> Self {
+        self.0.source = Source::Api { revive: true };
+        self
+    }
+
+    pub(super) fn upsert(self) -> Upsert {
+        self.0
     }
 
     pub(super) fn event(self) -> Event {
@@ -125,12 +144,13 @@ impl Books {
     }
 
     pub(super) fn apply(&mut self, policy: &Policy, events: &[Event]) -> Folded {
-        let former = self.former.iter().map(|former| former.clerk_id.clone()).collect();
+        let former = self.former.iter().map(|former| (former.clerk_id.clone(), former.deleted_at)).collect();
         let folded = fold(policy, Loaded { rows: self.rows.clone(), former }, events);
         for change in &folded.rows {
             self.rows.retain(|row| row.id != change.row.id);
             self.rows.push(change.row.clone());
         }
+        self.former.retain(|former| !folded.revived.contains(&former.clerk_id));
         self.former.extend(folded.former.iter().cloned());
         folded
     }

@@ -1,14 +1,14 @@
 //! Owns the rules: what an event does to the account it is about, and which row that account holds.
 //!
 //! Promises that the live accounts, their mirrors and their shown addresses come out the same whatever the order,
-//! duplication or split of the events; that a deleted account never comes back; and that an event which waits has
+//! duplication or split of the events; that a deleted account never comes back by itself; and that an event which waits has
 //! changed nothing. Never looks at a clock, a database or anything but what it is given, and never panics.
 
 use uuid::Uuid;
 
 use super::{
-    Change, Folded, FormerId, Loaded, OnDelete, Policy, Profile, Relink, Row, Upsert, Version, claims,
-    table::Table,
+    Change, Folded, FormerId, Loaded, OnDelete, Policy, Profile, Relink, Row, Source, Upsert, Version,
+    claims, compare, table::Table,
 };
 use crate::{
     rules::{self, Event, Outcome},
@@ -23,8 +23,8 @@ pub fn fold(policy: &Policy, loaded: Loaded, events: &[Event]) -> Folded {
     let mut outcomes: Vec<_> =
         oldest_first(events).into_iter().map(|(place, event)| (place, fold.event(event))).collect();
     outcomes.sort_unstable_by_key(|(place, _)| *place);
-    let (rows, former) = fold.table.into_changes();
-    Folded { rows, former, outcomes: outcomes.into_iter().map(|(_, outcome)| outcome).collect() }
+    let outcomes = outcomes.into_iter().map(|(_, outcome)| outcome).collect();
+    Folded { outcomes, ..fold.table.into_changes() }
 }
 
 /// The events, each with its place in the batch, by version. A deletion comes after the news of the same millisecond.
@@ -68,15 +68,21 @@ impl Fold {
     }
 
     fn upsert(&mut self, event: &Event, upsert: &Upsert) -> Outcome {
+        if self.revives(upsert) {
+            return self.revive(event, upsert);
+        }
         if let Some(row) = self.table.held_by(&upsert.clerk_id) {
             if !self.takes_news(row) || upsert.version <= row.version {
+                return Outcome::Stale;
+            }
+            if upsert.source != Source::Webhook && self.says_the_same(row, upsert) {
                 return Outcome::Stale;
             }
             let news = Row { deleted_at: row.deleted_at, ..mirrored(row.id, upsert) };
             self.table.put(news);
             return Outcome::Updated;
         }
-        if self.table.is_former(&upsert.clerk_id) {
+        if self.table.former(&upsert.clerk_id).is_some() {
             return Outcome::Stale;
         }
         match self.arrival(upsert, event.patience_over) {
@@ -102,6 +108,34 @@ impl Fold {
                 Outcome::Relinked
             }
         }
+    }
+
+    /// Whether a person asked for this account to live again, and Clerk's API knew it after its deletion.
+    fn revives(&self, upsert: &Upsert) -> bool {
+        let deleted_at = match self.table.held_by(&upsert.clerk_id) {
+            Some(row) => row.deleted_at,
+            None => self.table.former(&upsert.clerk_id),
+        };
+        upsert.source == Source::Api { revive: true } && deleted_at.is_some_and(|at| at < upsert.version.sent)
+    }
+
+    /// The account gets its row back, or a new one where it has none.
+    fn revive(&mut self, event: &Event, upsert: &Upsert) -> Outcome {
+        let row = match self.table.held_by(&upsert.clerk_id) {
+            Some(row) => row.id,
+            None => {
+                self.table.forget(&upsert.clerk_id);
+                event.fresh_row
+            }
+        };
+        self.table.put(mirrored(row, upsert));
+        Outcome::Revived
+    }
+
+    /// Whether a reading of Clerk's API would change nothing.
+    fn says_the_same(&self, row: &Row, upsert: &Upsert) -> bool {
+        let rivals = row.claim.iter().flat_map(|claim| self.table.claimants(&claim.key));
+        compare::says_the_same(row, upsert, rivals)
     }
 
     /// A kept deleted row still takes in late news, so that its last claim is right.
@@ -133,7 +167,7 @@ impl Fold {
 
     fn delete(&mut self, clerk_id: &str, at: Millis) -> Outcome {
         let Some(row) = self.table.held_by(clerk_id) else {
-            if self.table.is_former(clerk_id) {
+            if self.table.former(clerk_id).is_some() {
                 return Outcome::Stale;
             }
             self.table.remember(FormerId { clerk_id: clerk_id.to_owned(), user_id: None, deleted_at: at });
@@ -161,6 +195,7 @@ fn mirrored(id: Uuid, upsert: &Upsert) -> Row {
         version: upsert.version.clone(),
         claim: upsert.claim.clone(),
         shown: false,
+        askew: false,
         deleted_at: None,
         erased: false,
         profile: Some(upsert.profile.clone()),
@@ -170,7 +205,7 @@ fn mirrored(id: Uuid, upsert: &Upsert) -> Row {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        ChangedRow,
+        ChangedRow, Claim,
         fixtures::{
             Books, DEFAULT, ERASE, MATCH, NEVER, News, created, deleted, fresh, named, other, updated,
         },
@@ -276,6 +311,84 @@ mod tests {
         let folded = ann_with_x().apply(&DEFAULT, &[other()]);
         assert_eq!(folded.outcomes, [Ignored]);
         assert!(folded.rows.is_empty() && folded.former.is_empty());
+    }
+
+    // What Clerk's API says.
+
+    #[test]
+    fn a_snapshot_wins_at_the_same_version_and_changes_nothing_where_nothing_differs() {
+        let mut books = ann_with_x();
+        let same = created("ann", 10).verified(X).named("Ann").read_at(50);
+        let folded = books.apply(&DEFAULT, &[same.clone().event()]);
+        assert_eq!((folded.outcomes, folded.rows), (vec![Stale], vec![]));
+        let edited = books.rows.first_mut().unwrap();
+        edited.profile = Some(Arc::new(named("Edited")));
+        assert_eq!(books.tell(&DEFAULT, [same.event()]), [Updated]);
+        assert_eq!(books.name("ann"), Some("Ann"));
+        let later = created("ann", 10).verified(X).named("Later").read_at(40);
+        assert_eq!(books.tell(&DEFAULT, [later.event()]), [Stale], "an earlier reading");
+    }
+
+    #[test]
+    fn a_snapshot_puts_a_row_right_that_shows_another_address() {
+        let edits: [fn(&mut Row); 4] = [
+            |row| row.shown = false,
+            |row| row.askew = true,
+            |row| row.claim = None,
+            |row| row.claim = Some(Claim::new(Y, true)),
+        ];
+        for edit in edits {
+            let mut books = ann_with_x();
+            books.rows.iter_mut().for_each(edit);
+            let snapshot = created("ann", 10).verified(X).named("Ann").read_at(50);
+            assert_eq!(books.tell(&DEFAULT, [snapshot.event()]), [Updated]);
+            assert_eq!(books.email("ann"), Some(X));
+            assert!(!books.row("ann").askew);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_of_nobody_known_makes_a_row_and_of_somebody_deleted_none() {
+        let mut books = Books::default();
+        assert_eq!(books.tell(&DEFAULT, [created("ann", 10).read_at(50).event()]), [Created]);
+        assert_eq!(books.tell(&DEFAULT, [deleted("ann", 60), deleted("bob", 60)]), [Deleted, Deleted]);
+        let outcomes = books.tell(
+            &DEFAULT,
+            [created("ann", 20).named("Ann").read_at(70).event(), created("bob", 20).read_at(70).event()],
+        );
+        assert_eq!(outcomes, [Updated, Stale]);
+        assert_eq!(books.row("ann").deleted_at, Some(60));
+        assert!(!books.has_row("bob"));
+    }
+
+    #[test]
+    fn who_is_asked_for_lives_again_with_the_row_and_only_if_read_after_the_deletion() {
+        for policy in [DEFAULT, ERASE] {
+            let mut books = ann_with_x();
+            books.tell(&policy, [deleted("ann", 20)]);
+            let asked = |at| created("ann", 10).verified(X).named("Ann").read_at(at).revive().event();
+            for too_early in [19, 20] {
+                books.tell(&policy, [asked(too_early)]);
+                assert_eq!(books.row("ann").deleted_at, Some(20), "read at {too_early}");
+            }
+            assert_eq!(books.tell(&policy, [asked(21)]), [Revived]);
+            let row = books.row("ann");
+            assert_eq!((row.id, row.deleted_at, row.erased), (fresh("ann created at 10"), None, false));
+            assert_eq!((books.email("ann"), books.name("ann")), (Some(X), Some("Ann")));
+        }
+    }
+
+    #[test]
+    fn a_former_id_that_is_asked_for_lives_again_with_a_row_of_its_own() {
+        let mut books = ann_left_x();
+        books.tell(&DEFAULT, [created("bob", 30).verified(X).event()]);
+        let asked = created("ann", 10).verified(X).read_at(40).revive();
+        let folded = books.apply(&DEFAULT, &[asked.clone().event()]);
+        assert_eq!((folded.outcomes, folded.revived), (vec![Revived], vec!["ann".to_owned()]));
+        assert_eq!(books.row("bob").id, fresh("ann created at 10"), "bob keeps the row");
+        assert_eq!(books.row("ann").id, fresh("api_ann_40"));
+        assert!(books.former.is_empty());
+        assert_eq!(books.tell(&DEFAULT, [asked.read_at(50).revive().event()]), [Stale], "she lives");
     }
 
     // Deletion.

@@ -1,9 +1,10 @@
 //! Owns the rules that fold events into users (what the webhook means): pure code, no I/O, no clock, no SQL.
 //!
 //! In the order in which an event meets them: [`Version`] decides what is news, [`Claim`] who may show an address,
-//! [`fold()`] turns the rows a batch touches and its events into changed rows and an outcome per event.
+//! [`fold()`] turns the rows a batch touches and its events into changed rows and an outcome per event. [`compare()`] tells how a
+//! row stands to what Clerk's API says.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -12,6 +13,7 @@ use super::{Event, Outcome};
 use crate::time::Millis;
 
 mod claims;
+mod compare;
 #[cfg(test)]
 mod fixtures;
 mod fold;
@@ -19,6 +21,7 @@ mod fold;
 mod states;
 mod table;
 
+pub use compare::{Standing, compare};
 pub use fold::fold;
 
 /// Which of two pieces of news about an account is newer. Ordered field by field, as written here.
@@ -88,6 +91,8 @@ pub struct Profile {
     pub created_at: Option<Millis>,
     /// `data.updated_at`.
     pub updated_at: Option<Millis>,
+    /// Clerk's whole user object of this version, as JSON text; kept under `HEADCOUNT_KEEP_CLERK_OBJECT` only.
+    pub clerk: Option<String>,
 }
 
 /// One row of `users`, as far as the rules need it.
@@ -103,11 +108,13 @@ pub struct Row {
     pub claim: Option<Claim>,
     /// The row is the best claimant: its `email` column shows the claim.
     pub shown: bool,
+    /// Its `email` column shows another text than the claim: somebody edited the row.
+    pub askew: bool,
     /// The deletion's own time.
     pub deleted_at: Option<Millis>,
     /// Deleted under [`OnDelete::Erase`]: nothing personal is left and no news is taken in.
     pub erased: bool,
-    /// The other mirrored columns. `None`: as they are stored. Only [`Policy::needs_profiles`] makes stores load them.
+    /// The other mirrored columns. `None`: as they are stored. Only [`needs_profiles`] makes stores load them.
     pub profile: Option<Arc<Profile>>,
 }
 
@@ -126,6 +133,12 @@ pub enum Change {
 }
 
 impl Event {
+    /// It is about a user as Clerk's API gave it.
+    pub fn is_snapshot(&self) -> bool {
+        let super::Change::User(Change::Upsert(upsert)) = &self.change else { return false };
+        matches!(upsert.source, Source::Api { .. })
+    }
+
     /// The key of the address that an account claims by the event.
     pub fn claim_key(&self) -> Option<&str> {
         let super::Change::User(Change::Upsert(upsert)) = &self.change else { return None };
@@ -164,6 +177,20 @@ pub struct Upsert {
     pub claim: Option<Claim>,
     /// Everything else that is mirrored.
     pub profile: Arc<Profile>,
+    /// Who says so.
+    pub source: Source,
+}
+
+/// Who tells news about an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A webhook, which announces a change.
+    Webhook,
+    /// A reading of Clerk's API, at the time [`Version::sent`]. It changes nothing where the row says the same.
+    Api {
+        /// A person asked for the account to live again, if it is deleted here.
+        revive: bool,
+    },
 }
 
 /// The rules that people choose.
@@ -175,11 +202,10 @@ pub struct Policy {
     pub on_delete: OnDelete,
 }
 
-impl Policy {
-    /// Whether [`fold()`] needs [`Row::profile`] of the rows it is given.
-    pub fn needs_profiles(&self) -> bool {
-        self.relink == Relink::Match && self.on_delete == OnDelete::Keep
-    }
+/// Whether [`fold()`] needs [`Row::profile`] of the rows it is given.
+pub fn needs_profiles<'e>(policy: &Policy, mut events: impl Iterator<Item = &'e Event>) -> bool {
+    let may_displace = policy.relink == Relink::Match && policy.on_delete == OnDelete::Keep;
+    may_displace || events.any(Event::is_snapshot)
 }
 
 /// Who may take over an existing row.
@@ -210,8 +236,8 @@ pub enum OnDelete {
 pub struct Loaded {
     /// In any order, each row once.
     pub rows: Vec<Row>,
-    /// The batch's Clerk ids that are former ids.
-    pub former: std::collections::HashSet<String>,
+    /// The batch's Clerk ids that are former ids, each with the time of its deletion.
+    pub former: HashMap<String, Millis>,
 }
 
 /// What a store saves, and what it answers.
@@ -223,6 +249,8 @@ pub struct Folded {
     pub rows: Vec<ChangedRow>,
     /// Ids to remember as deleted, each once.
     pub former: Vec<FormerId>,
+    /// Former ids to forget, because their accounts live again.
+    pub revived: Vec<String>,
     /// One per event, in the order given to [`fold()`].
     pub outcomes: Vec<Outcome>,
 }

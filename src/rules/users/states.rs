@@ -25,7 +25,7 @@ type Arrow = (State, State, &'static [&'static str]);
 const TAKEN: &str = "another account takes the row";
 
 /// What the documentation draws, in its order.
-const DRAWN: [Arrow; 14] = [
+const DRAWN: [Arrow; 17] = [
     (Unknown, Waiting, &["waiting"]),
     (Unknown, Live, &["created", "relinked"]),
     (Unknown, Former, &["deleted"]),
@@ -38,8 +38,11 @@ const DRAWN: [Arrow; 14] = [
     (Deleted, Deleted, &["updated", "deleted", "stale"]),
     (Deleted, Erased, &["deleted"]),
     (Deleted, Former, &[TAKEN]),
+    (Deleted, Live, &["revived"]),
     (Erased, Erased, &["deleted", "stale"]),
+    (Erased, Live, &["revived"]),
     (Former, Former, &["stale"]),
+    (Former, Live, &["revived"]),
 ];
 
 /// The lines of the diagram, without what surrounds them.
@@ -122,7 +125,7 @@ fn events() -> Vec<Event> {
         [created("ann", 30), updated("ann", 25).born(25), updated("ann", 50).born(30), created("eve", 70)]
     {
         for news in [news.clone(), news.clone().unverified(X), news.verified(X)] {
-            events.extend([news.clone().event(), news.at_last()]);
+            events.extend([news.clone().event(), news.clone().at_last(), news.read_at(60).revive().event()]);
         }
     }
     events

@@ -7,7 +7,8 @@ use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::{ChangedRow, FormerId, Loaded, Row, claims};
+use super::{ChangedRow, Folded, FormerId, Loaded, Row, claims};
+use crate::time::Millis;
 
 pub(super) struct Table {
     rows: HashMap<Uuid, Entry>,
@@ -15,8 +16,9 @@ pub(super) struct Table {
     by_key: HashMap<String, Vec<Uuid>>,
     /// Keys whose claimants may have changed.
     touched: HashSet<String>,
-    former: HashSet<String>,
+    former: HashMap<String, Millis>,
     new_former: Vec<FormerId>,
+    revived: Vec<String>,
 }
 
 struct Entry {
@@ -36,6 +38,7 @@ impl Table {
             touched: HashSet::new(),
             former: loaded.former,
             new_former: Vec::new(),
+            revived: Vec::new(),
         };
         for row in loaded.rows {
             table.link(&row);
@@ -49,9 +52,9 @@ impl Table {
         self.rows.get(self.by_clerk_id.get(clerk_id)?).map(|entry| &entry.row)
     }
 
-    /// Whether the id is remembered as deleted.
-    pub(super) fn is_former(&self, clerk_id: &str) -> bool {
-        self.former.contains(clerk_id)
+    /// When the id was deleted, where it is remembered as that.
+    pub(super) fn former(&self, clerk_id: &str) -> Option<Millis> {
+        self.former.get(clerk_id).copied()
     }
 
     /// The rows, live and deleted, that claim an address.
@@ -63,7 +66,7 @@ impl Table {
     /// Adds a row, or replaces the one with the same id, from which it differs. Whether it is shown is seen in the
     /// end.
     pub(super) fn put(&mut self, row: Row) {
-        let row = Row { shown: false, ..row };
+        let row = Row { shown: false, askew: false, ..row };
         let (new, stored) = match self.rows.remove(&row.id) {
             None => (true, None),
             Some(Entry { row: old, new, stored }) => {
@@ -78,16 +81,23 @@ impl Table {
 
     /// Remembers an id as deleted.
     pub(super) fn remember(&mut self, former: FormerId) {
-        self.former.insert(former.clerk_id.clone());
+        self.former.insert(former.clerk_id.clone(), former.deleted_at);
         self.new_former.push(former);
     }
 
-    /// What differs from what was loaded: rows by id, former ids in the order of their events.
-    pub(super) fn into_changes(mut self) -> (Vec<ChangedRow>, Vec<FormerId>) {
+    /// Forgets that an id was deleted: its account lives again.
+    pub(super) fn forget(&mut self, clerk_id: &str) {
+        self.former.remove(clerk_id);
+        self.new_former.retain(|former| former.clerk_id != clerk_id);
+        self.revived.push(clerk_id.to_owned());
+    }
+
+    /// What differs from what was loaded, without outcomes: rows by id, former ids in the order of their events.
+    pub(super) fn into_changes(mut self) -> Folded {
         self.show_best_claims();
         let mut changes: Vec<_> = self.rows.into_values().filter_map(Entry::into_change).collect();
         changes.sort_unstable_by_key(|change| change.row.id);
-        (changes, self.new_former)
+        Folded { rows: changes, former: self.new_former, revived: self.revived, outcomes: Vec::new() }
     }
 
     fn show_best_claims(&mut self) {

@@ -1,7 +1,7 @@
 //! Owns what is kept for a while only in PostgreSQL: samples of rejected requests, and small steps of forgetting. Each
 //! step is one statement in the order of an index, passes over what is locked, and holds nothing longer than that.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use async_trait::async_trait;
 
@@ -12,7 +12,7 @@ use crate::{
         StoreError,
         clock::{self, Belief, Now},
         columns::At,
-        housekeeping::{Housekeeping, Pruned, REJECTIONS_MAX, Rejections, Retention},
+        housekeeping::{Housekeeping, Pruned, REJECTIONS_MAX, RUNS_KEPT, Rejections, Retention},
         letters::Status,
         plain::{self, PlainRejection},
         questions, retry, unit,
@@ -82,6 +82,21 @@ const REJECTIONS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id 
 const SURPLUS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id FROM rejections \
      ORDER BY at DESC, id DESC OFFSET $1 LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
+/// Of runs that ended, or that nobody has gone on with for long. What they had seen is of no use any more.
+const SYNC_IDS: &str = "DELETE FROM sync_ids WHERE ctid = ANY(ARRAY(SELECT ctid FROM sync_ids \
+     WHERE run = ANY(ARRAY(SELECT id FROM sync_runs WHERE finished_at IS NOT NULL OR updated_at < $1)) \
+     LIMIT $2 FOR UPDATE SKIP LOCKED))";
+
+/// Only those of whose users nothing is left: by their runs these are found.
+static SYNC_RUNS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "DELETE FROM sync_runs WHERE id = ANY(ARRAY(SELECT id FROM sync_runs AS r WHERE started_at < $1 \
+         AND id NOT IN (SELECT id FROM sync_runs ORDER BY started_at DESC, id DESC LIMIT {RUNS_KEPT}) \
+         AND NOT EXISTS (SELECT FROM sync_ids WHERE run = r.id) \
+         ORDER BY started_at, id LIMIT $2 FOR UPDATE SKIP LOCKED))"
+    )
+});
+
 /// Puts one tally in the place of many, whose sums stay what they are.
 const TALLIES: &str = "WITH gone AS (DELETE FROM dead_letter_tallies WHERE ctid = ANY(ARRAY(\
      SELECT ctid FROM dead_letter_tallies LIMIT 20000 FOR UPDATE SKIP LOCKED)) RETURNING *) \
@@ -97,6 +112,8 @@ async fn step(connections: &Connections, retention: &Retention, limit: u32) -> R
         (IGNORED, retention.inbox.min(Retention::IGNORED)),
         (LETTERS, retention.dead),
         (REJECTIONS, retention.rejections),
+        (SYNC_IDS, Retention::LEFT_RUNS),
+        (&SYNC_RUNS, Retention::RUNS),
     ] {
         let before = plain::earlier(now.time, age);
         let mut tx = connections.begin(PEOPLE).await?;

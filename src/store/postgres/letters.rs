@@ -31,7 +31,7 @@ use crate::{
 };
 
 impl Dialect for Postgres {
-    binding!();
+    binding!(std::convert::identity);
 
     fn and_one_of(query: &mut QueryBuilder<Self>, ids: &[Uuid]) {
         query.push(" AND id = ANY(").push_bind(ids.to_vec()).push(")");

@@ -1,6 +1,6 @@
 //! Owns the PostgreSQL store: its schema, and which room answers which call. `connections` begins transactions, `transaction` is
 //! what a batch's transaction does, `read` is for people; `capture` takes dead letters in, `letters` is what people ask about
-//! them and do to them, `housekeeping` what time does.
+//! them and do to them, `housekeeping` what time does, `sync` what the statements of sync need.
 
 mod capture;
 pub(super) mod connections;
@@ -8,6 +8,7 @@ mod housekeeping;
 mod letters;
 mod read;
 mod strangers;
+mod sync;
 mod transaction;
 
 use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc, time::Duration};

@@ -1,7 +1,7 @@
 //! Owns what a batch's transaction does on PostgreSQL beside the projections' statements: begin, locks, inbox, letters that
 //! take effect, end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Executor as _};
@@ -11,7 +11,9 @@ use super::{PostgresStore, connections::Tx};
 use crate::{
     rules::Outcome,
     store::{
-        Incoming, StoreError, Terms, errors,
+        Incoming, StoreError, Terms,
+        columns::At,
+        errors,
         plain::OURSELVES,
         times::time_or_null,
         unit::{Lock, Purpose, Remembered, Transaction, Transactions},
@@ -55,8 +57,8 @@ impl Transactions for PostgresStore {
 const LOCK: &str = "SELECT pg_advisory_xact_lock(k) \
      FROM (SELECT DISTINCT k FROM unnest($1::bigint[]) AS k ORDER BY k) AS s";
 
-const REMEMBERED: &str = "SELECT true, message_id FROM inbox WHERE message_id = ANY($1) \
-     UNION ALL SELECT false, clerk_id FROM former_clerk_ids WHERE clerk_id = ANY($2)";
+const REMEMBERED: &str = "SELECT message_id, NULL::timestamptz FROM inbox WHERE message_id = ANY($1) \
+     UNION ALL SELECT clerk_id, deleted_at FROM former_clerk_ids WHERE clerk_id = ANY($2)";
 
 // The time of the statement, not of the transaction, so that it follows that of the batch this one waited for.
 const RECORD: &str = "INSERT INTO inbox \
@@ -119,10 +121,15 @@ impl Transaction for Tx {
     async fn remembered(&mut self, messages: &[&str], clerk_ids: &[&str]) -> Result<Remembered, StoreError> {
         self.in_time()?;
         let remembered = sqlx::query_as(REMEMBERED).bind(messages).bind(clerk_ids);
-        let rows: Vec<(bool, String)> = remembered.fetch_all(self).await?;
-        let (messages, former): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(message, _)| *message);
-        let texts = |pairs: Vec<(bool, String)>| pairs.into_iter().map(|(_, text)| text).collect();
-        Ok(Remembered { messages: texts(messages), former: texts(former) })
+        let rows: Vec<(String, Option<At>)> = remembered.fetch_all(self).await?;
+        let (mut messages, mut former) = (HashSet::new(), HashMap::new());
+        for (id, deleted_at) in rows {
+            match deleted_at {
+                None => drop(messages.insert(id)),
+                Some(At(at)) => drop(former.insert(id, at)),
+            }
+        }
+        Ok(Remembered { messages, former })
     }
 
     async fn record(&mut self, entries: &[(&Incoming, Outcome)]) -> Result<(), StoreError> {

@@ -1,7 +1,7 @@
 //! Owns what is kept for a while only in SQLite: samples of rejected requests, and small steps of forgetting, each in the
 //! order of an index.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
@@ -13,7 +13,7 @@ use crate::{
         StoreError,
         clock::{self, Belief, Now},
         columns::At,
-        housekeeping::{Housekeeping, Pruned, REJECTIONS_MAX, Rejections, Retention},
+        housekeeping::{Housekeeping, Pruned, REJECTIONS_MAX, RUNS_KEPT, Rejections, Retention},
         letters::Status,
         plain::{self, PlainRejection},
         questions, unit,
@@ -72,6 +72,19 @@ const REJECTIONS: &str = "DELETE FROM rejections WHERE id IN (SELECT id FROM rej
 const SURPLUS: &str = "DELETE FROM rejections WHERE id IN (SELECT id FROM rejections \
      ORDER BY at DESC, id DESC LIMIT ?2 OFFSET ?1)";
 
+/// Of runs that ended, or that nobody has gone on with for long. What they had seen is of no use any more.
+const SYNC_IDS: &str = "DELETE FROM sync_ids WHERE (run, clerk_id) IN (SELECT run, clerk_id FROM sync_ids \
+     WHERE run IN (SELECT id FROM sync_runs WHERE finished_at IS NOT NULL OR updated_at < ?1) LIMIT ?2)";
+
+/// Only those of whose users nothing is left: by their runs these are found.
+static SYNC_RUNS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "DELETE FROM sync_runs WHERE id IN (SELECT id FROM sync_runs AS r WHERE started_at < ?1 \
+         AND id NOT IN (SELECT id FROM sync_runs ORDER BY started_at DESC, id DESC LIMIT {RUNS_KEPT}) \
+         AND NOT EXISTS (SELECT 1 FROM sync_ids WHERE run = r.id) ORDER BY started_at, id LIMIT ?2)"
+    )
+});
+
 async fn step(tx: &mut SqliteConnection, retention: &Retention, limit: u32) -> Result<Pruned, StoreError> {
     let now = time(tx).await?;
     let mut gone = 0;
@@ -80,6 +93,8 @@ async fn step(tx: &mut SqliteConnection, retention: &Retention, limit: u32) -> R
         (IGNORED, retention.inbox.min(Retention::IGNORED)),
         (LETTERS, retention.dead),
         (REJECTIONS, retention.rejections),
+        (SYNC_IDS, Retention::LEFT_RUNS),
+        (&SYNC_RUNS, Retention::RUNS),
     ] {
         let step = sqlx::query(statement).bind(plain::earlier(now.time, age)).bind(limit);
         gone += step.execute(&mut *tx).await?.rows_affected();

@@ -25,7 +25,7 @@ use crate::{
 };
 
 impl Dialect for Sqlite {
-    binding!();
+    binding!(Json);
 
     fn and_one_of(query: &mut QueryBuilder<Self>, ids: &[Uuid]) {
         query.push(" AND id IN (SELECT value FROM json_each(").push_bind(Json(ids.to_vec())).push("))");

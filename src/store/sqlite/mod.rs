@@ -1,13 +1,14 @@
 //! Owns the SQLite store: its connections, its schema, and which room answers which call. One connection writes; BEGIN
 //! IMMEDIATE makes batches follow one another, also those of other processes. `transaction` is what a batch's transaction does,
 //! `read` is for people; `capture` takes dead letters in, `letters` is what people ask about them and do to them,
-//! `housekeeping` what time does.
+//! `housekeeping` what time does, `sync` what the statements of sync need.
 
 mod capture;
 mod file;
 mod housekeeping;
 mod letters;
 mod read;
+mod sync;
 mod transaction;
 pub(super) mod writing;
 

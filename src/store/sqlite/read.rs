@@ -6,7 +6,7 @@ use crate::{
     message::PROBE,
     store::{
         Former, StoreError, Totals, User, UserHistory, UserQuery,
-        people::{EVENTS_MAX, LAST, PAGE_MAX, Reference, users},
+        people::{EVENTS_MAX, LAST, NAMED, PAGE_MAX, Reference, users},
     },
 };
 
@@ -33,20 +33,12 @@ pub(super) async fn users(pool: &SqlitePool, query: &UserQuery) -> Result<Vec<Us
 
 pub(super) async fn user(pool: &SqlitePool, reference: &str) -> Result<Option<UserHistory>, StoreError> {
     let Some(reference) = Reference::parse(reference) else { return Ok(None) };
-    // An id before a Clerk id before a former id before an address; of the claimants of an address who shows it, then
-    // who is alive, then the newest.
-    let user: Option<User> = sqlx::query_as(users!(
-        "WHERE id = ?1 OR clerk_id = ?2 OR email_key = ?3 \
-         OR id = (SELECT user_id FROM former_clerk_ids WHERE clerk_id = ?2) \
-         ORDER BY coalesce(id = ?1, false) DESC, clerk_id = ?2 DESC, \
-         coalesce(id = (SELECT user_id FROM former_clerk_ids WHERE clerk_id = ?2), false) DESC, \
-         email IS NOT NULL DESC, deleted_at IS NULL DESC, version DESC, id DESC LIMIT 1"
-    ))
-    .bind(reference.id.map(|id| id.to_string()))
-    .bind(&reference.text)
-    .bind(&reference.key)
-    .fetch_optional(pool)
-    .await?;
+    let user: Option<User> = sqlx::query_as(NAMED)
+        .bind(reference.id.map(|id| id.to_string()))
+        .bind(&reference.text)
+        .bind(&reference.key)
+        .fetch_optional(pool)
+        .await?;
     let former: Vec<Former> = sqlx::query_as(
         "SELECT clerk_id, user_id, deleted_at FROM former_clerk_ids \
          WHERE user_id = ?1 OR clerk_id = ?2 ORDER BY deleted_at, clerk_id",

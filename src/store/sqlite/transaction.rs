@@ -12,6 +12,7 @@ use crate::{
     rules::Outcome,
     store::{
         Incoming, StoreError, Terms,
+        columns::At,
         plain::OURSELVES,
         times::{rfc3339, time_or_null},
         unit::{Lock, Purpose, Remembered, Transaction, Transactions},
@@ -85,13 +86,14 @@ impl Transaction for Writing {
         .bind(Json(messages))
         .fetch_all(self.connection()?)
         .await?;
-        let former: Vec<String> = sqlx::query_scalar(
-            "SELECT clerk_id FROM former_clerk_ids WHERE clerk_id IN (SELECT value FROM json_each(?1))",
+        let former: Vec<(String, At)> = sqlx::query_as(
+            "SELECT clerk_id, deleted_at FROM former_clerk_ids WHERE clerk_id IN (SELECT value FROM json_each(?1))",
         )
         .bind(Json(clerk_ids))
         .fetch_all(self.connection()?)
         .await?;
-        Ok(Remembered { messages: known.into_iter().collect(), former: former.into_iter().collect() })
+        let former = former.into_iter().map(|(clerk_id, At(at))| (clerk_id, at)).collect();
+        Ok(Remembered { messages: known.into_iter().collect(), former })
     }
 
     async fn record(&mut self, entries: &[(&Incoming, Outcome)]) -> Result<(), StoreError> {

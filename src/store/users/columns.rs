@@ -95,6 +95,7 @@ profile! {
     last_sign_in_at: Time last_sign_in_at,
     clerk_created_at: Time created_at,
     clerk_updated_at: Time updated_at,
+    clerk: Json clerk,
 }
 
 /// `a, b, c`, each name as `write` puts it.
@@ -122,7 +123,8 @@ pub(super) fn erased() -> String {
 
 /// What [`row`] reads of a stored row, but for the profile.
 pub(super) const STORED: &str = "id, clerk_id, version, version_sent, version_kind, version_message_id, clerk_email, \
-     email_key, email_verified, email IS NOT NULL AS shown, deleted_at, erased";
+     email_key, email_verified, email IS NOT NULL AS shown, coalesce(email <> clerk_email, false) AS askew, \
+     deleted_at, erased";
 
 /// Decodes a stored row, with its profile where that was selected.
 pub(super) fn row<'r, R>(row: &'r R, with_profile: bool) -> Result<Row, sqlx::Error>
@@ -163,6 +165,7 @@ where
         },
         claim: key.map(|key| Claim { address: address.unwrap_or_else(|| key.clone()), key, verified }),
         shown: row.try_get("shown")?,
+        askew: row.try_get("askew")?,
         deleted_at: time("deleted_at")?,
         erased: row.try_get("erased")?,
         profile: profile.map(Arc::new),
@@ -205,6 +208,7 @@ mod tests {
             last_sign_in_at: Some(1),
             created_at: Some(2),
             updated_at: Some(3),
+            clerk: text("clerk"),
         };
         let row = Row {
             id: Uuid::nil(),
@@ -212,6 +216,7 @@ mod tests {
             version: Version { at: 0, sent: 0, kind: UpsertKind::Created, message_id: "m".into() },
             claim: None,
             shown: false,
+            askew: false,
             deleted_at: None,
             erased: false,
             profile: Some(Arc::new(profile.clone())),

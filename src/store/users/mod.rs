@@ -3,7 +3,7 @@
 //!
 //! Promises a constant number of statements per batch, and an order in which no unique index is ever in the way.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use super::{
     StoreError, Terms, errors,
@@ -15,11 +15,15 @@ use crate::{
         users::{self, ChangedRow, Folded, FormerId, Loaded, Row},
     },
     store::Incoming,
+    time::Millis,
 };
 
 mod columns;
+mod look;
 mod postgres;
 mod sqlite;
+
+pub(super) use look::look;
 
 /// The statements of this projection, in a transaction of either database. Each runs once per batch at most.
 pub(super) trait Statements: Send {
@@ -44,6 +48,9 @@ pub(super) trait Statements: Send {
     /// Remembers these Clerk ids as deleted.
     fn remember(&mut self, former: &[&FormerId]) -> impl Answer<()>;
 
+    /// Forgets that these Clerk ids were deleted.
+    fn forget(&mut self, clerk_ids: &[&str]) -> impl Answer<()>;
+
     /// Erases up to `limit` rows that were deleted while deletions were kept, and answers their Clerk ids. With a limit of
     /// one it takes any of them, so that one that is refused holds up no other.
     fn erase_kept(&mut self, limit: u32) -> impl Answer<Vec<String>>;
@@ -64,6 +71,8 @@ pub(super) struct UsersBatch<'b> {
     clerk_ids: BTreeSet<&'b str>,
     /// The keys of the addresses that its events, or rows of these ids, claim.
     keys: BTreeSet<String>,
+    /// The rules need the rows' profiles.
+    profiles: bool,
 }
 
 impl<'b> UsersBatch<'b> {
@@ -72,7 +81,8 @@ impl<'b> UsersBatch<'b> {
         let mut keys = met.clone();
         keys.extend(batch.iter().filter_map(|incoming| incoming.event.claim_key()).map(str::to_owned));
         let clerk_ids = batch.iter().filter_map(|incoming| incoming.event.change.clerk_id()).collect();
-        Self { terms, clerk_ids, keys }
+        let profiles = users::needs_profiles(&terms.policy, batch.iter().map(|incoming| &incoming.event));
+        Self { terms, clerk_ids, keys, profiles }
     }
 
     /// The Clerk ids that the batch is about.
@@ -100,7 +110,7 @@ impl<'b> UsersBatch<'b> {
         tx: &mut impl Statements,
     ) -> Result<Result<Vec<Row>, BTreeSet<String>>, StoreError> {
         let keys: Vec<&str> = self.keys.iter().map(String::as_str).collect();
-        let rows = tx.load(&self.clerk_ids(), &keys, self.terms.policy.needs_profiles()).await?;
+        let rows = tx.load(&self.clerk_ids(), &keys, self.profiles).await?;
         let claimed = rows.iter().filter_map(|row| row.claim.as_ref()).map(|claim| &claim.key);
         let late: BTreeSet<String> = claimed.filter(|key| !self.keys.contains(*key)).cloned().collect();
         Ok(if late.is_empty() { Ok(rows) } else { Err(late) })
@@ -110,7 +120,7 @@ impl<'b> UsersBatch<'b> {
     pub(super) fn fold(
         &self,
         rows: Vec<Row>,
-        former: HashSet<String>,
+        former: HashMap<String, Millis>,
         events: &[Event],
     ) -> Result<Folded, StoreError> {
         let folded = users::fold(&self.terms.policy, Loaded { rows, former }, events);
@@ -147,6 +157,10 @@ impl<'b> UsersBatch<'b> {
             let mut former: Vec<&FormerId> = folded.former.iter().collect();
             former.sort_by(|one, other| one.clerk_id.cmp(&other.clerk_id));
             tx.remember(&former).await?;
+        }
+        if !folded.revived.is_empty() {
+            let revived: Vec<&str> = folded.revived.iter().map(String::as_str).collect();
+            tx.forget(&revived).await?;
         }
         Ok(())
     }

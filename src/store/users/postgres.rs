@@ -72,6 +72,8 @@ static INSERT: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+const FORGET: &str = "DELETE FROM former_clerk_ids WHERE clerk_id = ANY($1)";
+
 const REMEMBER: &str = "INSERT INTO former_clerk_ids (clerk_id, user_id, deleted_at) \
      SELECT * FROM unnest($1::text[], $2::uuid[], $3::timestamptz[]) ON CONFLICT DO NOTHING";
 
@@ -189,6 +191,12 @@ impl Statements for Tx {
         let users: Vec<Option<Uuid>> = former.iter().map(|former| former.user_id).collect();
         let times = former.iter().map(|former| time(former.deleted_at)).collect::<Result<Vec<_>, _>>()?;
         sqlx::query(REMEMBER).bind(clerk_ids).bind(users).bind(times).execute(self).await?;
+        Ok(())
+    }
+
+    async fn forget(&mut self, clerk_ids: &[&str]) -> Result<(), StoreError> {
+        self.in_time()?;
+        sqlx::query(FORGET).bind(clerk_ids).execute(self).await?;
         Ok(())
     }
 

@@ -60,6 +60,8 @@ static INSERT: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+const FORGET: &str = "DELETE FROM former_clerk_ids WHERE clerk_id IN (SELECT value FROM json_each(?1))";
+
 const REMEMBER: &str = "INSERT OR IGNORE INTO former_clerk_ids (clerk_id, user_id, deleted_at) \
      SELECT value->>'clerk_id', value->>'user_id', value->>'deleted_at' FROM json_each(?1)";
 
@@ -149,6 +151,11 @@ impl Statements for Writing {
         };
         let former = former.iter().map(object).collect::<Result<Vec<_>, StoreError>>()?;
         sqlx::query(REMEMBER).bind(types::Json(former)).execute(self.connection()?).await?;
+        Ok(())
+    }
+
+    async fn forget(&mut self, clerk_ids: &[&str]) -> Result<(), StoreError> {
+        sqlx::query(FORGET).bind(types::Json(clerk_ids)).execute(self.connection()?).await?;
         Ok(())
     }
 

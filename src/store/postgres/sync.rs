@@ -1,0 +1,47 @@
+//! Owns what the statements of sync need of PostgreSQL: its words for them, and a snapshot. Nothing outlives a
+//! transaction, so a pooler may stand in between.
+
+use sqlx::{Postgres, QueryBuilder};
+
+use super::{PostgresStore, connections::Tx};
+use crate::store::{
+    StoreError,
+    sync::tables::{Changing, Words, Works},
+};
+
+// A run fills its table faster than the statistics follow, so that the planner would read it whole if it were free to.
+const SNAPSHOT: &str = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL enable_seqscan = off; \
+     SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '30s'";
+
+impl Words for Postgres {
+    const NOW: &'static str = "now()";
+    const A_DAY_AGO: &'static str = "now() - interval '1 day'";
+    const JSON: &'static str = "jsonb";
+    const HELD: &'static str = " FOR UPDATE";
+
+    fn later(n: usize) -> String {
+        format!("now() + ${n} * interval '1 millisecond'")
+    }
+
+    fn among(column: &str, n: usize) -> String {
+        format!("{column} = ANY(${n})")
+    }
+
+    fn members(n: usize) -> String {
+        format!("jsonb_each_text(CAST(${n} AS jsonb))")
+    }
+}
+
+impl Changing for Tx {
+    async fn run(&mut self, mut statement: QueryBuilder<Postgres>) -> Result<u64, StoreError> {
+        Ok(statement.build().execute(self).await?.rows_affected())
+    }
+}
+
+impl Works for PostgresStore {
+    type Snapshot = Tx;
+
+    async fn snapshot(&self) -> Result<Tx, StoreError> {
+        self.connections.begin(SNAPSHOT).await
+    }
+}

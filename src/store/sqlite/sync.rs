@@ -1,0 +1,77 @@
+//! Owns what the statements of sync need of SQLite: its words for them, a snapshot, and how the one writer reads.
+
+use sqlx::{QueryBuilder, Sqlite, Transaction};
+
+use super::{SqliteStore, writing::Writing};
+use crate::store::{
+    StoreError,
+    questions::{Decoded, Planned, Reading},
+    sync::tables::{Changing, Words, Works},
+};
+
+impl Words for Sqlite {
+    const NOW: &'static str = now!();
+    const A_DAY_AGO: &'static str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')";
+    const JSON: &'static str = "text";
+    // The one writer holds everything.
+    const HELD: &'static str = "";
+
+    fn later(n: usize) -> String {
+        format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ${n} / 1000.0 || ' seconds')")
+    }
+
+    fn among(column: &str, n: usize) -> String {
+        format!("{column} IN (SELECT value FROM json_each(${n}))")
+    }
+
+    fn members(n: usize) -> String {
+        format!("json_each(${n})")
+    }
+}
+
+impl Reading for Writing {
+    type Db = Sqlite;
+
+    async fn rows<T: Decoded>(
+        &mut self,
+        mut question: QueryBuilder<Sqlite>,
+        _: Planned,
+    ) -> Result<Vec<T>, StoreError> {
+        Ok(question.build_query_as().fetch_all(self.connection()?).await?)
+    }
+
+    async fn end(self) -> Result<(), StoreError> {
+        Writing::end(self, Ok(())).await
+    }
+}
+
+impl Changing for Writing {
+    async fn run(&mut self, mut statement: QueryBuilder<Sqlite>) -> Result<u64, StoreError> {
+        Ok(statement.build().execute(self.connection()?).await?.rows_affected())
+    }
+}
+
+// It begins with its first question, and sees until its end what was committed then.
+impl Reading for Transaction<'static, Sqlite> {
+    type Db = Sqlite;
+
+    async fn rows<T: Decoded>(
+        &mut self,
+        mut question: QueryBuilder<Sqlite>,
+        _: Planned,
+    ) -> Result<Vec<T>, StoreError> {
+        Ok(question.build_query_as().fetch_all(&mut **self).await?)
+    }
+
+    async fn end(self) -> Result<(), StoreError> {
+        Ok(self.commit().await?)
+    }
+}
+
+impl Works for SqliteStore {
+    type Snapshot = Transaction<'static, Sqlite>;
+
+    async fn snapshot(&self) -> Result<Self::Snapshot, StoreError> {
+        Ok(self.readers.begin().await?)
+    }
+}

@@ -1,0 +1,59 @@
+//! Owns what sync reads of users: as many as are compared at a time, who is live, and who is meant. Takes no lock.
+
+use sqlx::QueryBuilder;
+
+use super::{
+    Known,
+    tables::{Words as _, Works, ask},
+};
+use crate::store::{
+    StoreError, User,
+    columns::Many,
+    errors,
+    filter::{Dialect as _, Value},
+    people::{NAMED, Reference},
+    questions::{Planned, Reading as _},
+    users::look,
+};
+
+const LIVE: &str = "SELECT count(*) FROM users WHERE deleted_at IS NULL";
+
+pub(super) async fn known<S: Works>(
+    store: &S,
+    clerk_ids: &[String],
+    keys: &[String],
+) -> Result<Known, StoreError> {
+    let dead = format!(
+        "SELECT DISTINCT clerk_id FROM dead_letters WHERE {} AND status = 'open' AND origin = 'api'",
+        S::Db::among("clerk_id", 1)
+    );
+    let dead = S::Db::whole(dead, [Value::Texts(clerk_ids)])?;
+    let mut snapshot = store.snapshot().await?;
+    let loaded = look(&mut snapshot, clerk_ids, keys).await?;
+    let dead: Vec<(String,)> = snapshot.rows(dead, Planned::Once).await?;
+    snapshot.end().await?;
+    Ok(Known { loaded, dead: dead.into_iter().map(|(clerk_id,)| clerk_id).collect() })
+}
+
+/// Reads the whole table, so not by an index.
+pub(super) async fn live<S: Works>(store: &S) -> Result<u64, StoreError> {
+    let mut reading = store.reading().await?;
+    let counts: Vec<(Many,)> = reading.rows(QueryBuilder::new(LIVE), Planned::Once).await?;
+    reading.end().await?;
+    counts.into_iter().next().map(|(Many(count),)| count).ok_or_else(|| errors::broken("a count has no row"))
+}
+
+pub(super) async fn live_among<S: Works>(store: &S, clerk_ids: &[String]) -> Result<Vec<String>, StoreError> {
+    let question =
+        format!("SELECT clerk_id FROM users WHERE {} AND deleted_at IS NULL", S::Db::among("clerk_id", 1));
+    let question = S::Db::whole(question, [Value::Texts(clerk_ids)])?;
+    let live: Vec<(String,)> = ask(store, question, Planned::Once).await?;
+    Ok(live.into_iter().map(|(clerk_id,)| clerk_id).collect())
+}
+
+pub(super) async fn clerk_id_of<S: Works>(store: &S, reference: &str) -> Result<Option<String>, StoreError> {
+    let Some(reference) = Reference::parse(reference) else { return Ok(None) };
+    let values = [Value::Id(reference.id), Value::Text(&reference.text), Value::Text(&reference.key)];
+    let users: Vec<User> = ask(store, S::Db::whole(NAMED, values)?, Planned::Once).await?;
+    Ok(users.into_iter().next().map(|user| user.clerk_id))
+}
