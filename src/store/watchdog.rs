@@ -294,7 +294,8 @@ watched!(SyncTables {
     [PEOPLE] begin_run(&new: NewRun) -> Run;
     [PEOPLE] save_run(&run: Run) -> ();
     [PEOPLE] runs(limit: u32) -> Vec<Run>;
-    [PEOPLE] see(run: Uuid, &ids: [Seen]) -> u64;
+    [PEOPLE] new_to(run: Uuid, &clerk_ids: [String]) -> Vec<String>;
+    [PEOPLE] see(&run: Run, &ids: [Seen]) -> ();
     [PEOPLE] outstanding(run: Uuid, limit: u32) -> Vec<(String, String)>;
     [PEOPLE] settled(&message_ids: [String]) -> Vec<(String, Settled)>;
     [PEOPLE] settle(run: Uuid, &clerk_ids: [String]) -> ();

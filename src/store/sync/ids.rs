@@ -1,12 +1,12 @@
 //! Owns the users that a run has seen, on disk, so that memory does not grow with their number: who is outstanding, who was
 //! not seen, who is absent. Each call is a bounded step in the order of an index.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use uuid::Uuid;
 
 use super::{
-    Seen, Settled, Unseen,
+    Run, SEEN_MAX, Seen, Settled, Unseen, runs,
     tables::{Changing as _, Words as _, Works, ask, change},
 };
 use crate::{
@@ -21,10 +21,20 @@ use crate::{
     time::Millis,
 };
 
-/// So many users are written by one statement.
-const CHUNK: usize = 500;
+pub(super) async fn new_to<S: Works>(
+    store: &S,
+    run: Uuid,
+    clerk_ids: &[String],
+) -> Result<Vec<String>, StoreError> {
+    let question =
+        format!("SELECT clerk_id FROM sync_ids WHERE run = $1 AND {}", S::Db::among("clerk_id", 2));
+    let values = [Value::Id(Some(run)), Value::Texts(clerk_ids)];
+    let seen: Vec<(String,)> = ask(store, S::Db::whole(question, values)?, Planned::Once).await?;
+    let seen: HashSet<String> = seen.into_iter().map(|(clerk_id,)| clerk_id).collect();
+    Ok(clerk_ids.iter().filter(|clerk_id| !seen.contains(*clerk_id)).cloned().collect())
+}
 
-pub(super) async fn see<S: Works>(store: &S, run: Uuid, ids: &[Seen]) -> Result<u64, StoreError> {
+pub(super) async fn see<S: Works>(store: &S, run: &Run, ids: &[Seen]) -> Result<(), StoreError> {
     let given = S::Db::members(2);
     // In the order of the keys, so that two that write at once do not wait for each other in a circle.
     let insert = format!(
@@ -36,27 +46,21 @@ pub(super) async fn see<S: Works>(store: &S, run: Uuid, ids: &[Seen]) -> Result<
          WHERE run = $1 AND clerk_id = key AND value IS NOT NULL AND message_id IS DISTINCT FROM value"
     );
     let mut one_each: BTreeMap<&str, Option<&str>> = BTreeMap::new();
-    for Seen { clerk_id, message_id } in ids {
+    for Seen { clerk_id, message_id } in ids.iter().take(SEEN_MAX) {
         let noted = one_each.entry(clerk_id).or_default();
         *noted = message_id.as_deref().or(*noted);
     }
-    let one_each: Vec<(&str, Option<&str>)> = one_each.into_iter().collect();
-    let mut new = 0;
-    for chunk in one_each.chunks(CHUNK) {
-        let published = chunk.iter().any(|(_, message_id)| message_id.is_some());
-        let members: BTreeMap<_, _> = chunk.iter().copied().collect();
-        let members = serde_json::to_string(&members)
-            .map_err(|_| errors::broken("users that were seen cannot be written as JSON"))?;
-        let values = [Value::Id(Some(run)), Value::Text(&members)];
-        new += change!(store, |tx| {
-            let new = tx.run(S::Db::whole(insert.as_str(), values)?).await?;
-            if published {
-                tx.run(S::Db::whole(note.as_str(), values)?).await?;
-            }
-            new
-        })?;
-    }
-    Ok(new)
+    let published = one_each.values().any(Option::is_some);
+    let members = serde_json::to_string(&one_each)
+        .map_err(|_| errors::broken("users that were seen cannot be written as JSON"))?;
+    let values = [Value::Id(Some(run.id)), Value::Text(&members)];
+    change!(store, |tx| {
+        tx.run(S::Db::whole(insert.as_str(), values)?).await?;
+        if published {
+            tx.run(S::Db::whole(note.as_str(), values)?).await?;
+        }
+        runs::write::<S>(tx, run).await?;
+    })
 }
 
 pub(super) async fn outstanding<S: Works>(
@@ -97,7 +101,7 @@ pub(super) async fn settle<S: Works>(store: &S, run: Uuid, clerk_ids: &[String])
         "UPDATE sync_ids SET message_id = NULL WHERE run = $1 AND {} AND message_id IS NOT NULL",
         S::Db::among("clerk_id", 2)
     );
-    for chunk in clerk_ids.chunks(CHUNK) {
+    for chunk in clerk_ids.chunks(SEEN_MAX) {
         change!(store, |tx| {
             let values = [Value::Id(Some(run)), Value::Texts(chunk)];
             tx.run(S::Db::whole(statement.as_str(), values)?).await?;

@@ -23,6 +23,9 @@ mod runs;
 pub(super) mod tables;
 mod users;
 
+/// The most users that a run sees in one step.
+pub const SEEN_MAX: usize = 500;
+
 /// The most instances that are remembered. Whatever more comes in is nobody's who works here.
 pub const INSTANCES_MAX: u32 = 100;
 
@@ -70,9 +73,12 @@ pub trait SyncTables: Send + Sync {
     /// The newest runs, the newest first.
     async fn runs(&self, limit: u32) -> Result<Vec<Run>, StoreError>;
 
-    /// Adds users to those that a run has seen, and notes what was published of them. What was noted of a user stays
-    /// where nothing new was published. Answers how many users the run had not seen before.
-    async fn see(&self, run: Uuid, ids: &[Seen]) -> Result<u64, StoreError>;
+    /// Those of these users that a run has not seen yet.
+    async fn new_to(&self, run: Uuid, clerk_ids: &[String]) -> Result<Vec<String>, StoreError>;
+
+    /// Adds at most [`SEEN_MAX`] users to those that a run has seen, and notes what is published of them. What was noted of a
+    /// user stays where nothing new is published. Writes the run's counts down with it, so that no user is counted twice.
+    async fn see(&self, run: &Run, ids: &[Seen]) -> Result<(), StoreError>;
 
     /// Users of whom a run published something that is not known to be applied yet: Clerk id and message id.
     async fn outstanding(&self, run: Uuid, limit: u32) -> Result<Vec<(String, String)>, StoreError>;

@@ -141,6 +141,11 @@ pub(super) async fn begin<S: Works>(store: &S, new: &NewRun) -> Result<Run, Stor
 }
 
 pub(super) async fn save<S: Works>(store: &S, run: &Run) -> Result<(), StoreError> {
+    change!(store, |tx| write::<S>(tx, run).await?)
+}
+
+/// Writes a run down, within the caller's transaction.
+pub(super) async fn write<S: Works>(tx: &mut S::Tx, run: &Run) -> Result<(), StoreError> {
     // What was abandoned stays so: what it had seen may be forgotten already, and then everybody would seem gone.
     let statement = format!(
         "UPDATE sync_runs SET finished_at = $2, phase = $3, cursor = $4, result = $5, detail = $6, clerk = $7, \
@@ -169,8 +174,7 @@ pub(super) async fn save<S: Works>(store: &S, run: &Run) -> Result<(), StoreErro
         number(repaired),
         number(failed),
     ];
-    let saved = change!(store, |tx| tx.run(S::Db::whole(statement.as_str(), values)?).await?)?;
-    match saved {
+    match tx.run(S::Db::whole(statement, values)?).await? {
         0 => Err(errors::broken("the run is over: another one was begun in its place")),
         _ => Ok(()),
     }

@@ -137,7 +137,11 @@ impl<S: Works> SyncTables for S {
         runs::newest(self, limit).await
     }
 
-    async fn see(&self, run: Uuid, ids: &[Seen]) -> Result<u64, StoreError> {
+    async fn new_to(&self, run: Uuid, clerk_ids: &[String]) -> Result<Vec<String>, StoreError> {
+        ids::new_to(self, run, clerk_ids).await
+    }
+
+    async fn see(&self, run: &Run, ids: &[Seen]) -> Result<(), StoreError> {
         ids::see(self, run, ids).await
     }
 

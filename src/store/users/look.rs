@@ -1,7 +1,7 @@
 //! Owns looking at users as a batch about them would load them, with their profiles, but without a lock and for both
 //! databases alike. Changes nothing.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use sqlx::{FromRow, postgres::PgRow, sqlite::SqliteRow};
 
@@ -9,7 +9,9 @@ use super::columns::{self, PROFILE, STORED, Value, list};
 use crate::{
     rules::users::{Loaded, Row},
     store::{
-        StoreError, filter,
+        StoreError,
+        columns::At,
+        filter,
         filter::Dialect as _,
         questions::{Planned, Reading},
         sync::tables::Words,
@@ -42,9 +44,9 @@ pub(in crate::store) async fn look<R: Reading<Db: Words>>(
     let question = R::Db::whole(question, [ids, filter::Value::Texts(&keys)])?;
     let rows: Vec<Whole> = reading.rows(question, Planned::Once).await?;
 
-    let question = format!("SELECT clerk_id FROM former_clerk_ids WHERE {among_ids}");
-    let former: Vec<(String,)> = reading.rows(R::Db::whole(question, [ids])?, Planned::Once).await?;
-    let former: HashSet<String> = former.into_iter().map(|(clerk_id,)| clerk_id).collect();
+    let question = format!("SELECT clerk_id, deleted_at FROM former_clerk_ids WHERE {among_ids}");
+    let former: Vec<(String, At)> = reading.rows(R::Db::whole(question, [ids])?, Planned::Once).await?;
+    let former = former.into_iter().map(|(clerk_id, At(at))| (clerk_id, at)).collect();
     Ok(Loaded { rows: rows.into_iter().map(|Whole(row)| row).collect(), former })
 }
 
