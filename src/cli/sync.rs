@@ -10,13 +10,13 @@ use uuid::Uuid;
 
 use crate::{
     app,
+    clerk::api::{Api, Instance},
     cli::{
         Listing,
         dead::{ask, is_interactive},
         output::{Output, remark},
         progress,
     },
-    clerk::api::{Api, Instance},
     config::Config,
     failure::Failure,
     store::sync::{Counts, Holder},
@@ -80,7 +80,11 @@ pub struct Sync {
 fn rate(text: &str) -> Result<f64, String> {
     let text = text.trim_end_matches("/s");
     let rate: f64 = text.parse().map_err(|_| "write a number of requests per second".to_owned())?;
-    if (0.01..=1000.0).contains(&rate) { Ok(rate) } else { Err("write a number from 0.01 to 1000".to_owned()) }
+    if (0.01..=1000.0).contains(&rate) {
+        Ok(rate)
+    } else {
+        Err("write a number from 0.01 to 1000".to_owned())
+    }
 }
 
 /// The whole report as JSON.
@@ -104,9 +108,11 @@ struct Whole<'r> {
 pub async fn run(args: Sync, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let Some(mut settings) = config.clerk_api(PATIENCE) else {
         return Err(Failure::usage("CLERK_SECRET_KEY is not set: without it Clerk's API cannot be read")
-            .hint("copy the secret key from the page of API keys in the Clerk dashboard; it starts with sk_"));
+            .hint(
+                "copy the secret key from the page of API keys in the Clerk dashboard; it starts with sk_",
+            ));
     };
-    settings.rate = args.rate.or(settings.rate);
+    settings.rate = args.rate;
     let api = Api::new(&settings)?;
     let store = app::existing_store(config).await?;
     store.check_schema().await?;
@@ -142,7 +148,10 @@ fn order(args: &Sync) -> Order {
 /// What is done where nobody has said yet whose the table is.
 fn agreed(instance: &Instance) -> bool {
     let environment = instance.environment.as_deref().unwrap_or("unknown environment");
-    remark(format!("This table belongs to no Clerk instance yet. The key is of {} ({environment}).", instance.id));
+    remark(format!(
+        "This table belongs to no Clerk instance yet. The key is of {} ({environment}).",
+        instance.id
+    ));
     if !is_interactive() {
         remark("It belongs to this instance from now on.");
         return true;
@@ -160,7 +169,8 @@ fn unknown(args: &Sync) -> Unknown<'static> {
 }
 
 async fn all(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(), Failure> {
-    let stop = app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
+    let stop =
+        app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
     let teller = Teller::new(args.verbose);
     let report = sync.run(&order(args), unknown(args), &|told| teller.tell(told), &stop).await;
     teller.finish();
@@ -219,7 +229,8 @@ fn print(report: &Report, output: &mut Output) -> Result<(), Failure> {
 }
 
 async fn some(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(), Failure> {
-    let stop = app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
+    let stop =
+        app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
     let (instance, found) = sync.some(&args.users, &order(args), unknown(args), &stop).await?;
     if args.listing.json {
         let counts = counts(&found);
@@ -309,10 +320,13 @@ impl Teller {
                     state.held_up = why;
                 }
             }
-            Told::Differs { clerk_id, difference } if self.verbose => state.say(format!("{clerk_id}: {difference}")),
+            Told::Differs { clerk_id, difference } if self.verbose => {
+                state.say(format!("{clerk_id}: {difference}"))
+            }
             Told::Differs { .. } => {}
             Told::Failed { clerk_id, why } => {
-                state.say(format!("{}: {why}", clerk_id.as_deref().unwrap_or("a user without a readable id")));
+                state
+                    .say(format!("{}: {why}", clerk_id.as_deref().unwrap_or("a user without a readable id")));
             }
         }
     }

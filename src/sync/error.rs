@@ -33,7 +33,9 @@ pub enum SyncError {
         by_setting: bool,
     },
     /// The table holds users, and none whom the key's instance knows.
-    #[error("none of the users whom the Clerk instance {key} changed last is in this table, which is not empty")]
+    #[error(
+        "none of the users whom the Clerk instance {key} changed last is in this table, which is not empty"
+    )]
     Strangers {
         /// The key's.
         key: String,

@@ -6,12 +6,7 @@ use super::{
     publish::{News, patiently},
     run::Work,
 };
-use crate::{
-    clerk::api::gone,
-    store::sync::Seen,
-    text::number,
-    time::Millis,
-};
+use crate::{clerk::api::gone, store::sync::Seen, text::number, time::Millis};
 
 /// So many rows are looked through at a time.
 const STEP: u32 = 5_000;
@@ -36,14 +31,16 @@ impl Work<'_> {
         let mut after: Option<String> = None;
         while unasked > 0 {
             let (run, store) = (self.run.id, self.sync.store.clone());
-            let step = patiently(&self.stop, async || store.unseen(run, after.clone(), STEP).await).await?;
+            let step =
+                patiently(&self.stop, async || store.unseen(run, after.as_deref(), STEP).await).await?;
             for clerk_id in step.clerk_ids {
                 self.lease.check()?;
                 let asked_at = self.now();
                 match self.ask(&clerk_id).await? {
                     Some(user) => self.take(vec![user]).await?,
                     None => {
-                        patiently(&self.stop, async || store.note_absent(run, &clerk_id, asked_at).await).await?;
+                        patiently(&self.stop, async || store.note_absent(run, &clerk_id, asked_at).await)
+                            .await?;
                         absent += 1;
                         let difference = Difference::Gone;
                         if self.order.dry_run {
@@ -86,10 +83,11 @@ impl Work<'_> {
 
     /// How many live users were not in Clerk's list.
     async fn unseen(&self, live: u64) -> Result<u64, SyncError> {
-        let (mut unseen, mut scanned, mut after) = (0, 0, None);
+        let (mut unseen, mut scanned, mut after) = (0, 0, None::<String>);
         loop {
             let (run, store) = (self.run.id, &self.sync.store);
-            let step = patiently(&self.stop, async || store.unseen(run, after.clone(), STEP).await).await?;
+            let step =
+                patiently(&self.stop, async || store.unseen(run, after.as_deref(), STEP).await).await?;
             unseen += step.clerk_ids.len() as u64;
             scanned += u64::from(STEP);
             after = step.scanned_to;
@@ -115,7 +113,7 @@ impl Work<'_> {
 
     async fn absent(&self, after: Option<String>) -> Result<Vec<(String, Millis)>, SyncError> {
         let (run, store) = (self.run.id, &self.sync.store);
-        patiently(&self.stop, async || store.absent(run, after.clone(), PAGE).await).await
+        patiently(&self.stop, async || store.absent(run, after.as_deref(), PAGE).await).await
     }
 
     /// Publishes of each user whose absence was confirmed that the user is gone, unless a webhook has said so meanwhile.
@@ -137,7 +135,12 @@ impl Work<'_> {
                     message_id: Some(message.id.as_str().to_owned()),
                 })
                 .collect();
-            self.publish(news.into_iter().map(|(id, message)| News { clerk_id: id, message, is_drift: true }).collect()).await?;
+            self.publish(
+                news.into_iter()
+                    .map(|(id, message)| News { clerk_id: id, message, is_drift: true })
+                    .collect(),
+            )
+            .await?;
             self.run.counts.gone += seen.len() as u64;
             let run = &self.run;
             patiently(&self.stop, async || store.see(run, &seen).await).await?;

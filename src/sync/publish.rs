@@ -15,14 +15,12 @@ use crate::{
     pause::Pauses,
     queue::{QueueError, Source},
     stop::until,
-    store::{
-        Class, StoreError, sync::Settled,
-    },
+    store::{Class, StoreError, sync::Settled},
     text::number,
 };
 
 /// A bulk reader waits while the events queue holds more messages than this.
-pub const DEPTH_MAX: u64 = 2_000;
+pub(super) const DEPTH_MAX: u64 = 2_000;
 /// So many messages may be on their way to the table at a time.
 const OUTSTANDING_MAX: usize = 5_000;
 /// So many are published at a time.
@@ -79,7 +77,8 @@ impl<'s> Publisher<'s> {
         stop: watch::Receiver<bool>,
         outstanding: Vec<(String, String)>,
     ) -> Self {
-        let outstanding = outstanding.into_iter().map(|(clerk_id, message_id)| (clerk_id, (message_id, true)));
+        let outstanding =
+            outstanding.into_iter().map(|(clerk_id, message_id)| (clerk_id, (message_id, true)));
         Self { sync, stop, outstanding: outstanding.collect(), idle: None }
     }
 

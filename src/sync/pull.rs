@@ -140,7 +140,9 @@ fn after(last: Option<(String, Option<i64>)>, newest: Option<i64>) -> Place {
 impl Place {
     fn without_cursor(self) -> Self {
         match self {
-            Self::After { created_at, .. } => Self::Window { from: created_at.unwrap_or_default(), offset: 0 },
+            Self::After { created_at, .. } => {
+                Self::Window { from: created_at.unwrap_or_default(), offset: 0 }
+            }
             place => place,
         }
     }

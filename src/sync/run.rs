@@ -101,11 +101,7 @@ impl Sync {
         instance: &str,
         stop: &watch::Receiver<bool>,
     ) -> Result<(Run, Cursor, Vec<(String, String)>), SyncError> {
-        let new = NewRun {
-            instance_id: instance.to_owned(),
-            who: order.who.clone(),
-            dry_run: order.dry_run,
-        };
+        let new = NewRun { instance_id: instance.to_owned(), who: order.who.clone(), dry_run: order.dry_run };
         let store = &self.store;
         let run = patiently(stop, async || store.begin_run(&new).await).await?;
         let outstanding = patiently(stop, async || store.outstanding(run.id, u32::MAX).await).await?;
@@ -197,8 +193,7 @@ impl Work<'_> {
         while let Some(current) = page {
             self.lease.check()?;
             self.cursor.place = current.next;
-            let (next, taken) =
-                tokio::join!(stoppable(&stop, reader.next()), self.take(current.users));
+            let (next, taken) = tokio::join!(stoppable(&stop, reader.next()), self.take(current.users));
             taken?;
             (self.tell)(Told::Read { users: self.run.counts.clerk, of: self.count });
             page = next?;

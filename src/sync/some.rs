@@ -179,7 +179,11 @@ impl Sync {
     }
 
     /// The user; `None` where Clerk said twice that it does not know it.
-    async fn twice(&self, clerk_id: &str, stop: &watch::Receiver<bool>) -> Result<Option<Snapshot>, SyncError> {
+    async fn twice(
+        &self,
+        clerk_id: &str,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<Option<Snapshot>, SyncError> {
         if let Some(user) = self.api.user(clerk_id).await? {
             return Ok(Some(user));
         }
