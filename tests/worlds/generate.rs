@@ -66,6 +66,16 @@ pub(crate) struct Taste {
     pub(crate) deeds: usize,
     pub(crate) accounts: u8,
     pub(crate) addresses: u8,
+    pub(crate) reads: Reads,
+}
+
+/// Whether Clerk's API is read in a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reads {
+    Never,
+    Often,
+    /// And accounts are taken for gone by mistake, and people ask for them to live again.
+    Reviving,
 }
 
 impl Taste {
@@ -75,6 +85,7 @@ impl Taste {
             deeds: 3 + dice.below(12),
             accounts: 2 + dice.below(6) as u8,
             addresses: 1 + dice.below(3) as u8,
+            reads: Reads::Never,
         }
     }
 }
@@ -98,7 +109,8 @@ pub(crate) fn deeds(dice: &mut Dice, taste: Taste) -> Vec<Deed> {
 
 fn deed(dice: &mut Dice, taste: Taste, label: u16, facts: &[Fact]) -> Deed {
     let mut account = dice.below(taste.accounts.into()) as u8;
-    let act = match dice.below(18) {
+    let kinds = if taste.reads == Reads::Never { 18 } else { 26 };
+    let act = match dice.below(kinds) {
         0..=4 => Act::SignUp(address(dice, taste)),
         // The one who proved an address last goes, or has gone and comes back.
         5..=8 => match facts.iter().rev().find(|fact| fact.address.is_some_and(|address| address.verified)) {
@@ -118,7 +130,17 @@ fn deed(dice: &mut Dice, taste: Taste, label: u16, facts: &[Fact]) -> Deed {
         12 => Act::Rename,
         13..=15 => Act::Delete,
         16 => Act::TellDeletionAgain,
-        _ => Act::SignIn,
+        17 => Act::SignIn,
+        18..=20 if taste.reads == Reads::Reviving => {
+            account = facts.iter().rev().find(|fact| fact.is_upsert()).map_or(account, |fact| fact.account);
+            Act::Misread
+        }
+        21..=23 if taste.reads == Reads::Reviving => {
+            let missed = facts.iter().rev().find(|fact| fact.is_absence() && !fact.is_state());
+            account = missed.map_or(account, |fact| fact.account);
+            Act::Read { revive: true }
+        }
+        _ => Act::Read { revive: false },
     };
     let style = Style {
         lag: dice.pick(&[Some(0), Some(0), Some(1), Some(2), None]),
@@ -140,8 +162,13 @@ fn address(dice: &mut Dice, taste: Taste) -> Option<Address> {
 
 /// A world in which anything may happen to the delivery.
 pub(crate) fn any_world(seed: u64) -> World {
+    any_world_with(seed, Reads::Never)
+}
+
+/// The same, with readings of Clerk's API among the webhooks.
+pub(crate) fn any_world_with(seed: u64, reads: Reads) -> World {
     let mut dice = Dice::new(seed);
-    let taste = Taste::any(&mut dice);
+    let taste = Taste { reads, ..Taste::any(&mut dice) };
     let deeds = deeds(&mut dice, taste);
     let policy = if dice.one_in(3) { dice.pick(&POLICIES) } else { dice.pick(&POLICIES[..2]) };
     let plan = any_plan(&mut dice, &deeds);
@@ -185,12 +212,25 @@ fn batches(dice: &mut Dice, labels: &[u16], most: usize, haste: usize) -> Vec<Ve
 
 /// A world whose delivery meets these conditions.
 pub(crate) fn lawful_world(seed: u64, conditions: Conditions, policies: &[Policy]) -> World {
+    lawful_world_with(seed, conditions, policies, Reads::Never)
+}
+
+/// The same, with readings of Clerk's API among the webhooks.
+pub(crate) fn lawful_world_with(
+    seed: u64,
+    conditions: Conditions,
+    policies: &[Policy],
+    reads: Reads,
+) -> World {
     let mut dice = Dice::new(seed);
-    let taste = Taste::any(&mut dice);
+    let taste = Taste { reads, ..Taste::any(&mut dice) };
     let mut deeds = deeds(&mut dice, taste);
     if conditions.times_in_order && !times_in_order(&play(&deeds)) {
         deeds.retain(|deed| deed.act != Act::TellDeletionAgain);
         deeds.iter_mut().for_each(|deed| deed.style = Style::PLAIN);
+        // A reading tells of what was before its millisecond.
+        let reads = |deed: &&mut Deed| matches!(deed.act, Act::Read { .. });
+        deeds.iter_mut().filter(reads).for_each(|deed| deed.after = deed.after.max(1));
     }
     let policy = dice.pick(policies);
     let world = World { deeds, policy, plan: Vec::new() };

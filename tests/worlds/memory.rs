@@ -136,6 +136,10 @@ impl Memory {
             }
             self.former_order.push(id);
         }
+        for id in folded.revived {
+            self.former.remove(&id);
+            self.former_order.retain(|former| *former != id);
+        }
         match self.rows.values().find(|row| self.former.contains_key(&row.clerk_id)) {
             Some(row) => Err(format!("{} is remembered as deleted and holds a row", row.clerk_id)),
             None => Ok(()),
