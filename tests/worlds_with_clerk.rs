@@ -13,10 +13,14 @@
 #[path = "worlds/mod.rs"]
 mod worlds;
 
+use futures_util::FutureExt;
 use headcount::rules::users::{OnDelete, Policy, Relink};
 use worlds::{
     check::{self, Broken, Conditions, Verdict},
-    generate::{POLICIES, Reads, any_world_with, lawful_world_with},
+    clerk::{self, ClerkWorld, Log},
+    generate::{POLICIES, Reads, any_world_with, clerk_world, lawful_world_with},
+    history::{Fact, Kind},
+    memory::Memory,
     plan::World,
     shrink::{hold, times},
     small::{self, Bounds, histories},
@@ -71,4 +75,54 @@ fn every_delivery_of_four_deeds_with_readings_is_right() {
             panic!("{world}{broken}");
         }
     }
+}
+
+// Readings that are compared with the table as it is by then, and published where something differs.
+
+fn happen(world: &ClerkWorld) -> Result<Log, Broken> {
+    let run = clerk::run(world, Memory::new(world.policy)).now_or_never();
+    run.expect("memory waits for nothing").map(|(log, _)| log)
+}
+
+#[test]
+fn the_table_ends_as_clerk_is_and_nobody_who_lives_is_ever_deleted() {
+    hold(0..times(6_000), |seed| clerk_world(seed, false), |world| happen(world).map(drop));
+}
+
+#[test]
+fn what_people_edit_by_sql_ends_as_clerk_is() {
+    hold(0..times(6_000), |seed| clerk_world(seed, true), |world| happen(world).map(drop));
+}
+
+#[test]
+fn rows_pass_only_to_who_may_have_them_whatever_is_lost() {
+    let check = |world: &ClerkWorld| {
+        let Log { batches, facts } = happen(world)?;
+        let batches = deliveries(&batches);
+        check::agreement_over(world.policy, batches.clone())?;
+        match world.policy.relink {
+            Relink::Match => Ok(()),
+            Relink::Deleted | Relink::Never => check::safety_over(world.policy, &batches, &facts),
+        }
+    };
+    hold(0..times(3_000), |seed| clerk_world(seed, false), check);
+}
+
+fn deliveries(batches: &[Vec<(Fact, bool)>]) -> Vec<Vec<(&Fact, bool)>> {
+    batches.iter().map(|batch| batch.iter().map(|(fact, over)| (fact, *over)).collect()).collect()
+}
+
+#[test]
+fn worlds_with_clerk_are_rich_in_readings_that_matter() {
+    let (mut lost, mut users, mut absences) = (0, 0, 0);
+    for seed in 0..500 {
+        let world = clerk_world(seed, false);
+        let Log { batches, facts } = happen(&world).unwrap();
+        let delivered = |fact: &Fact| batches.iter().flatten().any(|(one, _)| one.label == fact.label);
+        let counted = |of: &dyn Fn(&Fact) -> bool| facts.iter().filter(|fact| of(fact)).count();
+        lost += counted(&|fact| fact.reading.is_none() && fact.kind != Kind::Other && !delivered(fact));
+        users += counted(&|fact| fact.reading.is_some() && fact.is_upsert());
+        absences += counted(&Fact::is_absence);
+    }
+    assert!(lost > 500 && users > 500 && absences > 200, "{lost} lost, {users} users read, {absences} absences");
 }

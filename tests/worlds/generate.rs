@@ -4,6 +4,7 @@ use headcount::rules::users::{OnDelete, Policy, Relink};
 
 use super::{
     check::{Conditions, LawfulRun},
+    clerk::{Ask, ClerkWorld, Edit, Step, labels},
     history::{Act, Address, Deed, Fact, Kind, Style, play},
     plan::{Delivery, World},
     reference::times_in_order,
@@ -271,4 +272,63 @@ fn lawful_plan(dice: &mut Dice, world: &World, conditions: Conditions) -> Vec<Ve
         run = next;
     }
     plan
+}
+
+/// A world in which Clerk's API is read as well. Webhooks are lost, late and repeated. With `edits`, people change rows by SQL.
+pub(crate) fn clerk_world(seed: u64, edits: bool) -> ClerkWorld {
+    let mut dice = Dice::new(seed);
+    let taste = Taste::any(&mut dice);
+    let deeds = deeds(&mut dice, taste);
+    let policy = if dice.one_in(3) { dice.pick(&POLICIES) } else { dice.pick(&POLICIES[..2]) };
+    let loss = dice.pick(&[usize::MAX, 6, 3, 1]);
+    let haste = dice.pick(&[usize::MAX, 4, 1]);
+    let (delivers, asks) = (dice.pick(&[2, 4, 8]), dice.pick(&[1, 2, 4]));
+    let mut happened = play(&deeds).into_iter();
+    let (mut steps, mut due) = (Vec::new(), Vec::new());
+    let mut number = 0;
+    let mut over = 0;
+    while over < 6 {
+        match dice.below(4 + delivers + asks + usize::from(edits)) {
+            0..4 => match happened.next() {
+                Some(fact) => {
+                    steps.push(Step::Next);
+                    if !dice.one_in(loss) {
+                        due.extend((0..1 + usize::from(dice.one_in(4))).map(|_| fact.label));
+                    }
+                }
+                None => over += 1,
+            },
+            choice if choice < 4 + delivers => {
+                let size = 1 + dice.below(4);
+                let batch: Vec<Delivery> = (0..size.min(due.len()))
+                    .map(|_| {
+                        let label = due.swap_remove(dice.below(due.len()));
+                        Delivery { label, patience_over: dice.one_in(haste) }
+                    })
+                    .collect();
+                if !batch.is_empty() {
+                    steps.push(Step::Deliver(batch));
+                }
+            }
+            choice if choice < 4 + delivers + asks => {
+                let ask = match dice.below(8) {
+                    0..3 => {
+                        let account = dice.below(taste.accounts.into()) as u8;
+                        Ask::User { account, revive: dice.one_in(6) }
+                    }
+                    3 | 4 => Ask::Newest { grace: dice.pick(&[0, 1, 3]) },
+                    5 | 6 => Ask::List,
+                    _ => Ask::Search,
+                };
+                steps.push(Step::Ask { number, early: dice.pick(&[0, 0, 1, 2, -1]), ask });
+                due.extend(labels(number, taste.accounts).filter(|_| dice.one_in(2)));
+                number += 1;
+            }
+            _ => {
+                let account = dice.below(taste.accounts.into()) as u8;
+                steps.push(Step::Edit { account, edit: dice.pick(&Edit::ALL) });
+            }
+        }
+    }
+    ClerkWorld { deeds, policy, steps, late: due, shuffle: dice.roll() }
 }

@@ -272,7 +272,16 @@ impl Fact {
     }
 
     fn upsert(&self, kind: UpsertKind) -> Change {
-        Change::User(users::Change::Upsert(Box::new(Upsert {
+        Change::User(users::Change::Upsert(Box::new(self.user(kind))))
+    }
+
+    /// A reading of a user, as it is compared with the table.
+    pub(crate) fn snapshot(&self) -> Upsert {
+        self.user(UpsertKind::Updated)
+    }
+
+    fn user(&self, kind: UpsertKind) -> Upsert {
+        Upsert {
             clerk_id: self.clerk_id(),
             version: Version {
                 at: self.at,
@@ -287,7 +296,7 @@ impl Fact {
                 None => users::Source::Webhook,
                 Some(Reading { revive, .. }) => users::Source::Api { revive },
             },
-        })))
+        }
     }
 
     pub(crate) fn claim(&self) -> Option<Claim> {
