@@ -339,6 +339,17 @@ impl Config {
         }
     }
 
+    /// How Clerk's API is asked, with this patience; `None` without a key.
+    pub fn clerk_api(&self, patience: Duration) -> Option<clerk::api::Settings> {
+        Some(clerk::api::Settings {
+            key: self.clerk_secret_key.clone()?,
+            url: self.clerk_api_url.clone(),
+            rate: None,
+            patience,
+            keep_object: self.keep_clerk_object,
+        })
+    }
+
     /// How long things are kept.
     pub fn retention(&self) -> Retention {
         Retention {
