@@ -21,6 +21,7 @@ pub mod store;
 // Beside the path.
 pub mod letters;
 pub mod rejections;
+pub mod sync;
 pub mod retention;
 pub mod ops;
 pub mod cli;

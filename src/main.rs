@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use headcount::{
     app::{self, Addresses, Roles},
     clerk::secret,
-    cli::{self, Cli, Command, dead, demo, doctor, output::Output, rejections, send, status, users},
+    cli::{self, Cli, Command, dead, demo, doctor, output::Output, rejections, send, status, sync, users},
     config::Config,
     failure::{Exit, Failure},
     secret::Secret,
@@ -49,7 +49,11 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Migrate => "warn",
         // The command's own errors are enough: its log, and a library's, would only repeat them.
         Command::Doctor(_) | Command::Status(_) => "off",
-        Command::Send(_) | Command::Users(_) | Command::Dead(_) | Command::Rejections(_) => "headcount=error",
+        Command::Send(_)
+        | Command::Users(_)
+        | Command::Dead(_)
+        | Command::Rejections(_)
+        | Command::Sync(_) => "headcount=error",
     };
     logs::init(filter, config.log_format)
         .map_err(|problem| Failure::usage(problem).hint("write RUST_LOG=info, or info,headcount=debug"))?;
@@ -78,6 +82,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(args, &config, &mut output).await,
         Command::Users(args) => users::run(args, &config, &mut output).await,
         Command::Dead(args) => dead::run(args, &config, &mut output).await,
+        Command::Sync(args) => sync::run(args, &config, &mut output).await,
         Command::Rejections(args) => rejections::run(args, &config, &mut output).await,
         Command::Doctor(args) => doctor::run(args, &config, &mut output).await,
     }

@@ -1,6 +1,7 @@
-//! Owns all that is Clerk's and nothing else: its signatures and secrets, its envelope, its wire types, its API, and
-//! made-up events in its shape. Promises that a payload either gives all that the rules read or an error that names the field,
-//! and that no error holds a value of the body. Never decides which news wins: that is [`crate::rules`].
+//! Owns all that is Clerk's and nothing else: its signatures and secrets, its envelope, its wire types, its API, made-up
+//! events in its shape, and a stand-in for its API. Promises that a payload either gives all that the rules read or an
+//! error that names the field, and that no error holds a value of the body. Never decides which news wins: that is
+//! [`crate::rules`].
 //!
 //! In a webhook's order: [`signature`] checks it, this file reads its envelope, `user` reads what it says. The body is
 //! split, not decoded: an event of another type costs one pass over its bytes. Dispatch is on `type`, never on
@@ -26,6 +27,7 @@ mod json;
 pub mod made_up;
 pub mod secret;
 pub mod signature;
+pub mod stand_in;
 mod user;
 
 /// The event types that are read. Each has a label of its own in the metrics.

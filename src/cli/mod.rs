@@ -19,6 +19,7 @@ mod progress;
 pub mod rejections;
 pub mod send;
 pub mod status;
+pub mod sync;
 mod table;
 pub mod users;
 #[cfg(test)]
@@ -77,6 +78,12 @@ pub enum Command {
     /// List users, or show what happened to one
     #[command(subcommand)]
     Users(Users),
+
+    /// Bring the users table in step with Clerk's API
+    ///
+    /// Reads every user from Clerk, and repairs what differs here: users who are missing, outdated or different, and users who
+    /// are gone from Clerk. Ctrl-C loses nothing: the next run goes on where this one stopped. Needs CLERK_SECRET_KEY.
+    Sync(sync::Sync),
 
     /// Look at dead letters, replay, edit or discard them
     #[command(subcommand)]
@@ -247,6 +254,11 @@ mod tests {
             "headcount dead restore msg_1 --note oops",
             "headcount dead export --status all --limit 10 --after x",
             "headcount rejections list --limit 5 --json",
+            "headcount sync",
+            "headcount sync --dry-run --verbose --exit-code --json",
+            "headcount sync user_1 ada@example.com --revive --no-wait",
+            "headcount sync --no-deletions --rate 10 --adopt-instance --yes",
+            "headcount sync --allow-deletions 100",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
@@ -276,6 +288,10 @@ mod tests {
             "headcount dead discard msg_1",
             "headcount dead edit",
             "headcount rejections",
+            "headcount sync --exit-code",
+            "headcount sync --rate 0",
+            "headcount sync user_1 --no-deletions",
+            "headcount sync --no-deletions --allow-deletions 1",
         ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), i32::from(Exit::Usage.code()), "{line}");
         }

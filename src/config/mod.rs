@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     address::{self, Database},
-    clerk,
+    clerk::{self, api},
     failure::Failure,
     net::TrustedProxies,
     queue::{Ladder, QueueConfig},
@@ -339,9 +339,10 @@ impl Config {
         }
     }
 
-    /// How Clerk's API is asked, with this patience; `None` without a key.
-    pub fn clerk_api(&self, patience: Duration) -> Option<clerk::api::Settings> {
-        Some(clerk::api::Settings {
+    /// How Clerk's API is asked, where there is a key. `patience`: how long a request that fails for a passing reason is tried
+    /// again.
+    pub fn clerk_api(&self, patience: Duration) -> Option<api::Settings> {
+        Some(api::Settings {
             key: self.clerk_secret_key.clone()?,
             url: self.clerk_api_url.clone(),
             rate: None,

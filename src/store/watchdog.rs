@@ -210,17 +210,19 @@ impl<S: Renewable + fmt::Debug> fmt::Debug for Watched<S> {
 }
 
 /// Implements a part of the store: each call goes to the current store, within the limit that stands in front of it. What
-/// the caller lends (`&`) is copied, because the call may outlive its caller.
+/// the caller lends (`&`, or `?` where it may lend nothing) is copied, because the call may outlive its caller.
 macro_rules! watched {
     ($part:ident {
-        $([$limit:expr] $call:ident($($(&$lent:ident)? $($given:ident)?: $type:ty),*) -> $answer:ty;)*
+        $([$limit:expr] $call:ident($($(&$lent:ident)? $(?$maybe:ident)? $($given:ident)?: $type:ty),*) -> $answer:ty;)*
         $({ $($rest:tt)* })?
     }) => {
         #[async_trait]
         impl<S: Renewable + Store> $part for Watched<S> {
-            $(async fn $call(&self, $($($lent: &$type)? $($given: $type)?),*) -> Result<$answer, StoreError> {
-                $($(let $lent = $lent.to_owned();)?)*
-                self.call($limit, move |store| async move { store.$call($($(&$lent)? $($given)?),*).await }).await
+            $(async fn $call(&self, $($($lent: &$type)? $($maybe: Option<&$type>)? $($given: $type)?),*) -> Result<$answer, StoreError> {
+                $($(let $lent = $lent.to_owned();)? $(let $maybe = $maybe.map(<$type>::to_owned);)?)*
+                self.call($limit, move |store| async move {
+                    store.$call($($(&$lent)? $($maybe.as_deref())? $($given)?),*).await
+                }).await
             })*
             $($($rest)*)?
         }
@@ -299,14 +301,14 @@ watched!(SyncTables {
     [PEOPLE] outstanding(run: Uuid, limit: u32) -> Vec<(String, String)>;
     [PEOPLE] settled(&message_ids: [String]) -> Vec<(String, Settled)>;
     [PEOPLE] settle(run: Uuid, &clerk_ids: [String]) -> ();
-    [PEOPLE] unseen(run: Uuid, after: Option<String>, limit: u32) -> Unseen;
+    [PEOPLE] unseen(run: Uuid, ?after: str, limit: u32) -> Unseen;
     [PEOPLE] note_absent(run: Uuid, &clerk_id: str, at: Millis) -> ();
-    [PEOPLE] absent(run: Uuid, after: Option<String>, limit: u32) -> Vec<(String, Millis)>;
+    [PEOPLE] absent(run: Uuid, ?after: str, limit: u32) -> Vec<(String, Millis)>;
     [PEOPLE] forget_ids(run: Uuid, limit: u32) -> u64;
     [READY] saw_instance(&instance_id: str, by: SeenBy) -> Owner;
     [PEOPLE] adopt_instance(&instance_id: str) -> ();
     [PEOPLE] instances() -> Vec<InstanceRow>;
-    [READY] note_webhook(instance_id: Option<String>, received_at: Millis) -> ();
+    [READY] note_webhook(?instance_id: str, received_at: Millis) -> ();
 });
 
 #[async_trait]

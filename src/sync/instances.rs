@@ -115,7 +115,7 @@ impl Ledger {
                 }
                 self.known.insert(id.clone());
             }
-            self.store.note_webhook(instance.clone(), at).await?;
+            self.store.note_webhook(instance.as_deref(), at).await?;
             self.waiting.remove(&instance);
         }
         self.written_at = Some(Instant::now());

@@ -23,6 +23,7 @@ async fn a_letter_is_kept_whole(home: Arc<Home>) {
     let expected = Letter {
         id,
         message_id: "m1".into(),
+        origin: headcount::message::Origin::Webhook,
         round: 0,
         event_type: one.event_type,
         clerk_id: one.clerk_id,

@@ -5,7 +5,7 @@ use std::{future::Future, path::PathBuf, sync::Arc};
 use headcount::{
     rules::{
         Change, Event, Outcome,
-        users::{self, Claim, OnDelete, Policy, Profile, Relink, Upsert, UpsertKind, Version},
+        users::{self, Claim, OnDelete, Policy, Profile, Relink, Source, Upsert, UpsertKind, Version},
     },
     secret::Secret,
     store::{self, Backend, Incoming, Store, StoreConfig, StoreError, User, UserQuery},
@@ -252,6 +252,7 @@ impl News {
             born: if kind == UpsertKind::Created { at } else { 0 },
             claim: None,
             profile: Arc::new(Profile::default()),
+            source: Source::Webhook,
         };
         Self { upsert, patience_over: false }
     }

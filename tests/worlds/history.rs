@@ -212,6 +212,7 @@ impl Fact {
             born: self.born(),
             claim: self.address.map(|address| Claim::new(address.text(), address.verified)),
             profile: Arc::new(self.profile()),
+            source: users::Source::Webhook,
         })))
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use headcount::rules::{
     Event, Outcome,
-    users::{ChangedRow, Folded, FormerId, Loaded, Policy, Row, fold},
+    users::{self, ChangedRow, Folded, FormerId, Loaded, Policy, Row, fold},
 };
 use uuid::Uuid;
 
@@ -101,7 +101,8 @@ impl Memory {
         let touched = |row: &&Row| {
             ids.contains(row.clerk_id.as_str()) || key(row).is_some_and(|key| keys.contains(&key))
         };
-        let profile = |row: &Row| row.profile.clone().filter(|_| self.policy.needs_profiles());
+        let profiles = users::needs_profiles(&self.policy, events.iter());
+        let profile = |row: &Row| row.profile.clone().filter(|_| profiles);
         Loaded {
             rows: self
                 .rows
@@ -109,7 +110,12 @@ impl Memory {
                 .filter(touched)
                 .map(|row| Row { profile: profile(row), ..row.clone() })
                 .collect(),
-            former: self.former.keys().filter(|former| ids.contains(former.as_str())).cloned().collect(),
+            former: self
+                .former
+                .values()
+                .filter(|former| ids.contains(former.clerk_id.as_str()))
+                .map(|former| (former.clerk_id.clone(), former.deleted_at))
+                .collect(),
         }
     }
 

@@ -238,3 +238,53 @@ fn limiter(rate: f64) -> RateLimiter {
         .max(burst)
         .build()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    /// 2025-10-09 08:53:20 UTC.
+    const AT: Millis = 1_760_000_000_000;
+
+    fn requests() -> Requests {
+        let settings = Settings {
+            key: Secret::new("sk_test_x"),
+            url: "http://127.0.0.1:1/clerk/".into(),
+            rate: None,
+            patience: Duration::ZERO,
+            keep_object: false,
+        };
+        Requests::new(&settings).unwrap()
+    }
+
+    fn date(more: &[(&'static str, &'static str)]) -> HeaderMap {
+        let all = [("date", "Thu, 09 Oct 2025 08:53:20 GMT")].iter().chain(more);
+        all.map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn a_clock_is_believed_to_differ_no_further_than_answers_prove() {
+        let requests = requests();
+        for (headers, began, ended, offset) in [
+            // Clerk's clock is ahead by 30 s to 31 s, or so; then a slow answer says 1 s to 61 s.
+            (date(&[]), AT - 30_010, AT - 30_000, Some(30_000)),
+            (date(&[]), AT - 60_000, AT - 1000, Some(30_000)),
+            (date(&[("age", "3")]), AT - 90_000, AT - 90_000, Some(30_000)),
+            (HeaderMap::new(), AT - 90_000, AT - 90_000, Some(30_000)),
+            // Ours was set: they are in step.
+            (date(&[]), AT + 200, AT + 300, None),
+            (date(&[]), AT + 7000, AT + 7001, Some(-6001)),
+            (date(&[]), AT + 3000, AT + 4000, None),
+        ] {
+            requests.learn(&headers, began, ended);
+            assert_eq!(requests.clock_offset(), offset, "{} to {}", began - AT, ended - AT);
+        }
+    }
+
+    #[test]
+    fn a_base_with_a_path_keeps_it() {
+        let url = requests().url(&["users", "a/b ?#"], &[("x", "1+ &".into())]);
+        assert_eq!(url.as_str(), "http://127.0.0.1:1/clerk/v1/users/a%2Fb%20%3F%23?x=1%2B+%26");
+    }
+}

@@ -25,6 +25,9 @@ const LAST_NAMES: &[&str] = &[
     "Rossi", "Santos", "Schmidt", "Silva", "Tanaka", "Usman", "Vargas", "Wójcik", "Yilmaz", "Zhang",
 ];
 
+/// The Clerk instance that all made-up events come from.
+pub const INSTANCE: &str = "ins_2hCntMadeUpInstance0000001";
+
 /// Domains that are reserved for examples (RFC 2606).
 const DOMAINS: &[&str] = &["example.com", "example.org", "example.net"];
 
@@ -126,7 +129,7 @@ impl Person {
                     "user_agent": "Mozilla/5.0 (X11; Linux x86_64; rv:132.0) Gecko/20100101 Firefox/132.0",
                 }
             },
-            "instance_id": "ins_2hCntMadeUpInstance0000001",
+            "instance_id": INSTANCE,
             "object": "event",
             "timestamp": sent,
             "type": event_type,
@@ -135,8 +138,8 @@ impl Person {
         .into_bytes()
     }
 
-    /// `data` of an event that carries a whole user.
-    fn data(&self) -> Value {
+    /// The user as Clerk's API gives it, and `data` of an event that carries a whole user.
+    pub fn data(&self) -> Value {
         let image =
             format!("https://img.example.com/{}", letters(&mut dice(&format!("image {}", self.id)), 120));
         let second = self.second_email.as_deref().map(|address| self.email_address(address, false));

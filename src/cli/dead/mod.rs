@@ -330,12 +330,12 @@ fn actor(note: Option<&str>) -> Actor {
 }
 
 /// Whether a person can be asked: input and errors are a terminal's.
-fn is_interactive() -> bool {
+pub(in crate::cli) fn is_interactive() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
 /// Asks a question at the terminal; `true` for yes.
-fn ask(question: &str) -> Result<bool, Failure> {
+pub(in crate::cli) fn ask(question: &str) -> Result<bool, Failure> {
     let mut answer = String::new();
     let asked = write!(io::stderr(), "{}", terminal::safe(question))
         .and_then(|()| io::stderr().flush())

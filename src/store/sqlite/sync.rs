@@ -17,7 +17,7 @@ impl Words for Sqlite {
     const HELD: &'static str = "";
 
     fn later(n: usize) -> String {
-        format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ${n} / 1000.0 || ' seconds')")
+        format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', (${n} / 1000.0) || ' seconds')")
     }
 
     fn among(column: &str, n: usize) -> String {

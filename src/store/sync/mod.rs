@@ -91,7 +91,7 @@ pub trait SyncTables: Send + Sync {
 
     /// One step through the table, at most `limit` rows in the order of their Clerk ids, from the one after `after`: who
     /// of them is live, was there before the run began, and was not seen by it.
-    async fn unseen(&self, run: Uuid, after: Option<String>, limit: u32) -> Result<Unseen, StoreError>;
+    async fn unseen(&self, run: Uuid, after: Option<&str>, limit: u32) -> Result<Unseen, StoreError>;
 
     /// Notes when Clerk confirmed that it does not know this user.
     async fn note_absent(&self, run: Uuid, clerk_id: &str, at: Millis) -> Result<(), StoreError>;
@@ -100,7 +100,7 @@ pub trait SyncTables: Send + Sync {
     async fn absent(
         &self,
         run: Uuid,
-        after: Option<String>,
+        after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<(String, Millis)>, StoreError>;
 
@@ -118,7 +118,7 @@ pub trait SyncTables: Send + Sync {
     async fn instances(&self) -> Result<Vec<InstanceRow>, StoreError>;
 
     /// Notes when a webhook came in, unless a later one is noted: of an instance, or of the owner where it is not known.
-    async fn note_webhook(&self, instance_id: Option<String>, received_at: Millis) -> Result<(), StoreError>;
+    async fn note_webhook(&self, instance_id: Option<&str>, received_at: Millis) -> Result<(), StoreError>;
 }
 
 /// What the table has of some users.
@@ -139,6 +139,22 @@ pub struct Holder {
     pub host: String,
     /// Role and process id, for people.
     pub process: String,
+}
+
+impl Holder {
+    /// This process, in this role.
+    pub fn of(role: &str) -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .ok()
+            .map(|name| name.trim().to_owned())
+            .or_else(|| std::env::var("HOSTNAME").ok())
+            .filter(|name| !name.is_empty());
+        Self {
+            id: Uuid::now_v7(),
+            host: host.unwrap_or_else(|| "this host".to_owned()),
+            process: format!("{role}, process {}", std::process::id()),
+        }
+    }
 }
 
 /// A lease, and who had it last.

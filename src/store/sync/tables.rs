@@ -157,8 +157,8 @@ impl<S: Works> SyncTables for S {
         ids::settle(self, run, clerk_ids).await
     }
 
-    async fn unseen(&self, run: Uuid, after: Option<String>, limit: u32) -> Result<Unseen, StoreError> {
-        ids::unseen(self, run, after.as_deref(), limit).await
+    async fn unseen(&self, run: Uuid, after: Option<&str>, limit: u32) -> Result<Unseen, StoreError> {
+        ids::unseen(self, run, after, limit).await
     }
 
     async fn note_absent(&self, run: Uuid, clerk_id: &str, at: Millis) -> Result<(), StoreError> {
@@ -168,10 +168,10 @@ impl<S: Works> SyncTables for S {
     async fn absent(
         &self,
         run: Uuid,
-        after: Option<String>,
+        after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<(String, Millis)>, StoreError> {
-        ids::absent(self, run, after.as_deref(), limit).await
+        ids::absent(self, run, after, limit).await
     }
 
     async fn forget_ids(&self, run: Uuid, limit: u32) -> Result<u64, StoreError> {
@@ -190,7 +190,7 @@ impl<S: Works> SyncTables for S {
         instances::all(self).await
     }
 
-    async fn note_webhook(&self, instance_id: Option<String>, received_at: Millis) -> Result<(), StoreError> {
-        instances::note_webhook(self, instance_id.as_deref(), received_at).await
+    async fn note_webhook(&self, instance_id: Option<&str>, received_at: Millis) -> Result<(), StoreError> {
+        instances::note_webhook(self, instance_id, received_at).await
     }
 }

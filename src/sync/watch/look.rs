@@ -18,13 +18,11 @@ use crate::{
     clerk::api::{Order, Snapshot, UsersPage, UsersQuery},
     queue::Source,
     rules::users::{Loaded, Standing, compare},
-    sync::{Sync, SyncError},
+    sync::{Sync, SyncError, publish::DEPTH_MAX},
     telemetry::metrics::WatchMetrics,
     time::{Millis, now},
 };
 
-/// More messages in the queue than this, and what is missing may be among them.
-const LAG: u64 = 2000;
 /// Users who were not met again are looked up in the table so many at a time, ...
 const STEP: usize = 500;
 /// ... and in Clerk at most so many in one look.
@@ -151,7 +149,7 @@ impl Looking {
         };
         match depths.iter().find(|depth| depth.queue == Source::Events.queue()) {
             Some(events) if events.consumers == 0 => Some("no worker takes messages".into()),
-            Some(events) if events.messages > LAG => {
+            Some(events) if events.messages > DEPTH_MAX => {
                 Some(format!("{} messages wait in the queue", events.messages))
             }
             Some(_) => None,

@@ -1,0 +1,84 @@
+//! Owns the first safety: the key's instance has to be the one that the table belongs to. With another instance's key every user
+//! here would be unknown to Clerk, and strangers would come in.
+
+use super::{Sync, SyncError};
+use crate::{
+    clerk::api::{Instance, Order as UsersOrder, UsersQuery},
+    store::sync::SeenBy,
+};
+
+/// What to do where nobody has said yet whose the table is.
+pub enum Unknown<'a> {
+    /// Take the key's instance, unless the table holds users of whom the instance knows none.
+    Check,
+    /// Ask a person.
+    Ask(&'a (dyn Fn(&Instance) -> bool + Send + std::marker::Sync)),
+    /// The table is to belong to the key's instance, whoever it belonged to.
+    Adopt,
+}
+
+/// How many users tell whether the table and the instance have anything to do with each other.
+const SAMPLE: u16 = 100;
+
+impl Sync {
+    /// The key's instance, to which the table belongs.
+    ///
+    /// # Errors
+    /// It belongs to another one, or Clerk's API or the database does not answer.
+    pub async fn owner(&self) -> Result<Instance, SyncError> {
+        self.owner_or(Unknown::Check).await
+    }
+
+    /// The key's instance, to which the table belongs, or belongs from now on.
+    ///
+    /// # Errors
+    /// As [`owner`](Self::owner); a person declined.
+    pub async fn owner_or(&self, unknown: Unknown<'_>) -> Result<Instance, SyncError> {
+        let key = self.api.instance().await?;
+        let other = |table: &str, by_setting| SyncError::OtherInstance {
+            key: key.id.clone(),
+            table: table.to_owned(),
+            by_setting,
+        };
+        if let Some(table) = self.instance.as_deref().filter(|table| *table != key.id) {
+            return Err(other(table, true));
+        }
+        if matches!(unknown, Unknown::Adopt) || self.instance.is_some() {
+            self.store.adopt_instance(&key.id).await?;
+            return Ok(key);
+        }
+        let known = self.store.instances().await?;
+        match (known.iter().find(|row| row.owner), unknown) {
+            (Some(owner), _) if owner.instance_id == key.id => return Ok(key),
+            (Some(owner), _) => return Err(other(&owner.instance_id, false)),
+            (None, Unknown::Ask(ask)) if !ask(&key) => return Err(SyncError::Declined(key.id)),
+            (None, Unknown::Check) if !self.is_related().await? => {
+                return Err(SyncError::Strangers { key: key.id });
+            }
+            (None, _) => {}
+        }
+        // A webhook of another instance may have been quicker.
+        let owner = self.store.saw_instance(&key.id, SeenBy::Sync).await?.owner;
+        match owner.filter(|owner| *owner != key.id) {
+            Some(owner) => Err(other(&owner, false)),
+            None => Ok(key),
+        }
+    }
+
+    /// Whether the table is empty, or has one of the users whom the instance changed last.
+    async fn is_related(&self) -> Result<bool, SyncError> {
+        if self.store.live_users().await? == 0 {
+            return Ok(true);
+        }
+        let newest = UsersQuery {
+            order: UsersOrder::NewestChange,
+            limit: SAMPLE,
+            after: None,
+            offset: 0,
+            created_after: None,
+        };
+        let users = self.api.users(&newest).await?.users;
+        let ids: Vec<String> = users.into_iter().filter_map(|user| user.clerk_id).collect();
+        Ok(!self.store.live_among(&ids).await?.is_empty())
+    }
+}

@@ -1,0 +1,329 @@
+//! Owns a whole run: read every user, then what changed meanwhile, then search for who is gone, then wait until all is applied.
+//! Promises that one run works at a time, that it can be cut off anywhere, and that the next one goes on where it stopped.
+
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::{
+    LEASE, Order, Report, Sync, SyncError, Tell, Told,
+    lease::Held,
+    owner::Unknown,
+    place::{Cursor, Phase, Place},
+    publish::{News, Publisher, Watchdog, patiently},
+    pull::Reader,
+};
+use crate::{
+    clerk::api::{ApiError, Order as UsersOrder, PAGE_MAX, Snapshot, UsersQuery},
+    stop::until,
+    store::sync::{NewRun, Run, RunResult},
+    text::number,
+    time::{Millis, now},
+};
+
+/// What changed so long before a run began is read again at its end: clocks differ.
+const MARGIN: Millis = 60_000;
+/// So many users of a page stand on the next one again: users move while they are read.
+const OVERLAP: u64 = 50;
+
+/// While so few messages are on their way, nobody looks what became of them before the end.
+const SETTLED_BEYOND: usize = 1_000;
+
+/// A run on its way.
+pub(super) struct Work<'w> {
+    pub(super) sync: &'w Sync,
+    pub(super) order: &'w Order,
+    pub(super) tell: Tell<'w>,
+    pub(super) stop: watch::Receiver<bool>,
+    pub(super) lease: Held,
+    pub(super) instance: String,
+    pub(super) run: Run,
+    /// Where the run stands once the page in hand is taken in.
+    pub(super) cursor: Cursor,
+    pub(super) publisher: Publisher<'w>,
+    pub(super) notes: Vec<String>,
+    /// By Clerk, at the beginning.
+    count: u64,
+}
+
+impl Sync {
+    /// Compares every user with Clerk and repairs what may be repaired, from where an earlier run stopped.
+    ///
+    /// # Errors
+    /// It could not finish. The next run goes on, unless that would come to the same end.
+    pub async fn run(
+        &self,
+        order: &Order,
+        unknown: Unknown<'_>,
+        tell: Tell<'_>,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<Report, SyncError> {
+        // Safety first: with another instance's key, everybody would be gone.
+        let instance = self.owner_or(unknown).await?.id;
+        let waits = |lease: &crate::store::sync::Lease| {
+            tell(Told::HeldUp(format!(
+                "another sync holds the lease ({} on {}): waiting for its end",
+                lease.process, lease.host
+            )));
+        };
+        let lease = Held::take(&self.store, LEASE, &self.holder, stop, waits).await?;
+        let begun = self.begin(order, &instance, stop).await;
+        let (run, cursor, outstanding) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                lease.give_back().await;
+                return Err(error);
+            }
+        };
+        if run.resumed {
+            tell(Told::Resumed(run.started_at));
+        }
+        let publisher = Publisher::new(self, stop.clone(), outstanding);
+        let mut work = Work {
+            sync: self,
+            order,
+            tell,
+            stop: stop.clone(),
+            lease,
+            instance,
+            run,
+            cursor,
+            publisher,
+            notes: Vec::new(),
+            count: 0,
+        };
+        let worked = work.all().await;
+        work.end(worked).await
+    }
+
+    async fn begin(
+        &self,
+        order: &Order,
+        instance: &str,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<(Run, Cursor, Vec<(String, String)>), SyncError> {
+        let new = NewRun { instance_id: instance.to_owned(), who: order.who.clone(), dry_run: order.dry_run };
+        let store = &self.store;
+        let run = patiently(stop, async || store.begin_run(&new).await).await?;
+        let outstanding = patiently(stop, async || store.outstanding(run.id, u32::MAX).await).await?;
+        let cursor = Cursor::read(run.cursor.as_deref(), self.now());
+        Ok((run, cursor, outstanding))
+    }
+
+    /// Now, by Clerk's clock where that is known to differ from ours.
+    pub(super) fn now(&self) -> Millis {
+        now() + self.api.clock_offset().unwrap_or_default()
+    }
+}
+
+impl Work<'_> {
+    async fn all(&mut self) -> Result<(), SyncError> {
+        self.count = self.asked(self.sync.api.count()).await?;
+        let phase = Phase::of(&self.run.phase);
+        if phase <= Phase::Reading {
+            self.enter(Phase::Reading).await?;
+            self.read().await?;
+        }
+        if phase <= Phase::Newest {
+            self.enter(Phase::Newest).await?;
+            self.read_newest().await?;
+            self.compare_counts().await?;
+        }
+        if self.order.deletions {
+            if phase <= Phase::Searching {
+                self.enter(Phase::Searching).await?;
+                self.search().await?;
+            }
+            if !self.order.dry_run && phase <= Phase::Deleting {
+                self.enter(Phase::Deleting).await?;
+                self.delete().await?;
+            }
+        }
+        self.enter(Phase::Applying).await?;
+        if self.order.wait { self.apply().await } else { Ok(()) }
+    }
+
+    /// Writes down how the run ended, gives the lease back, and reports.
+    async fn end(mut self, worked: Result<(), SyncError>) -> Result<Report, SyncError> {
+        if let Some(offset) = self.sync.api.clock_offset() {
+            self.notes.push(format!(
+                "this machine's clock is {} s {} Clerk's",
+                offset.abs() / 1000,
+                if offset > 0 { "behind" } else { "ahead of" }
+            ));
+        }
+        let (result, over) = match &worked {
+            Ok(()) => (RunResult::Done, true),
+            Err(SyncError::Stopped) => (RunResult::Stopped, false),
+            Err(error) => (RunResult::Failed, error.ends_the_run()),
+        };
+        self.run.result = Some(result);
+        self.run.finished_at = over.then(now);
+        self.run.detail = match &worked {
+            Ok(()) => (!self.notes.is_empty()).then(|| self.notes.join("; ")),
+            Err(error) => Some(error.to_string()),
+        };
+        // Whoever took it over writes it down now.
+        if !matches!(worked, Err(SyncError::TakenOver))
+            && let Err(error) = self.sync.store.save_run(&self.run).await
+        {
+            warn!("how the sync ended could not be written down: {error}");
+        }
+        self.lease.give_back().await;
+        worked.map(|()| Report {
+            run: self.run.id,
+            instance: self.instance,
+            resumed: self.run.resumed,
+            counts: self.run.counts,
+            dry_run: self.order.dry_run,
+            notes: self.notes,
+        })
+    }
+
+    async fn enter(&mut self, phase: Phase) -> Result<(), SyncError> {
+        self.run.phase = phase.as_str().to_owned();
+        let (store, run) = (&self.sync.store, &self.run);
+        patiently(&self.stop, async || store.save_run(run).await).await
+    }
+
+    /// Reads every user, the next page while the one in hand is taken in.
+    async fn read(&mut self) -> Result<(), SyncError> {
+        let mut reader = Reader::new(self.sync.api.clone(), self.cursor.place.clone(), self.count);
+        let stop = self.stop.clone();
+        let mut page = stoppable(&stop, reader.next()).await?;
+        while let Some(current) = page {
+            self.lease.check()?;
+            self.cursor.place = current.next;
+            let (next, taken) = tokio::join!(stoppable(&stop, reader.next()), self.take(current.users));
+            taken?;
+            (self.tell)(Told::Read { users: self.run.counts.clerk, of: self.count });
+            page = next?;
+        }
+        self.cursor.place = Place::End;
+        Ok(())
+    }
+
+    /// Reads what changed since the run began: users who were created, changed or imported behind its back.
+    async fn read_newest(&mut self) -> Result<(), SyncError> {
+        let since = self.cursor.began - MARGIN;
+        let mut offset = 0;
+        loop {
+            self.lease.check()?;
+            let query = UsersQuery {
+                order: UsersOrder::NewestChange,
+                limit: PAGE_MAX,
+                after: None,
+                offset,
+                created_after: None,
+            };
+            let page = self.asked(self.sync.api.users(&query)).await?;
+            let (read, limit) = (page.users.len() as u64, u64::from(page.limit));
+            let is_recent = |user: &Snapshot| user.updated_at.is_none_or(|at| at >= since);
+            let recent: Vec<Snapshot> = page.users.into_iter().filter(is_recent).collect();
+            let all = recent.len() as u64 == read;
+            if !recent.is_empty() {
+                self.take(recent).await?;
+            }
+            let beyond = offset > self.count.saturating_mul(2) + 10_000;
+            if !all || read < limit || beyond {
+                return Ok(());
+            }
+            offset += read.saturating_sub(OVERLAP).max(1);
+        }
+    }
+
+    async fn compare_counts(&mut self) -> Result<(), SyncError> {
+        let count = self.asked(self.sync.api.count()).await?;
+        let read = self.run.counts.clerk;
+        if count != read {
+            self.notes.push(format!(
+                "Clerk counts {} users and {} were read: users came or went meanwhile; if it stays so, run it again",
+                number(count),
+                number(read)
+            ));
+        }
+        Ok(())
+    }
+
+    /// Waits until all that was published is applied or dead.
+    async fn apply(&mut self) -> Result<(), SyncError> {
+        let mut watchdog = Watchdog::new();
+        while self.publisher.outstanding() > 0 {
+            self.lease.check()?;
+            self.publisher.has_room(self.tell).await?;
+            if self.settle().await? {
+                watchdog.moved();
+            }
+            let left = self.publisher.outstanding() as u64;
+            (self.tell)(Told::Applying(left));
+            if watchdog.is_stuck() {
+                self.notes.push(format!(
+                    "{} changes are not applied yet: they are tried again; see headcount status",
+                    number(left)
+                ));
+                return Ok(());
+            }
+            if left > 0 {
+                self.publisher.rest().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes, as soon as there is room.
+    pub(super) async fn publish(&mut self, news: Vec<News>) -> Result<(), SyncError> {
+        if news.is_empty() {
+            return Ok(());
+        }
+        while !self.publisher.has_room(self.tell).await? {
+            self.lease.check()?;
+            self.settle().await?;
+        }
+        self.publisher.publish(news).await?;
+        if self.publisher.outstanding() > SETTLED_BEYOND {
+            self.settle().await?;
+        }
+        Ok(())
+    }
+
+    /// Counts what is applied, and what died. Answers whether there was any.
+    async fn settle(&mut self) -> Result<bool, SyncError> {
+        let became = self.publisher.became().await?;
+        if became.is_nothing() {
+            return Ok(false);
+        }
+        self.run.counts.repaired += became.repaired;
+        self.run.counts.failed += became.buried.len() as u64;
+        let (run, store, ids) = (self.run.id, &self.sync.store, became.all());
+        patiently(&self.stop, async || store.settle(run, &ids).await).await?;
+        for clerk_id in became.buried {
+            let why = "what was published of it is a dead letter: see headcount dead list --user".to_owned();
+            (self.tell)(Told::Failed { clerk_id: Some(clerk_id), why });
+        }
+        Ok(true)
+    }
+
+    /// Asks Clerk for one user.
+    pub(super) async fn ask(&self, clerk_id: &str) -> Result<Option<Snapshot>, SyncError> {
+        self.asked(self.sync.api.user(clerk_id)).await
+    }
+
+    /// Waits for an answer of the API, or for a stop.
+    async fn asked<T>(&self, answer: impl Future<Output = Result<T, ApiError>>) -> Result<T, SyncError> {
+        stoppable(&self.stop, async { answer.await.map_err(SyncError::from) }).await
+    }
+
+    pub(super) fn now(&self) -> Millis {
+        self.sync.now()
+    }
+}
+
+async fn stoppable<T>(
+    stop: &watch::Receiver<bool>,
+    work: impl Future<Output = Result<T, SyncError>>,
+) -> Result<T, SyncError> {
+    tokio::select! {
+        biased;
+        () = until(stop, |stop| *stop) => Err(SyncError::Stopped),
+        done = work => done,
+    }
+}

@@ -1,0 +1,219 @@
+//! Owns bringing single users in step on demand: what Clerk says of each now, what differs, and what became of it.
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+use super::{Difference, Order, Sync, SyncError, owner::Unknown, publish::patiently};
+use crate::{
+    clerk::api::{Snapshot, gone},
+    message::Message,
+    rules::{
+        Outcome,
+        users::{Standing, compare},
+    },
+    stop::until,
+    store::sync::Settled,
+    time::{Millis, rfc3339},
+};
+
+/// How long the outcome is waited for.
+const FOLLOWED: Duration = Duration::from_secs(10);
+/// How often it is looked for.
+const LOOK: Duration = Duration::from_millis(100);
+/// The pause between two times that Clerk says it does not know a user.
+const TWICE: Duration = Duration::from_secs(1);
+
+/// What was found about one account, and what was done.
+#[derive(Clone, Debug, Serialize)]
+pub struct One {
+    /// As it was asked for.
+    pub user: String,
+    /// The account; `None` where neither Clerk nor the table knows anybody.
+    pub clerk_id: Option<String>,
+    /// How the table stands to Clerk.
+    #[serde(serialize_with = "word")]
+    pub standing: Option<Difference>,
+    /// When Clerk changed the user last.
+    #[serde(serialize_with = "time")]
+    pub updated_at: Option<Millis>,
+    /// Why the user cannot be repaired.
+    pub problem: Option<String>,
+    /// What became of what was published; `None` where nothing was, or where it is still on its way.
+    pub outcome: Option<Outcome>,
+    #[serde(skip)]
+    message_id: Option<String>,
+}
+
+impl One {
+    /// Something was published, and is not applied yet.
+    pub fn is_under_way(&self) -> bool {
+        self.message_id.is_some() && self.outcome.is_none() && self.problem.is_none()
+    }
+
+    /// The table differs from Clerk.
+    pub fn differs(&self) -> bool {
+        !matches!(self.standing, None | Some(Difference::Row(Standing::InStep { .. })))
+    }
+}
+
+fn word<S: Serializer>(standing: &Option<Difference>, serializer: S) -> Result<S::Ok, S::Error> {
+    standing.as_ref().map(ToString::to_string).serialize(serializer)
+}
+
+fn time<S: Serializer>(at: &Option<Millis>, serializer: S) -> Result<S::Ok, S::Error> {
+    at.map(rfc3339).serialize(serializer)
+}
+
+impl Sync {
+    /// Brings these users in step: each by a Clerk id, our id, or an e-mail address. Answers the instance, and what was found.
+    ///
+    /// # Errors
+    /// Clerk's API, the database or the queue does not answer; the key is of another instance.
+    pub async fn some(
+        &self,
+        references: &[String],
+        order: &Order,
+        unknown: Unknown<'_>,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<(String, Vec<One>), SyncError> {
+        let instance = self.owner_or(unknown).await?.id;
+        let mut found = Vec::new();
+        for reference in references {
+            for clerk_id in self.meant(reference).await? {
+                found.push(self.one(reference, clerk_id, &instance, order, stop).await?);
+            }
+        }
+        if order.wait {
+            self.follow(&mut found, stop).await?;
+        }
+        Ok((instance, found))
+    }
+
+    /// The accounts that are meant: an address may be another account's in Clerk than in the table.
+    async fn meant(&self, reference: &str) -> Result<Vec<String>, SyncError> {
+        let reference = reference.trim();
+        let mut ids: Vec<String> = self.store.clerk_id_of(reference).await?.into_iter().collect();
+        if reference.contains('@') {
+            let named = self.api.users_by_address(reference).await?;
+            ids.extend(named.into_iter().filter_map(|user| user.clerk_id));
+        } else if reference.starts_with("user_") || ids.is_empty() {
+            ids.push(reference.to_owned());
+        }
+        ids.sort();
+        ids.dedup();
+        Ok(if ids.is_empty() { vec![String::new()] } else { ids })
+    }
+
+    async fn one(
+        &self,
+        reference: &str,
+        clerk_id: String,
+        instance: &str,
+        order: &Order,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<One, SyncError> {
+        let mut one = One {
+            user: reference.to_owned(),
+            clerk_id: None,
+            standing: None,
+            updated_at: None,
+            problem: None,
+            outcome: None,
+            message_id: None,
+        };
+        let asked = if clerk_id.is_empty() { None } else { self.twice(&clerk_id, stop).await? };
+        let live = self.store.live_among(std::slice::from_ref(&clerk_id)).await?;
+        let message = match asked {
+            Some(user) => {
+                one.clerk_id = Some(clerk_id);
+                one.updated_at = user.updated_at;
+                self.compared(&mut one, &user, instance, order).await?
+            }
+            None if live.is_empty() => None,
+            None => {
+                one.clerk_id = Some(clerk_id.clone());
+                one.standing = Some(Difference::Gone);
+                Some(gone(&clerk_id, self.now(), instance))
+            }
+        };
+        if let Some(message) = message.filter(|_| !order.dry_run) {
+            one.message_id = Some(message.id.as_str().to_owned());
+            patiently(stop, async || self.queue.publish(message.clone()).await).await?;
+        }
+        Ok(one)
+    }
+
+    /// What is to be published of a user whom Clerk knows.
+    async fn compared(
+        &self,
+        one: &mut One,
+        user: &Snapshot,
+        instance: &str,
+        order: &Order,
+    ) -> Result<Option<Message>, SyncError> {
+        let upsert = match &user.upsert {
+            Ok(upsert) => upsert,
+            Err(error) => {
+                one.problem = Some(format!("Clerk's answer cannot be read: {error}"));
+                return Ok(None);
+            }
+        };
+        let ids: Vec<String> = user.clerk_id.iter().cloned().collect();
+        let keys: Vec<String> = upsert.claim.iter().map(|claim| claim.key.clone()).collect();
+        let standing = compare(&self.store.known(&ids, &keys).await?.loaded, upsert);
+        let message = match &standing {
+            Standing::InStep { signed_in_since: false } => None,
+            Standing::BuriedAlive if !order.revive => {
+                one.problem = Some("deleted here: it stays so without --revive".to_owned());
+                None
+            }
+            standing => Some(user.message(instance, *standing == Standing::BuriedAlive)),
+        };
+        one.standing = Some(Difference::Row(standing));
+        Ok(message)
+    }
+
+    /// The user; `None` where Clerk said twice that it does not know it.
+    async fn twice(
+        &self,
+        clerk_id: &str,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<Option<Snapshot>, SyncError> {
+        if let Some(user) = self.api.user(clerk_id).await? {
+            return Ok(Some(user));
+        }
+        tokio::select! {
+            () = sleep(TWICE) => {}
+            () = until(stop, |stop| *stop) => return Err(SyncError::Stopped),
+        }
+        Ok(self.api.user(clerk_id).await?)
+    }
+
+    /// Waits a few seconds for what becomes of what was published.
+    async fn follow(&self, found: &mut [One], stop: &watch::Receiver<bool>) -> Result<(), SyncError> {
+        let until_when = Instant::now() + FOLLOWED;
+        loop {
+            let under_way = found.iter().filter(|one| one.is_under_way());
+            let ids: Vec<String> = under_way.filter_map(|one| one.message_id.clone()).collect();
+            if ids.is_empty() || Instant::now() > until_when || *stop.borrow() {
+                return Ok(());
+            }
+            for (message_id, settled) in self.store.settled(&ids).await? {
+                let about = found.iter_mut().filter(|one| one.message_id.as_ref() == Some(&message_id));
+                about.for_each(|one| match settled {
+                    // A name that only a newer headcount knows: it took effect.
+                    Settled::Applied(outcome) => one.outcome = outcome.or(Some(Outcome::Updated)),
+                    Settled::Buried => {
+                        one.problem = Some(format!("it died: headcount dead show {message_id}"));
+                    }
+                });
+            }
+            sleep(LOOK).await;
+        }
+    }
+}
