@@ -32,6 +32,7 @@ use crate::{
 pub mod api;
 mod health;
 pub mod status;
+pub mod sync;
 
 use api::{problem::Problem, replays::Operations};
 

@@ -237,8 +237,7 @@ impl Attending<'_> {
                         warn!("Clerk cannot be watched: {}", with_hint(&error));
                     }
                     let since = state.error.take().map_or_else(now, |before| before.since);
-                    let hints = error.hint().into_iter().collect();
-                    state.error = Some(Trouble { since, message: error.to_string(), hints });
+                    state.error = Some(Trouble { since, message: error.to_string(), hint: error.hint() });
                     if is_lasting(&error) { self.watch.every.max(MENDED) } else { self.watch.every }
                 }
             };

@@ -85,8 +85,8 @@ pub struct Trouble {
     pub since: Millis,
     /// What is wrong.
     pub message: String,
-    /// What to do; one line each.
-    pub hints: Vec<String>,
+    /// What to do.
+    pub hint: Option<String>,
 }
 
 impl Healed {
@@ -118,7 +118,7 @@ impl Healed {
 impl Trouble {
     /// All of it, on one line.
     pub fn says(&self) -> String {
-        std::iter::once(&self.message).chain(&self.hints).map(String::as_str).collect::<Vec<_>>().join("; ")
+        self.hint.as_ref().map_or_else(|| self.message.clone(), |hint| format!("{}; {hint}", self.message))
     }
 }
 
