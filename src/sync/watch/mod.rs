@@ -175,6 +175,8 @@ impl Attending<'_> {
             () = self.work(&mut state) => info!("another process watches Clerk now"),
             () = until(self.stop, |stop| *stop) => {}
         }
+        // What a look that was cut off has healed is to be known as well.
+        self.tell(&state).await;
         self.metrics.not_known();
         self.watch.notices.send_replace(Vec::new());
         store.give_lease_back(LEASE, holder.id).await
