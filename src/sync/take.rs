@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     Difference, SyncError, Told,
+    place::Phase,
     publish::{News, patiently},
     run::Work,
 };
@@ -43,9 +44,12 @@ impl Work<'_> {
         let mut told = Vec::new();
         for user in &users {
             let Some(clerk_id) = &user.clerk_id else {
-                counts.clerk += 1;
-                counts.failed += 1;
-                told.push(failed(user));
+                // Without an id nobody knows whether it was counted before: it is counted where everybody is read.
+                if Phase::of(&self.run.phase) == Phase::Reading {
+                    counts.clerk += 1;
+                    counts.failed += 1;
+                    told.push(failed(user));
+                }
                 continue;
             };
             let is_new = new.contains(clerk_id);
