@@ -308,7 +308,7 @@ impl Fact {
         self.kind != Kind::Other && !self.reading.is_some_and(|reading| reading.mistake)
     }
 
-    fn misread(self) -> Self {
+    pub(crate) fn misread(self) -> Self {
         let reading = self.reading.map(|reading| Reading { mistake: true, ..reading });
         Self { kind: Kind::Deleted, at: self.sent.unwrap_or_default(), reading, ..self }
     }
