@@ -13,7 +13,7 @@ endif
 NEXT_ROOT ?= /var/tmp/headcount-next
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-next soak lint bench bench-scale
+.PHONY: help build demo test test-next soak lint bench bench-scale bench-sync
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,3 +55,8 @@ bench-scale: ## Measure with a million messages and five million users, and writ
 	cargo bench --locked --no-run --bench yardsticks
 	BENCH_ONLY=scale POSTGRES_OPTIONS="-c shared_buffers=4GB -c max_wal_size=16GB" \
 	  scripts/servers run -- cargo bench --locked --bench yardsticks
+
+# Clerk is a stand-in. BENCH_USERS is the largest instance.
+bench-sync: ## Measure headcount sync with a million users, and write benches/SYNC.md (half an hour)
+	cargo bench --locked --no-run --bench sync
+	POSTGRES_OPTIONS="-c shared_buffers=4GB -c max_wal_size=16GB" scripts/servers run -- cargo bench --locked --bench sync

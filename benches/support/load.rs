@@ -91,9 +91,9 @@ pub fn generate(plan: &str) -> Outcome<()> {
         return Err("load goes to this machine only".into());
     }
     let webhooks = Webhooks::new(plan.shape)?;
-    let key = STANDARD.decode(SECRET.trim_start_matches("whsec_"))?;
+    let signer = Signer::new()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let client = Client { hmac: Hmac::new_from_slice(&key)?, webhooks, due: Due::of(&plan), plan };
+    let client = Client { signer, webhooks, due: Due::of(&plan), plan };
     let start = client.due.start;
     let parts: Vec<Part> =
         runtime.block_on(join_all((0..client.plan.connections).map(|_| client.post_all())));
@@ -163,7 +163,7 @@ struct Part {
 struct Client {
     plan: Plan,
     webhooks: Webhooks,
-    hmac: Hmac<Sha256>,
+    signer: Signer,
     due: Due,
 }
 
@@ -216,28 +216,40 @@ impl Client {
     }
 
     fn request(&self, number: u64) -> Vec<u8> {
-        let body = self.webhooks.body(number);
-        let id = webhooks::id(number);
+        self.signer.request(&self.plan.address, &webhooks::id(number), &self.webhooks.body(number))
+    }
+}
+
+/// Signs webhooks as their sender does.
+pub struct Signer(Hmac<Sha256>);
+
+impl Signer {
+    /// With the secret of the processes that are measured.
+    pub fn new() -> Outcome<Self> {
+        Ok(Self(Hmac::new_from_slice(&STANDARD.decode(SECRET.trim_start_matches("whsec_"))?)?))
+    }
+
+    /// A webhook's request, signed now.
+    pub fn request(&self, address: &str, id: &str, body: &[u8]) -> Vec<u8> {
         let timestamp = headcount::time::now() / 1000;
-        let mut hmac = self.hmac.clone();
+        let mut hmac = self.0.clone();
         hmac.update(format!("{id}.{timestamp}.").as_bytes());
-        hmac.update(&body);
+        hmac.update(body);
         let signature = STANDARD.encode(hmac.finalize().into_bytes());
         let mut request = format!(
-            "POST /webhooks/clerk HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
+            "POST /webhooks/clerk HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n\
              user-agent: Svix-Webhooks/1.62.0\r\nsvix-id: {id}\r\nsvix-timestamp: {timestamp}\r\n\
              svix-signature: v1,{signature}\r\ncontent-length: {}\r\n\r\n",
-            self.plan.address,
             body.len()
         )
         .into_bytes();
-        request.extend_from_slice(&body);
+        request.extend_from_slice(body);
         request
     }
 }
 
 /// Whether a whole answer is here, and if so, whether it is a 2xx.
-fn read(answer: &[u8]) -> Option<bool> {
+pub fn read(answer: &[u8]) -> Option<bool> {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
     let length = head

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
@@ -74,10 +74,7 @@ impl Headcount {
 
     /// The most memory that it held so far, in MB.
     pub fn peak_memory(&self) -> Outcome<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
-        let kilobytes: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-        Ok(kilobytes / 1024.0)
+        peak_memory(self.child.id())
     }
 
     /// Asks it to stop and waits.
@@ -115,6 +112,54 @@ pub fn run(role: &str, environment: &Environment) -> Outcome<()> {
         return Ok(());
     }
     Err(format!("headcount {role} failed: {}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+/// What a command of headcount's came to.
+pub struct Completed {
+    /// What it printed.
+    pub stdout: Vec<u8>,
+    /// From its start to its end.
+    pub seconds: f64,
+    /// The most memory that it held, in MB.
+    pub peak_memory: f64,
+}
+
+/// Runs a command of headcount's with its arguments to its end.
+///
+/// # Errors
+/// It failed; what it wrote to stderr.
+pub fn complete(arguments: Vec<String>, environment: &Environment) -> Outcome<Completed> {
+    let (role, rest) = arguments.split_first().ok_or("no command")?;
+    let start = Instant::now();
+    let mut child =
+        command(role, environment).args(rest).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut stderr = child.stderr.take().ok_or("no stderr")?;
+    let complaints = thread::spawn(move || {
+        let mut text = String::new();
+        let _ = stderr.read_to_string(&mut text);
+        text
+    });
+    let mut peak = 0.0;
+    // What it prints fits into the pipe.
+    while child.try_wait()?.is_none() {
+        // It may have ended since.
+        peak = peak_memory(child.id()).unwrap_or(peak);
+        thread::sleep(Duration::from_millis(20));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let output = child.wait_with_output()?;
+    let complaints = complaints.join().unwrap_or_default();
+    if !output.status.success() {
+        return Err(format!("headcount {role} failed: {complaints}").into());
+    }
+    Ok(Completed { stdout: output.stdout, seconds, peak_memory: peak })
+}
+
+fn peak_memory(process: u32) -> Outcome<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
+    let kilobytes: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kilobytes / 1024.0)
 }
 
 fn command(role: &str, environment: &Environment) -> Command {

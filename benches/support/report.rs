@@ -27,6 +27,16 @@ const RATIOS: &[(&str, &str, &str)] = &[
         "≥ 0.95",
     ),
     (LARGE, SMALL, "≥ 0.8"),
+    (
+        "sync, 1,000,000 users, empty table, peak memory",
+        "sync, 10,000 users, empty table, peak memory",
+        "it does not grow",
+    ),
+    (
+        "sync, 1,000,000 users, worker, peak memory",
+        "sync, 10,000 users, worker, peak memory",
+        "it does not grow",
+    ),
 ];
 
 /// What a figure counts.
@@ -36,6 +46,8 @@ pub enum Kind {
     PerSecond,
     /// Milliseconds.
     Milliseconds,
+    /// Seconds.
+    Seconds,
     /// Of 1,048,576 bytes.
     Megabytes,
     /// How many.
@@ -47,6 +59,7 @@ impl Kind {
         match self {
             Self::PerSecond => format!("{figure:.0}/s"),
             Self::Milliseconds => format!("{figure:.1} ms"),
+            Self::Seconds => format!("{figure:.1} s"),
             Self::Megabytes => format!("{figure:.1} MB"),
             Self::Messages => format!("{figure:.0}"),
         }

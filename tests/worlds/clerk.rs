@@ -359,7 +359,7 @@ impl<T: Table> Run<'_, T> {
             let lives: BTreeSet<u8> =
                 self.accounts().into_iter().filter(|account| self.user(*account).is_some()).collect();
             let may = |fact: &Fact| {
-                fact.reading.is_none() && lives.contains(&fact.account) && !is_torn(&all, fact.account)
+                fact.is_upsert() && lives.contains(&fact.account) && !is_torn(&all, fact.account)
             };
             let dice = &mut self.dice;
             after = left.extract_if(.., |fact| may(fact) && dice.one_in(3)).collect();
