@@ -73,13 +73,12 @@ impl Demo {
         let url = format!("http://{address}{}", self.config.webhook_path);
         info!("the demo posts {RATE} webhooks per second to {url}; a few get lost on their way");
         info!("look at: headcount status, headcount users list, http://{}/metrics", addresses.ops);
-        info!("a stand-in for Clerk's API, not Clerk, knows the made-up users: {}", self.stand_in.url());
-        info!(
-            "ask it from another terminal: export CLERK_SECRET_KEY={} CLERK_API_URL={}, then headcount sync --dry-run, or headcount sync USER",
-            // Made up, and of use on this machine only.
-            self.stand_in.key().expose(),
-            self.stand_in.url()
-        );
+        let (clerk, key) = (self.stand_in.url(), self.stand_in.key());
+        info!("a stand-in for Clerk's API, not Clerk, knows the made-up users: {clerk}");
+        // The key is made up, and of use on this machine only.
+        let key = key.expose();
+        info!("to ask it from another terminal: export CLERK_SECRET_KEY={key} CLERK_API_URL={clerk}");
+        info!("then: headcount sync --dry-run, headcount sync USER");
         let people = self.people.clone();
         tokio::spawn(async move {
             if let Err(failure) =
