@@ -197,7 +197,11 @@ fn differing(counts: &Counts) -> u64 {
 
 fn differs(args: &Sync, differing: u64) -> Result<(), Failure> {
     match args.exit_code && differing > 0 {
-        true => Err(Failure::new(format!("{} users differ", number(differing)))),
+        true => Err(Failure::new(match differing {
+            1 => "one user differs".to_owned(),
+            users => format!("{} users differ", number(users)),
+        })
+        .hint("bring them in step: headcount sync")),
         false => Ok(()),
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     Difference, SyncError, Told,
+    place::Phase,
     publish::{News, patiently},
     run::Work,
 };
@@ -33,9 +34,9 @@ impl Work<'_> {
         let ids: Vec<String> = users.iter().filter_map(|user| user.clerk_id.clone()).collect();
         let keys: Vec<String> = users.iter().filter_map(key).map(str::to_owned).collect();
         let store = self.sync.store.clone();
-        let known = patiently(&self.stop, async || store.known(&ids, &keys).await).await?;
+        let known = patiently(&self.stop, || store.known(&ids, &keys)).await?;
         let run = self.run.id;
-        let new = patiently(&self.stop, async || store.new_to(run, &ids).await).await?;
+        let new = patiently(&self.stop, || store.new_to(run, &ids)).await?;
         let new: HashSet<String> = new.into_iter().collect();
 
         let mut counts = self.run.counts;
@@ -43,9 +44,12 @@ impl Work<'_> {
         let mut told = Vec::new();
         for user in &users {
             let Some(clerk_id) = &user.clerk_id else {
-                counts.clerk += 1;
-                counts.failed += 1;
-                told.push(failed(user));
+                // Without an id nobody knows whether it was counted before: it is counted where everybody is read.
+                if Phase::of(&self.run.phase) == Phase::Reading {
+                    counts.clerk += 1;
+                    counts.failed += 1;
+                    told.push(failed(user));
+                }
                 continue;
             };
             let is_new = new.contains(clerk_id);
@@ -102,7 +106,7 @@ impl Work<'_> {
             .map(|clerk_id| Seen { message_id: published.remove(&clerk_id), clerk_id })
             .collect();
         let run = &self.run;
-        patiently(&self.stop, async || store.see(run, &seen).await).await?;
+        patiently(&self.stop, || store.see(run, &seen)).await?;
         told.into_iter().for_each(self.tell);
         Ok(())
     }
