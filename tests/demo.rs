@@ -121,6 +121,7 @@ async fn the_demo_refuses_a_table_of_a_real_instance() {
         assert!(said.contains(why) && said.contains("hint: "), "{said}");
     };
     let mut world = World::new(Backends::Embedded);
+    assert!(world.run(&["migrate"]).status.success());
     let up = world.start(&["up"]);
     // A webhook that does not say of which instance it is.
     let person =
