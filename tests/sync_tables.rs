@@ -12,7 +12,11 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 mod stores;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use headcount::{
     rules::{Outcome, users::OnDelete, users::Policy},
@@ -41,7 +45,7 @@ contract! {
     runs_that_nobody_can_go_on_with_are_abandoned
     an_abandoned_run_is_written_down_no_more
     runs_come_newest_first
-    a_user_seen_twice_counts_once_and_the_last_message_is_noted
+    a_user_seen_twice_is_new_once_and_the_last_message_is_noted
     what_became_of_messages_is_told_but_not_of_those_on_their_way
     users_a_run_did_not_see_are_found_in_bounded_steps
     rows_made_or_deleted_during_a_run_are_not_missed_by_it
@@ -93,8 +97,8 @@ async fn known_are_rows_with_profiles_claimants_and_former_ids(home: Arc<Home>) 
     assert_eq!(profile.public_metadata.as_deref(), Some(r#"{"a": 1}"#));
     assert_eq!((profile.banned, profile.last_sign_in_at), (Some(true), Some(5)));
     assert_eq!((rows[0].shown, rows[1].shown, rows[1].version.at), (true, false, 20));
-    let former: BTreeSet<String> = known.loaded.former.into_iter().collect();
-    assert_eq!(former, BTreeSet::from(["eve".into(), "fay".into()]));
+    let former: BTreeMap<String, i64> = known.loaded.former.into_iter().collect();
+    assert_eq!(former, BTreeMap::from([("eve".into(), 50), ("fay".into(), 70)]));
     assert!(known.dead.is_empty());
 
     if home.is_postgres() {
@@ -404,15 +408,26 @@ async fn runs_come_newest_first(home: Arc<Home>) {
     assert_eq!(shown, [begun[2], begun[1], begun[0]]);
 }
 
+async fn begin(store: &Arc<dyn Store>, instance_id: &str) -> Run {
+    store.begin_run(&full(instance_id)).await.unwrap()
+}
+
 fn seen(clerk_id: &str, message_id: Option<&str>) -> Seen {
     Seen { clerk_id: clerk_id.into(), message_id: message_id.map(str::to_owned) }
 }
 
-async fn a_user_seen_twice_counts_once_and_the_last_message_is_noted(home: Arc<Home>) {
+async fn a_user_seen_twice_is_new_once_and_the_last_message_is_noted(home: Arc<Home>) {
     let store = home.store().await;
-    let (run, other) = (Uuid::now_v7(), Uuid::now_v7());
+    let (begun, others) = (begin(&store, "ins_1").await, begin(&store, "ins_2").await);
+    let (run, other) = (begun.id, others.id);
     let page = [seen("ann", Some("m1")), seen("bob", None), seen("ann", None), seen("cat", Some("m2"))];
-    assert_eq!(store.see(run, &page).await.unwrap(), 3);
+    let ids = texts(["ann", "bob", "cat", "ann", "dan"]);
+    assert_eq!(store.new_to(run, &ids).await.unwrap(), ids);
+    let counted = Run { counts: Counts { clerk: 3, ..Counts::default() }, phase: "pages".into(), ..begun };
+    store.see(&counted, &page).await.unwrap();
+    assert_eq!(store.new_to(run, &ids).await.unwrap(), ["dan"]);
+    let written = store.runs(10).await.unwrap().into_iter().find(|other| other.id == run).unwrap();
+    assert_eq!((written.counts, written.phase.as_str()), (counted.counts, "pages"), "in one transaction");
     let pairs = |pairs: &[(&str, &str)]| {
         pairs.iter().map(|(one, other)| ((*one).to_owned(), (*other).to_owned())).collect::<Vec<_>>()
     };
@@ -420,19 +435,21 @@ async fn a_user_seen_twice_counts_once_and_the_last_message_is_noted(home: Arc<H
     assert_eq!(store.outstanding(run, 1).await.unwrap(), pairs(&[("ann", "m1")]));
 
     let again = [seen("ann", None), seen("bob", Some("m3")), seen("cat", Some("m4")), seen("dan", None)];
-    assert_eq!(store.see(run, &again).await.unwrap(), 1);
+    store.see(&counted, &again).await.unwrap();
     let noted = pairs(&[("ann", "m1"), ("bob", "m3"), ("cat", "m4")]);
     assert_eq!(store.outstanding(run, 10).await.unwrap(), noted);
 
     store.settle(run, &texts(["ann", "cat", "dan", "nobody"])).await.unwrap();
     assert_eq!(store.outstanding(run, 10).await.unwrap(), pairs(&[("bob", "m3")]));
     assert!(store.outstanding(other, 10).await.unwrap().is_empty());
-    assert_eq!(store.see(other, &again).await.unwrap(), 4, "each run sees for itself");
-    assert_eq!(store.see(run, &[]).await.unwrap(), 0);
+    assert_eq!(store.new_to(other, &ids).await.unwrap(), ids, "each run sees for itself");
+    store.see(&others, &again).await.unwrap();
+    store.see(&counted, &[]).await.unwrap();
+    assert!(store.new_to(run, &[]).await.unwrap().is_empty());
 
     let many: Vec<Seen> = (0..1_201).map(|n| seen(&format!("user_{n}"), Some("m\"'\\ü"))).collect();
-    assert_eq!(store.see(run, &many).await.unwrap(), 1_201);
-    assert_eq!(store.see(run, &many).await.unwrap(), 0);
+    store.see(&counted, &many).await.unwrap();
+    store.see(&counted, &many).await.unwrap();
     assert_eq!(home.number("SELECT count(*) FROM sync_ids").await, 4 + 4 + 1_201);
     assert_eq!(store.outstanding(run, 5_000).await.unwrap().len(), 1_202);
 }
@@ -501,13 +518,13 @@ async fn users_a_run_did_not_see_are_found_in_bounded_steps(home: Arc<Home>) {
         apply(&store, batch).await.unwrap();
     }
     age(&home, "users", &["created_at"], 1, "true").await;
-    let run = store.begin_run(&full("ins_1")).await.unwrap().id;
-    let other = store.begin_run(&full("ins_2")).await.unwrap().id;
+    let (begun, other) = (begin(&store, "ins_1").await, begin(&store, "ins_2").await);
+    let run = begun.id;
     let missed = [0, 1, 700, 1_499, 1_500, 2_999].map(id);
     let all: Vec<Seen> =
         (0..3_000).map(|n| seen(&id(n), None)).filter(|seen| !missed.contains(&seen.clerk_id)).collect();
-    store.see(run, &all).await.unwrap();
-    store.see(other, &[seen(&missed[0], None)]).await.unwrap();
+    store.see(&begun, &all).await.unwrap();
+    store.see(&other, &[seen(&missed[0], None)]).await.unwrap();
 
     let steps = unseen(&store, run, 700).await;
     let ends: Vec<Option<String>> = steps.iter().map(|step| step.scanned_to.clone()).collect();
@@ -534,10 +551,11 @@ async fn rows_made_or_deleted_during_a_run_are_not_missed_by_it(home: Arc<Home>)
 
 async fn absences_are_noted_and_told_page_by_page(home: Arc<Home>) {
     let store = home.store().await;
-    let run = store.begin_run(&full("ins_1")).await.unwrap().id;
+    let begun = begin(&store, "ins_1").await;
+    let run = begun.id;
     apply(&store, ["ann", "bob", "cat"].map(|id| created(id, 10).event())).await.unwrap();
     age(&home, "users", &["created_at"], 1, "true").await;
-    store.see(run, &[seen("bob", Some("m1"))]).await.unwrap();
+    store.see(&begun, &[seen("bob", Some("m1"))]).await.unwrap();
     for (id, at) in [("cat", 3), ("ann", 1), ("bob", 2), ("ann", 4)] {
         store.note_absent(run, id, at).await.unwrap();
     }
@@ -551,12 +569,12 @@ async fn absences_are_noted_and_told_page_by_page(home: Arc<Home>) {
 
 async fn what_a_run_has_seen_is_forgotten_in_steps(home: Arc<Home>) {
     let store = home.store().await;
-    let (run, other) = (Uuid::now_v7(), Uuid::now_v7());
+    let (run, other) = (begin(&store, "ins_1").await, begin(&store, "ins_2").await);
     let ids: Vec<Seen> = (0..25).map(|n| seen(&format!("user_{n}"), Some("m"))).collect();
-    store.see(run, &ids).await.unwrap();
-    store.see(other, &ids).await.unwrap();
+    store.see(&run, &ids).await.unwrap();
+    store.see(&other, &ids).await.unwrap();
     for forgotten in [10, 10, 5, 0] {
-        assert_eq!(store.forget_ids(run, 10).await.unwrap(), forgotten);
+        assert_eq!(store.forget_ids(run.id, 10).await.unwrap(), forgotten);
     }
     assert_eq!(home.number("SELECT count(*) FROM sync_ids").await, 25);
 }
@@ -569,7 +587,7 @@ async fn ended_and_left_runs_are_pruned_in_steps(home: Arc<Home>) {
     let mut runs = Vec::new();
     for n in 0..3 {
         let run = store.begin_run(&full(&format!("ins_{n}"))).await.unwrap();
-        store.see(run.id, &ids).await.unwrap();
+        store.see(&run, &ids).await.unwrap();
         runs.push(run);
     }
     let [going, left, ended] = runs.try_into().unwrap();
@@ -583,11 +601,11 @@ async fn ended_and_left_runs_are_pruned_in_steps(home: Arc<Home>) {
     assert_eq!(store.runs(10).await.unwrap().len(), 3);
 
     // A run goes once it is old, is not among the newest, and has nothing left of what it saw.
-    store.see(left.id, &ids[..1]).await.unwrap();
+    store.see(&stopped, &ids[..1]).await.unwrap();
     let old = format!("id IN ('{}', '{}')", left.id, stopped.id);
     age(&home, "sync_runs", &["started_at"], 91, &old).await;
     assert_eq!(pruned().await, 1, "what was seen goes, but both are among the newest");
-    store.see(left.id, &ids).await.unwrap();
+    store.see(&stopped, &ids).await.unwrap();
     age(&home, "sync_runs", &["updated_at"], 20, &format!("id = '{}'", going.id)).await;
     for n in 0..RUNS_KEPT {
         let run = store.begin_run(&full(&format!("new_{n}"))).await.unwrap();

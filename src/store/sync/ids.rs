@@ -35,29 +35,30 @@ pub(super) async fn new_to<S: Works>(
 }
 
 pub(super) async fn see<S: Works>(store: &S, run: &Run, ids: &[Seen]) -> Result<(), StoreError> {
-    let given = S::Db::members(2);
-    // In the order of the keys, so that two that write at once do not wait for each other in a circle.
-    let insert = format!(
-        "INSERT INTO sync_ids (run, clerk_id, message_id) SELECT $1, key, value FROM {given} AS given WHERE true \
-         ORDER BY key ON CONFLICT DO NOTHING"
-    );
-    let note = format!(
-        "UPDATE sync_ids SET message_id = value FROM {given} AS given \
-         WHERE run = $1 AND clerk_id = key AND value IS NOT NULL AND message_id IS DISTINCT FROM value"
+    // In the order of the keys, so that two that write at once do not wait for each other in a circle. One statement, each
+    // of whose rows finds its place by the index: a join would read all that the run has seen.
+    let statement = format!(
+        "INSERT INTO sync_ids AS known (run, clerk_id, message_id) SELECT $1, key, value FROM {} AS given WHERE true \
+         ORDER BY key ON CONFLICT (run, clerk_id) DO UPDATE SET message_id = excluded.message_id \
+         WHERE excluded.message_id IS NOT NULL AND known.message_id IS DISTINCT FROM excluded.message_id",
+        S::Db::members(2)
     );
     let mut one_each: BTreeMap<&str, Option<&str>> = BTreeMap::new();
-    for Seen { clerk_id, message_id } in ids.iter().take(SEEN_MAX) {
+    for Seen { clerk_id, message_id } in ids {
         let noted = one_each.entry(clerk_id).or_default();
         *noted = message_id.as_deref().or(*noted);
     }
-    let published = one_each.values().any(Option::is_some);
-    let members = serde_json::to_string(&one_each)
-        .map_err(|_| errors::broken("users that were seen cannot be written as JSON"))?;
-    let values = [Value::Id(Some(run.id)), Value::Text(&members)];
+    let one_each: Vec<_> = one_each.into_iter().collect();
+    let members = one_each.chunks(SEEN_MAX).map(|chunk| {
+        let members: BTreeMap<_, _> = chunk.iter().copied().collect();
+        serde_json::to_string(&members)
+            .map_err(|_| errors::broken("users that were seen cannot be written as JSON"))
+    });
+    let members = members.collect::<Result<Vec<_>, _>>()?;
     change!(store, |tx| {
-        tx.run(S::Db::whole(insert.as_str(), values)?).await?;
-        if published {
-            tx.run(S::Db::whole(note.as_str(), values)?).await?;
+        for members in &members {
+            let values = [Value::Id(Some(run.id)), Value::Text(members)];
+            tx.run(S::Db::whole(statement.as_str(), values)?).await?;
         }
         runs::write::<S>(tx, run).await?;
     })

@@ -23,7 +23,7 @@ mod runs;
 pub(super) mod tables;
 mod users;
 
-/// The most users that a run sees in one step.
+/// So many users are written by one statement: what to give [`SyncTables::see`] at a time.
 pub const SEEN_MAX: usize = 500;
 
 /// The most instances that are remembered. Whatever more comes in is nobody's who works here.
@@ -76,8 +76,9 @@ pub trait SyncTables: Send + Sync {
     /// Those of these users that a run has not seen yet.
     async fn new_to(&self, run: Uuid, clerk_ids: &[String]) -> Result<Vec<String>, StoreError>;
 
-    /// Adds at most [`SEEN_MAX`] users to those that a run has seen, and notes what is published of them. What was noted of a
-    /// user stays where nothing new is published. Writes the run's counts down with it, so that no user is counted twice.
+    /// Adds users to those that a run has seen, and notes what is published of them. What was noted of a user stays where
+    /// nothing new is published. Writes the run down in the same transaction, as [`save_run`](Self::save_run) does, so that
+    /// no user is counted twice.
     async fn see(&self, run: &Run, ids: &[Seen]) -> Result<(), StoreError>;
 
     /// Users of whom a run published something that is not known to be applied yet: Clerk id and message id.

@@ -23,16 +23,18 @@ pub(super) async fn known<S: Works>(
     clerk_ids: &[String],
     keys: &[String],
 ) -> Result<Known, StoreError> {
+    // The letters of these users, and of them those that count: an index of the status would find all open ones.
     let dead = format!(
-        "SELECT DISTINCT clerk_id FROM dead_letters WHERE {} AND status = 'open' AND origin = 'api'",
+        "SELECT clerk_id, status = 'open' AND origin = 'api' FROM dead_letters WHERE {}",
         S::Db::among("clerk_id", 1)
     );
     let dead = S::Db::whole(dead, [Value::Texts(clerk_ids)])?;
     let mut snapshot = store.snapshot().await?;
     let loaded = look(&mut snapshot, clerk_ids, keys).await?;
-    let dead: Vec<(String,)> = snapshot.rows(dead, Planned::Once).await?;
+    let dead: Vec<(String, bool)> = snapshot.rows(dead, Planned::Once).await?;
     snapshot.end().await?;
-    Ok(Known { loaded, dead: dead.into_iter().map(|(clerk_id,)| clerk_id).collect() })
+    let dead = dead.into_iter().filter(|(_, counts)| *counts).map(|(clerk_id, _)| clerk_id).collect();
+    Ok(Known { loaded, dead })
 }
 
 /// Reads the whole table, so not by an index.
