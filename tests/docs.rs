@@ -253,7 +253,7 @@ fn the_metrics_are_the_documented_ones() {
 fn outcomes_and_reasons_keep_their_names() {
     let outcomes: Vec<&str> =
         headcount::rules::Outcome::ALL.into_iter().map(|outcome| outcome.as_str()).collect();
-    let documented = "created updated deleted relinked stale duplicate ignored waiting buried";
+    let documented = "created updated deleted relinked revived stale duplicate ignored waiting buried";
     assert_eq!(outcomes.join(" "), documented);
     let reasons: Vec<&str> =
         headcount::queue::Reason::ALL.into_iter().map(|reason| reason.as_str()).collect();
