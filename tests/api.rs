@@ -11,6 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -23,7 +24,9 @@ use headcount::{
     store::{
         Store,
         letters::{Captured, Letters},
+        sync::{Holder, NewRun, SeenBy},
     },
+    sync::{self, watch::state::State},
     time::now,
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -153,6 +156,7 @@ impl Server {
             store: Some(store.clone()),
             api: Some((store.clone(), operations.clone())),
             worker: None,
+            notices: watch::channel(Vec::new()).1,
             metrics: PrometheusBuilder::new().build_recorder().handle(),
             token: token.map(Secret::new),
             bounds: Ops::bounds(),
@@ -260,6 +264,26 @@ async fn every_route_answers_as_documented() {
     let status = server.get("/status", "/status").await.json();
     assert_eq!(status["dead_letters"], json!({"open": 6, "replayed": 0, "applied": 0, "discarded": 0}));
     assert!(status["rejections"][0]["meaning"].as_str().unwrap().contains("secret"));
+
+    assert_eq!(status["sync"], json!(null));
+    assert_eq!(server.get("/sync", "/sync").await.json()["watch"], json!(null));
+    store.saw_instance("ins_1", SeenBy::Webhook).await.unwrap();
+    store.note_webhook(Some("ins_1"), now()).await.unwrap();
+    let new = NewRun { instance_id: "ins_1".into(), who: "schedule".into(), dry_run: false };
+    store.begin_run(&new).await.unwrap();
+    let holder = Holder::of("worker");
+    store.take_lease(sync::watch::LEASE, &holder, Duration::from_secs(30)).await.unwrap();
+    let state = State { looked_at: Some(now()), behind_seconds: Some(7), ..State::default() };
+    let state = serde_json::to_value(state).unwrap();
+    assert!(store.tell_state(sync::watch::LEASE, holder.id, &state).await.unwrap());
+    let whole = server.get("/sync", "/sync").await.json();
+    assert_eq!((&whole["watch"]["watched"], &whole["watch"]["behind_seconds"]), (&json!(true), &json!(7)));
+    assert_eq!(
+        (&whole["instances"][0]["owner"], &whole["runs"][0]["who"]),
+        (&json!(true), &json!("schedule"))
+    );
+    let glance = server.get("/status", "/status").await.json();
+    assert_eq!((&glance["sync"]["watch"], &glance["sync"]["last_run"]), (&whole["watch"], &whole["runs"][0]));
 
     let users = server.get("/users?text=ada&limit=1", "/users").await.json();
     let id = users["users"][0]["id"].as_str().unwrap().to_owned();
@@ -521,6 +545,7 @@ async fn a_process_without_a_database_says_so() {
         store: None,
         api: None,
         worker: None,
+        notices: watch::channel(Vec::new()).1,
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         token: None,
         bounds: Ops::bounds(),

@@ -63,8 +63,9 @@ fn body(sample: &Person, event_type: &str, sent: i64) -> Vec<u8> {
 }
 
 fn incoming(message_id: &str, body: &[u8]) -> Incoming {
-    let parsed =
-        clerk::parse(body, &clerk::Known::webhook(&MessageId::parse(message_id).unwrap(), 1)).unwrap();
+    let id = MessageId::parse(message_id).unwrap();
+    let known = clerk::Known { keep_object: true, ..clerk::Known::webhook(&id, 1) };
+    let parsed = clerk::parse(body, &known).unwrap();
     let event = Event {
         message_id: message_id.into(),
         change: parsed.change,
@@ -124,7 +125,7 @@ async fn dump(home: &Home) -> BTreeSet<String> {
 }
 
 /// Where a person's data is, as ARCHITECTURE.md lists it.
-const EVERYWHERE: [&str; 19] = [
+const EVERYWHERE: [&str; 20] = [
     "dead_letter_contents.body",
     "dead_letter_contents.headers",
     "dead_letter_history.note",
@@ -132,6 +133,7 @@ const EVERYWHERE: [&str; 19] = [
     "dead_letters.detail",
     "dead_letters.grp",
     "dead_letters.search",
+    "users.clerk",
     "users.clerk_email",
     "users.email",
     "users.email_key",

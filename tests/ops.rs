@@ -73,6 +73,7 @@ impl Server {
             store: Some(store.clone()),
             api: None,
             worker: Some(health),
+            notices: watch::channel(Vec::new()).1,
             metrics: recorder.handle(),
             token: None,
             bounds: Ops::bounds(),

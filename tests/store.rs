@@ -568,7 +568,7 @@ async fn a_table_or_column_that_apply_needs_and_readiness_misses_is_told(home: A
     let users = "id clerk_id email clerk_email email_verified phone username first_name last_name image_url \
                  external_id public_metadata private_metadata unsafe_metadata banned locked credits_balance \
                  last_sign_in_at clerk_created_at clerk_updated_at version version_sent version_kind \
-                 version_message_id email_key erased deleted_at updated_at";
+                 version_message_id email_key erased deleted_at updated_at clerk";
     let others = [
         ("users", users),
         ("inbox", "message_id event_type clerk_id outcome event_at received_at processed_at"),
@@ -798,7 +798,7 @@ async fn whoever_may_not_write_or_finds_a_table_locked_is_not_ready() {
             let grants = [
                 ("users", "SELECT INSERT UPDATE"),
                 ("inbox", "SELECT INSERT DELETE"),
-                ("former_clerk_ids", "SELECT INSERT"),
+                ("former_clerk_ids", "SELECT INSERT DELETE"),
                 ("dead_letters", "SELECT UPDATE"),
                 ("dead_letter_history", "INSERT"),
                 ("dead_letter_tallies", "INSERT"),

@@ -60,7 +60,7 @@ async fn write(database: &mut PgConnection, batch: &[Delivery]) -> Outcome<()> {
     for delivery in batch {
         let id = delivery.properties.message_id().as_ref().map_or("", |id| id.as_str());
         let id = MessageId::parse(id).ok_or("a message without an id")?;
-        match clerk::parse(&delivery.data, &id, 0)?.change {
+        match clerk::parse(&delivery.data, &clerk::Known::webhook(&id, 0))?.change {
             Change::User(users::Change::Upsert(user)) => users.push(*user),
             _ => return Err("a message that is no user".into()),
         }

@@ -15,6 +15,8 @@
 //! | the ingress | with an ingress | finishes its requests |
 //! | the worker | with a worker | settles what it holds |
 //! | capture of dead letters, of rejected requests; retention | with a worker | finish their step |
+//! | noting whose webhooks come in | with a worker | writes down the last ones |
+//! | the watch over Clerk, in one process of all | with a worker and a key | gives its lease back |
 //! | replays through the API | with a worker | finish their step |
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -107,6 +109,7 @@ pub async fn run(
         .as_ref()
         .map(|store| Arc::new(Operations::new(Replayer::new(letters(store), Arc::clone(&queue)))));
     let (health, worker_health) = watch::channel(worker::Health::default());
+    let (notices, told) = watch::channel(Vec::new());
 
     // Ends after all else, so that operators see a stop to its end.
     let (stop_ops, ops_stop) = watch::channel(false);
@@ -116,6 +119,7 @@ pub async fn run(
         store: store.clone().map(|store| store as Arc<dyn Batches>),
         api: store.clone().zip(operations.clone()),
         worker: roles.worker.then_some(worker_health),
+        notices: told,
         metrics: prometheus.clone(),
         token: config.ops_token.clone(),
         bounds: Ops::bounds(),
@@ -133,7 +137,7 @@ pub async fn run(
     }
     if let Some(store) = &store {
         let (queue, store) = (Arc::clone(&queue), Arc::clone(store));
-        tasks.spawn(work::run(config.clone(), roles.migrate, queue, store, health, stop.clone()));
+        tasks.spawn(work::run(config.clone(), roles.migrate, queue, store, health, notices, stop.clone()));
     }
     if let Some(operations) = operations {
         let stop = stop.clone();

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::{
+    clerk::api::{Api, ApiError, Settings},
     config::Config,
     failure::Failure,
     letters::capture,
@@ -14,7 +15,11 @@ use crate::{
     queue::Queue,
     rejections, retention,
     stop::until,
-    store::{Class, Store, StoreError},
+    store::{Class, Store, StoreError, sync::Holder},
+    sync::{
+        self, Sync, instances,
+        watch::{RATE, Watch},
+    },
     telemetry::metrics,
     time::{now, rfc3339},
     worker,
@@ -30,6 +35,7 @@ pub(super) async fn run(
     queue: Arc<dyn Queue>,
     store: Arc<dyn Store>,
     health: watch::Sender<worker::Health>,
+    notices: watch::Sender<Vec<String>>,
     stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     if !prepare(store.as_ref(), migrate, &health, &stop).await? {
@@ -37,18 +43,62 @@ pub(super) async fn run(
     }
     let seen = worker::Seen::default();
     let (captured, rejected, kept) = (Arc::clone(&store), Arc::clone(&store), Arc::clone(&store));
-    let worker = worker::run(Arc::clone(&queue), store, config.worker(), seen, health, stop.clone());
+    let (met, instance) = (Arc::clone(&store), config.clerk_instance.clone());
+    let watch = watch_over_clerk(&config, &queue, &store, notices);
+    let worker = worker::run(Arc::clone(&queue), store, config.worker(), seen.clone(), health, stop.clone());
     let beside = async {
         tokio::join!(
             capture::run(Arc::clone(&queue), captured, stop.clone()),
             rejections::run(Arc::clone(&queue), rejected, stop.clone()),
             retention::run(kept, config.retention(), stop.clone()),
+            instances::run(seen, met, instance, stop.clone()),
+            async {
+                if let Some(watch) = watch {
+                    sync::watch::run(watch, stop.clone()).await;
+                }
+            },
         );
         Ok(())
     };
     // The first that fails ends the others: a worker that can never consume is of no use.
     tokio::try_join!(async { worker.await.map_err(Failure::from) }, beside)?;
     Ok(())
+}
+
+/// What the watch needs, where a key is set and the watch or the scheduled sync is on.
+fn watch_over_clerk(
+    config: &Config,
+    queue: &Arc<dyn Queue>,
+    store: &Arc<dyn Store>,
+    notices: watch::Sender<Vec<String>>,
+) -> Option<Watch> {
+    let (schedule, every) = (config.sync_every, config.watch);
+    if every.is_zero() && schedule.is_none() {
+        return None;
+    }
+    let patient = config.clerk_api(sync::PATIENCE)?;
+    let brief = Settings { rate: Some(RATE), patience: sync::watch::PATIENCE, ..patient.clone() };
+    let open = || -> Result<(Api, Api), ApiError> { Ok((Api::new(&patient)?, Api::new(&brief)?)) };
+    match open() {
+        Ok((patient, api)) => {
+            let sync = Sync {
+                api: patient,
+                store: Arc::clone(store),
+                queue: Arc::clone(queue),
+                grace: config.watch_grace,
+                instance: config.clerk_instance.clone(),
+                holder: Holder::of("worker"),
+            };
+            Some(Watch { sync, api, every, schedule, notices })
+        }
+        // Webhooks go on without it.
+        Err(error) => {
+            let said = format!("Clerk is not watched: {error}; {}", error.hint());
+            warn!("{said}");
+            notices.send_replace(vec![said]);
+            None
+        }
+    }
 }
 
 /// Brings the schema up or checks it; waits for a database that is away. `false`: the stop came first.

@@ -1,5 +1,5 @@
-//! Owns `doctor`: checks configuration, files, queue, database, the process on this machine, secret and clock, and says how
-//! to fix what is wrong.
+//! Owns `doctor`: checks configuration, files, queue, database, the process on this machine, Clerk's API, secret and clock,
+//! and says how to fix what is wrong.
 //!
 //! Promises to leave no trace in anything that people are alerted by. The ingress is asked with a signed webhook that it
 //! answers and neither publishes nor counts ([`crate::message::PROBE`]). The database is asked with one made-up user, who
@@ -37,6 +37,8 @@ use crate::{
     text::number,
     time::now,
 };
+
+mod clerk_api;
 
 /// How long the ingress may take to answer.
 const INGRESS_LIMIT: Duration = Duration::from_secs(10);
@@ -81,9 +83,14 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
     let mut checks = configuration(config);
     checks.extend(files(config));
     // All at once: servers that do not answer are waited for together.
-    let (queue, store, process, ingress) =
-        tokio::join!(queue(config), store(config), process(config), ingress(config));
-    checks.extend(queue.into_iter().chain(store).chain(process));
+    let (queue, store, process, clerk, ingress) = tokio::join!(
+        queue(config),
+        store(config),
+        process(config),
+        clerk_api::checks(config),
+        ingress(config)
+    );
+    checks.extend(queue.into_iter().chain(store).chain(process).chain(clerk));
     checks.extend([secret(config), ingress]);
     if args.json {
         output.json(&checks)?;

@@ -1,4 +1,4 @@
-//! Owns `status`: queue depths, workers, users, the last webhook, lag and dead letters at a glance. Promises to show the
+//! Owns `status`: queue depths, workers, users, the last webhook, lag, dead letters and Clerk at a glance. Promises to show the
 //! queues even where the database does not answer.
 
 use crate::{
@@ -10,10 +10,15 @@ use crate::{
     },
     config::Config,
     failure::Failure,
-    ops::status::{self, Overview, StatusError},
+    ops::{
+        status::{self, Overview, StatusError},
+        sync::{Glance, Notice},
+    },
     queue::Depth,
+    store::sync::Counts,
+    sync::watch::state::Healed,
     text::number,
-    time::rfc3339,
+    time::{ago, rfc3339},
 };
 
 /// Prints the overview.
@@ -64,9 +69,12 @@ fn at_a_glance(
         number(status.users.live_users),
         number(status.users.deleted_users)
     ))?;
-    // Only the ingress knows: the last webhook may still wait in the queue, or be dead.
-    if let Some(at) = process.and_then(|process| process.last_webhook) {
-        output.line(format!("last webhook    {}, at the ingress on this machine", rfc3339(at)))?;
+    // The ingress knows first: the last webhook may still wait in the queue, or be dead.
+    let here = process.and_then(|process| process.last_webhook).map(rfc3339);
+    let noted = status.sync.as_ref().and_then(|sync| sync.last_webhook_at.clone());
+    if let Some(at) = here.clone().max(noted) {
+        let place = if Some(&at) == here.as_ref() { ", at the ingress on this machine" } else { "" };
+        output.line(format!("last webhook    {at}{place}"))?;
     }
     let lag = status.users.lag().map(|lag| format!(", {:.3} s after it came in", lag.as_secs_f64()));
     let processed = status.users.last_processed_at.as_deref().unwrap_or("nothing yet");
@@ -77,6 +85,9 @@ fn at_a_glance(
         .map(|(status, letters)| format!("{} {}", number(*letters), status.as_str()))
         .collect();
     output.line(format!("dead letters    {}", letters.join(", ")))?;
+    if let Some(sync) = &status.sync {
+        clerk(sync, output)?;
+    }
     if status.rejections.is_empty() {
         return output.line("rejected        nothing in the last hour");
     }
@@ -87,6 +98,44 @@ fn at_a_glance(
         ))?;
     }
     Ok(())
+}
+
+/// How the table stands to Clerk.
+fn clerk(sync: &Glance, output: &mut Output) -> Result<(), Failure> {
+    if let Some(watch) = &sync.watch {
+        let change = |at: &Option<String>| at.clone().unwrap_or_else(|| "none".into());
+        let behind = match watch.behind_seconds {
+            None => "not compared yet".into(),
+            Some(0) => "in step".into(),
+            Some(seconds) => {
+                format!("behind by {}", ago(0, 1000 * i64::try_from(seconds).unwrap_or_default()))
+            }
+        };
+        let watched = if watch.watched { "" } else { "; nobody watches now" };
+        let (there, here) = (change(&watch.newest_in_clerk), change(&watch.newest_here));
+        output.line(format!("clerk           {behind}; newest change {there}, here {here}{watched}"))?;
+        let Healed { missing, outdated, gone } = watch.healed_last_day;
+        let [missing, outdated, gone] = [missing, outdated, gone].map(number);
+        output.line(format!(
+            "healed          {missing} missing, {outdated} outdated, {gone} gone in the last day"
+        ))?;
+        for notice in watch.alarm.iter().chain(&watch.error) {
+            let Notice { since, message, hint } = notice;
+            output.line(format!("attention       since {since}: {message}; {hint}"))?;
+        }
+    }
+    let Some(run) = &sync.last_run else { return Ok(()) };
+    let result = match (run.result, &run.detail) {
+        (None, _) => "not finished".into(),
+        (Some(result), None) => result.as_str().to_owned(),
+        (Some(result), Some(detail)) => format!("{}: {detail}", result.as_str()),
+    };
+    let Counts { clerk, missing, outdated, different, gone, .. } = run.counts;
+    let [clerk, missing, outdated, different, gone] = [clerk, missing, outdated, different, gone].map(number);
+    output.line(format!(
+        "last sync       {} by {}, {result}; {clerk} users, {missing} missing, {outdated} outdated, {different} different, {gone} gone",
+        run.started_at, run.who
+    ))
 }
 
 fn queues(

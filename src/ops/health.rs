@@ -29,6 +29,7 @@ pub(super) struct Readiness {
     queue: Arc<dyn Queue>,
     store: Option<Arc<dyn Batches>>,
     worker: Option<watch::Receiver<worker::Health>>,
+    notices: watch::Receiver<Vec<String>>,
     queue_check: OneAtATime,
     store_check: OneAtATime,
 }
@@ -38,8 +39,10 @@ impl Readiness {
         queue: Arc<dyn Queue>,
         store: Option<Arc<dyn Batches>>,
         worker: Option<watch::Receiver<worker::Health>>,
+        notices: watch::Receiver<Vec<String>>,
     ) -> Self {
-        Self { queue, store, worker, queue_check: OneAtATime::default(), store_check: OneAtATime::default() }
+        let (queue_check, store_check) = (OneAtATime::default(), OneAtATime::default());
+        Self { queue, store, worker, notices, queue_check, store_check }
     }
 
     async fn queue(&self) -> Result<(), String> {
@@ -88,7 +91,8 @@ pub(super) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// 200 while queue, store and worker can do their work, else 503. The body says which of them cannot, and why.
+/// 200 while queue, store and worker can do their work, else 503. The body says which of them cannot, and why; and what else
+/// people should know, which makes nothing unready.
 pub(super) async fn readyz(State(parts): State<Arc<Readiness>>) -> Response {
     let (queue, store) = tokio::join!(parts.queue(), parts.store());
     let checks = [("queue", Some(queue)), ("store", store), ("worker", parts.worker())];
@@ -99,7 +103,12 @@ pub(super) async fn readyz(State(parts): State<Arc<Readiness>>) -> Response {
         shown.insert(name.into(), Value::String(check.err().unwrap_or_else(|| "ok".into())));
     }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json_response(status, &json!({ "ready": ready, "checks": shown }))
+    let mut body = json!({ "ready": ready, "checks": shown });
+    let notices = parts.notices.borrow().clone();
+    if !notices.is_empty() {
+        body["notices"] = json!(notices);
+    }
+    json_response(status, &body)
 }
 
 /// Runs a check at most once at a time: requests that come meanwhile share its answer.

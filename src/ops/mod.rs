@@ -32,6 +32,7 @@ use crate::{
 pub mod api;
 mod health;
 pub mod status;
+pub mod sync;
 
 use api::{problem::Problem, replays::Operations};
 
@@ -45,6 +46,8 @@ pub struct Ops {
     pub api: Option<(Arc<dyn Store>, Arc<Operations>)>,
     /// The worker's state, where this process has one.
     pub worker: Option<watch::Receiver<worker::Health>>,
+    /// What people should know although everything works, a sentence each.
+    pub notices: watch::Receiver<Vec<String>>,
     /// What `/metrics` renders.
     pub metrics: PrometheusHandle,
     /// `HEADCOUNT_OPS_TOKEN`
@@ -63,7 +66,7 @@ impl Ops {
 /// Serves operators until `stop` becomes true or its sender is gone, then finishes the requests in flight; the caller
 /// bounds that time.
 pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>) {
-    let Ops { queue, store, api, worker, metrics, token, bounds } = ops;
+    let Ops { queue, store, api, worker, notices, metrics, token, bounds } = ops;
     let guard = Arc::new(Guard::new(token.as_ref(), listener.local_addr().ok()));
     let api = match api {
         Some((store, operations)) => {
@@ -72,7 +75,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>)
         }
         None => api::absent(),
     };
-    let readiness = Arc::new(health::Readiness::new(queue, store, worker));
+    let readiness = Arc::new(health::Readiness::new(queue, store, worker, notices));
     let router = Router::new()
         .route("/", get(index))
         .route("/livez", get(health::livez))

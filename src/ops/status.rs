@@ -1,9 +1,10 @@
-//! Owns the overview: queues, users, dead letters, and what rejected requests say; for `status` and for the API.
+//! Owns the overview: queues, users, dead letters, what rejected requests say, and how the table stands to Clerk; for `status` and for the API.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
+use super::sync;
 use crate::{
     queue::{Depth, Queue, QueueError, Source},
     rejections::{Explanation, SAMPLES, explain},
@@ -25,6 +26,8 @@ pub struct Overview {
     /// Since when and why the worker of the process that was asked takes no messages. `None` while it works, or where no
     /// process answered.
     pub paused: Option<String>,
+    /// How keeping in step through Clerk's API stands; `None` where nothing is known of it.
+    pub sync: Option<sync::Glance>,
 }
 
 /// Which of the two does not answer.
@@ -53,7 +56,8 @@ pub async fn read(
     for status in letters::Status::ALL {
         dead_letters.entry(status).or_default();
     }
-    Ok(Overview { queues, users, dead_letters, rejections: explain(&samples, now()), paused })
+    let sync = sync::glance(store).await?;
+    Ok(Overview { queues, users, dead_letters, rejections: explain(&samples, now()), paused, sync })
 }
 
 /// How many workers consume events: one that is paused does not.

@@ -24,23 +24,21 @@ impl Work<'_> {
     /// # Errors
     /// More are gone than may be deleted.
     pub(super) async fn search(&mut self) -> Result<(), SyncError> {
-        let live = patiently(&self.stop, async || self.sync.store.live_users().await).await?;
+        let live = patiently(&self.stop, || self.sync.store.live_users()).await?;
         let cap = self.order.allow_deletions.unwrap_or_else(|| FEW.max(live / ONE_IN));
         let mut absent = self.absent_so_far().await?;
         let mut unasked = self.unseen(live).await?;
         let mut after: Option<String> = None;
         while unasked > 0 {
             let (run, store) = (self.run.id, self.sync.store.clone());
-            let step =
-                patiently(&self.stop, async || store.unseen(run, after.as_deref(), STEP).await).await?;
+            let step = patiently(&self.stop, || store.unseen(run, after.as_deref(), STEP)).await?;
             for clerk_id in step.clerk_ids {
                 self.lease.check()?;
                 let asked_at = self.now();
                 match self.ask(&clerk_id).await? {
                     Some(user) => self.take(vec![user]).await?,
                     None => {
-                        patiently(&self.stop, async || store.note_absent(run, &clerk_id, asked_at).await)
-                            .await?;
+                        patiently(&self.stop, || store.note_absent(run, &clerk_id, asked_at)).await?;
                         absent += 1;
                         let difference = Difference::Gone;
                         if self.order.dry_run {
@@ -86,8 +84,7 @@ impl Work<'_> {
         let (mut unseen, mut scanned, mut after) = (0, 0, None::<String>);
         loop {
             let (run, store) = (self.run.id, &self.sync.store);
-            let step =
-                patiently(&self.stop, async || store.unseen(run, after.as_deref(), STEP).await).await?;
+            let step = patiently(&self.stop, || store.unseen(run, after.as_deref(), STEP)).await?;
             unseen += step.clerk_ids.len() as u64;
             scanned += u64::from(STEP);
             after = step.scanned_to;
@@ -113,7 +110,7 @@ impl Work<'_> {
 
     async fn absent(&self, after: Option<String>) -> Result<Vec<(String, Millis)>, SyncError> {
         let (run, store) = (self.run.id, &self.sync.store);
-        patiently(&self.stop, async || store.absent(run, after.as_deref(), PAGE).await).await
+        patiently(&self.stop, || store.absent(run, after.as_deref(), PAGE)).await
     }
 
     /// Publishes of each user whose absence was confirmed that the user is gone, unless a webhook has said so meanwhile.
@@ -125,7 +122,7 @@ impl Work<'_> {
             after = Some(last.clone());
             let ids: Vec<String> = page.iter().map(|(clerk_id, _)| clerk_id.clone()).collect();
             let store = self.sync.store.clone();
-            let live = patiently(&self.stop, async || store.live_among(&ids).await).await?;
+            let live = patiently(&self.stop, || store.live_among(&ids)).await?;
             let due = page.into_iter().filter(|(id, _)| live.contains(id) && !self.publisher.has(id));
             let news: Vec<_> = due.map(|(id, at)| (id.clone(), gone(&id, at, &self.instance))).collect();
             let seen: Vec<Seen> = news
@@ -143,7 +140,7 @@ impl Work<'_> {
             .await?;
             self.run.counts.gone += seen.len() as u64;
             let run = &self.run;
-            patiently(&self.stop, async || store.see(run, &seen).await).await?;
+            patiently(&self.stop, || store.see(run, &seen)).await?;
             for Seen { clerk_id, .. } in seen {
                 (self.tell)(Told::Differs { clerk_id, difference: Difference::Gone });
             }

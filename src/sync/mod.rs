@@ -5,7 +5,8 @@
 //!
 //! In a run's order: [`owner`] says whose the table is, `lease` lets one run work at a time, `run` goes through the phases,
 //! `pull` reads page by page, `place` is where it stands, `take` compares a page, `publish` brings what differs to the queue and waits
-//! for it, `gone` searches for who is gone. `some` is about single users.
+//! for it, `gone` searches for who is gone. `some` is about single users. [`watch`] notices by itself
+//! and heals, [`instances`] notes whose webhooks come in.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -32,6 +33,8 @@ mod pull;
 mod run;
 mod some;
 mod take;
+pub mod instances;
+pub mod watch;
 
 pub use error::SyncError;
 pub use some::One;

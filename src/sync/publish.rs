@@ -96,7 +96,7 @@ impl<'s> Publisher<'s> {
     /// # Errors
     /// No worker has consumed for a minute; somebody asked to stop.
     pub(super) async fn has_room(&mut self, tell: Tell<'_>) -> Result<bool, SyncError> {
-        let depths = patiently(&self.stop, async || self.sync.queue.depths().await).await?;
+        let depths = patiently(&self.stop, || self.sync.queue.depths()).await?;
         let events = depths.iter().find(|depth| depth.queue == Source::Events.queue());
         let (depth, consumers) = events.map_or((0, 0), |events| (events.messages, events.consumers));
         let waits = depth > DEPTH_MAX || self.outstanding.len() > OUTSTANDING_MAX;
@@ -121,7 +121,7 @@ impl<'s> Publisher<'s> {
         let queue = &self.sync.queue;
         let stop = &self.stop;
         let published = stream::iter(news).map(|News { clerk_id, message, is_drift }| async move {
-            patiently(stop, async || queue.publish(message.clone()).await).await?;
+            patiently(stop, || queue.publish(message.clone())).await?;
             Ok::<_, SyncError>((clerk_id, (message.id.as_str().to_owned(), is_drift)))
         });
         let mut published = Box::pin(published.buffer_unordered(TOGETHER));
@@ -138,7 +138,7 @@ impl<'s> Publisher<'s> {
         let ids: Vec<String> = self.outstanding.values().map(|(message_id, _)| message_id.clone()).collect();
         let mut known: HashMap<String, Settled> = HashMap::new();
         for ids in ids.chunks(500) {
-            known.extend(patiently(&self.stop, async || self.sync.store.settled(ids).await).await?);
+            known.extend(patiently(&self.stop, || self.sync.store.settled(ids)).await?);
         }
         self.outstanding.retain(|clerk_id, (message_id, is_drift)| {
             match known.get(message_id) {
@@ -207,9 +207,9 @@ impl Passing for QueueError {
 ///
 /// # Errors
 /// The last one; [`SyncError::Stopped`] where somebody asked for it meanwhile.
-pub(super) async fn patiently<T, E: Passing>(
+pub(super) async fn patiently<T, E: Passing, F: Future<Output = Result<T, E>>>(
     stop: &watch::Receiver<bool>,
-    mut work: impl AsyncFnMut() -> Result<T, E>,
+    mut work: impl FnMut() -> F,
 ) -> Result<T, SyncError> {
     let begun = Instant::now();
     let mut pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(10));

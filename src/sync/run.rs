@@ -103,8 +103,8 @@ impl Sync {
     ) -> Result<(Run, Cursor, Vec<(String, String)>), SyncError> {
         let new = NewRun { instance_id: instance.to_owned(), who: order.who.clone(), dry_run: order.dry_run };
         let store = &self.store;
-        let run = patiently(stop, async || store.begin_run(&new).await).await?;
-        let outstanding = patiently(stop, async || store.outstanding(run.id, u32::MAX).await).await?;
+        let run = patiently(stop, || store.begin_run(&new)).await?;
+        let outstanding = patiently(stop, || store.outstanding(run.id, u32::MAX)).await?;
         let cursor = Cursor::read(run.cursor.as_deref(), self.now());
         Ok((run, cursor, outstanding))
     }
@@ -182,7 +182,7 @@ impl Work<'_> {
     async fn enter(&mut self, phase: Phase) -> Result<(), SyncError> {
         self.run.phase = phase.as_str().to_owned();
         let (store, run) = (&self.sync.store, &self.run);
-        patiently(&self.stop, async || store.save_run(run).await).await
+        patiently(&self.stop, || store.save_run(run)).await
     }
 
     /// Reads every user, the next page while the one in hand is taken in.
@@ -294,7 +294,7 @@ impl Work<'_> {
         self.run.counts.repaired += became.repaired;
         self.run.counts.failed += became.buried.len() as u64;
         let (run, store, ids) = (self.run.id, &self.sync.store, became.all());
-        patiently(&self.stop, async || store.settle(run, &ids).await).await?;
+        patiently(&self.stop, || store.settle(run, &ids)).await?;
         for clerk_id in became.buried {
             let why = "what was published of it is a dead letter: see headcount dead list --user".to_owned();
             (self.tell)(Told::Failed { clerk_id: Some(clerk_id), why });

@@ -143,7 +143,7 @@ impl Sync {
         };
         if let Some(message) = message.filter(|_| !order.dry_run) {
             one.message_id = Some(message.id.as_str().to_owned());
-            patiently(stop, async || self.queue.publish(message.clone()).await).await?;
+            patiently(stop, || self.queue.publish(message.clone())).await?;
         }
         Ok(one)
     }

@@ -34,9 +34,9 @@ impl Work<'_> {
         let ids: Vec<String> = users.iter().filter_map(|user| user.clerk_id.clone()).collect();
         let keys: Vec<String> = users.iter().filter_map(key).map(str::to_owned).collect();
         let store = self.sync.store.clone();
-        let known = patiently(&self.stop, async || store.known(&ids, &keys).await).await?;
+        let known = patiently(&self.stop, || store.known(&ids, &keys)).await?;
         let run = self.run.id;
-        let new = patiently(&self.stop, async || store.new_to(run, &ids).await).await?;
+        let new = patiently(&self.stop, || store.new_to(run, &ids)).await?;
         let new: HashSet<String> = new.into_iter().collect();
 
         let mut counts = self.run.counts;
@@ -106,7 +106,7 @@ impl Work<'_> {
             .map(|clerk_id| Seen { message_id: published.remove(&clerk_id), clerk_id })
             .collect();
         let run = &self.run;
-        patiently(&self.stop, async || store.see(run, &seen).await).await?;
+        patiently(&self.stop, || store.see(run, &seen)).await?;
         told.into_iter().for_each(self.tell);
         Ok(())
     }

@@ -81,6 +81,18 @@ pub const METRICS: &[Metric] = &[
         &[],
         "Messages that the worker has taken and not settled yet",
     ),
+    metric(
+        "headcount_clerk_behind_seconds",
+        Kind::Gauge,
+        &[],
+        "Age of the oldest change that Clerk has and the table lacks once the grace is over; only the process that watches knows it",
+    ),
+    metric(
+        "headcount_healed_total",
+        Kind::Counter,
+        &["kind"],
+        "Users that were repaired by what Clerk's API says, because no webhook did",
+    ),
     metric("headcount_paused", Kind::Gauge, &[], "1 while the worker waits for its database"),
     metric("headcount_build_info", Kind::Gauge, &["version"], "1"),
 ];
@@ -206,8 +218,12 @@ impl Counters {
     }
 
     fn count(&self, value: &str) {
+        self.add(value, 1);
+    }
+
+    fn add(&self, value: &str, count: u64) {
         if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == value) {
-            counter.increment(1);
+            counter.increment(count);
         }
     }
 }
@@ -273,6 +289,45 @@ impl WorkerMetrics {
     /// Counts a burial.
     pub fn buried(&self, reason: &'static str) {
         self.dead_letters.count(reason);
+    }
+}
+
+/// Handles for the watch over Clerk.
+#[derive(Clone)]
+pub struct WatchMetrics {
+    healed: Counters,
+    /// Made with its first value: a process that has never watched knows nothing.
+    behind: Arc<OnceLock<Gauge>>,
+}
+
+impl WatchMetrics {
+    /// Registers them.
+    pub fn new() -> Self {
+        let healed = |kind| counter!("headcount_healed_total", "kind" => kind);
+        Self { healed: Counters::new(&["missing", "outdated", "gone"], healed), behind: Arc::default() }
+    }
+
+    /// Counts users who were healed.
+    pub fn healed(&self, kind: &str, users: u64) {
+        self.healed.add(kind, users);
+    }
+
+    /// Sets `headcount_clerk_behind_seconds`.
+    pub fn behind(&self, seconds: u64) {
+        self.behind.get_or_init(|| gauge!("headcount_clerk_behind_seconds")).set(seconds as f64);
+    }
+
+    /// This process no longer knows: it takes back what it said.
+    pub fn not_known(&self) {
+        if let Some(behind) = self.behind.get() {
+            behind.set(0.0);
+        }
+    }
+}
+
+impl Default for WatchMetrics {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -131,6 +131,7 @@ fn table() -> Vec<Route> {
     vec![
         looks("/openapi.json", openapi),
         looks("/status", others::status),
+        looks("/sync", others::sync),
         looks("/users", others::users),
         looks("/users/{ref}", others::user),
         looks("/rejections", others::rejections),

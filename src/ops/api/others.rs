@@ -1,4 +1,4 @@
-//! Owns the routes about users, rejected requests and the status of headcount as a whole.
+//! Owns the routes about users, rejected requests, keeping in step with Clerk, and the status of headcount as a whole.
 
 use std::sync::Arc;
 
@@ -13,7 +13,10 @@ use super::{
     request::{Named, Query},
 };
 use crate::{
-    ops::status::{self, StatusError},
+    ops::{
+        status::{self, StatusError},
+        sync,
+    },
     rejections::{Explanation, SAMPLES, Sample, explain},
     store::{
         User, UserQuery,
@@ -45,6 +48,11 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Result<Response, Prob
         }
     });
     Ok(json(StatusCode::OK, &read.await??))
+}
+
+pub(super) async fn sync(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
+    let whole = api.ask(|store| async move { sync::read(&store).await }).await?;
+    Ok(json(StatusCode::OK, &whole))
 }
 
 pub(super) async fn users(State(api): State<Arc<Api>>, mut query: Query) -> Result<Response, Problem> {

@@ -108,7 +108,7 @@ pub struct Row {
     pub claim: Option<Claim>,
     /// The row is the best claimant: its `email` column shows the claim.
     pub shown: bool,
-    /// Its `email` column shows another text than the claim: somebody edited the row.
+    /// Its columns of the address do not fit each other (`email` shows another text than the claim): somebody edited the row.
     pub askew: bool,
     /// The deletion's own time.
     pub deleted_at: Option<Millis>,

@@ -173,7 +173,7 @@ const EDIT: &str = "WITH changed AS (UPDATE dead_letters SET status = 'replayed'
      noted AS (INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
      SELECT id, statement_timestamp(), 'edited', round, $3, $4 FROM changed) \
      UPDATE dead_letter_contents SET body = $2 FROM changed WHERE letter_id = id \
-     RETURNING id, message_id, round, event_type, first_seen, body";
+     RETURNING id, message_id, origin, round, event_type, first_seen, body";
 
 const STAMP: &str = "WITH picked AS MATERIALIZED (SELECT l.id FROM dead_letters AS l \
      JOIN (SELECT DISTINCT * FROM unnest($1::uuid[], $2::bigint[])) AS p (id, round) \

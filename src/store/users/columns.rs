@@ -123,8 +123,8 @@ pub(super) fn erased() -> String {
 
 /// What [`row`] reads of a stored row, but for the profile.
 pub(super) const STORED: &str = "id, clerk_id, version, version_sent, version_kind, version_message_id, clerk_email, \
-     email_key, email_verified, email IS NOT NULL AS shown, coalesce(email <> clerk_email, false) AS askew, \
-     deleted_at, erased";
+     email_key, email_verified, email IS NOT NULL AS shown, \
+     coalesce(email <> clerk_email, (clerk_email IS NULL) <> (email_key IS NULL)) AS askew, deleted_at, erased";
 
 /// Decodes a stored row, with its profile where that was selected.
 pub(super) fn row<'r, R>(row: &'r R, with_profile: bool) -> Result<Row, sqlx::Error>

@@ -226,6 +226,7 @@ impl Statements for Tx {
             bind(plan(&UPDATE_WITH_PROFILES), whole(), &[])?,
             bind(plan(&INSERT), whole(), &[])?.bind(default_credits),
             plan(REMEMBER).bind(&texts).bind(&uuids).bind(&times),
+            plan(FORGET).bind(&texts),
         ];
         for plan in plans {
             self.execute(plan).await?;

@@ -1,0 +1,155 @@
+//! Owns what `doctor` says about Clerk: the key and its instance, the clocks, whose webhooks come in, and what the watch last said.
+//! Promises to take no longer than [`LIMIT`] for Clerk's API, to change nothing, and never to print the key.
+
+use std::{sync::Arc, time::Duration};
+
+use super::Check;
+use crate::{
+    app,
+    clerk::api::{Api, ApiError, Instance},
+    config::Config,
+    failure::Failure,
+    ops::sync::{Notice, Watch, watch},
+    store::{Store, StoreError, sync::InstanceRow},
+    sync::{SyncError, instances::TWO},
+    time::{ago, now},
+};
+
+/// How long Clerk's API may take to answer.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Webhooks of another instance that came in so long ago are past, in milliseconds.
+const PAST: i64 = 24 * 3_600_000;
+
+/// Checks all of it.
+pub(super) async fn checks(config: &Config) -> Vec<Check> {
+    let (answer, known) = tokio::join!(ask(config), known(config));
+    // Where the database does not answer, the line about the database says so.
+    let (instances, watch) = known.unwrap_or_default();
+    let mut checks = key(config, answer, &instances);
+    checks.extend(others(config, &instances));
+    if config.clerk_secret_key.is_some() && !config.watch.is_zero() {
+        checks.extend(watched(watch));
+    }
+    checks
+}
+
+/// What Clerk's API answered.
+struct Answer {
+    instance: Instance,
+    clock_offset: Option<i64>,
+}
+
+async fn ask(config: &Config) -> Option<Result<Answer, Failure>> {
+    let settings = config.clerk_api(Duration::ZERO)?;
+    let asked = async {
+        let api = Api::new(&settings)?;
+        let instance = api.instance().await?;
+        Ok::<_, ApiError>(Answer { instance, clock_offset: api.clock_offset() })
+    };
+    Some(match tokio::time::timeout(LIMIT, asked).await {
+        Ok(answer) => answer.map_err(Failure::from),
+        Err(_) => Err(Failure::new(format!("Clerk's API gives no answer within {} s", LIMIT.as_secs()))
+            .hint("check CLERK_API_URL and this machine's way to it")),
+    })
+}
+
+async fn known(config: &Config) -> Option<(Vec<InstanceRow>, Option<Watch>)> {
+    let store = app::existing_store(config).await.ok()?;
+    let read = read(&store).await;
+    store.close().await;
+    read.ok()
+}
+
+async fn read(store: &Arc<dyn Store>) -> Result<(Vec<InstanceRow>, Option<Watch>), StoreError> {
+    store.check_schema().await?;
+    Ok((store.instances().await?, watch(store).await?))
+}
+
+fn key(config: &Config, answer: Option<Result<Answer, Failure>>, instances: &[InstanceRow]) -> Vec<Check> {
+    let Answer { instance, clock_offset } = match answer {
+        None => {
+            let off = "no CLERK_SECRET_KEY: lost webhooks are neither noticed nor healed, and headcount sync is off";
+            return vec![Check::ok("clerk", off)];
+        }
+        Some(Err(failure)) => return vec![Check::failed("clerk", failure)],
+        Some(Ok(answer)) => answer,
+    };
+    let kind = instance.environment.map(|environment| format!("{environment} ")).unwrap_or_default();
+    let named = format!("the key is of the {kind}instance {}", instance.id);
+    let setting = config.clerk_instance.as_deref();
+    let learned = instances.iter().find(|row| row.owner).map(|row| row.instance_id.as_str());
+    let first = match setting.or(learned) {
+        Some(table) if table != instance.id => {
+            let (key, table) = (instance.id, table.to_owned());
+            let other = SyncError::OtherInstance { key, table, by_setting: setting.is_some() };
+            Check::failed("clerk", other.into())
+        }
+        Some(_) => Check::ok("clerk", format!("{named}, which the table belongs to")),
+        None => Check::ok("clerk", format!("{named}; the table belongs to no instance yet")),
+    };
+    let clock = clock_offset.map(|offset| {
+        let way = if offset > 0 { "ahead of" } else { "behind" };
+        Check::warning(
+            "clock",
+            format!("Clerk's clock is {} {way} this machine's", ago(0, offset.abs())),
+            "set this machine's clock right: a webhook's signature is refused when its time is 5 minutes off",
+        )
+    });
+    std::iter::once(first).chain(clock).collect()
+}
+
+/// Webhooks of another instance than the table's.
+fn others(config: &Config, instances: &[InstanceRow]) -> Option<Check> {
+    let comes = |row: &&InstanceRow| row.last_webhook_at.is_some_and(|at| now().saturating_sub(at) < PAST);
+    let other = instances.iter().filter(|row| !row.owner).find(comes)?;
+    let owner = instances.iter().find(|row| row.owner)?;
+    let message = format!(
+        "webhooks of two Clerk instances came in during the last day: of {}, which the table belongs to, and of {}",
+        owner.instance_id, other.instance_id
+    );
+    let hint = match &config.clerk_instance {
+        Some(_) => "the other's are buried; remove headcount's endpoint from it in the Clerk dashboard",
+        None => TWO,
+    };
+    Some(Check::warning("instances", message, hint))
+}
+
+/// What the watch last said.
+fn watched(watch: Option<Watch>) -> Vec<Check> {
+    let Some(watch) = watch.filter(|watch| watch.watched) else {
+        return vec![Check::warning(
+            "watch",
+            "no process watches Clerk: lost webhooks are not noticed",
+            "start a worker with CLERK_SECRET_KEY: headcount worker, or headcount up",
+        )];
+    };
+    let mut checks = Vec::new();
+    let failed = |notice: Notice| {
+        let failure = Failure::new(format!("since {}: {}", notice.since, notice.message));
+        Check::failed("watch", failure.hint(notice.hint))
+    };
+    checks.extend(watch.alarm.into_iter().chain(watch.error).map(failed));
+    let by = &watch.by;
+    match (watch.behind_seconds, &watch.looked_at) {
+        (Some(0), Some(at)) if checks.is_empty() => {
+            checks.push(Check::ok("watch", format!("in step with Clerk at {at}, says the {by}")));
+        }
+        (Some(seconds @ 1..), _) => {
+            let behind = ago(0, i64::try_from(seconds).unwrap_or_default() * 1000);
+            checks.push(Check::warning(
+                "watch",
+                format!("the table lacks a change that Clerk has had for {behind}, says the {by}"),
+                "it is healed by itself once a worker takes messages; else look for the user's dead letter: headcount dead list",
+            ));
+        }
+        _ if checks.is_empty() => {
+            checks.push(Check::ok(
+                "watch",
+                format!("Clerk is watched by the {by}, which has not compared yet"),
+            ));
+        }
+        _ => {}
+    }
+    checks
+}
