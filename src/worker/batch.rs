@@ -274,12 +274,13 @@ impl Pipeline {
                 keep_object: self.settings.keep_object,
             };
             match clerk::parse(&message.body, &known) {
-                Ok(parsed) if self.is_of_other_instance(&parsed) => {
-                    let verdict = Verdict::of_other_instance(parsed.instance.as_deref());
-                    buried.push((one, verdict));
-                }
                 Ok(parsed) => {
                     self.seen.note(message.origin, parsed.instance.as_deref(), message.received_at);
+                    if self.is_of_other_instance(&parsed) {
+                        let verdict = Verdict::of_other_instance(parsed.instance.as_deref());
+                        buried.push((one, verdict));
+                        continue;
+                    }
                     let event = Event {
                         message_id: message.id.as_str().to_owned(),
                         change: parsed.change,

@@ -295,7 +295,9 @@ impl Attending<'_> {
 
     fn judge(&self, instances: &[InstanceRow], state: &mut State) {
         state.clock_offset_ms = self.watch.api.clock_offset();
-        let last_webhook_at = instances.iter().filter_map(|row| row.last_webhook_at).max();
+        // Another instance's webhooks say nothing about those of the table's. One that names none counts as the table's.
+        let owner = instances.iter().find(|row| row.owner);
+        let last_webhook_at = owner.and_then(|row| row.last_webhook_at);
         let ahead = state.clock_offset_ms.unwrap_or_default();
         match alarm::judge(state, last_webhook_at, ahead, now()) {
             Some(Change::Raised(alarm)) => warn!("{alarm}; {}", alarm::HINT),
