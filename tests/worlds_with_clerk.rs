@@ -124,5 +124,8 @@ fn worlds_with_clerk_are_rich_in_readings_that_matter() {
         users += counted(&|fact| fact.reading.is_some() && fact.is_upsert());
         absences += counted(&Fact::is_absence);
     }
-    assert!(lost > 500 && users > 500 && absences > 200, "{lost} lost, {users} users read, {absences} absences");
+    assert!(
+        lost > 500 && users > 500 && absences > 200,
+        "{lost} lost, {users} users read, {absences} absences"
+    );
 }

@@ -1,6 +1,7 @@
 //! Owns writing down which Clerk instances the webhooks are of, and when the last one came in. Promises that a new instance is
 //! known within about a second, that a database which is away loses nothing of it, and that webhooks of another instance
-//! than the table's are warned of once. Never decides what becomes of a webhook.
+//! than the table's are warned of once. Made-up webhooks count only where the table is the made-up instance's. Never decides what
+//! becomes of a webhook.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -15,6 +16,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    clerk::made_up,
     stop::until,
     store::{
         StoreError,
@@ -95,7 +97,9 @@ impl Ledger {
     }
 
     fn is_due(&self) -> bool {
-        let is_new = |instance: &Option<String>| instance.as_ref().is_some_and(|id| !self.known.contains(id));
+        let is_new = |instance: &Option<String>| {
+            instance.as_ref().is_some_and(|id| id != made_up::INSTANCE && !self.known.contains(id))
+        };
         let rested = self.written_at.is_none_or(|at| at.elapsed() >= WRITTEN);
         !self.adopted || self.waiting.keys().any(is_new) || (rested && !self.waiting.is_empty())
     }
@@ -107,7 +111,9 @@ impl Ledger {
         }
         while let Some((instance, at)) = self.waiting.first_key_value() {
             let (instance, at) = (instance.clone(), *at);
-            if let Some(id) = instance.as_ref().filter(|id| !self.known.contains(*id)) {
+            // What `headcount send` makes up says of no instance of Clerk's that the table is its.
+            let named = instance.as_ref().filter(|id| *id != made_up::INSTANCE);
+            if let Some(id) = named.filter(|id| !self.known.contains(*id)) {
                 let owner = self.store.saw_instance(id, SeenBy::Webhook).await?;
                 tell(id, &owner);
                 if self.known.len() >= KNOWN_MAX {

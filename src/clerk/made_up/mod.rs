@@ -121,6 +121,11 @@ impl Person {
     /// The body of an event of any type about this user, sent at `sent`. Types that headcount does not know get what
     /// every event has.
     pub fn event(&self, event_type: &str, sent: Millis) -> Vec<u8> {
+        self.event_of(INSTANCE, event_type, sent)
+    }
+
+    /// The same, of this Clerk instance.
+    pub fn event_of(&self, instance: &str, event_type: &str, sent: Millis) -> Vec<u8> {
         let mut rng = dice(&format!("{event_type} {} {sent}", self.id));
         let data = match event_type {
             "user.created" | "user.updated" => self.data(),
@@ -136,7 +141,7 @@ impl Person {
                     "user_agent": "Mozilla/5.0 (X11; Linux x86_64; rv:132.0) Gecko/20100101 Firefox/132.0",
                 }
             },
-            "instance_id": INSTANCE,
+            "instance_id": instance,
             "object": "event",
             "timestamp": sent,
             "type": event_type,
