@@ -257,5 +257,8 @@ fn outcomes_and_reasons_keep_their_names() {
     assert_eq!(outcomes.join(" "), documented);
     let reasons: Vec<&str> =
         headcount::queue::Reason::ALL.into_iter().map(|reason| reason.as_str()).collect();
-    assert_eq!(reasons.join(" "), "invalid_payload rejected retries_exhausted crash_loop unroutable");
+    assert_eq!(
+        reasons.join(" "),
+        "invalid_payload rejected retries_exhausted crash_loop unroutable other_instance"
+    );
 }

@@ -29,7 +29,7 @@ use crate::{
     stop::until,
     store::{
         StoreError,
-        sync::{InstanceRow, Taken},
+        sync::{InstanceRow, Lease, Taken},
     },
     telemetry::metrics::WatchMetrics,
     time::{Millis, now},
@@ -164,6 +164,11 @@ impl Attending<'_> {
     async fn lead(&self) -> Result<(), StoreError> {
         let (store, holder) = (&self.watch.sync.store, &self.watch.sync.holder);
         let before = store.lease(LEASE).await?;
+        // Most of the time another process has it: then nothing is locked or written.
+        let is_theirs = |lease: &Lease| !lease.expired && lease.holder != Some(holder.id);
+        if before.as_ref().is_some_and(is_theirs) {
+            return Ok(());
+        }
         if let Taken::Theirs(_) = store.take_lease(LEASE, holder, TTL).await? {
             return Ok(());
         }
@@ -255,7 +260,7 @@ impl Attending<'_> {
         let instances = sync.store.instances().await?;
         self.judge(&instances, state);
         let owner = instances.iter().find(|row| row.owner).map(|row| row.instance_id.as_str());
-        if !looking.as_ref().is_some_and(|looking| Some(looking.instance()) == owner) {
+        if looking.as_ref().is_none_or(|looking| Some(looking.instance()) != owner) {
             *looking = None;
             let instance = sync.owner().await?.id;
             if state.instance.as_ref().is_some_and(|before| *before != instance) {
