@@ -80,6 +80,7 @@ fn row(user: u32, address: &str) -> Row {
         version: version(user, 500),
         claim: Some(Claim::new(address, true)),
         shown: true,
+        askew: false,
         deleted_at: None,
         erased: false,
         profile: None,
@@ -103,6 +104,7 @@ fn upsert(user: u32, at: i64, address: &str) -> Event {
         born: at,
         claim: Some(Claim::new(address, true)),
         profile: Arc::new(Profile { first_name: Some("Ada".into()), ..Profile::default() }),
+        source: users::Source::Webhook,
     };
     event(user, at, Change::User(users::Change::Upsert(Box::new(upsert))))
 }

@@ -21,33 +21,13 @@ use headcount::rules::{
 };
 use worlds::{
     check::{self, Broken, Conditions, Verdict},
-    generate::{POLICIES, any_world, lawful_world},
+    generate::{POLICIES, Reads, any_world, any_world_with, lawful_world},
     history::Deed,
     memory::Memory,
     plan::World,
-    shrink::shrink,
+    shrink::{hold, shrink, times},
     small::{self, Bounds, changes_hands, histories},
 };
-
-fn times(count: u64) -> u64 {
-    if std::env::var_os("SOAK").is_some_and(|value| value == "1") { 20 * count } else { count }
-}
-
-/// Checks every world made from these seeds, and shows the smallest one that fails.
-fn hold(
-    seeds: std::ops::Range<u64>,
-    make: impl Fn(u64) -> World,
-    check: impl Fn(&World) -> Result<(), Broken>,
-) {
-    for seed in seeds {
-        let world = make(seed);
-        if check(&world).is_err() {
-            let world = shrink(world, |world| check(world).is_err());
-            let broken = check(&world).expect_err("shrinking keeps the failure");
-            panic!("seed {seed}\n{world}{broken}");
-        }
-    }
-}
 
 /// The smallest world found that breaks what the check says.
 fn counter_example(
@@ -104,7 +84,8 @@ fn the_slow_model_agrees_on_every_outcome_and_row() {
 fn worlds_are_rich_in_every_outcome() {
     let mut counts = BTreeMap::new();
     for seed in 0..1_000 {
-        let world = any_world(seed);
+        let reads = if seed % 2 == 0 { Reads::Never } else { Reads::Reviving };
+        let world = any_world_with(seed, reads);
         let mut memory = Memory::new(world.policy);
         for batch in world.batches() {
             for outcome in memory.apply(&batch).expect("no complaint of the store") {
@@ -184,13 +165,13 @@ fn walk<'a>(histories: impl Iterator<Item = &'a Vec<Deed>>, policies: &[Policy])
 
 #[test]
 fn every_delivery_of_three_deeds_is_right_under_every_policy() {
-    let bounds = Bounds { deeds: 3, accounts: 3, addresses: 1, ties: 2 };
+    let bounds = Bounds { deeds: 3, accounts: 3, addresses: 1, ties: 2, reads: 0 };
     walk(histories(bounds).iter(), &[DEFAULT, MATCH, NEVER, ERASE]);
 }
 
 /// Histories of up to five deeds around one address, at most two of them in the same millisecond.
 fn up_to_five_deeds() -> Vec<Vec<Deed>> {
-    histories(Bounds { deeds: 5, accounts: 3, addresses: 1, ties: 1 })
+    histories(Bounds { deeds: 5, accounts: 3, addresses: 1, ties: 1, reads: 0 })
 }
 
 fn has_ties(deeds: &[Deed]) -> bool {

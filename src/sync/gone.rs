@@ -6,12 +6,20 @@ use super::{
     publish::{News, patiently},
     run::Work,
 };
-use crate::{clerk::api::gone, store::sync::Seen, text::number, time::Millis};
+use crate::{
+    clerk::api::{ApiError, gone},
+    store::sync::Seen,
+    text::number,
+    time::Millis,
+};
 
 /// So many rows are looked through at a time.
 const STEP: u32 = 5_000;
 /// So many users are deleted at a time.
 const PAGE: u32 = 200;
+
+/// Where more answers than these cannot be understood, it is not about single users.
+const UNCLEAR_MAX: u32 = 10;
 
 /// So many users may be deleted without being asked, ...
 const FEW: u64 = 3;
@@ -28,6 +36,7 @@ impl Work<'_> {
         let cap = self.order.allow_deletions.unwrap_or_else(|| FEW.max(live / ONE_IN));
         let mut absent = self.absent_so_far().await?;
         let mut unasked = self.unseen(live).await?;
+        let mut unclear = 0;
         let mut after: Option<String> = None;
         while unasked > 0 {
             let (run, store) = (self.run.id, self.sync.store.clone());
@@ -35,9 +44,18 @@ impl Work<'_> {
             for clerk_id in step.clerk_ids {
                 self.lease.check()?;
                 let asked_at = self.now();
-                match self.ask(&clerk_id).await? {
-                    Some(user) => self.take(vec![user]).await?,
-                    None => {
+                match self.ask(&clerk_id).await {
+                    // What Clerk says of one user cannot be understood, so nobody knows that the user is gone.
+                    Err(SyncError::Api(error @ (ApiError::NotClerk { .. } | ApiError::TooLarge { .. })))
+                        if unclear < UNCLEAR_MAX =>
+                    {
+                        unclear += 1;
+                        self.run.counts.failed += 1;
+                        (self.tell)(Told::Failed { clerk_id: Some(clerk_id), why: error.to_string() });
+                    }
+                    Err(error) => return Err(error),
+                    Ok(Some(user)) => self.take(vec![user]).await?,
+                    Ok(None) => {
                         patiently(&self.stop, || store.note_absent(run, &clerk_id, asked_at)).await?;
                         absent += 1;
                         let difference = Difference::Gone;

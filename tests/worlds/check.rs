@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use headcount::rules::{Outcome, users::Row};
+use headcount::rules::{
+    Outcome,
+    users::{Claim, Policy, Profile, Row},
+};
 use uuid::Uuid;
 
 use super::{
@@ -27,7 +30,64 @@ pub(crate) fn mirror(world: &World) -> Result<(), Broken> {
 }
 
 pub(crate) fn mirror_of(memory: &Memory, facts: &[Fact]) -> Result<(), Broken> {
-    mirror_is(memory, &reference::mirror(&folded(memory, facts)))
+    let folded = folded(memory, facts);
+    if folded.iter().all(|fact| fact.reading.is_none()) {
+        return mirror_is(memory, &reference::mirror(&folded));
+    }
+    let mut latest = reference::latest(&folded);
+    let torn: HashSet<String> = latest
+        .values()
+        .filter(|fact| reference::is_torn(facts, fact.account))
+        .map(|fact| fact.clerk_id())
+        .collect();
+    latest.retain(|_, fact| !torn.contains(&fact.clerk_id()));
+    let rows: Vec<Row> = memory.rows.values().cloned().collect();
+    in_step(&rows, latest.into_values(), |id| torn.contains(id))
+}
+
+/// *In step:* the live rows are just these users, in each mirrored column and in the version's time. (A reading that changes
+/// nothing leaves the version's tie-breakers as they are, and the last sign-in alone is no news.) Nothing is said about the
+/// accounts that are `left_out`.
+pub(crate) fn in_step<'f>(
+    rows: &[Row],
+    users: impl IntoIterator<Item = &'f Fact>,
+    left_out: impl Fn(&str) -> bool,
+) -> Result<(), Broken> {
+    type Shown = (Option<String>, Option<Claim>, i64, Profile);
+    let live = || rows.iter().filter(|row| row.deleted_at.is_none());
+    let profile = |profile: Profile| Profile { last_sign_in_at: None, ..profile };
+    let expected: BTreeMap<String, Shown> = users
+        .into_iter()
+        .map(|fact| {
+            let claim = fact.claim();
+            let best = live()
+                .filter(|row| {
+                    key(row).is_some() && key(row) == claim.as_ref().map(|claim| claim.key.as_str())
+                })
+                .max_by_key(|row| (verified(row), &row.version, &row.clerk_id));
+            let shows = best.is_some_and(|best| best.clerk_id == fact.clerk_id());
+            let email = claim.clone().filter(|_| shows).map(|claim| claim.address);
+            (fact.clerk_id(), (email, claim, fact.at, profile(fact.profile())))
+        })
+        .collect();
+    let found: BTreeMap<String, Shown> = live()
+        .filter(|row| !left_out(&row.clerk_id))
+        .map(|row| {
+            let email = row.claim.as_ref().filter(|_| row.shown).map(|claim| claim.address.clone());
+            let email = if row.askew { Some("edited".into()) } else { email };
+            let here = profile(row.profile.as_deref().cloned().unwrap_or_default());
+            (row.clerk_id.clone(), (email, row.claim.clone(), row.version.at, here))
+        })
+        .collect();
+    same("the live users", &expected, &found)
+}
+
+fn key(row: &Row) -> Option<&str> {
+    row.claim.as_ref().map(|claim| claim.key.as_str())
+}
+
+fn verified(row: &Row) -> bool {
+    row.claim.as_ref().is_some_and(|claim| claim.verified)
 }
 
 pub(crate) fn mirror_is(memory: &Memory, expected: &BTreeMap<String, Mirror>) -> Result<(), Broken> {
@@ -39,11 +99,20 @@ pub(crate) fn mirror_is(memory: &Memory, expected: &BTreeMap<String, Mirror>) ->
 /// *Safety:* rows pass only from an id known to be deleted to an id born later that proved the same address.
 pub(crate) fn safety(world: &World) -> Result<(), Broken> {
     let facts = world.facts();
-    let mut memory = Memory::new(world.policy);
+    safety_over(world.policy, &world.deliveries(&facts), &facts)
+}
+
+/// The same for any deliveries of these facts.
+pub(crate) fn safety_over(
+    policy: Policy,
+    deliveries: &[Vec<(&Fact, bool)>],
+    facts: &[Fact],
+) -> Result<(), Broken> {
+    let mut memory = Memory::new(policy);
     let mut before = BTreeMap::new();
-    for batch in world.deliveries(&facts) {
-        memory.apply(&events(&batch))?;
-        before = safety_of(&memory, &facts, &before)?;
+    for batch in deliveries {
+        memory.apply(&events(batch))?;
+        before = safety_of(&memory, facts, &before)?;
     }
     Ok(())
 }
@@ -92,10 +161,14 @@ pub(crate) fn may_pass(folded: &[&Fact], from: &str, to: &str) -> bool {
 
 /// The slow model gives the same outcomes, rows and former ids after each batch.
 pub(crate) fn agreement(world: &World) -> Result<(), Broken> {
-    let facts = world.facts();
-    let mut memory = Memory::new(world.policy);
-    let mut slow = Slow::new(world.policy);
-    for batch in world.deliveries(&facts) {
+    agreement_over(world.policy, world.deliveries(&world.facts()))
+}
+
+/// The same for any deliveries.
+pub(crate) fn agreement_over(policy: Policy, deliveries: Vec<Vec<(&Fact, bool)>>) -> Result<(), Broken> {
+    let mut memory = Memory::new(policy);
+    let mut slow = Slow::new(policy);
+    for batch in deliveries {
         let mut once = HashSet::new();
         let fresh: Vec<_> = batch
             .iter()
@@ -156,7 +229,9 @@ impl Conditions {
             earlier &= other.label != fact.label;
             if other.account == fact.account {
                 let creation = other.kind == Kind::Created && fact.kind != Kind::Created;
-                let rest = other.is_upsert() && fact.kind == Kind::Deleted;
+                // Clerk's API dates a deletion later than the webhook, so the webhook comes first.
+                let told = fact.is_absence() && !other.is_absence();
+                let rest = (other.is_upsert() || told) && fact.kind == Kind::Deleted;
                 self.creation_first && creation || self.deletion_last && rest
             } else {
                 let shown = |address| other.is_upsert() && other.proves(address);

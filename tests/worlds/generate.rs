@@ -4,6 +4,7 @@ use headcount::rules::users::{OnDelete, Policy, Relink};
 
 use super::{
     check::{Conditions, LawfulRun},
+    clerk::{Ask, ClerkWorld, Edit, Step, labels},
     history::{Act, Address, Deed, Fact, Kind, Style, play},
     plan::{Delivery, World},
     reference::times_in_order,
@@ -66,6 +67,16 @@ pub(crate) struct Taste {
     pub(crate) deeds: usize,
     pub(crate) accounts: u8,
     pub(crate) addresses: u8,
+    pub(crate) reads: Reads,
+}
+
+/// Whether Clerk's API is read in a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reads {
+    Never,
+    Often,
+    /// And accounts are taken for gone by mistake, and people ask for them to live again.
+    Reviving,
 }
 
 impl Taste {
@@ -75,6 +86,7 @@ impl Taste {
             deeds: 3 + dice.below(12),
             accounts: 2 + dice.below(6) as u8,
             addresses: 1 + dice.below(3) as u8,
+            reads: Reads::Never,
         }
     }
 }
@@ -98,7 +110,8 @@ pub(crate) fn deeds(dice: &mut Dice, taste: Taste) -> Vec<Deed> {
 
 fn deed(dice: &mut Dice, taste: Taste, label: u16, facts: &[Fact]) -> Deed {
     let mut account = dice.below(taste.accounts.into()) as u8;
-    let act = match dice.below(18) {
+    let kinds = if taste.reads == Reads::Never { 18 } else { 26 };
+    let act = match dice.below(kinds) {
         0..=4 => Act::SignUp(address(dice, taste)),
         // The one who proved an address last goes, or has gone and comes back.
         5..=8 => match facts.iter().rev().find(|fact| fact.address.is_some_and(|address| address.verified)) {
@@ -118,7 +131,17 @@ fn deed(dice: &mut Dice, taste: Taste, label: u16, facts: &[Fact]) -> Deed {
         12 => Act::Rename,
         13..=15 => Act::Delete,
         16 => Act::TellDeletionAgain,
-        _ => Act::SignIn,
+        17 => Act::SignIn,
+        18..=20 if taste.reads == Reads::Reviving => {
+            account = facts.iter().rev().find(|fact| fact.is_upsert()).map_or(account, |fact| fact.account);
+            Act::Misread
+        }
+        21..=23 if taste.reads == Reads::Reviving => {
+            let missed = facts.iter().rev().find(|fact| fact.is_absence() && !fact.is_state());
+            account = missed.map_or(account, |fact| fact.account);
+            Act::Read { revive: true }
+        }
+        _ => Act::Read { revive: false },
     };
     let style = Style {
         lag: dice.pick(&[Some(0), Some(0), Some(1), Some(2), None]),
@@ -140,8 +163,13 @@ fn address(dice: &mut Dice, taste: Taste) -> Option<Address> {
 
 /// A world in which anything may happen to the delivery.
 pub(crate) fn any_world(seed: u64) -> World {
+    any_world_with(seed, Reads::Never)
+}
+
+/// The same, with readings of Clerk's API among the webhooks.
+pub(crate) fn any_world_with(seed: u64, reads: Reads) -> World {
     let mut dice = Dice::new(seed);
-    let taste = Taste::any(&mut dice);
+    let taste = Taste { reads, ..Taste::any(&mut dice) };
     let deeds = deeds(&mut dice, taste);
     let policy = if dice.one_in(3) { dice.pick(&POLICIES) } else { dice.pick(&POLICIES[..2]) };
     let plan = any_plan(&mut dice, &deeds);
@@ -185,12 +213,25 @@ fn batches(dice: &mut Dice, labels: &[u16], most: usize, haste: usize) -> Vec<Ve
 
 /// A world whose delivery meets these conditions.
 pub(crate) fn lawful_world(seed: u64, conditions: Conditions, policies: &[Policy]) -> World {
+    lawful_world_with(seed, conditions, policies, Reads::Never)
+}
+
+/// The same, with readings of Clerk's API among the webhooks.
+pub(crate) fn lawful_world_with(
+    seed: u64,
+    conditions: Conditions,
+    policies: &[Policy],
+    reads: Reads,
+) -> World {
     let mut dice = Dice::new(seed);
-    let taste = Taste::any(&mut dice);
+    let taste = Taste { reads, ..Taste::any(&mut dice) };
     let mut deeds = deeds(&mut dice, taste);
     if conditions.times_in_order && !times_in_order(&play(&deeds)) {
         deeds.retain(|deed| deed.act != Act::TellDeletionAgain);
         deeds.iter_mut().for_each(|deed| deed.style = Style::PLAIN);
+        // A reading tells of what was before its millisecond.
+        let reads = |deed: &&mut Deed| matches!(deed.act, Act::Read { .. });
+        deeds.iter_mut().filter(reads).for_each(|deed| deed.after = deed.after.max(1));
     }
     let policy = dice.pick(policies);
     let world = World { deeds, policy, plan: Vec::new() };
@@ -231,4 +272,63 @@ fn lawful_plan(dice: &mut Dice, world: &World, conditions: Conditions) -> Vec<Ve
         run = next;
     }
     plan
+}
+
+/// A world in which Clerk's API is read as well. Webhooks are lost, late and repeated. With `edits`, people change rows by SQL.
+pub(crate) fn clerk_world(seed: u64, edits: bool) -> ClerkWorld {
+    let mut dice = Dice::new(seed);
+    let taste = Taste::any(&mut dice);
+    let deeds = deeds(&mut dice, taste);
+    let policy = if dice.one_in(3) { dice.pick(&POLICIES) } else { dice.pick(&POLICIES[..2]) };
+    let loss = dice.pick(&[usize::MAX, 6, 3, 1]);
+    let haste = dice.pick(&[usize::MAX, 4, 1]);
+    let (delivers, asks) = (dice.pick(&[2, 4, 8]), dice.pick(&[1, 2, 4]));
+    let mut happened = play(&deeds).into_iter();
+    let (mut steps, mut due) = (Vec::new(), Vec::new());
+    let mut number = 0;
+    let mut over = 0;
+    while over < 6 {
+        match dice.below(4 + delivers + asks + usize::from(edits)) {
+            0..4 => match happened.next() {
+                Some(fact) => {
+                    steps.push(Step::Next);
+                    if !dice.one_in(loss) {
+                        due.extend((0..1 + usize::from(dice.one_in(4))).map(|_| fact.label));
+                    }
+                }
+                None => over += 1,
+            },
+            choice if choice < 4 + delivers => {
+                let size = 1 + dice.below(4);
+                let batch: Vec<Delivery> = (0..size.min(due.len()))
+                    .map(|_| {
+                        let label = due.swap_remove(dice.below(due.len()));
+                        Delivery { label, patience_over: dice.one_in(haste) }
+                    })
+                    .collect();
+                if !batch.is_empty() {
+                    steps.push(Step::Deliver(batch));
+                }
+            }
+            choice if choice < 4 + delivers + asks => {
+                let ask = match dice.below(8) {
+                    0..3 => {
+                        let account = dice.below(taste.accounts.into()) as u8;
+                        Ask::User { account, revive: dice.one_in(6) }
+                    }
+                    3 | 4 => Ask::Newest { grace: dice.pick(&[0, 1, 3]) },
+                    5 | 6 => Ask::List,
+                    _ => Ask::Search,
+                };
+                steps.push(Step::Ask { number, early: dice.pick(&[0, 0, 1, 2, -1]), ask });
+                due.extend(labels(number, taste.accounts).filter(|_| dice.one_in(2)));
+                number += 1;
+            }
+            _ => {
+                let account = dice.below(taste.accounts.into()) as u8;
+                steps.push(Step::Edit { account, edit: dice.pick(&Edit::ALL) });
+            }
+        }
+    }
+    ClerkWorld { deeds, policy, steps, late: due, shuffle: dice.roll() }
 }

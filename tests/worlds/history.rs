@@ -37,6 +37,14 @@ pub(crate) enum Act {
     TellDeletionAgain,
     /// Something that is not about the user.
     SignIn,
+    /// Clerk's API is read, and what it says of the account is published, be it that it is gone. Where the request began
+    /// depends on [`Style::early`].
+    Read {
+        /// A person asks for the account to live again.
+        revive: bool,
+    },
+    /// It is published that the account is gone, although it lives: somebody's mistake.
+    Misread,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,7 +65,8 @@ pub(crate) struct Style {
     pub(crate) tie: u8,
     /// `created_at` is given.
     pub(crate) tells_birth: bool,
-    /// A deletion is dated so many milliseconds too early: its time is of another clock than that of updates.
+    /// A deletion is dated so many milliseconds too early: its time is of another clock than that of updates. A request to
+    /// the API began so many milliseconds before what it was answered.
     pub(crate) early: i64,
 }
 
@@ -65,7 +74,7 @@ impl Style {
     pub(crate) const PLAIN: Self = Self { lag: Some(0), tie: 0, tells_birth: true, early: 0 };
 }
 
-/// One webhook: the whole user as Clerk knows it at that moment.
+/// One webhook, or what was read from Clerk's API: the whole user as Clerk knows it at that moment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Fact {
     pub(crate) label: u16,
@@ -81,6 +90,20 @@ pub(crate) struct Fact {
     pub(crate) address: Option<Address>,
     pub(crate) phone: Option<String>,
     pub(crate) first_name: String,
+    /// When it happened: the time of the deed.
+    pub(crate) happened: i64,
+    /// `None`: a webhook.
+    pub(crate) reading: Option<Reading>,
+}
+
+/// How Clerk's API was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Reading {
+    pub(crate) revive: bool,
+    /// It says that the account is gone, and it lives.
+    pub(crate) mistake: bool,
+    /// When the account signed in last: webhooks do not tell it here, the API does.
+    pub(crate) signed_in: Option<i64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,12 +122,25 @@ pub(crate) fn play(deeds: &[Deed]) -> Vec<Fact> {
     let mut facts: Vec<Fact> = Vec::new();
     let mut now = BEGINNING;
     for deed in deeds {
-        let before = facts.iter().rev().find(|fact| fact.account == deed.account && fact.kind != Kind::Other);
+        let before = facts.iter().rev().find(|fact| fact.account == deed.account && fact.is_state());
         let alive = before.is_some_and(|fact| fact.kind != Kind::Deleted);
         let free = |address: Option<Address>| match address {
             Some(address) if address.verified => !proved_by_another(&facts, deed.account, address.name),
             _ => true,
         };
+        if let Act::Read { revive } = deed.act {
+            now += deed.after;
+            facts.extend(read(&facts, deed.account, revive, now - deed.style.early, deed.label, now));
+            continue;
+        }
+        if let Act::Misread = deed.act {
+            now += deed.after;
+            let read = read(&facts, deed.account, false, now - deed.style.early, deed.label, now);
+            let misread = read.filter(Fact::is_upsert).map(Fact::misread);
+            let is_new = |new: &Fact| facts.iter().all(|fact| fact.message_id() != new.message_id());
+            facts.extend(misread.filter(is_new));
+            continue;
+        }
         let (possible, kind, address) = match deed.act {
             Act::SignUp(address) => (before.is_none() && free(address), Kind::Created, address),
             Act::SetAddress(address) => (alive && free(address), Kind::Updated, address),
@@ -112,6 +148,7 @@ pub(crate) fn play(deeds: &[Deed]) -> Vec<Fact> {
             Act::Delete => (alive, Kind::Deleted, None),
             Act::TellDeletionAgain => (before.is_some() && !alive, Kind::Deleted, None),
             Act::SignIn => (true, Kind::Other, None),
+            Act::Read { .. } | Act::Misread => (false, Kind::Other, None),
         };
         if !possible {
             continue;
@@ -136,9 +173,38 @@ pub(crate) fn play(deeds: &[Deed]) -> Vec<Fact> {
             address,
             phone: address.is_none().then(|| format!("+1555010{:02}", deed.account)),
             first_name: format!("name {}", deed.label),
+            happened: now,
+            reading: None,
         });
     }
     facts
+}
+
+/// What Clerk's API says of an account after these facts, to a request that began at `read_at`: the user, or that it is gone.
+/// `None` where there never was one, or where the same reading was published before.
+pub(crate) fn read(
+    facts: &[Fact],
+    account: u8,
+    revive: bool,
+    read_at: i64,
+    label: u16,
+    happened: i64,
+) -> Option<Fact> {
+    let own = || facts.iter().rev().filter(|fact| fact.account == account);
+    let last = own().find(|fact| fact.is_state())?;
+    let signed_in = own().find(|fact| fact.kind == Kind::Other).map(|fact| fact.happened);
+    let reading = Some(Reading { revive, mistake: false, signed_in });
+    let fact = if last.kind == Kind::Deleted {
+        let (at, sent) = (read_at, Some(read_at));
+        Fact { label, at, sent, happened, reading, ..last.clone() }
+    } else {
+        let created = facts.iter().find(|fact| fact.account == account && fact.kind == Kind::Created);
+        let created_at = created.map(|fact| fact.at);
+        let (kind, sent) = (Kind::Updated, Some(read_at));
+        Fact { label, kind, sent, created_at, happened, reading, ..last.clone() }
+    };
+    let id = fact.message_id();
+    facts.iter().all(|other| other.message_id() != id).then_some(fact)
 }
 
 /// Whether some other live account's address is this one, proved.
@@ -146,7 +212,7 @@ fn proved_by_another(facts: &[Fact], account: u8, name: u8) -> bool {
     facts.iter().enumerate().any(|(place, fact)| {
         let is_last = || {
             let later = facts.iter().skip(place + 1).filter(|later| later.account == fact.account);
-            later.into_iter().all(|later| later.kind == Kind::Other)
+            later.into_iter().all(|later| !later.is_state())
         };
         fact.account != account && fact.is_upsert() && fact.proves(name) && is_last()
     })
@@ -158,6 +224,10 @@ impl Fact {
     }
 
     pub(crate) fn message_id(&self) -> String {
+        if self.reading.is_some() {
+            let gone = if self.kind == Kind::Deleted { "gone_" } else { "" };
+            return format!("api_{}_{gone}{}", self.clerk_id(), self.sent.unwrap_or_default());
+        }
         format!("msg_{}_{:02}", self.tie, self.label)
     }
 
@@ -180,6 +250,7 @@ impl Fact {
             phone: self.phone.clone(),
             created_at: self.created_at,
             updated_at: Some(self.at),
+            last_sign_in_at: self.reading.and_then(|reading| reading.signed_in),
             ..Profile::default()
         }
     }
@@ -189,7 +260,7 @@ impl Fact {
         row_id(self.label)
     }
 
-    /// The webhook, parsed, as a worker hands it to the fold.
+    /// The news, parsed, as a worker hands it to the fold.
     pub(crate) fn event(&self, patience_over: bool) -> Event {
         let change = match self.kind {
             Kind::Created => self.upsert(UpsertKind::Created),
@@ -201,7 +272,16 @@ impl Fact {
     }
 
     fn upsert(&self, kind: UpsertKind) -> Change {
-        Change::User(users::Change::Upsert(Box::new(Upsert {
+        Change::User(users::Change::Upsert(Box::new(self.user(kind))))
+    }
+
+    /// A reading of a user, as it is compared with the table.
+    pub(crate) fn snapshot(&self) -> Upsert {
+        self.user(UpsertKind::Updated)
+    }
+
+    fn user(&self, kind: UpsertKind) -> Upsert {
+        Upsert {
             clerk_id: self.clerk_id(),
             version: Version {
                 at: self.at,
@@ -210,10 +290,32 @@ impl Fact {
                 message_id: self.message_id(),
             },
             born: self.born(),
-            claim: self.address.map(|address| Claim::new(address.text(), address.verified)),
+            claim: self.claim(),
             profile: Arc::new(self.profile()),
-            source: users::Source::Webhook,
-        })))
+            source: match self.reading {
+                None => users::Source::Webhook,
+                Some(Reading { revive, .. }) => users::Source::Api { revive },
+            },
+        }
+    }
+
+    pub(crate) fn claim(&self) -> Option<Claim> {
+        self.address.map(|address| Claim::new(address.text(), address.verified))
+    }
+
+    /// It tells how the account was by then.
+    pub(crate) fn is_state(&self) -> bool {
+        self.kind != Kind::Other && !self.reading.is_some_and(|reading| reading.mistake)
+    }
+
+    fn misread(self) -> Self {
+        let reading = self.reading.map(|reading| Reading { mistake: true, ..reading });
+        Self { kind: Kind::Deleted, at: self.sent.unwrap_or_default(), reading, ..self }
+    }
+
+    /// A reading that found the account gone.
+    pub(crate) fn is_absence(&self) -> bool {
+        self.reading.is_some() && self.kind == Kind::Deleted
     }
 }
 
@@ -241,6 +343,10 @@ pub(crate) fn founder(facts: &[Fact], row: Uuid) -> Option<String> {
 impl fmt::Display for Fact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.kind {
+            Kind::Deleted if self.reading.is_some_and(|reading| reading.mistake) => "api: gone, by mistake",
+            Kind::Deleted if self.reading.is_some() => "api: gone",
+            _ if self.reading.is_some_and(|reading| reading.revive) => "api, --revive:",
+            _ if self.reading.is_some() => "api:",
             Kind::Created => "user.created",
             Kind::Updated => "user.updated",
             Kind::Deleted => "user.deleted",

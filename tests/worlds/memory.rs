@@ -8,11 +8,16 @@ use std::{
 
 use headcount::rules::{
     Event, Outcome,
-    users::{self, ChangedRow, Folded, FormerId, Loaded, Policy, Row, fold},
+    users::{self, ChangedRow, Claim, Folded, FormerId, Loaded, Policy, Profile, Row, fold},
 };
 use uuid::Uuid;
 
-use super::history::Fact;
+use super::{
+    check::Broken,
+    clerk::{Edit, Table},
+    history::Fact,
+    plan::events,
+};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Memory {
@@ -92,16 +97,23 @@ impl Memory {
     /// Exactly what the contract of [`Loaded`] says, and no more.
     fn load(&self, events: &[Event]) -> Loaded {
         let ids: HashSet<&str> = events.iter().filter_map(|event| event.change.clerk_id()).collect();
+        let claimed = events.iter().filter_map(|event| event.claim_key().map(str::to_owned));
+        self.known(&ids, claimed, users::needs_profiles(&self.policy, events.iter()))
+    }
+
+    /// The rows of these Clerk ids, and those that claim their addresses or these.
+    pub(crate) fn known(
+        &self,
+        ids: &HashSet<&str>,
+        keys: impl Iterator<Item = String>,
+        profiles: bool,
+    ) -> Loaded {
         let key = |row: &Row| row.claim.as_ref().map(|claim| claim.key.clone());
         let held = self.rows.values().filter(|row| ids.contains(row.clerk_id.as_str()));
-        let keys: HashSet<String> = held
-            .filter_map(key)
-            .chain(events.iter().filter_map(|event| event.claim_key().map(str::to_owned)))
-            .collect();
+        let keys: HashSet<String> = held.filter_map(key).chain(keys).collect();
         let touched = |row: &&Row| {
             ids.contains(row.clerk_id.as_str()) || key(row).is_some_and(|key| keys.contains(&key))
         };
-        let profiles = users::needs_profiles(&self.policy, events.iter());
         let profile = |row: &Row| row.profile.clone().filter(|_| profiles);
         Loaded {
             rows: self
@@ -136,6 +148,10 @@ impl Memory {
             }
             self.former_order.push(id);
         }
+        for id in folded.revived {
+            self.former.remove(&id);
+            self.former_order.retain(|former| *former != id);
+        }
         match self.rows.values().find(|row| self.former.contains_key(&row.clerk_id)) {
             Some(row) => Err(format!("{} is remembered as deleted and holds a row", row.clerk_id)),
             None => Ok(()),
@@ -147,7 +163,8 @@ impl Memory {
         let written = match (self.rows.get(&row.id), new, mirror) {
             (None, true, true) | (Some(_), false, true) if row.profile.is_some() => row.clone(),
             (Some(stored), false, false) => {
-                let written = Row { shown: row.shown, deleted_at: row.deleted_at, ..stored.clone() };
+                let Row { shown, askew, deleted_at, .. } = *row;
+                let written = Row { shown, askew, deleted_at, ..stored.clone() };
                 if *row != (Row { profile: row.profile.clone(), ..written.clone() }) {
                     return Err(format!("{} changes more than it says", row.clerk_id));
                 }
@@ -167,6 +184,51 @@ impl Memory {
         }
         self.rows.insert(written.id, written);
         Ok(())
+    }
+}
+
+impl Table for Memory {
+    async fn apply(&mut self, batches: &[Vec<(Fact, bool)>]) -> Result<Vec<Vec<Outcome>>, Broken> {
+        let batches =
+            batches.iter().map(|batch| batch.iter().map(|(fact, over)| (fact, *over)).collect::<Vec<_>>());
+        batches.map(|batch| Self::apply(self, &events(&batch))).collect()
+    }
+
+    async fn known(&mut self, clerk_ids: &[String], keys: &[String]) -> Loaded {
+        let ids = clerk_ids.iter().map(String::as_str).collect();
+        Self::known(self, &ids, keys.iter().cloned(), true)
+    }
+
+    async fn live(&mut self) -> Vec<String> {
+        let live = self.rows.values().filter(|row| row.deleted_at.is_none());
+        live.map(|row| row.clerk_id.clone()).collect()
+    }
+
+    async fn edit(&mut self, clerk_id: &str, edit: Edit, at: i64) {
+        let Some(row) = self.rows.values_mut().find(|row| row.clerk_id == clerk_id) else { return };
+        match edit {
+            Edit::Rename => {
+                let profile = row.profile.as_deref().cloned().unwrap_or_default();
+                row.profile = Some(Profile { first_name: Some("edited".into()), ..profile }.into());
+            }
+            Edit::Readdress => {
+                let verified = row.claim.as_ref().is_some_and(|claim| claim.verified);
+                row.claim = Some(Claim::new(format!("{clerk_id}@edited.example.com"), verified));
+                row.askew = false;
+            }
+            Edit::Hide => (row.shown, row.askew) = (false, false),
+            Edit::Misshow => row.askew = row.shown,
+            Edit::Age => row.version.at = 0,
+            Edit::Bury => row.deleted_at = row.deleted_at.or(Some(at)),
+            Edit::Remove => {
+                let id = row.id;
+                self.rows.remove(&id);
+            }
+        }
+    }
+
+    fn at_once(&self) -> usize {
+        1
     }
 }
 

@@ -45,7 +45,8 @@ pub(crate) fn times_in_order(history: &[Fact]) -> bool {
     history.iter().enumerate().filter(|(_, fact)| fact.kind != Kind::Other).all(|(place, fact)| {
         let earlier = history[..place].iter().filter(|other| other.account == fact.account);
         earlier.filter(|other| other.kind != Kind::Other).all(|other| match fact.kind {
-            Kind::Deleted => other.is_upsert() && other.at <= fact.at,
+            // Clerk's API may confirm what the deletion has told.
+            Kind::Deleted => (other.is_upsert() || fact.is_absence()) && other.at <= fact.at,
             _ => version(other) < version(fact),
         })
     })
@@ -53,6 +54,13 @@ pub(crate) fn times_in_order(history: &[Fact]) -> bool {
 
 /// The live users by Clerk id, whatever the order of these webhooks was.
 pub(crate) fn mirror(folded: &[&Fact]) -> BTreeMap<String, Mirror> {
+    let latest = latest(folded);
+    let shows = |fact: &Fact| !latest.values().any(|other| outranks(other, fact));
+    latest.values().map(|fact| (fact.clerk_id(), mirrored(fact, shows(fact)))).collect()
+}
+
+/// The newest news of each account that is not known to be deleted.
+pub(crate) fn latest<'a>(folded: &[&'a Fact]) -> BTreeMap<u8, &'a Fact> {
     let gone = |account: u8| folded.iter().any(|fact| fact.account == account && fact.kind == Kind::Deleted);
     let mut latest: BTreeMap<u8, &Fact> = BTreeMap::new();
     for fact in folded.iter().filter(|fact| fact.is_upsert() && !gone(fact.account)) {
@@ -61,8 +69,20 @@ pub(crate) fn mirror(folded: &[&Fact]) -> BTreeMap<String, Mirror> {
             *known = fact;
         }
     }
-    let shows = |fact: &Fact| !latest.values().any(|other| outranks(other, fact));
-    latest.values().map(|fact| (fact.clerk_id(), mirrored(fact, shows(fact)))).collect()
+    latest
+}
+
+/// Two pieces of news about an account are equally old and differ in more than the last sign-in. Which of them the table shows
+/// may depend on their order, until Clerk's API is read again.
+pub(crate) fn is_torn(facts: &[Fact], account: u8) -> bool {
+    let own: Vec<&Fact> = facts.iter().filter(|fact| fact.account == account && fact.is_upsert()).collect();
+    let differ = |one: &Fact, other: &Fact| one.at == other.at && !same_user(one, other);
+    own.iter().any(|one| own.iter().any(|other| differ(one, other)))
+}
+
+fn same_user(one: &Fact, other: &Fact) -> bool {
+    let rest = |fact: &Fact| Profile { last_sign_in_at: None, ..fact.profile() };
+    one.address == other.address && rest(one) == rest(other)
 }
 
 /// Both claim the same address, and `one` is to show it rather than `other`.
@@ -112,7 +132,7 @@ pub(crate) fn owners(history: &[Fact], policy: Policy) -> BTreeMap<String, Strin
                 rows.insert(fact.account, row);
             }
             Kind::Deleted => {
-                gone.insert(fact.account, fact.at);
+                gone.entry(fact.account).or_insert(fact.at);
             }
             Kind::Updated | Kind::Other => {}
         }
@@ -167,6 +187,11 @@ impl<'a> Slow<'a> {
         if fact.kind == Kind::Other {
             return Outcome::Ignored;
         }
+        if fact.is_upsert() && fact.reading.is_some_and(|reading| reading.revive) {
+            if let Some(outcome) = self.revive(fact) {
+                return outcome;
+            }
+        }
         if self.former.contains_key(&fact.clerk_id()) {
             return Outcome::Stale;
         }
@@ -190,11 +215,33 @@ impl<'a> Slow<'a> {
                 if closed || version(fact) <= version(row.news) {
                     return Outcome::Stale;
                 }
+                let same = row.news.address == fact.address && row.news.profile() == fact.profile();
+                if fact.reading.is_some() && same {
+                    return Outcome::Stale;
+                }
                 row.news = fact;
                 Outcome::Updated
             }
             (None, _) => self.arrive(fact, patience_over),
         }
+    }
+
+    /// `None`: the account lives, or the reading is as old as its deletion.
+    fn revive(&mut self, fact: &'a Fact) -> Option<Outcome> {
+        let read_at = fact.sent.unwrap_or_default();
+        let new = SlowRow { id: fact.fresh_row(), news: fact, deleted_at: None, erased: false };
+        match self.rows.iter_mut().find(|row| row.news.account == fact.account) {
+            Some(row) => {
+                row.deleted_at.filter(|at| *at < read_at)?;
+                *row = SlowRow { id: row.id, ..new };
+            }
+            None => {
+                self.former.get(&fact.clerk_id()).filter(|(_, at)| *at < read_at)?;
+                self.former.remove(&fact.clerk_id());
+                self.rows.push(new);
+            }
+        }
+        Some(Outcome::Revived)
     }
 
     fn arrive(&mut self, fact: &'a Fact, patience_over: bool) -> Outcome {

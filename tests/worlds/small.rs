@@ -11,7 +11,7 @@ use headcount::rules::{
 };
 
 use super::{
-    check::{self, Broken, Conditions, Holders, LawfulRun, agreement_of, mirror_is, safety_of},
+    check::{self, Broken, Conditions, Holders, LawfulRun, agreement_of, mirror_is, mirror_of, safety_of},
     history::{Act, Address, Deed, Fact, Kind, Style, play},
     memory::Memory,
     plan::{Delivery, World},
@@ -27,6 +27,8 @@ pub(crate) struct Bounds {
     pub(crate) addresses: u8,
     /// So many deeds at most fall into the same millisecond as the deed before.
     pub(crate) ties: usize,
+    /// So many deeds at most are readings of Clerk's API.
+    pub(crate) reads: usize,
 }
 
 /// Every history within the bounds; accounts sign up in the order of their Clerk ids.
@@ -41,8 +43,10 @@ pub(crate) fn histories(bounds: Bounds) -> Vec<Vec<Deed>> {
                     let mut deeds: Vec<Deed> = deeds.clone();
                     deeds.push(Deed { label, account, act, after, style: Style::PLAIN });
                     let ties = deeds.iter().filter(|deed| deed.after == 0).count();
+                    let reads = deeds.iter().filter(|deed| matches!(deed.act, Act::Read { .. })).count();
                     // The first deed has none before it.
                     if ties <= bounds.ties + 1
+                        && reads <= bounds.reads
                         && after <= i64::from(label)
                         && play(&deeds).len() == deeds.len()
                     {
@@ -84,6 +88,7 @@ fn next_acts(deeds: &[Deed], bounds: Bounds) -> Vec<(u8, Act)> {
     for account in 0..known {
         acts.extend(addresses.iter().map(|address| (account, Act::SetAddress(*address))));
         acts.push((account, Act::Delete));
+        acts.push((account, Act::Read { revive: false }));
     }
     acts
 }
@@ -133,10 +138,14 @@ pub(crate) fn walk(deeds: &[Deed], policy: Policy) -> Result<Walked, (World, Bro
                 };
                 let folded = node.folded | 1 << place;
                 if seen.insert((folded, memory.state(), slow.state())) {
-                    let expected = mirrors
-                        .entry(folded)
-                        .or_insert_with(|| reference::mirror(&check::folded(&memory, &facts)));
-                    mirror_is(&memory, expected).map_err(broken)?;
+                    if facts.iter().any(|fact| fact.reading.is_some()) {
+                        mirror_of(&memory, &facts).map_err(broken)?;
+                    } else {
+                        let expected = mirrors
+                            .entry(folded)
+                            .or_insert_with(|| reference::mirror(&check::folded(&memory, &facts)));
+                        mirror_is(&memory, expected).map_err(broken)?;
+                    }
                     let holders = checked(&memory, &slow, &facts, &node.holders, policy).map_err(broken)?;
                     open.push(Node { folded, memory, slow, holders, path });
                 }

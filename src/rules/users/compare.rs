@@ -42,7 +42,7 @@ pub fn compare(loaded: &Loaded, upsert: &Upsert) -> Standing {
         return Standing::InStep { signed_in_since: false };
     }
     let rivals = loaded.rows.iter().filter(|other| key(other).is_some() && key(other) == key(row));
-    let mut differing = differences(row, upsert, rivals);
+    let mut differing = differences(row, upsert, shows_rightly(row, rivals));
     let before = differing.len();
     differing.retain(|name| *name != LAST_SIGN_IN);
     match differing.is_empty() {
@@ -64,21 +64,25 @@ fn key(row: &Row) -> Option<&str> {
 
 const LAST_SIGN_IN: &str = "last_sign_in_at";
 
-/// Whether a row holds just what its user says. `rivals` claim the same address as the row, which is among them.
-pub(super) fn says_the_same<'r>(row: &Row, upsert: &Upsert, rivals: impl Iterator<Item = &'r Row>) -> bool {
-    differences(row, upsert, rivals).is_empty()
+/// Whether a row holds just what its user says. `shows_rightly`: it shows its address if it may, or will once its batch ends.
+pub(super) fn says_the_same(row: &Row, upsert: &Upsert, shows_rightly: bool) -> bool {
+    differences(row, upsert, shows_rightly).is_empty()
+}
+
+/// Whether a row shows its address just if it may. `rivals` claim the same address as the row, which is among them.
+pub(super) fn shows_rightly<'r>(row: &Row, rivals: impl Iterator<Item = &'r Row>) -> bool {
+    row.shown == claims::best(rivals).is_some_and(|best| best.id == row.id)
 }
 
 /// The mirrored columns in which a row differs. A row whose profile was not loaded differs in everything.
-fn differences<'r>(row: &Row, upsert: &Upsert, rivals: impl Iterator<Item = &'r Row>) -> Vec<&'static str> {
+fn differences(row: &Row, upsert: &Upsert, shows_rightly: bool) -> Vec<&'static str> {
     let mut names = Vec::new();
     let mut note = |name, same: bool| {
         if !same {
             names.push(name);
         }
     };
-    let shown = claims::best(rivals).is_some_and(|best| best.id == row.id);
-    note("email", row.shown == shown && !row.askew);
+    note("email", shows_rightly && !row.askew);
     let texts =
         |claim: &Option<super::Claim>| claim.as_ref().map(|claim| (claim.address.clone(), claim.key.clone()));
     note("clerk_email", texts(&row.claim) == texts(&upsert.claim));

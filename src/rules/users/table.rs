@@ -63,6 +63,11 @@ impl Table {
         ids.filter_map(|id| self.rows.get(id)).map(|entry| &entry.row)
     }
 
+    /// Whether who shows the address is seen anew in the end.
+    pub(super) fn is_touched(&self, key: &str) -> bool {
+        self.touched.contains(key)
+    }
+
     /// Adds a row, or replaces the one with the same id, from which it differs. Whether it is shown is seen in the
     /// end.
     pub(super) fn put(&mut self, row: Row) {
