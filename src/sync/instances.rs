@@ -46,6 +46,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) {
     let mut ledger = Ledger::new(store, configured);
+    let mut told = false;
     let mut tick = interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -56,9 +57,19 @@ pub async fn run(
         ledger.add(seen.take());
         if stopped || ledger.is_due() {
             match ledger.write().await {
-                Ok(()) => {}
-                // One line is enough: the worker logs that the database is away.
-                Err(error) => debug!("the last webhooks are not written down yet: {error}"),
+                Ok(()) => told = false,
+                // The worker logs that the database is away; what else it says is about this table alone.
+                Err(error) if error.is_outage() => {
+                    debug!("the last webhooks are not written down yet: {error}")
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        warn!(
+                            "when the last webhooks came in cannot be written down: {error}{}",
+                            error.hint_after("; ")
+                        );
+                    }
+                }
             }
         }
         if stopped {

@@ -157,10 +157,17 @@ struct Attending<'w> {
 impl Attending<'_> {
     /// Tries again and again to get the lease, and watches while it has it.
     async fn attend(self) {
+        let mut told = false;
         loop {
-            if let Err(error) = self.lead().await {
-                // One line is enough: the worker logs that the database is away.
-                debug!("Clerk is not watched by this process: {error}");
+            match self.lead().await {
+                Ok(()) => told = false,
+                // The worker logs that the database is away; what else it says is about these tables alone.
+                Err(error) if error.is_outage() => debug!("Clerk is not watched by this process: {error}"),
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        warn!("this process cannot watch Clerk: {error}{}", error.hint_after("; "));
+                    }
+                }
             }
             tokio::select! {
                 () = sleep(RENEWED.mul_f64(rand::random_range(0.8..1.2))) => {}
