@@ -1,22 +1,21 @@
 //! Owns the process: parse, telemetry, dispatch, exit code.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use headcount::{
     app::{self, Addresses, Roles},
     clerk::secret,
-    cli::{self, Cli, Command, dead, demo, doctor, output::Output, rejections, send, status, sync, users},
+    cli::{
+        self, Cli, Command, dead, demo::Demo, doctor, output::Output, rejections, send, status, sync, users,
+    },
     config::Config,
     failure::{Exit, Failure},
-    secret::Secret,
+    store::Store,
     telemetry::{logs, metrics},
 };
 use tokio::sync::watch;
 use tracing::{info, warn};
-
-/// Webhooks per second that the demo plays.
-const DEMO_RATE: f64 = 20.0;
 
 fn main() -> ExitCode {
     let cli = cli::parse();
@@ -71,11 +70,11 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             }
             let roles =
                 Roles { ingress: Some(config.signing_secrets.clone()), worker: false, migrate: false };
-            serve(&config, roles, |_| {}).await
+            serve(&config, roles, |_, _| {}).await
         }
         Command::Worker => {
             info!("queue: {}; users: {}", config.queue_choice(), config.store_choice());
-            serve(&config, Roles { ingress: None, worker: true, migrate: false }, |_| {}).await
+            serve(&config, Roles { ingress: None, worker: true, migrate: false }, |_, _| {}).await
         }
         Command::Migrate => migrate(&config, &mut output).await,
         Command::Send(args) => send::run(&args, &config, &mut output).await,
@@ -98,11 +97,13 @@ async fn up(config: &Config, demo: bool) -> Result<(), Failure> {
     let Some(secret) = secrets.first().cloned() else {
         return Err(Failure::new("there is no signing secret"));
     };
+    let demo = if demo { Some(Demo::prepare(config).await?) } else { None };
+    let config = demo.as_ref().map_or(config, |demo| &demo.config);
     let roles = Roles { ingress: Some(secrets), worker: true, migrate: true };
     let (stop_demo, demo_stop) = watch::channel(false);
-    let result = serve(config, roles, |addresses| {
-        if demo {
-            play(addresses, config.webhook_path.clone(), secret, demo_stop);
+    let result = serve(config, roles, |addresses, store| {
+        if let Some(demo) = &demo {
+            demo.play(addresses, store, secret, demo_stop);
         }
     })
     .await;
@@ -110,30 +111,22 @@ async fn up(config: &Config, demo: bool) -> Result<(), Failure> {
     result
 }
 
-fn play(addresses: Addresses, path: String, secret: Secret, stop: watch::Receiver<bool>) {
-    let Some(address) = addresses.ingress else { return };
-    let url = format!("http://{address}{path}");
-    info!("the demo posts {DEMO_RATE} webhooks per second to {url}");
-    info!("look at: headcount status, headcount users list, http://{}/metrics", addresses.ops);
-    tokio::spawn(async move {
-        if let Err(failure) = demo::run(&url, &secret, DEMO_RATE, stop).await {
-            failure.report(std::io::stderr());
-        }
-    });
-}
-
-async fn serve(config: &Config, roles: Roles, started: impl FnOnce(Addresses)) -> Result<(), Failure> {
+async fn serve(
+    config: &Config,
+    roles: Roles,
+    started: impl FnOnce(Addresses, Option<Arc<dyn Store>>),
+) -> Result<(), Failure> {
     let prometheus =
         metrics::install().map_err(|error| Failure::new(format!("metrics cannot start: {error}")))?;
     let stop =
         app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
     let path = config.webhook_path.clone();
-    let started = move |addresses: Addresses| {
+    let started = move |addresses: Addresses, store| {
         if let Some(address) = addresses.ingress {
             info!("webhooks: http://{address}{path}");
         }
         info!("operators: http://{}/", addresses.ops);
-        started(addresses);
+        started(addresses, store);
     };
     app::run(config, roles, prometheus, started, stop).await
 }

@@ -12,7 +12,11 @@ mod support;
 
 use std::{process::Command, time::Duration};
 
-use headcount::{clerk::made_up::Person, time::now};
+use headcount::{
+    clerk::made_up::Person,
+    store::sync::{Holder, NewRun, Seen, SeenBy, Taken},
+    time::now,
+};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use support::{
     PATIENCE, eventually,
@@ -207,6 +211,33 @@ async fn nothing_is_left_in_two_sessions(pooler: &Server) {
         .unwrap();
         assert_eq!(left, (0, "\"$user\", public".into()));
         others.push(other);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tables_of_sync_are_used_through_shared_sessions() {
+    let pooler = pgbouncer("pool_mode=transaction default_pool_size=2");
+    let world = World::on(None, Some(pooler.url()));
+    succeeds(&world, &["migrate"]);
+    let stores = [world.store().await, world.store().await];
+    let new = NewRun { instance_id: "ins_1".into(), who: "test".into(), dry_run: false };
+    let run = stores[0].begin_run(&new).await.unwrap();
+    let users = async |n: usize| {
+        let (store, id) = (&stores[n % 2], format!("user_{n}"));
+        let by = Holder { id: uuid::Uuid::now_v7(), host: "host".into(), process: "test".into() };
+        let taken = store.take_lease("sync", &by, PATIENCE).await.unwrap();
+        store.see(&run, &[Seen { clerk_id: id.clone(), message_id: Some(format!("m_{n}")) }]).await.unwrap();
+        assert!(store.known(std::slice::from_ref(&id), &[]).await.unwrap().loaded.rows.is_empty());
+        assert!(store.unseen(run.id, None, 10).await.unwrap().clerk_ids.is_empty());
+        assert_eq!(store.saw_instance("ins_1", SeenBy::Sync).await.unwrap().owner.as_deref(), Some("ins_1"));
+        matches!(taken, Taken::Ours { .. })
+    };
+    let ours = futures_util::future::join_all((0..20).map(users)).await;
+    assert_eq!(ours.into_iter().filter(|ours| *ours).count(), 1, "one has the lease");
+    assert_eq!(stores[1].outstanding(run.id, 100).await.unwrap().len(), 20);
+    nothing_is_left_in_two_sessions(&pooler).await;
+    for store in stores {
+        store.close().await;
     }
 }
 

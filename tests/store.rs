@@ -798,7 +798,7 @@ async fn whoever_may_not_write_or_finds_a_table_locked_is_not_ready() {
             let grants = [
                 ("users", "SELECT INSERT UPDATE"),
                 ("inbox", "SELECT INSERT DELETE"),
-                ("former_clerk_ids", "SELECT INSERT DELETE"),
+                ("former_clerk_ids", "SELECT INSERT"),
                 ("dead_letters", "SELECT UPDATE"),
                 ("dead_letter_history", "INSERT"),
                 ("dead_letter_tallies", "INSERT"),

@@ -21,7 +21,7 @@ use std::{
 
 use headcount::{
     clerk::{
-        made_up::Person,
+        made_up::{self, Person},
         stand_in::{Cursor, Wrong},
     },
     secret::Secret,
@@ -33,6 +33,7 @@ use support::{
     clerk::{HOUR, differences, populate, stand_in, user},
     eventually,
     process::{Backends, Process, World},
+    servers::Server,
 };
 
 /// Runs each test on the embedded default, and on RabbitMQ with PostgreSQL.
@@ -245,6 +246,104 @@ async fn a_sync_killed_at_any_page_goes_on_and_counts_each_user_once(backends: B
     assert_eq!(drift(&world).await, []);
     process.stop();
     clean_up(world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_worker_broker_and_database_killed_the_end_is_the_same() {
+    const USERS: usize = 2_600;
+    let (mut broker, mut database) = (Server::rabbitmq(), Server::postgres());
+    let mut world = World::on(Some(broker.url()), Some(database.url()));
+    let stand_in = stand_in(&mut world).await;
+    let clerk = stand_in.world().clone();
+    populate(&clerk, USERS);
+    let mut worker = up(&world).await;
+    let world = Arc::new(world);
+    clerk.faults(|faults| faults.delay = Duration::from_millis(300));
+    let (child, reached) = begin(&world, &clerk, 2);
+    eventually("a page is asked for", async || reached.load(SeqCst)).await;
+    worker.kill();
+    broker.kill();
+    database.kill();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    database.start();
+    broker.start();
+    worker = world.start(&["up"]);
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+    let found = report(&output);
+    let users = USERS as u64;
+    assert_eq!((found["clerk"].as_u64(), found["failed"].as_u64()), (Some(users), Some(0)), "{found}");
+    world.until_drained().await;
+    assert_eq!(differences(&clerk, &world.users().await), [""; 0]);
+    assert_eq!(drift(&world).await, []);
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_worker_a_sync_says_so_and_goes_on_once_there_is_one() {
+    let mut world = World::new(Backends::Embedded);
+    let stand_in = stand_in(&mut world).await;
+    populate(stand_in.world(), 10);
+    assert_eq!(world.run(&["migrate"]).status.code(), Some(0));
+    let (child, reached) = begin(&world, stand_in.world(), 3);
+    eventually("all pages are asked for", async || reached.load(SeqCst)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let process = up(&world).await;
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+    assert_eq!(counted(&report(&output)), [("clerk", 10), ("missing", 10), ("repaired", 10)]);
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("no worker takes messages"),
+        "{}",
+        text(&output)
+    );
+    process.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_syncs_at_once_one_works_and_the_other_says_who() {
+    let mut world = World::new(Backends::Embedded);
+    let stand_in = stand_in(&mut world).await;
+    let clerk = stand_in.world();
+    populate(clerk, 1_200);
+    clerk.faults(|faults| faults.delay = Duration::from_secs(5));
+    let process = up(&world).await;
+    let (first, reached) = begin(&world, clerk, 1);
+    eventually("the first one reads", async || reached.load(SeqCst)).await;
+    clerk.faults(|faults| faults.delay = Duration::ZERO);
+    let world = Arc::new(world);
+    clerk.before_each(|clerk, _| clerk.faults(|faults| faults.delay = Duration::from_millis(2_500)));
+    let second = sync(&world, &[]).await;
+    if second.status.code() == Some(0) {
+        // The first one was done before its lease had to be renewed.
+        assert!(text(&second).contains("another sync holds the lease"), "{}", text(&second));
+    } else {
+        fails(&second, 1, "another sync is running: headcount sync, process", "headcount status");
+    }
+    let output = tokio::task::spawn_blocking(move || first.wait_with_output().unwrap()).await.unwrap();
+    assert_eq!(report(&output)["missing"], 1_200);
+    process.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_changed_a_moment_ago_is_counted_once_and_is_no_drift_within_the_grace() {
+    let mut world = World::new(Backends::Embedded);
+    let stand_in = stand_in(&mut world).await;
+    let clerk = stand_in.world();
+    (0..7).for_each(|n| clerk.sign_up(&user(n), now() - 1000));
+    world.set("HEADCOUNT_WATCH_GRACE", "0s");
+    let process = up(&world).await;
+    let world = Arc::new(world);
+    let found = counted(&synced(&world, &["--dry-run"]).await);
+    assert_eq!(found, [("clerk", 7), ("missing", 7)]);
+    process.stop();
+    let mut patient = Arc::into_inner(world).unwrap();
+    patient.unset("HEADCOUNT_WATCH_GRACE");
+    let process = up(&patient).await;
+    let world = Arc::new(patient);
+    assert_eq!(counted(&synced(&world, &["--dry-run"]).await), [("clerk", 7), ("in_step", 7)]);
+    // They are brought in step all the same.
+    assert_eq!(counted(&synced(&world, &[]).await), [("clerk", 7), ("in_step", 7)]);
+    assert_eq!(differences(clerk, &world.users().await), [""; 0]);
+    process.stop();
 }
 
 /// Users by what is done to them, of each kind so many.
@@ -496,7 +595,12 @@ async fn another_instances_key_changes_nothing(backends: Backends) {
     let process = up(&world).await;
     // The table learns whose it is from the first webhook.
     let person = clerk.person(&user(0)).unwrap();
-    process.poster().post("msg_1", person.event("user.created", person.created_at).into()).await.unwrap();
+    // What `headcount send` makes up says nothing about that.
+    clerk.set_instance("ins_ours");
+    for (id, instance) in [("msg_0", made_up::INSTANCE), ("msg_1", "ins_ours")] {
+        let body = person.event_of(instance, "user.created", person.created_at);
+        process.poster().post(id, body.into()).await.unwrap();
+    }
     let mut world = world;
     world.until_drained().await;
     let store = world.store().await;
@@ -512,7 +616,7 @@ async fn another_instances_key_changes_nothing(backends: Backends) {
     fails(
         &output,
         1,
-        "of the Clerk instance ins_another, and this table belongs to ins_2hCnt",
+        "of the Clerk instance ins_another, and this table belongs to ins_ours",
         "--adopt-instance",
     );
     fails(&sync(&world, &[&user(0)]).await, 1, "ins_another", "CLERK_SECRET_KEY");

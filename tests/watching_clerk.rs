@@ -314,6 +314,7 @@ async fn webhooks_of_another_instance_are_told_and_buried_if_it_is_set() {
     world.set("HEADCOUNT_LISTEN", "127.0.0.1:0");
     let up = world.start(&["up"]);
     post(&up, "msg_3", of_another("user_buried")).await;
+    eventually("it is told again", async || up.log().contains(two)).await;
     let store = world.store().await;
     eventually("it is buried", async || store.show("msg_3").await.unwrap().is_some()).await;
     store.close().await;

@@ -71,7 +71,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// The longest that closing the connections may take.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Runs until `stop` turns true, then stops in order. `started` learns where the process listens.
+/// Runs until `stop` turns true, then stops in order. `started` learns where the process listens, and gets the worker's store.
 ///
 /// # Errors
 /// The process cannot start as configured, or finds later that it cannot work so.
@@ -79,7 +79,7 @@ pub async fn run(
     config: &Config,
     roles: Roles,
     prometheus: PrometheusHandle,
-    started: impl FnOnce(Addresses),
+    started: impl FnOnce(Addresses, Option<Arc<dyn Store>>),
     stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     for warning in &config.warnings {
@@ -147,7 +147,7 @@ pub async fn run(
             Ok(())
         });
     }
-    started(addresses);
+    started(addresses, store.clone());
     let closing = CLOSING.min(config.drain_limit / 5);
     let result = finish(config.drain_limit - closing, tasks, &stop).await;
 

@@ -100,7 +100,7 @@ pub enum Command {
 /// Arguments of `up`.
 #[derive(Debug, Args)]
 pub struct Up {
-    /// Play a realistic stream of signed webhooks through the front door
+    /// Play a realistic stream of signed webhooks, of which some get lost, and serve a stand-in for Clerk's API
     #[arg(long)]
     pub demo: bool,
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    clerk::made_up::{Person, message_id, user_id},
+    clerk::made_up::{INSTANCE, Person, message_id, user_id},
     cli::{
         output::Output,
         post::{Poster, front_door, signing_secret},
@@ -125,7 +125,7 @@ struct Summary {
 pub async fn run(args: &Send, config: &Config, output: &mut Output) -> Result<(), Failure> {
     let url = args.url.clone().unwrap_or_else(|| front_door(config));
     let poster = Poster::new(&url, &signing_secret(config)?)?;
-    let source = Source::new(args)?;
+    let source = Source::new(args, config.clerk_instance.as_deref().unwrap_or(INSTANCE))?;
     let bar = progress::bar(args.count);
     let summary = pump(args, &poster, &source, &bar).await;
     bar.finish_and_clear();
@@ -136,11 +136,12 @@ pub async fn run(args: &Send, config: &Config, output: &mut Output) -> Result<()
 /// Where the bodies come from.
 enum Source {
     Given(Bytes),
-    Made { event_type: String, user: Option<String>, email: Option<String> },
+    Made { instance: String, event_type: String, user: Option<String>, email: Option<String> },
 }
 
 impl Source {
-    fn new(args: &Send) -> Result<Self, Failure> {
+    /// Events that are made up are of this Clerk instance.
+    fn new(args: &Send, instance: &str) -> Result<Self, Failure> {
         if let Some(file) = &args.file {
             return Ok(Self::Given(read(file)?));
         }
@@ -150,14 +151,14 @@ impl Source {
             (None, 1) => Some(user_id(&mut rand::rng())),
             (user, _) => user.clone(),
         };
-        Ok(Self::Made { event_type, user, email: args.email.clone() })
+        Ok(Self::Made { instance: instance.to_owned(), event_type, user, email: args.email.clone() })
     }
 
     /// The body of event `n`, from 1.
     fn body(&self, n: u64) -> Bytes {
-        let (event_type, user, email) = match self {
+        let (instance, event_type, user, email) = match self {
             Self::Given(body) => return body.clone(),
-            Self::Made { event_type, user, email } => (event_type, user, email),
+            Self::Made { instance, event_type, user, email } => (instance, event_type, user, email),
         };
         let numbered = |text: &String| text.replace("{i}", &n.to_string());
         let id = user.as_ref().map_or_else(|| user_id(&mut rand::rng()), numbered);
@@ -168,7 +169,7 @@ impl Source {
         if let Some(email) = email {
             sample.email = Some(numbered(email));
         }
-        Bytes::from(sample.event(event_type, now))
+        Bytes::from(sample.event_of(instance, event_type, now))
     }
 
     fn user(&self) -> Option<&str> {

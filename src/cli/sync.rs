@@ -1,7 +1,10 @@
 //! Owns `sync`: brings the table in step with Clerk's API, all of it or single users, and prints what was found. Promises that
 //! Ctrl-C loses nothing, and that no value of a user is printed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 use indicatif::ProgressBar;
@@ -290,6 +293,9 @@ fn counts(found: &[One]) -> Counts {
     counts
 }
 
+/// What holds a run up is said again after so long.
+const SAID_AGAIN: Duration = Duration::from_secs(30);
+
 /// Shows on stderr how far a run is: a bar on a terminal, and lines for what matters.
 struct Teller {
     verbose: bool,
@@ -300,8 +306,8 @@ struct Teller {
 struct State {
     bar: Option<ProgressBar>,
     phase: &'static str,
-    /// What holds the run up, and was said.
-    held_up: String,
+    /// What holds the run up, without its numbers, and when it was said.
+    held_up: Option<(String, Instant)>,
 }
 
 impl Teller {
@@ -319,9 +325,11 @@ impl Teller {
             Told::Searching(rows) => state.at("searching for users who are gone", rows, 0),
             Told::Applying(left) => state.at("waiting until all is applied", 0, left),
             Told::HeldUp(why) => {
-                if state.held_up != why {
-                    state.say(why.clone());
-                    state.held_up = why;
+                let kind: String = why.chars().filter(|c| !c.is_ascii_digit()).collect();
+                let said = state.held_up.as_ref();
+                if said.is_none_or(|(said, at)| *said != kind || at.elapsed() > SAID_AGAIN) {
+                    state.say(why);
+                    state.held_up = Some((kind, Instant::now()));
                 }
             }
             Told::Differs { clerk_id, difference } if self.verbose => {
@@ -352,7 +360,6 @@ impl State {
     }
 
     fn at(&mut self, phase: &'static str, done: u64, of: u64) {
-        self.held_up.clear();
         if self.phase != phase {
             if let Some(bar) = self.bar.take() {
                 bar.finish_and_clear();

@@ -71,15 +71,19 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What looks like a mistake but can be used, one sentence each.
     pub warnings: Vec<String>,
-    /// Which settings chose the backends.
+    /// Which settings are written, of those for which it matters.
     chosen: Chosen,
 }
 
-/// The settings that choose the backends, as they are called where they are written; `None` where they are not set.
+/// The settings that choose the backends, as they are called where they are written, `None` where they are not set; and whether
+/// those are set that the demo would choose.
 #[derive(Clone, Debug, Default)]
 struct Chosen {
     queue: Option<String>,
     store: Option<String>,
+    watch: bool,
+    watch_grace: bool,
+    sync_every: bool,
 }
 
 /// A setting that cannot be used, and what to do.
@@ -253,6 +257,9 @@ impl Config {
             chosen: Chosen {
                 queue: raw.written("AMQP_URL").map(|_| raw.name("AMQP_URL")),
                 store: raw.written("DATABASE_URL").map(|_| raw.name("DATABASE_URL")),
+                watch: raw.written("HEADCOUNT_WATCH").is_some(),
+                watch_grace: raw.written("HEADCOUNT_WATCH_GRACE").is_some(),
+                sync_every: raw.written("HEADCOUNT_SYNC_EVERY").is_some(),
             },
         };
         if config.listen == config.ops_listen && config.listen.port() != 0 {

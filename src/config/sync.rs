@@ -1,9 +1,11 @@
-//! Owns reading where Clerk's API is, with which key, and which instance the table belongs to. Pure. Promises that no
-//! error and no warning holds the key or anything of a URL that may be a password.
+//! Owns reading where Clerk's API is, with which key, and which instance the table belongs to; and what the demo sets in their
+//! place. Pure. Promises that no error and no warning holds the key or anything of a URL that may be a password.
+
+use std::time::Duration;
 
 use url::{Host, Url};
 
-use super::{ConfigError, raw::Raw, wrong};
+use super::{Config, ConfigError, raw::Raw, wrong};
 use crate::secret::Secret;
 
 /// A setting, and what looks like a mistake in it.
@@ -69,6 +71,37 @@ pub(super) fn instance(raw: &Raw) -> Result<Option<String>, ConfigError> {
     })
 }
 
+/// The demo's own pace, so that people need not wait long to see what it does: how often the watch looks, and its grace.
+const DEMO_WATCH: Duration = Duration::from_secs(10);
+/// How often the demo's whole table is compared.
+const DEMO_SYNC: Duration = Duration::from_secs(120);
+
+impl Config {
+    /// Has a stand-in take the place of Clerk's API, whatever key is set, and looks at it often unless the settings say how
+    /// often.
+    #[must_use]
+    pub fn with_stand_in(mut self, url: &str, key: Secret, instance: &str) -> Self {
+        // Whoever followed the demo's own advice has exported the stand-in's key.
+        if self.clerk_secret_key.as_ref().is_some_and(|set| set.expose() != key.expose()) {
+            let warning = "CLERK_SECRET_KEY is not used: the demo reads a stand-in for Clerk's API, so that made-up people do not mix with yours";
+            self.warnings.push(warning.into());
+        }
+        self.clerk_secret_key = Some(key);
+        self.clerk_api_url = url.to_owned();
+        self.clerk_instance = Some(instance.to_owned());
+        if !self.chosen.watch {
+            self.watch = DEMO_WATCH;
+        }
+        if !self.chosen.watch_grace {
+            self.watch_grace = DEMO_WATCH;
+        }
+        if !self.chosen.sync_every {
+            self.sync_every = Some(DEMO_SYNC);
+        }
+        self
+    }
+}
+
 fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
@@ -83,6 +116,7 @@ mod tests {
     use std::{path::Path, time::Duration};
 
     use super::super::Config;
+    use crate::secret::Secret;
 
     fn with(pairs: &[(&str, &str)]) -> Config {
         let pairs = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into()));
@@ -144,5 +178,27 @@ mod tests {
         let config = with(&[("HEADCOUNT_WATCH", "5s"), ("HEADCOUNT_SYNC_EVERY", "24h")]);
         assert_eq!(config.watch, Duration::from_secs(5));
         assert_eq!(config.sync_every, Some(Duration::from_secs(24 * 3600)));
+    }
+
+    #[test]
+    fn a_stand_in_takes_clerks_place_whatever_key_is_set() {
+        let stand_in =
+            |pairs| with(pairs).with_stand_in("http://127.0.0.1:1", Secret::new("sk_test_x"), "ins_x");
+        let config = stand_in(&[
+            ("CLERK_SECRET_KEY", "sk_live_real"),
+            ("CLERK_API_URL", "https://api.clerk.com"),
+            ("HEADCOUNT_WATCH_GRACE", "60s"),
+            ("HEADCOUNT_SYNC_EVERY", "0"),
+        ]);
+        assert_eq!(config.clerk_secret_key.unwrap().expose(), "sk_test_x");
+        assert_eq!(config.clerk_api_url, "http://127.0.0.1:1");
+        assert_eq!(config.clerk_instance.as_deref(), Some("ins_x"));
+        assert_eq!((config.watch.as_secs(), config.watch_grace.as_secs()), (10, 60));
+        assert_eq!(config.sync_every, None);
+        assert_eq!(config.warnings.len(), 1);
+        assert!(config.warnings[0].starts_with("CLERK_SECRET_KEY is not used"), "{:?}", config.warnings);
+        for pairs in [&[][..], &[("CLERK_SECRET_KEY", "sk_test_x")]] {
+            assert!(stand_in(pairs).warnings.is_empty(), "{pairs:?}");
+        }
     }
 }

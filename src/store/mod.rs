@@ -180,6 +180,18 @@ pub struct StoreError {
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
+impl StoreError {
+    /// The database could not be asked, or did not answer in time.
+    pub fn is_outage(&self) -> bool {
+        matches!(self.class, Class::Outage | Class::Unanswered)
+    }
+
+    /// The hint, where there is one, after `before`.
+    pub fn hint_after(&self, before: &str) -> String {
+        self.hint.as_ref().map(|hint| format!("{before}{hint}")).unwrap_or_default()
+    }
+}
+
 /// Which store to open.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {

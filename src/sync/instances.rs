@@ -1,6 +1,7 @@
 //! Owns writing down which Clerk instances the webhooks are of, and when the last one came in. Promises that a new instance is
 //! known within about a second, that a database which is away loses nothing of it, and that webhooks of another instance
-//! than the table's are warned of once. Never decides what becomes of a webhook.
+//! than the table's are warned of once. Made-up webhooks count only where the table is the made-up instance's. Never decides what
+//! becomes of a webhook.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -15,6 +16,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    clerk::made_up,
     stop::until,
     store::{
         StoreError,
@@ -44,6 +46,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) {
     let mut ledger = Ledger::new(store, configured);
+    let mut told = false;
     let mut tick = interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -54,9 +57,19 @@ pub async fn run(
         ledger.add(seen.take());
         if stopped || ledger.is_due() {
             match ledger.write().await {
-                Ok(()) => {}
-                // One line is enough: the worker logs that the database is away.
-                Err(error) => debug!("the last webhooks are not written down yet: {error}"),
+                Ok(()) => told = false,
+                // The worker logs that the database is away; what else it says is about this table alone.
+                Err(error) if error.is_outage() => {
+                    debug!("the last webhooks are not written down yet: {error}")
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        warn!(
+                            "when the last webhooks came in cannot be written down: {error}{}",
+                            error.hint_after("; ")
+                        );
+                    }
+                }
             }
         }
         if stopped {
@@ -95,7 +108,9 @@ impl Ledger {
     }
 
     fn is_due(&self) -> bool {
-        let is_new = |instance: &Option<String>| instance.as_ref().is_some_and(|id| !self.known.contains(id));
+        let is_new = |instance: &Option<String>| {
+            instance.as_ref().is_some_and(|id| id != made_up::INSTANCE && !self.known.contains(id))
+        };
         let rested = self.written_at.is_none_or(|at| at.elapsed() >= WRITTEN);
         !self.adopted || self.waiting.keys().any(is_new) || (rested && !self.waiting.is_empty())
     }
@@ -107,7 +122,9 @@ impl Ledger {
         }
         while let Some((instance, at)) = self.waiting.first_key_value() {
             let (instance, at) = (instance.clone(), *at);
-            if let Some(id) = instance.as_ref().filter(|id| !self.known.contains(*id)) {
+            // What `headcount send` makes up says of no instance of Clerk's that the table is its.
+            let named = instance.as_ref().filter(|id| *id != made_up::INSTANCE);
+            if let Some(id) = named.filter(|id| !self.known.contains(*id)) {
                 let owner = self.store.saw_instance(id, SeenBy::Webhook).await?;
                 tell(id, &owner);
                 if self.known.len() >= KNOWN_MAX {

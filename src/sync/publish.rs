@@ -105,13 +105,17 @@ impl<'s> Publisher<'s> {
         } else if self.idle.get_or_insert_with(Instant::now).elapsed() > NO_WORKER {
             return Err(SyncError::NoWorker(depth));
         }
+        if self.idle.is_some() {
+            tell(Told::HeldUp(
+                "no worker takes messages: start one (headcount worker, or headcount up)".into(),
+            ));
+        } else if waits {
+            let why = format!("{} messages wait in the queue, and webhooks go first", number(depth));
+            tell(Told::HeldUp(why));
+        }
         if !waits {
             return Ok(true);
         }
-        tell(Told::HeldUp(match consumers {
-            0 => "no worker takes messages: start one (headcount worker, or headcount up)".into(),
-            _ => format!("{} messages wait in the queue, and webhooks go first", number(depth)),
-        }));
         self.rest().await?;
         Ok(false)
     }

@@ -59,11 +59,12 @@ impl Work<'_> {
                 told.extend(is_new.then(|| failed(user)));
                 continue;
             };
-            // It was found to differ before, and the news of that is under way.
-            if self.publisher.has(clerk_id) {
+            let standing = compare(&known.loaded, upsert);
+            // It was found to differ before: the news of that is under way, or nothing is done about it.
+            let stays_so = self.order.dry_run || standing == Standing::BuriedAlive;
+            if self.publisher.has(clerk_id) || (stays_so && !is_new) {
                 continue;
             }
-            let standing = compare(&known.loaded, upsert);
             if standing == Standing::BuriedAlive {
                 // Between the reading and the comparison the account may have been deleted in Clerk.
                 let Some(user) = self.ask(clerk_id).await? else { continue };

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     clerk,
+    message::Origin,
     queue::DELIVERY_LIMIT,
     rules::{Event, Outcome},
     store::{Batches, Class, Incoming, StoreError},
@@ -274,12 +275,13 @@ impl Pipeline {
                 keep_object: self.settings.keep_object,
             };
             match clerk::parse(&message.body, &known) {
-                Ok(parsed) if self.is_of_other_instance(&parsed) => {
-                    let verdict = Verdict::of_other_instance(parsed.instance.as_deref());
-                    buried.push((one, verdict));
-                }
                 Ok(parsed) => {
                     self.seen.note(message.origin, parsed.instance.as_deref(), message.received_at);
+                    if self.is_of_other_instance(&parsed) {
+                        let verdict = Verdict::of_other_instance(parsed.instance.as_deref());
+                        buried.push((one, verdict));
+                        continue;
+                    }
                     let event = Event {
                         message_id: message.id.as_str().to_owned(),
                         change: parsed.change,
@@ -340,11 +342,12 @@ impl Pipeline {
         {
             self.metrics.settled(&incoming.event_type, outcome.as_str());
             if outcome.is_final() {
-                // A replay would measure how long people took.
-                if held.delivery.message.round == 0 {
+                // A replay would measure how long people took, and a bulk reader of Clerk's API how long webhooks go first.
+                let is_webhook = held.delivery.message.origin == Origin::Webhook;
+                if is_webhook && held.delivery.message.round == 0 {
                     self.metrics.sync_lag_seconds.record(seconds(incoming.received_at, now));
                 }
-                if let Some(sent) = sent {
+                if let Some(sent) = sent.filter(|_| is_webhook) {
                     self.metrics.event_age_seconds.record(seconds(sent, now));
                 }
             }

@@ -196,6 +196,7 @@ impl World {
     /// Every user.
     pub async fn users(&self) -> Vec<User> {
         let store = self.store().await;
+        eventually("the tables are made", async || store.check_schema().await.is_ok()).await;
         let mut users: Vec<User> = Vec::new();
         loop {
             let after = users.last().map(|user| user.id);

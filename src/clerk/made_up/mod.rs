@@ -28,6 +28,9 @@ const LAST_NAMES: &[&str] = &[
 /// The Clerk instance that all made-up events come from.
 pub const INSTANCE: &str = "ins_2hCntMadeUpInstance0000001";
 
+/// Where the images of made-up users are, and nobody else's.
+pub const IMAGES: &str = "https://img.example.com/";
+
 /// Domains that are reserved for examples (RFC 2606).
 const DOMAINS: &[&str] = &["example.com", "example.org", "example.net"];
 
@@ -50,6 +53,8 @@ pub struct Person {
     pub first_name: Option<String>,
     /// Family name.
     pub last_name: Option<String>,
+    /// The avatar's address.
+    pub image_url: Option<String>,
     /// The application's own id.
     pub external_id: Option<String>,
     /// A JSON object.
@@ -89,6 +94,7 @@ impl Person {
         let onboarded = rng.random_bool(0.7);
         let theme = *["light", "dark", "system"].choose(&mut rng).unwrap_or(&"system");
         let referrer = *["search", "friend", "conference", "blog"].choose(&mut rng).unwrap_or(&"blog");
+        let image = format!("{IMAGES}{}", letters(&mut dice(&format!("image {id}")), 120));
         Self {
             email: Some(email),
             verified: true,
@@ -97,6 +103,7 @@ impl Person {
             username,
             first_name: Some(first.into()),
             last_name: Some(last.into()),
+            image_url: Some(image),
             external_id,
             public_metadata: json!({"onboarded": onboarded, "roles": ["member"]}),
             private_metadata: json!({"referrer": referrer, "risk_score": rng.random_range(0..40)}),
@@ -114,6 +121,11 @@ impl Person {
     /// The body of an event of any type about this user, sent at `sent`. Types that headcount does not know get what
     /// every event has.
     pub fn event(&self, event_type: &str, sent: Millis) -> Vec<u8> {
+        self.event_of(INSTANCE, event_type, sent)
+    }
+
+    /// The same, of this Clerk instance.
+    pub fn event_of(&self, instance: &str, event_type: &str, sent: Millis) -> Vec<u8> {
         let mut rng = dice(&format!("{event_type} {} {sent}", self.id));
         let data = match event_type {
             "user.created" | "user.updated" => self.data(),
@@ -129,7 +141,7 @@ impl Person {
                     "user_agent": "Mozilla/5.0 (X11; Linux x86_64; rv:132.0) Gecko/20100101 Firefox/132.0",
                 }
             },
-            "instance_id": INSTANCE,
+            "instance_id": instance,
             "object": "event",
             "timestamp": sent,
             "type": event_type,
@@ -140,8 +152,6 @@ impl Person {
 
     /// The user as Clerk's API gives it, and `data` of an event that carries a whole user.
     pub fn data(&self) -> Value {
-        let image =
-            format!("https://img.example.com/{}", letters(&mut dice(&format!("image {}", self.id)), 120));
         let second = self.second_email.as_deref().map(|address| self.email_address(address, false));
         let primary = self.email.as_deref().map(|address| self.email_address(address, self.verified));
         let phones: Vec<Value> = self.phone.iter().map(|number| self.phone_number(number)).collect();
@@ -160,7 +170,7 @@ impl Person {
             "first_name": self.first_name,
             "has_image": true,
             "id": self.id,
-            "image_url": image,
+            "image_url": self.image_url,
             "last_active_at": self.updated_at,
             "last_name": self.last_name,
             "last_sign_in_at": self.last_sign_in_at,
@@ -178,7 +188,7 @@ impl Person {
             "primary_phone_number_id": self.phone.as_deref().map(contact_id),
             "primary_web3_wallet_id": null,
             "private_metadata": self.private_metadata,
-            "profile_image_url": image,
+            "profile_image_url": self.image_url,
             "public_metadata": self.public_metadata,
             "saml_accounts": [],
             "totp_enabled": false,

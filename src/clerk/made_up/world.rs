@@ -1,6 +1,6 @@
 //! Owns the demo's made-up world: people who sign up, change, leave and come back, and what an unreliable sender makes
-//! of the news. Promises a consistent story: no event about an account that was never announced, but for those
-//! that are broken on purpose. Pure but for the dice and the clock that it is given.
+//! of the news. Promises a consistent story: no event about somebody who never signed up, but for those that are broken on
+//! purpose. Pure but for the dice and the clock that it is given.
 
 use std::collections::VecDeque;
 
@@ -35,6 +35,8 @@ pub enum Kind {
     Duplicate,
     /// News that arrives after newer news.
     Late,
+    /// Somebody signs up, changes something or leaves, and the webhook never arrives.
+    Lost,
     /// Not about a user.
     Other,
     /// Signed, and no use: ends in the dead letters.
@@ -44,17 +46,23 @@ pub enum Kind {
 }
 
 /// Every kind in the order of their declaration, as the demo counts it, and how many of a hundred webhooks it has.
-const KINDS: [(Kind, &str, u32); 9] = [
+const KINDS: [(Kind, &str, u32); 10] = [
     (Kind::Created, "created", 22),
-    (Kind::Updated, "updated", 43),
+    (Kind::Updated, "updated", 39),
     (Kind::Deleted, "deleted", 6),
     (Kind::Returning, "returning", 4),
     (Kind::Duplicate, "duplicate", 7),
     (Kind::Late, "late", 7),
+    (Kind::Lost, "lost", 4),
     (Kind::Other, "other", 8),
     (Kind::Broken, "broken", 1),
     (Kind::Forged, "forged", 2),
 ];
+
+/// Of a hundred lost webhooks, so many are about somebody who signed up, ...
+const LOST_CREATIONS: u32 = 30;
+/// ... and so many about somebody who left. They are few, because a sync deletes no more than a few at a time unasked.
+const LOST_DELETIONS: u32 = 1;
 
 impl Kind {
     /// As the demo counts it.
@@ -63,7 +71,16 @@ impl Kind {
     }
 }
 
-/// One webhook to be posted.
+/// What happened to somebody. Clerk's API shows it at once, whatever becomes of the webhook.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Happened {
+    /// Somebody signed up or changed.
+    Lives(Box<Person>),
+    /// The user of this id left.
+    Left(String),
+}
+
+/// One webhook to be posted, unless it is [`Kind::Lost`].
 #[derive(Clone, Debug)]
 pub struct Webhook {
     /// What it is for.
@@ -84,6 +101,8 @@ pub struct World {
     /// News that is held back, with the step at which it goes out.
     held: VecDeque<(u64, Webhook)>,
     step: u64,
+    /// What has happened in this step.
+    happened: Option<Happened>,
     /// The newest time given out: each piece of news is later than the one before.
     clock: Millis,
 }
@@ -98,14 +117,20 @@ impl World {
             sent: VecDeque::new(),
             held: VecDeque::new(),
             step: 0,
+            happened: None,
             clock: 0,
         }
     }
 
-    /// What happens next.
-    pub fn next(&mut self, now: Millis) -> Webhook {
+    /// What happens next, if anything does, and the webhook that is next on its way.
+    pub fn next(&mut self, now: Millis) -> (Option<Happened>, Webhook) {
         self.step += 1;
         self.clock = now.max(self.clock + 1);
+        let webhook = self.send();
+        (self.happened.take(), webhook)
+    }
+
+    fn send(&mut self) -> Webhook {
         if self.held.front().is_some_and(|(due, _)| *due <= self.step)
             && let Some((_, late)) = self.held.pop_front()
         {
@@ -118,6 +143,7 @@ impl World {
             Kind::Updated => self.change(),
             Kind::Deleted => self.leave(),
             Kind::Late => self.hold_back(),
+            Kind::Lost => self.lose(),
             Kind::Duplicate => self.repeat(),
             Kind::Other => self.other(),
             Kind::Broken => self.broken(),
@@ -164,7 +190,7 @@ impl World {
             user.phone.get_or_insert_with(|| format!("+1555{:07}", self.rng.random_range(0..10_000_000)));
         }
         let webhook = self.tell(Kind::Created, "user.created", &user);
-        self.live.push(user);
+        self.arrive(user);
         webhook
     }
 
@@ -179,8 +205,13 @@ impl World {
             ..former
         };
         let webhook = self.tell(Kind::Returning, "user.created", &user);
-        self.live.push(user);
+        self.arrive(user);
         webhook
+    }
+
+    fn arrive(&mut self, user: Person) {
+        self.happened = Some(Happened::Lives(Box::new(user.clone())));
+        self.live.push(user);
     }
 
     /// Something about somebody changes; `None` in an empty world.
@@ -199,6 +230,7 @@ impl World {
             8 => user.username = Some(format!("user.{:x}", self.rng.random::<u32>())),
             _ => user.banned = !user.banned,
         }
+        self.happened = Some(Happened::Lives(Box::new(user.clone())));
         Some(user.clone())
     }
 
@@ -209,12 +241,19 @@ impl World {
         }
     }
 
-    fn leave(&mut self) -> Webhook {
+    /// Somebody goes; `None` in an empty world.
+    fn depart(&mut self) -> Option<Person> {
         if self.live.is_empty() {
-            return self.sign_up();
+            return None;
         }
         let index = self.rng.random_range(0..self.live.len());
         let user = self.live.swap_remove(index);
+        self.happened = Some(Happened::Left(user.id.clone()));
+        Some(user)
+    }
+
+    fn leave(&mut self) -> Webhook {
+        let Some(user) = self.depart() else { return self.sign_up() };
         let webhook = self.tell(Kind::Deleted, "user.deleted", &user);
         if user.verified && user.email.is_some() {
             self.gone.truncate(GONE_MAX - 1);
@@ -235,7 +274,24 @@ impl World {
         if let Some(known) = self.live.iter_mut().find(|known| known.id == user.id) {
             known.updated_at = self.clock;
         }
+        self.happened = Some(Happened::Lives(Box::new(user.clone())));
         self.tell(Kind::Updated, "user.updated", &user)
+    }
+
+    /// Something happens whose webhook never arrives. Whoever leaves so does not come back.
+    fn lose(&mut self) -> Webhook {
+        let dice = self.rng.random_range(0..100_u32);
+        let webhook = match dice.checked_sub(LOST_CREATIONS) {
+            None => self.sign_up(),
+            Some(..LOST_DELETIONS) => match self.depart() {
+                Some(user) => self.tell(Kind::Lost, "user.deleted", &user),
+                None => self.sign_up(),
+            },
+            Some(_) => self.change(),
+        };
+        // What never arrived is not repeated either.
+        self.sent.pop_front();
+        Webhook { kind: Kind::Lost, ..webhook }
     }
 
     fn repeat(&mut self) -> Webhook {
@@ -300,7 +356,7 @@ mod tests {
 
     fn history(steps: usize) -> (World, Vec<Webhook>) {
         let mut world = World::new(7);
-        let webhooks = (0..steps).map(|n| world.next(1_760_000_000_000 + n as i64 / 10)).collect();
+        let webhooks = (0..steps).map(|n| world.next(1_760_000_000_000 + n as i64 / 10).1).collect();
         (world, webhooks)
     }
 
@@ -339,6 +395,10 @@ mod tests {
             let key =
                 |claim: &Option<crate::rules::users::Claim>| claim.as_ref().map(|claim| claim.key.clone());
             match (webhook.kind, change) {
+                (Kind::Lost, Change::User(users::Change::Upsert(user))) => {
+                    assert!(!gone.contains_key(&user.clerk_id));
+                    born.insert(user.clerk_id, key(&user.claim));
+                }
                 (Kind::Created, Change::User(users::Change::Upsert(user))) => {
                     assert!(born.insert(user.clerk_id, key(&user.claim)).is_none());
                 }
@@ -353,7 +413,7 @@ mod tests {
                 (Kind::Late, Change::User(users::Change::Upsert(user))) => {
                     assert!(born.contains_key(&user.clerk_id))
                 }
-                (Kind::Deleted, Change::User(users::Change::Delete { clerk_id, .. })) => {
+                (Kind::Deleted | Kind::Lost, Change::User(users::Change::Delete { clerk_id, .. })) => {
                     let claim = born[&clerk_id].clone();
                     assert!(gone.insert(clerk_id, claim).is_none());
                 }
@@ -366,6 +426,41 @@ mod tests {
         }
         let alive: HashSet<_> = born.keys().filter(|id| !gone.contains_key(*id)).collect();
         assert_eq!(alive, world.live.iter().map(|user| &user.id).collect::<HashSet<_>>());
+    }
+
+    #[test]
+    fn what_has_happened_is_all_that_there_is_to_know() {
+        let (mut world, mut known) = (World::new(7), HashMap::new());
+        for n in 0..3000 {
+            match world.next(1_760_000_000_000 + n / 10).0 {
+                Some(Happened::Lives(user)) => drop(known.insert(user.id.clone(), *user)),
+                Some(Happened::Left(id)) => assert!(known.remove(&id).is_some()),
+                None => {}
+            }
+        }
+        let live: HashMap<_, _> = world.live.into_iter().map(|user| (user.id.clone(), user)).collect();
+        assert_eq!(known, live);
+    }
+
+    #[test]
+    fn creations_changes_and_deletions_are_lost_and_not_repeated() {
+        let (_, webhooks) = history(20_000);
+        let lost: Vec<&Webhook> = webhooks.iter().filter(|webhook| webhook.kind == Kind::Lost).collect();
+        let of = |event_type: &str| {
+            let mark = format!("\"type\":\"{event_type}\"");
+            let is =
+                |webhook: &&&Webhook| webhook.body.windows(mark.len()).any(|part| part == mark.as_bytes());
+            lost.iter().filter(is).count()
+        };
+        let (created, updated, deleted) = (of("user.created"), of("user.updated"), of("user.deleted"));
+        assert!(
+            created > 100 && updated > created && (1..50).contains(&deleted),
+            "{created} {updated} {deleted}"
+        );
+        assert_eq!(created + updated + deleted, lost.len());
+        let ids: HashSet<&str> = lost.iter().map(|webhook| webhook.id.as_str()).collect();
+        let others = webhooks.iter().filter(|webhook| webhook.kind != Kind::Lost);
+        assert!(others.into_iter().all(|webhook| !ids.contains(webhook.id.as_str())));
     }
 
     #[test]

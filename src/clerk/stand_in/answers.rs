@@ -28,6 +28,9 @@ pub(super) async fn answer(world: &World, uri: &Uri, headers: &HeaderMap) -> Res
     if let Some(before) = before {
         before(world, uri.path_and_query().map_or(path, |asked| asked.as_str()));
     }
+    if let Some(id) = uri.path().strip_prefix("/v1/users/").filter(|_| path != uri.path()) {
+        world.look_for(id).await;
+    }
     tokio::time::sleep(faults.delay).await;
     let hit = number.is_multiple_of(faults.each) && faults.path.is_none_or(|only| only == path);
     let mut response = match faults.wrong.as_ref().filter(|_| hit) {

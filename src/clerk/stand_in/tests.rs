@@ -149,6 +149,18 @@ async fn requests_are_counted_by_path_and_can_be_met_by_a_change() {
     assert_eq!(asked, [1, 2, 0]);
 }
 
+#[tokio::test]
+async fn whoever_is_not_known_is_looked_for_once() {
+    let stand_in = serve(1).await;
+    stand_in.world().or_find(|id| {
+        Box::pin(async move { (id != "user_gone").then(|| Person { locked: true, ..Person::of(id, AT) }) })
+    });
+    assert_eq!(get(&stand_in, "/v1/users/user_gone").await.0, 404);
+    assert_eq!(get(&stand_in, "/v1/users/user_000").await.1["locked"], false);
+    assert_eq!(get(&stand_in, "/v1/users/user_new").await.1["locked"], true);
+    assert_eq!(listed(&stand_in, "").await, ["user_new", "user_000"]);
+}
+
 #[test]
 fn a_user_is_the_same_whether_kept_whole_or_made_again() {
     let world = World::new();

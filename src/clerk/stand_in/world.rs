@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::{
@@ -32,6 +33,7 @@ struct State {
     by_change: Index,
     faults: Faults,
     before_each: Option<Hook>,
+    find: Option<Find>,
     asked: BTreeMap<String, u64>,
     /// When the running window began, and how many requests it has seen.
     window: Option<(Instant, u32)>,
@@ -45,6 +47,9 @@ pub(super) type Index = BTreeSet<Place>;
 
 /// Is called with the request's path and query before it is answered.
 type Hook = Arc<dyn Fn(&World, &str) + Send + Sync>;
+
+/// Is asked for the user of an id whom nobody knows yet.
+type Find = Arc<dyn Fn(String) -> BoxFuture<'static, Option<Person>> + Send + Sync>;
 
 struct Known {
     created_at: Millis,
@@ -64,6 +69,7 @@ impl Default for World {
             by_change: Index::new(),
             faults: Faults::default(),
             before_each: None,
+            find: None,
             asked: BTreeMap::new(),
             window: None,
         })))
@@ -155,6 +161,27 @@ impl World {
     /// two pages, say.
     pub fn before_each(&self, hook: impl Fn(&Self, &str) + Send + Sync + 'static) {
         self.state().before_each = Some(Arc::new(hook));
+    }
+
+    /// Has `find` asked for each user who is asked for by id and not known. Whom it finds is known from then on.
+    pub fn or_find(
+        &self,
+        find: impl Fn(String) -> BoxFuture<'static, Option<Person>> + Send + Sync + 'static,
+    ) {
+        self.state().find = Some(Arc::new(find));
+    }
+
+    /// Looks for a user who is not known.
+    pub(super) async fn look_for(&self, id: &str) {
+        let find = {
+            let state = self.state();
+            state.find.clone().filter(|_| !state.users.contains_key(id))
+        };
+        if let Some(find) = find
+            && let Some(person) = find(id.to_owned()).await
+        {
+            self.insert(person);
+        }
     }
 
     /// How many requests there were to a path: `/v1/users`, `/v1/users/count`, `/v1/users/{id}`, `/v1/instance`.

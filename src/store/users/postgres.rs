@@ -225,8 +225,8 @@ impl Statements for Tx {
             bind(plan(&UPDATE), STATE.iter(), &[])?,
             bind(plan(&UPDATE_WITH_PROFILES), whole(), &[])?,
             bind(plan(&INSERT), whole(), &[])?.bind(default_credits),
+            // Not FORGET: reviving a user is rare, and a worker without that right can do all else.
             plan(REMEMBER).bind(&texts).bind(&uuids).bind(&times),
-            plan(FORGET).bind(&texts),
         ];
         for plan in plans {
             self.execute(plan).await?;

@@ -180,7 +180,6 @@ impl Statements for Writing {
         self.update(&[], false).await?;
         self.update(&[], true).await?;
         self.insert(&[], default_credits).await?;
-        self.remember(&[]).await?;
-        self.forget(&[]).await
+        self.remember(&[]).await
     }
 }

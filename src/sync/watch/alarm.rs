@@ -67,7 +67,7 @@ pub fn note(state: &mut State, healing: Healing) {
     state.recent.drain(..surplus);
 }
 
-/// Raises or ends the alarm. `last_webhook_at` is when the last webhook of any instance came in, `clock_ahead` how far Clerk's
+/// Raises or ends the alarm. `last_webhook_at` is when the last webhook of the table's instance came in, `clock_ahead` how far Clerk's
 /// clock is ahead of ours.
 pub fn judge(
     state: &mut State,

@@ -298,3 +298,6 @@ fn has(loaded: &Loaded, id: &str, changed_at: Millis) -> bool {
     let row = loaded.rows.iter().find(|row| row.clerk_id == id);
     row.map_or(loaded.former.contains_key(id), |row| row.deleted_at.is_some() || row.version.at >= changed_at)
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@
 //! `alarm`. `state` is what the holder writes into the lease.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -29,7 +29,7 @@ use crate::{
     stop::until,
     store::{
         StoreError,
-        sync::{InstanceRow, Taken},
+        sync::{InstanceRow, Lease, Taken},
     },
     telemetry::metrics::WatchMetrics,
     time::{Millis, now},
@@ -81,14 +81,16 @@ pub struct Watch {
 pub async fn run(watch: Watch, stop: watch::Receiver<bool>) {
     let (orders, ordered) = mpsc::channel(1);
     let metrics = WatchMetrics::new();
-    let finished = Mutex::new(Finished::default());
-    let attending = Attending { watch: &watch, orders, finished: &finished, metrics: &metrics, stop: &stop };
-    tokio::join!(attending.attend(), work_off(&watch.sync, ordered, &finished, &metrics, &stop));
+    let runs = Mutex::new(Runs::default());
+    let attending = Attending { watch: &watch, orders, runs: &runs, metrics: &metrics, stop: &stop };
+    tokio::join!(attending.attend(), work_off(&watch.sync, ordered, &runs, &metrics, &stop));
 }
 
-/// What whole runs of this process have done since it was looked at last.
+/// The whole runs of this process: what they have done since it was looked at last.
 #[derive(Debug, Default)]
-struct Finished {
+struct Runs {
+    /// One is on.
+    running: bool,
     healed: Healed,
     /// When the last run that did all it was to do began, by Clerk's clock.
     began: Option<Millis>,
@@ -99,13 +101,16 @@ struct Finished {
 async fn work_off(
     sync: &Sync,
     mut ordered: mpsc::Receiver<&'static str>,
-    finished: &Mutex<Finished>,
+    runs: &Mutex<Runs>,
     metrics: &WatchMetrics,
     stop: &watch::Receiver<bool>,
 ) {
     while let Some(who) = ordered.recv().await {
         let began = now() + sync.api.clock_offset().unwrap_or_default();
-        match sync.run(&Order::by(who), Unknown::Check, &|_| {}, stop).await {
+        of(runs).running = true;
+        let result = sync.run(&Order::by(who), Unknown::Check, &|_| {}, stop).await;
+        of(runs).running = false;
+        match result {
             Ok(report) => {
                 info!(run = %report.run, who, "a sync has ended: {}", summary(&report));
                 let counts = report.counts;
@@ -113,15 +118,19 @@ async fn work_off(
                 for (kind, users) in healed.by_kind() {
                     metrics.healed(kind, users);
                 }
-                let mut finished = finished.lock().unwrap_or_else(PoisonError::into_inner);
-                finished.healed.add(&healed);
-                finished.began = Some(began);
+                let mut runs = of(runs);
+                runs.healed.add(&healed);
+                runs.began = Some(began);
             }
             Err(error) if error.is_busy() => debug!(who, "no sync: {error}"),
             Err(SyncError::Stopped) => {}
             Err(error) => warn!(who, "a sync has failed: {}", with_hint(&error)),
         }
     }
+}
+
+fn of(runs: &Mutex<Runs>) -> MutexGuard<'_, Runs> {
+    runs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn summary(report: &Report) -> String {
@@ -140,7 +149,7 @@ fn with_hint(error: &SyncError) -> String {
 struct Attending<'w> {
     watch: &'w Watch,
     orders: mpsc::Sender<&'static str>,
-    finished: &'w Mutex<Finished>,
+    runs: &'w Mutex<Runs>,
     metrics: &'w WatchMetrics,
     stop: &'w watch::Receiver<bool>,
 }
@@ -148,10 +157,17 @@ struct Attending<'w> {
 impl Attending<'_> {
     /// Tries again and again to get the lease, and watches while it has it.
     async fn attend(self) {
+        let mut told = false;
         loop {
-            if let Err(error) = self.lead().await {
-                // One line is enough: the worker logs that the database is away.
-                debug!("Clerk is not watched by this process: {error}");
+            match self.lead().await {
+                Ok(()) => told = false,
+                // The worker logs that the database is away; what else it says is about these tables alone.
+                Err(error) if error.is_outage() => debug!("Clerk is not watched by this process: {error}"),
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        warn!("this process cannot watch Clerk: {error}{}", error.hint_after("; "));
+                    }
+                }
             }
             tokio::select! {
                 () = sleep(RENEWED.mul_f64(rand::random_range(0.8..1.2))) => {}
@@ -164,6 +180,11 @@ impl Attending<'_> {
     async fn lead(&self) -> Result<(), StoreError> {
         let (store, holder) = (&self.watch.sync.store, &self.watch.sync.holder);
         let before = store.lease(LEASE).await?;
+        // Most of the time another process has it: then nothing is locked or written.
+        let is_theirs = |lease: &Lease| !lease.expired && lease.holder != Some(holder.id);
+        if before.as_ref().is_some_and(is_theirs) {
+            return Ok(());
+        }
         if let Taken::Theirs(_) = store.take_lease(LEASE, holder, TTL).await? {
             return Ok(());
         }
@@ -255,7 +276,7 @@ impl Attending<'_> {
         let instances = sync.store.instances().await?;
         self.judge(&instances, state);
         let owner = instances.iter().find(|row| row.owner).map(|row| row.instance_id.as_str());
-        if !looking.as_ref().is_some_and(|looking| Some(looking.instance()) == owner) {
+        if looking.as_ref().is_none_or(|looking| Some(looking.instance()) != owner) {
             *looking = None;
             let instance = sync.owner().await?.id;
             if state.instance.as_ref().is_some_and(|before| *before != instance) {
@@ -274,10 +295,13 @@ impl Attending<'_> {
 
     /// Takes over what whole runs have done.
     fn account(&self, state: &mut State) {
-        let finished = std::mem::take(&mut *self.finished.lock().unwrap_or_else(PoisonError::into_inner));
-        state.count_healed(&finished.healed, now());
+        let (healed, began) = {
+            let mut runs = of(self.runs);
+            (std::mem::take(&mut runs.healed), runs.began.take())
+        };
+        state.count_healed(&healed, now());
         // A whole run has read what changed before it began.
-        state.looked_at = state.looked_at.max(finished.began);
+        state.looked_at = state.looked_at.max(began);
     }
 
     /// Starts a whole run where a look is not enough.
@@ -287,15 +311,22 @@ impl Attending<'_> {
             Looked { more_here: true, .. } => "for ten minutes there have been more users here than in Clerk",
             Looked { .. } => return,
         };
-        if state.counted.may_run(now()) && self.orders.try_send("watch").is_ok() {
+        if state.counted.may_run(now()) && self.start("watch") {
             info!("the watch starts a sync: {why}");
             state.counted.ran_at = Some(now());
         }
     }
 
+    /// Starts a whole run, unless one is on.
+    fn start(&self, who: &'static str) -> bool {
+        !of(self.runs).running && self.orders.try_send(who).is_ok()
+    }
+
     fn judge(&self, instances: &[InstanceRow], state: &mut State) {
         state.clock_offset_ms = self.watch.api.clock_offset();
-        let last_webhook_at = instances.iter().filter_map(|row| row.last_webhook_at).max();
+        // Another instance's webhooks say nothing about those of the table's. One that names none counts as the table's.
+        let owner = instances.iter().find(|row| row.owner);
+        let last_webhook_at = owner.and_then(|row| row.last_webhook_at);
         let ahead = state.clock_offset_ms.unwrap_or_default();
         match alarm::judge(state, last_webhook_at, ahead, now()) {
             Some(Change::Raised(alarm)) => warn!("{alarm}; {}", alarm::HINT),
@@ -328,8 +359,7 @@ impl Attending<'_> {
         loop {
             match self.watch.sync.store.runs(RUNS).await {
                 Ok(runs) if due::is_scheduled(&runs, every, tried_at, now()) => {
-                    // A run that is on counts: it is not done yet when the next one is due.
-                    if self.orders.try_send("schedule").is_ok() {
+                    if self.start("schedule") {
                         info!("the sync that is due by HEADCOUNT_SYNC_EVERY starts");
                     }
                     tried_at = Some(now());

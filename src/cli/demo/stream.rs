@@ -1,5 +1,6 @@
-//! Owns the demo: a stream of made-up webhooks, posted over HTTP to the real ingress. Promises to send again what got no
-//! 2xx, as Svix does, within bounds, and to stop at once when told. Never touches the queue or the store.
+//! Owns the demo's stream of made-up webhooks, posted over HTTP to the real ingress. Promises to send again what got no
+//! 2xx, as Svix does, within bounds, and to stop at once when told. What is to get lost is never posted. Never touches the
+//! queue or the store.
 
 use std::{
     cmp::Reverse,
@@ -18,7 +19,7 @@ use tokio::{
 
 use crate::{
     clerk::{
-        made_up::world::{Kind, Webhook, World},
+        made_up::world::{Happened, Kind, Webhook, World},
         secret,
     },
     cli::post::Poster,
@@ -49,14 +50,16 @@ const AGAIN_AFTER: [Duration; 7] = [
 /// Between two lines in the log, where there is no terminal.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// Plays `rate` webhooks per second at `url`, signed with `secret`, until `shutdown` turns true or its sender is gone.
+/// Plays `rate` webhooks per second at `url`, signed with `secret`, until `shutdown` turns true or its sender is gone. Tells
+/// `happens` what happens, before its webhook goes out.
 ///
 /// # Errors
 /// The URL or the secret cannot be used. An ingress that does not answer is no error: it is asked again.
-pub async fn run(
+pub(super) async fn run(
     url: &str,
     secret: &Secret,
     rate: f64,
+    happens: impl Fn(Happened),
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let (poster, forger) = (Poster::new(url, secret)?, Poster::new(url, &secret::random())?);
@@ -94,7 +97,14 @@ pub async fn run(
                     posts.push(post(webhook, tries));
                 }
             }
-            _ = pace.tick(), if free && again.len() < AGAIN_MAX => posts.push(post(world.next(now()), 0)),
+            _ = pace.tick(), if free && again.len() < AGAIN_MAX => {
+                let (happened, webhook) = world.next(now());
+                happened.into_iter().for_each(&happens);
+                match webhook.kind {
+                    Kind::Lost => tally.lost += 1,
+                    _ => posts.push(post(webhook, 0)),
+                }
+            }
             _ = report.tick(), if line.is_hidden() => tracing::info!("demo: {}", tally.line()),
         }
     }
@@ -142,6 +152,7 @@ impl Ord for Again {
 struct Tally {
     /// Settled, by kind: accepted, and for a forged one turned away.
     settled: BTreeMap<Kind, u64>,
+    lost: u64,
     resent: u64,
     given_up: u64,
 }
@@ -175,7 +186,7 @@ impl Tally {
         for (kind, count) in &self.settled {
             line.push_str(&format!(" · {} {}", kind.as_str(), number(*count)));
         }
-        for (what, count) in [("sent again", self.resent), ("given up", self.given_up)] {
+        for (what, count) in [("lost", self.lost), ("sent again", self.resent), ("given up", self.given_up)] {
             if count > 0 {
                 line.push_str(&format!(" · {what} {}", number(count)));
             }
@@ -198,7 +209,10 @@ fn progress() -> ProgressBar {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::{
+        collections::{HashMap, HashSet},
+        sync::Mutex,
+    };
 
     use super::*;
     use crate::cli::testing::{Came, Door};
@@ -209,7 +223,7 @@ mod tests {
     async fn play(door: &Door, enough: impl Fn(&[Came]) -> bool) -> Vec<Came> {
         let (stop, stopped) = watch::channel(false);
         let secret = Secret::new(SECRET);
-        let demo = run(&door.url, &secret, 2000.0, stopped);
+        let demo = run(&door.url, &secret, 2000.0, |_| (), stopped);
         let wait = async {
             while !enough(&door.came()) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -238,6 +252,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_gets_lost_happens_and_is_not_posted() {
+        let door = Door::open(SECRET, |_, _| StatusCode::ACCEPTED).await;
+        let (stop, stopped) = watch::channel(false);
+        let (secret, versions) = (Secret::new(SECRET), Mutex::new(Vec::new()));
+        let happens = |happened| {
+            let mut versions = versions.lock().unwrap();
+            if let Happened::Lives(user) = happened {
+                versions.push((user.id, user.updated_at));
+            }
+            if versions.len() == 1500 {
+                stop.send(true).unwrap();
+            }
+        };
+        run(&door.url, &secret, 5000.0, happens, stopped).await.unwrap();
+        let told: HashSet<(String, i64)> = door
+            .came()
+            .iter()
+            .filter_map(|came| serde_json::from_slice::<serde_json::Value>(&came.body).ok())
+            .filter_map(|event| {
+                Some((event["data"]["id"].as_str()?.to_owned(), event["data"]["updated_at"].as_i64()?))
+            })
+            .collect();
+        let versions = versions.into_inner().unwrap();
+        // Later ones may still have been on their way.
+        let untold = versions[..1000].iter().filter(|version| !told.contains(version)).count();
+        assert!((10..200).contains(&untold), "{untold} of 1000 were not told");
+    }
+
+    #[tokio::test]
     async fn what_got_no_2xx_comes_again_with_the_same_id_and_a_good_signature() {
         let door = Door::open(SECRET, |came, n| match (came.verified, n) {
             (false, _) => StatusCode::UNAUTHORIZED,
@@ -262,7 +305,8 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());
         let (stop, stopped) = watch::channel(false);
-        let demo = tokio::spawn(async move { run(&url, &Secret::new(SECRET), 1000.0, stopped).await });
+        let demo =
+            tokio::spawn(async move { run(&url, &Secret::new(SECRET), 1000.0, |_| (), stopped).await });
         let _held = listener.accept().await.unwrap();
         stop.send(true).unwrap();
         tokio::time::timeout(Duration::from_secs(5), demo).await.unwrap().unwrap().unwrap();
@@ -277,6 +321,7 @@ mod tests {
         assert_eq!(tally.count(Kind::Created, AGAIN_AFTER.len(), Ok(StatusCode::FOUND)), None);
         assert_eq!(tally.count(Kind::Forged, 0, Ok(StatusCode::UNAUTHORIZED)), None);
         assert_eq!(tally.count(Kind::Updated, 0, Ok(StatusCode::ACCEPTED)), None);
-        assert_eq!(tally.line(), "2 sent · updated 1 · forged 1 · sent again 7 · given up 1");
+        tally.lost = 3;
+        assert_eq!(tally.line(), "2 sent · updated 1 · forged 1 · lost 3 · sent again 7 · given up 1");
     }
 }
