@@ -15,7 +15,7 @@ use headcount::{
     clerk::stand_in::{StandIn, World},
     queue::Ladder,
     secret::Secret,
-    time::{Millis, now},
+    time::Millis,
 };
 use support::{
     Outcome,

@@ -6,6 +6,7 @@
 
 #![allow(unreachable_pub)]
 
+#[allow(dead_code, reason = "sync uses the rest")]
 mod support;
 
 use std::{path::Path, process::ExitCode, str::FromStr};
