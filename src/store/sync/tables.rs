@@ -36,9 +36,6 @@ pub(in crate::store) trait Words: Dialect {
     /// So many milliseconds later than now.
     fn later(n: usize) -> String;
 
-    /// The column has one of the texts of a list.
-    fn among(column: &str, n: usize) -> String;
-
     /// The members of a JSON object as rows, with the columns `key` and `value`.
     fn members(n: usize) -> String;
 }
