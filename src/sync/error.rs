@@ -18,7 +18,7 @@ pub enum SyncError {
     Api(#[from] ApiError),
     /// The database.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// The queue.
     #[error(transparent)]
     Queue(#[from] QueueError),
@@ -46,8 +46,8 @@ pub enum SyncError {
     /// Another run holds the lease.
     #[error("another sync is running: {} on {}", .0.process, .0.host)]
     Busy(Box<Lease>),
-    /// The lease went to another process.
-    #[error("another process has taken this run over")]
+    /// The lease went to another process, or was not renewed in time.
+    #[error("another process has taken this run over, or is free to: its lease could not be renewed")]
     TakenOver,
     /// More users are gone than may be deleted.
     #[error("{} of {} live users are gone from Clerk, and only {} may be deleted: nobody was deleted", number(*.gone), number(*.live), number(*.cap))]
@@ -123,6 +123,12 @@ impl SyncError {
             Self::EmptyList(_) | Self::Endless { .. } => "check CLERK_API_URL, and that no proxy or cache stands between".to_owned(),
             Self::NoWorker(_) => format!("start one (headcount worker, or headcount up), then {AGAIN}"),
         })
+    }
+}
+
+impl From<StoreError> for SyncError {
+    fn from(error: StoreError) -> Self {
+        if error.is_over() { Self::TakenOver } else { Self::Store(error) }
     }
 }
 

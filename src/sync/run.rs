@@ -101,7 +101,12 @@ impl Sync {
         instance: &str,
         stop: &watch::Receiver<bool>,
     ) -> Result<(Run, Cursor, Vec<(String, String)>), SyncError> {
-        let new = NewRun { instance_id: instance.to_owned(), who: order.who.clone(), dry_run: order.dry_run };
+        let new = NewRun {
+            instance_id: instance.to_owned(),
+            who: order.who.clone(),
+            dry_run: order.dry_run,
+            holder: self.holder.id,
+        };
         let store = &self.store;
         let run = patiently(stop, || store.begin_run(&new)).await?;
         let outstanding = patiently(stop, || store.outstanding(run.id, u32::MAX)).await?;

@@ -67,7 +67,11 @@ pub trait SyncTables: Send + Sync {
     /// one. Unfinished runs that nobody can go on with any more end as [`RunResult::Abandoned`].
     async fn begin_run(&self, new: &NewRun) -> Result<Run, StoreError>;
 
-    /// Writes down phase, cursor, counts and end of a run, as given.
+    /// Writes down phase, cursor, counts and end of a run, as given. Only the process that began it, or went on with it last, may
+    /// do so, and nobody once the run is over.
+    ///
+    /// # Errors
+    /// [`StoreError::is_over`]: nothing was written.
     async fn save_run(&self, run: &Run) -> Result<(), StoreError>;
 
     /// The newest runs, the newest first.
@@ -104,10 +108,6 @@ pub trait SyncTables: Send + Sync {
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<(String, Millis)>, StoreError>;
-
-    /// Forgets at most `limit` of the users that a run has seen, whether it has ended or not. Answers how many it found:
-    /// none when there are no more.
-    async fn forget_ids(&self, run: Uuid, limit: u32) -> Result<u64, StoreError>;
 
     /// Remembers an instance, up to [`INSTANCES_MAX`] of them. The first one becomes the owner. Answers whose the table is.
     async fn saw_instance(&self, instance_id: &str, by: SeenBy) -> Result<Owner, StoreError>;
@@ -183,10 +183,7 @@ pub struct Lease {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Taken {
     /// By us.
-    Ours {
-        /// From a holder that let it expire.
-        taken_over: Option<Lease>,
-    },
+    Ours,
     /// It is somebody else's.
     Theirs(Lease),
 }
@@ -200,6 +197,8 @@ pub struct NewRun {
     pub who: String,
     /// It only looks.
     pub dry_run: bool,
+    /// The process that begins it: the holder of the lease.
+    pub holder: Uuid,
 }
 
 /// A run. Times are the database's clock, but for [`finished_at`](Self::finished_at).
@@ -215,6 +214,9 @@ pub struct Run {
     pub instance_id: String,
     /// Who began it, or went on with it last.
     pub who: String,
+    /// [`Holder::id`] of that process: no other may write the run down.
+    #[serde(skip)]
+    pub holder: Uuid,
     /// It only looks.
     pub dry_run: bool,
     /// Where it is, in the words of sync; empty before it first said so.

@@ -171,10 +171,6 @@ impl<S: Works> SyncTables for S {
         ids::absent(self, run, after, limit).await
     }
 
-    async fn forget_ids(&self, run: Uuid, limit: u32) -> Result<u64, StoreError> {
-        ids::forget(self, run, limit).await
-    }
-
     async fn saw_instance(&self, instance_id: &str, by: SeenBy) -> Result<Owner, StoreError> {
         instances::saw(self, instance_id, by).await
     }

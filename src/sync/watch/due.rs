@@ -90,9 +90,10 @@ mod tests {
         Run {
             id: Uuid::nil(),
             started_at,
-            finished_at: result.map(|_| started_at + MINUTE),
+            finished_at: (result == Some(RunResult::Done)).then_some(started_at + MINUTE),
             instance_id: "ins_1".into(),
             who: "schedule".into(),
+            holder: Uuid::nil(),
             dry_run,
             phase: String::new(),
             cursor: None,
