@@ -22,14 +22,18 @@ use self::{
     look::{Looked, Looking},
     state::{Healed, State, Trouble},
 };
-use super::{Order, Report, Sync, SyncError, owner::Unknown};
+use super::{
+    Order, Report, Sync, SyncError,
+    lease::{Held, RENEWED},
+    owner::Unknown,
+};
 use crate::{
     clerk::api::{Api, ApiError},
     pause::Recovery,
     stop::until,
     store::{
         StoreError,
-        sync::{InstanceRow, Lease, Taken},
+        sync::{InstanceRow, Lease},
     },
     telemetry::metrics::WatchMetrics,
     time::{Millis, now},
@@ -44,12 +48,6 @@ pub mod state;
 
 /// The name of the lease.
 pub const LEASE: &str = "watch";
-/// How long it lasts, ...
-const TTL: Duration = Duration::from_secs(30);
-/// ... and how often it is renewed, and tried by the others.
-const RENEWED: Duration = Duration::from_secs(10);
-/// A holder that could not renew for so long no longer counts on the lease.
-const UNSURE: Duration = Duration::from_secs(25);
 
 /// How long one look tries again what fails: once, because the next look is near.
 pub const PATIENCE: Duration = Duration::from_millis(300);
@@ -178,21 +176,19 @@ impl Attending<'_> {
 
     /// Takes the lease if it is free, and watches until it is lost or `stop` turns true.
     async fn lead(&self) -> Result<(), StoreError> {
-        let (store, holder) = (&self.watch.sync.store, &self.watch.sync.holder);
+        let Sync { store, holder, .. } = &self.watch.sync;
         let before = store.lease(LEASE).await?;
         // Most of the time another process has it: then nothing is locked or written.
         let is_theirs = |lease: &Lease| !lease.expired && lease.holder != Some(holder.id);
         if before.as_ref().is_some_and(is_theirs) {
             return Ok(());
         }
-        if let Taken::Theirs(_) = store.take_lease(LEASE, holder, TTL).await? {
-            return Ok(());
-        }
+        let Ok(held) = Held::take_free(store, LEASE, holder).await? else { return Ok(()) };
         let Some(taken) = store.lease(LEASE).await? else { return Ok(()) };
         let mut state = State::taken_over(before.as_ref(), &taken, self.clerks_time());
         info!("this process watches Clerk, for all");
         tokio::select! {
-            () = self.renew() => warn!("this process watches Clerk no longer: its lease could not be renewed"),
+            () = held.lost() => warn!("this process watches Clerk no longer: its lease could not be renewed"),
             () = self.work(&mut state) => info!("another process watches Clerk now"),
             () = until(self.stop, |stop| *stop) => {}
         }
@@ -200,22 +196,8 @@ impl Attending<'_> {
         self.tell(&state).await;
         self.metrics.not_known();
         self.watch.notices.send_replace(Vec::new());
-        store.give_lease_back(LEASE, holder.id).await
-    }
-
-    /// Returns once the lease is lost, or may be.
-    async fn renew(&self) {
-        let mut renewed = Instant::now();
-        loop {
-            sleep(RENEWED).await;
-            let renewing = self.watch.sync.store.take_lease(LEASE, &self.watch.sync.holder, TTL).await;
-            match renewing {
-                Ok(Taken::Ours { .. }) => renewed = Instant::now(),
-                Ok(Taken::Theirs(_)) => return,
-                Err(_) if renewed.elapsed() > UNSURE => return,
-                Err(_) => {}
-            }
-        }
+        held.give_back().await;
+        Ok(())
     }
 
     /// Returns once another process has the lease.
