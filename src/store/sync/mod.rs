@@ -4,7 +4,7 @@
 //! Promises that comparing takes no lock, that a lease goes by the database's clock and has one holder, and that each step
 //! is bounded however many users there are. Changes no user: only a message that is folded does.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -127,8 +127,9 @@ pub trait SyncTables: Send + Sync {
 pub struct Known {
     /// Rows, with their profiles, and former ids, as a batch about these users would load them.
     pub loaded: Loaded,
-    /// Those of the Clerk ids that an open letter is about whose message came from the API.
-    pub dead: HashSet<String>,
+    /// Those of the Clerk ids whose snapshots people have to look at: their letters are open, or were discarded within the last day.
+    /// Each with the time at which the newest of these was read from the API.
+    pub dead: HashMap<String, Millis>,
 }
 
 /// Who takes a lease.

@@ -189,7 +189,7 @@ impl Looking {
                 self.lacking.caught_up(id);
                 continue;
             };
-            self.lacking.note(id, found, known.dead.contains(id), self.look);
+            self.lacking.note(id, found, known.dead.get(id).copied(), self.look);
             if !heal || compared.unpublished.is_some() {
                 continue;
             }
@@ -228,8 +228,8 @@ impl Looking {
                     self.lacking.caught_up(id);
                     continue;
                 }
-                self.lacking.letter(id, known.dead.contains(id));
-                let due = self.lacking.heal(id, self.sync.grace, self.clerks_time(), now()).is_some();
+                self.lacking.letter(id, known.dead.get(id).copied());
+                let due = self.lacking.heal(id, self.sync.grace, self.sync.api.now(), now()).is_some();
                 if !heal || !due || asked == ASKED {
                     continue;
                 }
