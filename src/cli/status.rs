@@ -3,6 +3,7 @@
 
 use crate::{
     app,
+    clerk::api::{clock_hint, clock_says},
     cli::{
         Listing,
         output::Output,
@@ -119,9 +120,12 @@ fn clerk(sync: &Glance, output: &mut Output) -> Result<(), Failure> {
         output.line(format!(
             "healed          {missing} missing, {outdated} outdated, {gone} gone in the last day"
         ))?;
-        for notice in watch.alarm.iter().chain(&watch.error) {
+        for notice in watch.alarm.iter().chain(&watch.error).chain(&watch.refused) {
             let Notice { since, message, hint } = notice;
             output.line(format!("attention       since {since}: {message}; {hint}"))?;
+        }
+        if let Some(offset) = watch.clock_offset_seconds.map(|seconds| seconds.saturating_mul(1000)) {
+            output.line(format!("attention       {}; {}", clock_says(offset), clock_hint(offset)))?;
         }
     }
     let Some(run) = &sync.last_run else { return Ok(()) };

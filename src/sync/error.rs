@@ -2,6 +2,7 @@
 
 use humantime::format_duration;
 
+use super::publish::Passing as _;
 use crate::{
     clerk::api::ApiError,
     failure::Failure,
@@ -85,6 +86,28 @@ impl SyncError {
     /// Another run is active.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Busy(_) | Self::TakenOver)
+    }
+
+    /// A rule of safety kept the run from deleting those who are gone, and will until people do something.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::TooManyGone { .. } | Self::AllGone(_))
+    }
+
+    /// What the run met may have passed by the next one.
+    pub(super) fn passes(&self) -> bool {
+        match self {
+            Self::Api(error) => matches!(error, ApiError::Away { .. } | ApiError::Limited { .. }),
+            Self::Store(error) => error.passes(),
+            Self::Queue(error) => error.passes(),
+            Self::Busy(_) | Self::TakenOver | Self::NoWorker(_) | Self::Stopped => true,
+            Self::OtherInstance { .. }
+            | Self::Strangers { .. }
+            | Self::Declined(_)
+            | Self::TooManyGone { .. }
+            | Self::AllGone(_)
+            | Self::EmptyList(_)
+            | Self::Endless { .. } => false,
+        }
     }
 
     /// The next run starts anew: going on with this one would come to the same end.

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use super::Check;
 use crate::{
     app,
-    clerk::api::{Api, ApiError, Instance},
+    clerk::api::{Api, ApiError, Instance, clock_hint, clock_says},
     config::Config,
     failure::Failure,
     ops::sync::{Notice, Watch, watch},
@@ -88,14 +88,7 @@ fn key(config: &Config, answer: Option<Result<Answer, Failure>>, instances: &[In
         Some(_) => Check::ok("clerk", format!("{named}, which the table belongs to")),
         None => Check::ok("clerk", format!("{named}; the table belongs to no instance yet")),
     };
-    let clock = clock_offset.map(|offset| {
-        let way = if offset > 0 { "ahead of" } else { "behind" };
-        Check::warning(
-            "clock",
-            format!("Clerk's clock is {} {way} this machine's", ago(0, offset.abs())),
-            "set this machine's clock right: a webhook's signature is refused when its time is 5 minutes off",
-        )
-    });
+    let clock = clock_offset.map(|offset| Check::warning("clock", clock_says(offset), clock_hint(offset)));
     std::iter::once(first).chain(clock).collect()
 }
 
@@ -129,7 +122,7 @@ fn watched(watch: Option<Watch>) -> Vec<Check> {
         let failure = Failure::new(format!("since {}: {}", notice.since, notice.message));
         Check::failed("watch", failure.hint(notice.hint))
     };
-    checks.extend(watch.alarm.into_iter().chain(watch.error).map(failed));
+    checks.extend(watch.alarm.into_iter().chain(watch.error).chain(watch.refused).map(failed));
     let by = &watch.by;
     match (watch.behind_seconds, &watch.looked_at) {
         (Some(0), Some(at)) if checks.is_empty() => {
