@@ -621,6 +621,9 @@ async fn another_instances_key_changes_nothing(backends: Backends) {
     );
     fails(&sync(&world, &[&user(0)]).await, 1, "ins_another", "CLERK_SECRET_KEY");
     assert_eq!(world.users().await.len(), 1);
+    // A look at it changes nothing of whose the table is.
+    assert_eq!(synced(&world, &["--adopt-instance", "--dry-run"]).await["missing"], 2);
+    fails(&sync(&world, &["--dry-run"]).await, 1, "ins_another", "CLERK_SECRET_KEY");
     // A person may say so.
     let found = synced(&world, &["--adopt-instance"]).await;
     assert_eq!((&found["instance"], found["missing"].as_u64()), (&"ins_another".into(), Some(2)));

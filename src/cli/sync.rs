@@ -165,6 +165,7 @@ fn agreed(instance: &Instance) -> bool {
 
 fn unknown(args: &Sync) -> Unknown<'static> {
     match (args.adopt_instance, args.yes) {
+        (adopt, _) if args.dry_run => Unknown::Look { adopt },
         (true, _) => Unknown::Adopt,
         (false, true) => Unknown::Ask(&|_| true),
         (false, false) => Unknown::Ask(&agreed),

@@ -15,6 +15,11 @@ pub enum Unknown<'a> {
     Ask(&'a (dyn Fn(&Instance) -> bool + Send + std::marker::Sync)),
     /// The table is to belong to the key's instance, whoever it belonged to.
     Adopt,
+    /// Read the instance, and write nothing down; with `adopt` whoever the table belongs to.
+    Look {
+        /// As [`Adopt`](Self::Adopt) would.
+        adopt: bool,
+    },
 }
 
 /// How many users tell whether the table and the instance have anything to do with each other.
@@ -43,14 +48,19 @@ impl Sync {
         if let Some(table) = self.instance.as_deref().filter(|table| *table != key.id) {
             return Err(other(table, true));
         }
-        if matches!(unknown, Unknown::Adopt) || self.instance.is_some() {
-            self.store.adopt_instance(&key.id).await?;
+        let looks = matches!(unknown, Unknown::Look { .. });
+        let adopts = matches!(unknown, Unknown::Adopt | Unknown::Look { adopt: true });
+        if adopts || self.instance.is_some() {
+            if !looks {
+                self.store.adopt_instance(&key.id).await?;
+            }
             return Ok(key);
         }
         let known = self.store.instances().await?;
         match (known.iter().find(|row| row.owner), unknown) {
             (Some(owner), _) if owner.instance_id == key.id => return Ok(key),
             (Some(owner), _) => return Err(other(&owner.instance_id, false)),
+            (None, Unknown::Look { .. }) => return Ok(key),
             (None, Unknown::Ask(ask)) if !ask(&key) => return Err(SyncError::Declined(key.id)),
             (None, Unknown::Check) if !self.is_related().await? => {
                 return Err(SyncError::Strangers { key: key.id });

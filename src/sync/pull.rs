@@ -147,3 +147,125 @@ impl Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::{
+        clerk::{
+            api::Settings,
+            stand_in::{Cursor, StandIn, World, Wrong},
+        },
+        secret::Secret,
+    };
+
+    const KEY: &str = "sk_live_reading";
+
+    async fn stand_in(world: &World) -> (StandIn, Api) {
+        world.set_key(Secret::new(KEY));
+        let stand_in = StandIn::start(world.clone()).await.unwrap();
+        let settings = Settings {
+            key: Secret::new(KEY),
+            url: stand_in.url().to_owned(),
+            rate: Some(1_000.0),
+            patience: Duration::ZERO,
+            keep_object: false,
+        };
+        let api = Api::new(&settings).unwrap();
+        (stand_in, api)
+    }
+
+    /// How often each user was given.
+    async fn read(
+        api: &Api,
+        limit: u16,
+        place: Place,
+        count: u64,
+    ) -> Result<BTreeMap<String, usize>, SyncError> {
+        let mut reader = Reader { limit, ..Reader::new(api.clone(), place, count) };
+        let mut users = BTreeMap::new();
+        while let Some(page) = reader.next().await? {
+            assert_eq!(page.next, reader.place);
+            for user in page.users {
+                *users.entry(user.clerk_id.unwrap()).or_default() += 1;
+            }
+        }
+        Ok(users)
+    }
+
+    #[tokio::test]
+    async fn everybody_is_read_whatever_becomes_of_the_cursor() {
+        let mut dice = StdRng::seed_from_u64(7);
+        for round in 0..8 {
+            let world = World::new();
+            let people = dice.random_range(1..40);
+            for n in 0..people {
+                // Many of one millisecond, as an import makes them.
+                world.sign_up(&format!("user_{n:02}"), 1_700_000_000_000 + dice.random_range(0..8) * 1_000);
+            }
+            let (_stand_in, api) = stand_in(&world).await;
+            for cursor in [Cursor::AsDocumented, Cursor::Ignored, Cursor::Refused] {
+                for limit in [1, 3, 7, 20, 100] {
+                    world.faults(|faults| faults.cursor = cursor);
+                    let given = read(&api, limit, Place::Start, people).await.unwrap();
+                    let missed: Vec<_> =
+                        world.people().into_iter().filter(|person| !given.contains_key(&person.id)).collect();
+                    assert!(missed.is_empty(), "round {round}, {cursor:?}, limit {limit}: {missed:?}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_stays_is_read_though_others_are_deleted_between_the_pages() {
+        for cursor in [Cursor::AsDocumented, Cursor::Ignored, Cursor::Refused] {
+            let world = World::new();
+            (0..60).for_each(|n| world.sign_up(&format!("user_{n:02}"), 1_700_000_000_000 + n * 1_000));
+            world.faults(|faults| faults.cursor = cursor);
+            let (_stand_in, api) = stand_in(&world).await;
+            // The last of the page before, behind which reading goes on.
+            world.before_each(|world, path| {
+                let after = path.split_once("starting_after=").and_then(|(_, rest)| rest.split('&').next());
+                if let Some(id) = after.filter(|id| id.ends_with('9')) {
+                    world.delete(id);
+                }
+            });
+            let given = read(&api, 5, Place::Start, 60).await.unwrap();
+            let missed: Vec<_> =
+                world.people().into_iter().filter(|person| !given.contains_key(&person.id)).collect();
+            assert!(missed.is_empty(), "{cursor:?}: {missed:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_that_does_not_end_is_an_error_and_so_is_one_that_is_empty_by_mistake() {
+        let world = World::new();
+        (0..20).for_each(|n| world.sign_up(&format!("user_{n:02}"), 1_700_000_000_000));
+        let (_stand_in, api) = stand_in(&world).await;
+        let page = api
+            .users(&UsersQuery {
+                order: Order::CreatedAt,
+                limit: 20,
+                after: None,
+                offset: 0,
+                created_after: None,
+            })
+            .await
+            .unwrap();
+        assert_eq!(page.users.len(), 20);
+        let people: Vec<String> = world.people().iter().map(|person| person.data().to_string()).collect();
+        world.faults(|faults| {
+            faults.wrong = Some(Wrong::Body(format!("[{}]", people.join(","))));
+            faults.path = Some("/v1/users");
+        });
+        let error = read(&api, 20, Place::Start, 20).await.unwrap_err();
+        assert!(matches!(error, SyncError::Endless { count: 20, .. }), "{error}");
+        world.faults(|faults| faults.wrong = Some(Wrong::Body("[]".into())));
+        let error = read(&api, 20, Place::Start, 20).await.unwrap_err();
+        assert!(matches!(error, SyncError::EmptyList(20)), "{error}");
+    }
+}

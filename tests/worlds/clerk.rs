@@ -500,7 +500,9 @@ impl Simpler for ClerkWorld {
             worlds.push(candidate);
         };
         for place in 0..self.deeds.len() {
-            add(&|world| drop(world.deeds.remove(place)));
+            add(&|world| {
+                world.deeds.remove(place);
+            });
         }
         for (place, step) in self.steps.iter().enumerate() {
             add(&|world| drop(world.steps.remove(place)));

@@ -187,10 +187,9 @@ impl<'a> Slow<'a> {
         if fact.kind == Kind::Other {
             return Outcome::Ignored;
         }
-        if fact.is_upsert() && fact.reading.is_some_and(|reading| reading.revive) {
-            if let Some(outcome) = self.revive(fact) {
-                return outcome;
-            }
+        let asked = fact.is_upsert() && fact.reading.is_some_and(|reading| reading.revive);
+        if let Some(outcome) = asked.then(|| self.revive(fact)).flatten() {
+            return outcome;
         }
         if self.former.contains_key(&fact.clerk_id()) {
             return Outcome::Stale;

@@ -229,11 +229,13 @@ impl fmt::Debug for Requests {
 
 /// Lets `rate` requests per second through, and those of a fifth of a second at once.
 fn limiter(rate: f64) -> RateLimiter {
-    let rate = if rate.is_finite() { rate.clamp(0.01, 10_000.0) } else { TEST * SHARE };
+    let rate = if rate.is_finite() { rate.clamp(0.01, 1_000.0) } else { TEST * SHARE };
     let burst = (rate / 5.0).ceil() as usize;
+    // The bucket counts whole milliseconds: the faster it is, the more it takes at a time.
+    let refill = (rate / 10.0).ceil();
     RateLimiter::builder()
-        .interval(Duration::from_secs_f64(1.0 / rate))
-        .refill(1)
+        .interval(Duration::from_secs_f64(refill / rate))
+        .refill(refill as usize)
         .initial(burst)
         .max(burst)
         .build()
