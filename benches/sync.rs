@@ -128,6 +128,7 @@ async fn embedded(users: u64, report: &mut Report) -> Outcome<()> {
         std::fs::remove_dir_all(&directory)?;
     }
     let environment = vec![("HEADCOUNT_DATA_DIR", directory.display().to_string())];
+    process::run("migrate", &environment)?;
     let up = Headcount::start("up", &environment)?;
     let bench = Bench {
         name: format!("embedded sync, {} users", headcount::text::number(users)),

@@ -346,6 +346,145 @@ async fn who_changed_a_moment_ago_is_counted_once_and_is_no_drift_within_the_gra
     process.stop();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_run_only_waited_for_is_not_taken_for_the_next_run() {
+    let mut world = World::new(Backends::Embedded);
+    let stand_in = stand_in(&mut world).await;
+    let clerk = stand_in.world();
+    populate(clerk, 10);
+    assert_eq!(world.run(&["migrate"]).status.code(), Some(0));
+    // Without a worker it waits. Then it is interrupted, and the world goes on.
+    let mut waiting = world.spawn(&["sync", "--rate", "1000", "--yes", "--no-deletions"]);
+    let store = world.store().await;
+    eventually("it waits", async || {
+        store.runs(1).await.unwrap().first().is_some_and(|run| run.phase.starts_with("waiting"))
+    })
+    .await;
+    signal(&waiting, "INT");
+    assert_eq!(waiting.wait().unwrap().code(), Some(1));
+    clerk.delete(&user(0));
+    clerk.sign_up("user_new", now() - HOUR);
+    store.close().await;
+    let process = up(&world).await;
+    world.until_drained().await;
+    let world = Arc::new(world);
+    let found = counted(&synced(&world, &[]).await);
+    assert_eq!(found, [("clerk", 10), ("in_step", 9), ("missing", 1), ("gone", 1), ("repaired", 2)]);
+    assert_eq!(differences(clerk, &world.users().await), [""; 0]);
+    process.stop();
+}
+
+fn signal(child: &Child, name: &str) {
+    let status =
+        std::process::Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everybody_whom_a_long_run_repairs_is_counted() {
+    let mut world = World::new(Backends::Embedded);
+    let stand_in = stand_in(&mut world).await;
+    populate(stand_in.world(), 4_000);
+    let process = up(&world).await;
+    let world = Arc::new(world);
+    let found = counted(&synced(&world, &[]).await);
+    assert_eq!(found, [("clerk", 4_000), ("missing", 4_000), ("repaired", 4_000)]);
+    process.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_cannot_be_asked_takes_no_instance_that_knows_nobody_here() {
+    let mut world = World::new(Backends::Embedded);
+    let stand_in = stand_in(&mut world).await;
+    let clerk = stand_in.world();
+    populate(clerk, 3);
+    let process = up(&world).await;
+    // Of an older headcount: nobody has noted whose they are.
+    for n in 0..5 {
+        let body = Person::of(format!("user_ours{n}"), now()).event("user.created", now());
+        process.poster().post(&format!("msg_{n}"), body.into()).await.unwrap();
+    }
+    world.until_drained().await;
+    let world = Arc::new(world);
+    for yes in [&["sync"][..], &["sync", "--yes"]] {
+        fails(&run(&world, yes).await, 1, "which is not empty", "--adopt-instance");
+    }
+    let users = world.users().await;
+    assert_eq!(users.iter().filter(|row| row.deleted_at.is_none()).count(), 5);
+    process.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupt_is_heard_while_clerk_does_not_answer() {
+    let mut world = World::new(Backends::Embedded);
+    let stand_in = stand_in(&mut world).await;
+    let clerk = stand_in.world();
+    populate(clerk, 3);
+    assert_eq!(world.run(&["migrate"]).status.code(), Some(0));
+    clerk.faults(|faults| faults.wrong = Some(Wrong::Hang));
+    for arguments in [&["sync", "--yes"][..], &["sync", "--yes", "user_00000"]] {
+        let before = clerk.asked("/v1/instance");
+        let mut child = world.spawn(arguments);
+        eventually("Clerk is asked", async || clerk.asked("/v1/instance") > before).await;
+        signal(&child, "INT");
+        let begun = Instant::now();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{arguments:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{arguments:?}: {:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_unknown_to_clerk_once_and_known_again_is_not_deleted() {
+    let mut world = World::new(Backends::Embedded);
+    let stand_in = stand_in(&mut world).await;
+    let clerk = stand_in.world().clone();
+    populate(&clerk, 5);
+    let process = up(&world).await;
+    let world = Arc::new(world);
+    synced(&world, &[]).await;
+    // The first answer comes from a server that is behind.
+    let gone = clerk.delete(&user(2)).unwrap();
+    clerk.before_each({
+        let asked = AtomicU64::new(0);
+        move |clerk, path| {
+            if path.starts_with("/v1/users/user_00002") && asked.fetch_add(1, SeqCst) == 1 {
+                clerk.insert(gone.clone());
+            }
+        }
+    });
+    let found = synced(&world, &[]).await;
+    assert_eq!(found["gone"], 0, "{found}");
+    assert_eq!(differences(&clerk, &world.users().await), [""; 0]);
+    assert_eq!(drift(&world).await, []);
+    process.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_leaves_out_many_deletes_nobody_and_asks_for_none_of_them() {
+    let mut world = World::new(Backends::Embedded);
+    let stand_in = stand_in(&mut world).await;
+    let clerk = stand_in.world();
+    populate(clerk, 300);
+    let process = up(&world).await;
+    let world = Arc::new(world);
+    synced(&world, &[]).await;
+    let few: Vec<String> = clerk.people().iter().take(50).map(|person| person.data().to_string()).collect();
+    clerk.faults(|faults| {
+        faults.wrong = Some(Wrong::Body(format!("[{}]", few.join(","))));
+        faults.path = Some("/v1/users");
+    });
+    let before = clerk.asked("/v1/users/{id}");
+    fails(
+        &sync(&world, &["--allow-deletions", "300"]).await,
+        1,
+        "Clerk's list of users is not whole",
+        "CLERK_API_URL",
+    );
+    assert_eq!(clerk.asked("/v1/users/{id}"), before);
+    assert!(world.users().await.iter().all(|row| row.deleted_at.is_none()));
+    process.stop();
+}
+
 /// Users by what is done to them, of each kind so many.
 const EACH: usize = 4;
 

@@ -435,7 +435,7 @@ async fn a_replay_that_no_worker_takes_up_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_for_wrongly_is_told_what_there_is() {
     let world = world(Backends::Embedded, &[letter("msg_1")]).await;
-    let reasons = "invalid_payload, rejected, retries_exhausted, crash_loop or unroutable";
+    let reasons = "invalid_payload, rejected, retries_exhausted, crash_loop, unroutable or other_instance";
     fails(&world, &["dead", "list", "--reason", "nonsense"], 2, &["nonsense", reasons]);
     fails(&world, &["dead", "replay", "--reason", "nonsense"], 2, &["nonsense", reasons]);
     fails(&world, &["dead", "list", "--status", "nonsense"], 2, &["open, replayed, applied, discarded, all"]);

@@ -40,8 +40,12 @@ impl Table {
     pub async fn execute(&mut self, statement: &str) -> Outcome<()> {
         let statement = sqlx::raw_sql(AssertSqlSafe(statement.to_owned()));
         match self {
-            Self::Postgres(connection) => drop(statement.execute(&mut **connection).await?),
-            Self::Embedded(connection) => drop(statement.execute(&mut **connection).await?),
+            Self::Postgres(connection) => {
+                statement.execute(&mut **connection).await?;
+            }
+            Self::Embedded(connection) => {
+                statement.execute(&mut **connection).await?;
+            }
         }
         Ok(())
     }

@@ -155,10 +155,6 @@ fn agreed(instance: &Instance) -> bool {
         "This table belongs to no Clerk instance yet. The key is of {} ({environment}).",
         instance.id
     ));
-    if !is_interactive() {
-        remark("It belongs to this instance from now on.");
-        return true;
-    }
     // A terminal that cannot be asked has not agreed.
     ask("Read its users into this table? [y/N] ").unwrap_or(false)
 }
@@ -167,8 +163,8 @@ fn unknown(args: &Sync) -> Unknown<'static> {
     match (args.adopt_instance, args.yes) {
         (adopt, _) if args.dry_run => Unknown::Look { adopt },
         (true, _) => Unknown::Adopt,
-        (false, true) => Unknown::Ask(&|_| true),
-        (false, false) => Unknown::Ask(&agreed),
+        (false, yes) if yes || !is_interactive() => Unknown::Check,
+        (false, _) => Unknown::Ask(&agreed),
     }
 }
 
@@ -251,6 +247,9 @@ async fn some(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(),
     }
     if found.iter().any(One::is_under_way) {
         remark("what was published is not applied yet: see headcount status");
+    }
+    if found.iter().any(One::has_failed) {
+        return Err(Failure::new("not every user could be brought in step: see above"));
     }
     let unknown = found.iter().filter(|one| one.clerk_id.is_none()).count();
     if unknown > 0 {

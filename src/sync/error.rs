@@ -74,6 +74,17 @@ pub enum SyncError {
         /// By Clerk.
         count: u64,
     },
+    /// The list leaves out many of the users whom Clerk counts.
+    #[error("Clerk's list of users is not whole: {} were read, and it counts {}: nobody was deleted", number(*.read), number(*.count))]
+    Incomplete {
+        /// Users of the list.
+        read: u64,
+        /// By Clerk.
+        count: u64,
+    },
+    /// What was published is not applied.
+    #[error("nothing was applied for two minutes: {} changes are tried again and again", number(*.0))]
+    Stuck(u64),
     /// No worker takes what was published.
     #[error("no worker takes messages: {} wait in the queue", number(*.0))]
     NoWorker(u64),
@@ -113,7 +124,11 @@ impl SyncError {
     /// The next run starts anew: going on with this one would come to the same end.
     pub(super) fn ends_the_run(&self) -> bool {
         match self {
-            Self::TooManyGone { .. } | Self::AllGone(_) | Self::EmptyList(_) | Self::Endless { .. } => true,
+            Self::TooManyGone { .. }
+            | Self::AllGone(_)
+            | Self::EmptyList(_)
+            | Self::Endless { .. }
+            | Self::Incomplete { .. } => true,
             Self::Api(_)
             | Self::Store(_)
             | Self::Queue(_)
@@ -122,6 +137,7 @@ impl SyncError {
             | Self::Declined(_)
             | Self::Busy(_)
             | Self::TakenOver
+            | Self::Stuck(_)
             | Self::NoWorker(_)
             | Self::Stopped => false,
         }
@@ -143,7 +159,8 @@ impl SyncError {
             Self::TakenOver => "see headcount status".to_owned(),
             Self::TooManyGone { gone, .. } => format!("look at them: headcount sync --dry-run --verbose; if they are to be deleted: headcount sync --allow-deletions {gone}"),
             Self::AllGone(gone) => format!("check CLERK_API_URL and the instance in the Clerk dashboard; if they are to be deleted: headcount sync --allow-deletions {gone}"),
-            Self::EmptyList(_) | Self::Endless { .. } => "check CLERK_API_URL, and that no proxy or cache stands between".to_owned(),
+            Self::Stuck(_) => "see why in the log of a worker, and in headcount status".to_owned(),
+            Self::EmptyList(_) | Self::Endless { .. } | Self::Incomplete { .. } => "check CLERK_API_URL, and that no proxy or cache stands between".to_owned(),
             Self::NoWorker(_) => format!("start one (headcount worker, or headcount up), then {AGAIN}"),
         })
     }

@@ -1,11 +1,7 @@
 //! Owns the search for users who are live here and gone from Clerk, with its safeties: each absence is confirmed by Clerk one by one,
 //! and where more are gone than may be deleted, or all of them, nobody is deleted.
 
-use super::{
-    Difference, SyncError, Told,
-    publish::{News, patiently},
-    run::Work,
-};
+use super::{Difference, SyncError, Told, patience::patiently, publish::News, run::Work};
 use crate::{
     clerk::api::{ApiError, gone},
     store::sync::Seen,
@@ -131,7 +127,8 @@ impl Work<'_> {
         patiently(&self.stop, || store.absent(run, after.as_deref(), PAGE)).await
     }
 
-    /// Publishes of each user whose absence was confirmed that the user is gone, unless a webhook has said so meanwhile.
+    /// Asks once more for each user whose absence was confirmed, and publishes that the user is gone, unless a webhook has said
+    /// so meanwhile. One answer alone deletes nobody: it may come from a server that is behind.
     pub(super) async fn delete(&mut self) -> Result<(), SyncError> {
         let mut after: Option<String> = None;
         loop {
@@ -141,21 +138,29 @@ impl Work<'_> {
             let ids: Vec<String> = page.iter().map(|(clerk_id, _)| clerk_id.clone()).collect();
             let store = self.sync.store.clone();
             let live = patiently(&self.stop, || store.live_among(&ids)).await?;
-            let due = page.into_iter().filter(|(id, _)| live.contains(id) && !self.publisher.has(id));
-            let news: Vec<_> = due.map(|(id, at)| (id.clone(), gone(&id, at, &self.instance))).collect();
+            let mut news = Vec::new();
+            for (clerk_id, _) in page {
+                self.lease.check()?;
+                if !live.contains(&clerk_id) || self.publisher.has(&clerk_id) {
+                    continue;
+                }
+                let asked_at = self.now();
+                match self.ask(&clerk_id).await? {
+                    Some(user) => self.take(vec![user]).await?,
+                    None => {
+                        let message = gone(&clerk_id, asked_at, &self.instance);
+                        news.push(News { clerk_id, message, is_drift: true });
+                    }
+                }
+            }
             let seen: Vec<Seen> = news
                 .iter()
-                .map(|(clerk_id, message)| Seen {
+                .map(|News { clerk_id, message, .. }| Seen {
                     clerk_id: clerk_id.clone(),
                     message_id: Some(message.id.as_str().to_owned()),
                 })
                 .collect();
-            self.publish(
-                news.into_iter()
-                    .map(|(id, message)| News { clerk_id: id, message, is_drift: true })
-                    .collect(),
-            )
-            .await?;
+            self.publish(news).await?;
             self.run.counts.gone += seen.len() as u64;
             let run = &self.run;
             patiently(&self.stop, || store.see(run, &seen)).await?;

@@ -9,9 +9,9 @@ use crate::{
 
 /// What to do where nobody has said yet whose the table is.
 pub enum Unknown<'a> {
-    /// Take the key's instance, unless the table holds users of whom the instance knows none.
+    /// Take the key's instance, unless the table holds users and none of those whom the instance changed last.
     Check,
-    /// Ask a person.
+    /// The same, and ask a person.
     Ask(&'a (dyn Fn(&Instance) -> bool + Send + std::marker::Sync)),
     /// The table is to belong to the key's instance, whoever it belonged to.
     Adopt,
@@ -61,10 +61,8 @@ impl Sync {
             (Some(owner), _) if owner.instance_id == key.id => return Ok(key),
             (Some(owner), _) => return Err(other(&owner.instance_id, false)),
             (None, Unknown::Look { .. }) => return Ok(key),
+            (None, _) if !self.is_related().await? => return Err(SyncError::Strangers { key: key.id }),
             (None, Unknown::Ask(ask)) if !ask(&key) => return Err(SyncError::Declined(key.id)),
-            (None, Unknown::Check) if !self.is_related().await? => {
-                return Err(SyncError::Strangers { key: key.id });
-            }
             (None, _) => {}
         }
         // A webhook of another instance may have been quicker.

@@ -46,7 +46,12 @@ pub(super) struct Cursor {
     pub(super) began: Millis,
     /// From where the list is read on.
     pub(super) place: Place,
+    /// It revives users: what it has read was read for that.
+    pub(super) revive: bool,
 }
+
+/// What was read longer ago is not gone on with, once all is read: too much may have changed since.
+const FRESH: Millis = 3_600_000;
 
 /// A place in Clerk's list of users, the oldest account first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,16 +78,27 @@ pub(super) enum Place {
 }
 
 impl Cursor {
+    /// At the beginning.
+    pub(super) fn start(began: Millis, revive: bool) -> Self {
+        Self { began, place: Place::Start, revive }
+    }
+
+    /// Whether a run that stopped in this phase can be gone on with at `now`. What it has read is not read again, so it has to
+    /// have been read for the same, and not long ago. A run that only waits for what it published has nothing left to do.
+    pub(super) fn goes_on(&self, phase: Phase, revive: bool, now: Millis) -> bool {
+        let fresh = now.saturating_sub(self.began) < FRESH;
+        self.revive == revive && (phase == Phase::Reading || (phase < Phase::Applying && fresh))
+    }
+
     /// As text for the table.
     pub(super) fn text(&self) -> String {
         // Times and a text: this cannot fail.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// What an earlier process wrote; a run that began at `now` where it cannot be read.
-    pub(super) fn read(text: Option<&str>, now: Millis) -> Self {
-        let known = text.and_then(|text| serde_json::from_str(text).ok());
-        known.unwrap_or(Self { began: now, place: Place::Start })
+    /// What an earlier process wrote, where it can be read.
+    pub(super) fn read(text: Option<&str>) -> Option<Self> {
+        text.and_then(|text| serde_json::from_str(text).ok())
     }
 }
 
@@ -98,15 +114,25 @@ mod tests {
             Place::Window { from: 7, offset: 500 },
             Place::End,
         ] {
-            let cursor = Cursor { began: 3, place };
-            assert_eq!(Cursor::read(Some(&cursor.text()), 9), cursor);
+            let cursor = Cursor { began: 3, place, revive: false };
+            assert_eq!(Cursor::read(Some(&cursor.text())), Some(cursor));
         }
-        let anew = Cursor { began: 9, place: Place::Start };
-        assert_eq!(Cursor::read(None, 9), anew);
-        assert_eq!(Cursor::read(Some("{"), 9), anew);
+        assert_eq!(Cursor::read(None), None);
+        assert_eq!(Cursor::read(Some("{")), None);
         for phase in Phase::ALL {
             assert_eq!(Phase::of(phase.as_str()), phase);
         }
         assert_eq!(Phase::of(""), Phase::Reading);
+    }
+
+    #[test]
+    fn only_what_was_read_for_the_same_and_not_long_ago_is_gone_on_with() {
+        let cursor = Cursor::start(0, false);
+        let late = FRESH;
+        for phase in Phase::ALL {
+            assert!(!cursor.goes_on(phase, true, 0), "{phase:?}: not read to revive");
+            assert_eq!(cursor.goes_on(phase, false, 0), phase != Phase::Applying, "{phase:?}");
+            assert_eq!(cursor.goes_on(phase, false, late), phase == Phase::Reading, "{phase:?}");
+        }
     }
 }

@@ -9,14 +9,9 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{PATIENCE, Sync, SyncError, Tell, Told};
+use super::{Sync, SyncError, Tell, Told, patience::patiently};
 use crate::{
-    message::Message,
-    pause::Pauses,
-    queue::{QueueError, Source},
-    stop::until,
-    store::{Class, StoreError, sync::Settled},
-    text::number,
+    message::Message, queue::Source, rules::Outcome, stop::until, store::sync::Settled, text::number,
 };
 
 /// A bulk reader waits while the events queue holds more messages than this.
@@ -59,15 +54,17 @@ pub(super) struct Became {
     pub(super) repaired: u64,
     /// Clerk ids of messages that are dead letters.
     pub(super) buried: Vec<String>,
+    /// Clerk ids of messages that a worker did not understand.
+    pub(super) ignored: Vec<String>,
 }
 
 impl Became {
     pub(super) fn is_nothing(&self) -> bool {
-        self.applied.is_empty() && self.buried.is_empty()
+        self.applied.is_empty() && self.buried.is_empty() && self.ignored.is_empty()
     }
 
     pub(super) fn all(&self) -> Vec<String> {
-        self.applied.iter().chain(&self.buried).cloned().collect()
+        self.applied.iter().chain(&self.buried).chain(&self.ignored).cloned().collect()
     }
 }
 
@@ -109,8 +106,14 @@ impl<'s> Publisher<'s> {
             tell(Told::HeldUp(
                 "no worker takes messages: start one (headcount worker, or headcount up)".into(),
             ));
-        } else if waits {
+        } else if depth > DEPTH_MAX {
             let why = format!("{} messages wait in the queue, and webhooks go first", number(depth));
+            tell(Told::HeldUp(why));
+        } else if waits {
+            let why = format!(
+                "{} changes are on their way, and not applied yet",
+                number(self.outstanding() as u64)
+            );
             tell(Told::HeldUp(why));
         }
         if !waits {
@@ -147,6 +150,7 @@ impl<'s> Publisher<'s> {
         self.outstanding.retain(|clerk_id, (message_id, is_drift)| {
             match known.get(message_id) {
                 None => return true,
+                Some(Settled::Applied(Some(Outcome::Ignored))) => became.ignored.push(clerk_id.clone()),
                 Some(Settled::Applied(_)) => {
                     became.applied.push(clerk_id.clone());
                     became.repaired += u64::from(*is_drift);
@@ -181,53 +185,5 @@ impl Watchdog {
 
     pub(super) fn is_stuck(&self) -> bool {
         self.0.elapsed() > STUCK
-    }
-}
-
-/// An error that may pass by itself.
-pub(super) trait Passing: Into<SyncError> {
-    fn passes(&self) -> bool;
-}
-
-impl Passing for StoreError {
-    fn passes(&self) -> bool {
-        match self.class {
-            Class::Transient | Class::Unclear | Class::Outage | Class::Unanswered => true,
-            Class::Permanent | Class::Unusable => false,
-        }
-    }
-}
-
-impl Passing for QueueError {
-    fn passes(&self) -> bool {
-        match self {
-            Self::Unavailable(_) | Self::Blocked(_) | Self::File(_) => true,
-            Self::Misconfigured { .. } | Self::Refused { .. } => false,
-        }
-    }
-}
-
-/// Tries again what fails for a passing reason, for about three minutes.
-///
-/// # Errors
-/// The last one; [`SyncError::Stopped`] where somebody asked for it meanwhile.
-pub(super) async fn patiently<T, E: Passing, F: Future<Output = Result<T, E>>>(
-    stop: &watch::Receiver<bool>,
-    mut work: impl FnMut() -> F,
-) -> Result<T, SyncError> {
-    let begun = Instant::now();
-    let mut pauses = Pauses::new(Duration::from_millis(200), Duration::from_secs(10));
-    loop {
-        let error = match work().await {
-            Ok(done) => return Ok(done),
-            Err(error) => error,
-        };
-        if !error.passes() || begun.elapsed() > PATIENCE {
-            return Err(error.into());
-        }
-        tokio::select! {
-            () = sleep(pauses.next_pause()) => {}
-            () = until(stop, |stop| *stop) => return Err(SyncError::Stopped),
-        }
     }
 }

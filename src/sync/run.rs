@@ -8,13 +8,13 @@ use super::{
     LEASE, Order, Report, Sync, SyncError, Tell, Told,
     lease::Held,
     owner::Unknown,
+    patience::{patiently, stoppable},
     place::{Cursor, Phase, Place},
-    publish::{News, Publisher, Watchdog, patiently},
+    publish::{News, Publisher, Watchdog},
     pull::Reader,
 };
 use crate::{
     clerk::api::{ApiError, Order as UsersOrder, PAGE_MAX, Snapshot, UsersQuery},
-    stop::until,
     store::sync::{NewRun, Run, RunResult},
     text::number,
     time::{Millis, now},
@@ -25,6 +25,8 @@ const MARGIN: Millis = 60_000;
 /// So many users of a page stand on the next one again: users move while they are read.
 const OVERLAP: u64 = 50;
 
+/// So many users whom Clerk counts may be missing from its list, or 1 % of them: people come and go.
+const LEFT_OUT: u64 = 100;
 /// While so few messages are on their way, nobody looks what became of them before the end.
 const SETTLED_BEYOND: usize = 1_000;
 
@@ -58,7 +60,7 @@ impl Sync {
         stop: &watch::Receiver<bool>,
     ) -> Result<Report, SyncError> {
         // Safety first: with another instance's key, everybody would be gone.
-        let instance = self.owner_or(unknown).await?.id;
+        let instance = stoppable(stop, self.owner_or(unknown)).await?.id;
         let waits = |lease: &crate::store::sync::Lease| {
             tell(Told::HeldUp(format!(
                 "another sync holds the lease ({} on {}): waiting for its end",
@@ -108,10 +110,21 @@ impl Sync {
             holder: self.holder.id,
         };
         let store = &self.store;
-        let run = patiently(stop, || store.begin_run(&new)).await?;
-        let outstanding = patiently(stop, || store.outstanding(run.id, u32::MAX)).await?;
-        let cursor = Cursor::read(run.cursor.as_deref(), self.now());
-        Ok((run, cursor, outstanding))
+        loop {
+            let run = patiently(stop, || store.begin_run(&new)).await?;
+            let (phase, now) = (Phase::of(&run.phase), self.now());
+            let cursor =
+                Cursor::read(run.cursor.as_deref()).unwrap_or_else(|| Cursor::start(now, order.revive));
+            if !run.resumed || (!order.dry_run && cursor.goes_on(phase, order.revive, now)) {
+                let outstanding = patiently(stop, || store.outstanding(run.id, u32::MAX)).await?;
+                return Ok((run, cursor, outstanding));
+            }
+            // What it published is durable, so that nothing is lost with it.
+            let waited = phase == Phase::Applying && !run.dry_run;
+            let result = Some(if waited { RunResult::Done } else { RunResult::Abandoned });
+            let ended = Run { result, finished_at: Some(crate::time::now()), ..run };
+            patiently(stop, || store.save_run(&ended)).await?;
+        }
     }
 
     /// Now, by Clerk's clock where that is known to differ from ours.
@@ -124,7 +137,7 @@ impl Work<'_> {
     async fn all(&mut self) -> Result<(), SyncError> {
         self.count = self.asked(self.sync.api.count()).await?;
         let phase = Phase::of(&self.run.phase);
-        if phase <= Phase::Reading {
+        if phase == Phase::Reading {
             self.enter(Phase::Reading).await?;
             self.read().await?;
         }
@@ -133,12 +146,11 @@ impl Work<'_> {
             self.read_newest().await?;
             self.compare_counts().await?;
         }
+        // Also where a run stopped among the deletions: how many may be deleted is asked anew.
         if self.order.deletions {
-            if phase <= Phase::Searching {
-                self.enter(Phase::Searching).await?;
-                self.search().await?;
-            }
-            if !self.order.dry_run && phase <= Phase::Deleting {
+            self.enter(Phase::Searching).await?;
+            self.search().await?;
+            if !self.order.dry_run {
                 self.enter(Phase::Deleting).await?;
                 self.delete().await?;
             }
@@ -177,6 +189,7 @@ impl Work<'_> {
         worked.map(|()| Report {
             run: self.run.id,
             instance: self.instance,
+            began: self.cursor.began,
             resumed: self.run.resumed,
             counts: self.run.counts,
             dry_run: self.order.dry_run,
@@ -229,6 +242,9 @@ impl Work<'_> {
                 self.take(recent).await?;
             }
             let beyond = offset > self.count.saturating_mul(2) + 10_000;
+            if beyond {
+                self.notes.push("not all that changed meanwhile was read: it was too much".to_owned());
+            }
             if !all || read < limit || beyond {
                 return Ok(());
             }
@@ -239,6 +255,10 @@ impl Work<'_> {
     async fn compare_counts(&mut self) -> Result<(), SyncError> {
         let count = self.asked(self.sync.api.count()).await?;
         let read = self.run.counts.clerk;
+        // Where much is left out, those who are would be taken for gone, and be asked for one by one.
+        if read + (count / 100).max(LEFT_OUT) < count {
+            return Err(SyncError::Incomplete { read, count });
+        }
         if count != read {
             self.notes.push(format!(
                 "Clerk counts {} users and {} were read: users came or went meanwhile; if it stays so, run it again",
@@ -279,9 +299,15 @@ impl Work<'_> {
         if news.is_empty() {
             return Ok(());
         }
+        let mut watchdog = Watchdog::new();
         while !self.publisher.has_room(self.tell).await? {
             self.lease.check()?;
-            self.settle().await?;
+            if self.settle().await? {
+                watchdog.moved();
+            }
+            if watchdog.is_stuck() {
+                return Err(SyncError::Stuck(self.publisher.outstanding() as u64));
+            }
         }
         self.publisher.publish(news).await?;
         if self.publisher.outstanding() > SETTLED_BEYOND {
@@ -297,12 +323,19 @@ impl Work<'_> {
             return Ok(false);
         }
         self.run.counts.repaired += became.repaired;
-        self.run.counts.failed += became.buried.len() as u64;
+        self.run.counts.failed += (became.buried.len() + became.ignored.len()) as u64;
         let (run, store, ids) = (self.run.id, &self.sync.store, became.all());
         patiently(&self.stop, || store.settle(run, &ids)).await?;
-        for clerk_id in became.buried {
-            let why = "what was published of it is a dead letter: see headcount dead list --user".to_owned();
-            (self.tell)(Told::Failed { clerk_id: Some(clerk_id), why });
+        for (ids, why) in [
+            (became.buried, "what was published of it is a dead letter: see headcount dead list --user"),
+            (
+                became.ignored,
+                "a worker of an older version ignored what was published of it: upgrade all workers",
+            ),
+        ] {
+            for clerk_id in ids {
+                (self.tell)(Told::Failed { clerk_id: Some(clerk_id), why: why.to_owned() });
+            }
         }
         Ok(true)
     }
@@ -319,16 +352,5 @@ impl Work<'_> {
 
     pub(super) fn now(&self) -> Millis {
         self.sync.now()
-    }
-}
-
-async fn stoppable<T>(
-    stop: &watch::Receiver<bool>,
-    work: impl Future<Output = Result<T, SyncError>>,
-) -> Result<T, SyncError> {
-    tokio::select! {
-        biased;
-        () = until(stop, |stop| *stop) => Err(SyncError::Stopped),
-        done = work => done,
     }
 }

@@ -8,7 +8,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Difference, Order, Sync, SyncError, owner::Unknown, publish::patiently};
+use super::{
+    Difference, Order, Sync, SyncError,
+    owner::Unknown,
+    patience::{patiently, stoppable},
+};
 use crate::{
     clerk::api::{Snapshot, gone},
     message::Message,
@@ -16,7 +20,6 @@ use crate::{
         Outcome,
         users::{Standing, compare},
     },
-    stop::until,
     store::sync::Settled,
     time::{Millis, rfc3339},
 };
@@ -55,6 +58,13 @@ impl One {
         self.message_id.is_some() && self.outcome.is_none() && self.problem.is_none()
     }
 
+    /// The user could not be read, or what was published of it died.
+    pub fn has_failed(&self) -> bool {
+        let stays =
+            self.standing == Some(Difference::Row(Standing::BuriedAlive)) && self.message_id.is_none();
+        self.problem.is_some() && !stays
+    }
+
     /// The table differs from Clerk.
     pub fn differs(&self) -> bool {
         !matches!(self.standing, None | Some(Difference::Row(Standing::InStep { .. })))
@@ -81,6 +91,16 @@ impl Sync {
         unknown: Unknown<'_>,
         stop: &watch::Receiver<bool>,
     ) -> Result<(String, Vec<One>), SyncError> {
+        stoppable(stop, self.each(references, order, unknown, stop)).await
+    }
+
+    async fn each(
+        &self,
+        references: &[String],
+        order: &Order,
+        unknown: Unknown<'_>,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<(String, Vec<One>), SyncError> {
         let instance = self.owner_or(unknown).await?.id;
         let mut found = Vec::new();
         for reference in references {
@@ -89,7 +109,7 @@ impl Sync {
             }
         }
         if order.wait {
-            self.follow(&mut found, stop).await?;
+            self.follow(&mut found).await?;
         }
         Ok((instance, found))
     }
@@ -126,7 +146,7 @@ impl Sync {
             outcome: None,
             message_id: None,
         };
-        let asked = if clerk_id.is_empty() { None } else { self.twice(&clerk_id, stop).await? };
+        let asked = if clerk_id.is_empty() { None } else { self.twice(&clerk_id).await? };
         let live = self.store.live_among(std::slice::from_ref(&clerk_id)).await?;
         let message = match asked {
             Some(user) => {
@@ -179,28 +199,21 @@ impl Sync {
     }
 
     /// The user; `None` where Clerk said twice that it does not know it.
-    async fn twice(
-        &self,
-        clerk_id: &str,
-        stop: &watch::Receiver<bool>,
-    ) -> Result<Option<Snapshot>, SyncError> {
+    async fn twice(&self, clerk_id: &str) -> Result<Option<Snapshot>, SyncError> {
         if let Some(user) = self.api.user(clerk_id).await? {
             return Ok(Some(user));
         }
-        tokio::select! {
-            () = sleep(TWICE) => {}
-            () = until(stop, |stop| *stop) => return Err(SyncError::Stopped),
-        }
+        sleep(TWICE).await;
         Ok(self.api.user(clerk_id).await?)
     }
 
     /// Waits a few seconds for what becomes of what was published.
-    async fn follow(&self, found: &mut [One], stop: &watch::Receiver<bool>) -> Result<(), SyncError> {
+    async fn follow(&self, found: &mut [One]) -> Result<(), SyncError> {
         let until_when = Instant::now() + FOLLOWED;
         loop {
             let under_way = found.iter().filter(|one| one.is_under_way());
             let ids: Vec<String> = under_way.filter_map(|one| one.message_id.clone()).collect();
-            if ids.is_empty() || Instant::now() > until_when || *stop.borrow() {
+            if ids.is_empty() || Instant::now() > until_when {
                 return Ok(());
             }
             for (message_id, settled) in self.store.settled(&ids).await? {

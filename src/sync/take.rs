@@ -3,14 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{
-    Difference, SyncError, Told,
-    place::Phase,
-    publish::{News, patiently},
-    run::Work,
-};
+use super::{Difference, SyncError, Told, patience::patiently, place::Phase, publish::News, run::Work};
 use crate::{
-    clerk::api::Snapshot,
+    clerk::api::{ApiError, Snapshot},
     rules::users::{Standing, Upsert, compare},
     store::sync::{Counts, SEEN_MAX, Seen},
     time::Millis,
@@ -39,7 +34,8 @@ impl Work<'_> {
         let new = patiently(&self.stop, || store.new_to(run, &ids)).await?;
         let new: HashSet<String> = new.into_iter().collect();
 
-        let mut counts = self.run.counts;
+        let mut counts = Counts::default();
+        let mut out_of_step = 0;
         let mut news: Vec<News> = Vec::new();
         let mut told = Vec::new();
         for user in &users {
@@ -67,7 +63,14 @@ impl Work<'_> {
             }
             if standing == Standing::BuriedAlive {
                 // Between the reading and the comparison the account may have been deleted in Clerk.
-                let Some(user) = self.ask(clerk_id).await? else { continue };
+                let user = match self.ask(clerk_id).await {
+                    Ok(None) => continue,
+                    Ok(Some(user)) => user,
+                    Err(SyncError::Api(ApiError::NotClerk { .. } | ApiError::TooLarge { .. })) => {
+                        user.clone()
+                    }
+                    Err(error) => return Err(error),
+                };
                 counts.buried_alive += 1;
                 if self.order.revive {
                     let message = user.message(&self.instance, true);
@@ -87,7 +90,9 @@ impl Work<'_> {
                 counts.in_step += u64::from(is_new);
                 continue;
             }
-            count(&mut counts, &standing, is_new);
+            count(&mut counts, &standing);
+            // Whoever was in step when the list was read may differ by now.
+            out_of_step += u64::from(!is_new);
             told.push(differs(clerk_id, standing));
         }
         if self.order.dry_run {
@@ -98,7 +103,8 @@ impl Work<'_> {
         self.publish(news).await?;
 
         // Publish before noting: a crash here reads the page again, and the inbox absorbs what was published twice.
-        self.run.counts = counts;
+        self.run.counts.add(&counts);
+        self.run.counts.in_step = self.run.counts.in_step.saturating_sub(out_of_step);
         if last {
             self.run.cursor = Some(self.cursor.text());
         }
@@ -120,16 +126,12 @@ impl Work<'_> {
     }
 }
 
-/// A user who was in step when the list was read may differ by now.
-fn count(counts: &mut Counts, standing: &Standing, is_new: bool) {
+fn count(counts: &mut Counts, standing: &Standing) {
     match standing {
         Standing::Missing => counts.missing += 1,
         Standing::Outdated => counts.outdated += 1,
         Standing::Different(_) => counts.different += 1,
-        Standing::InStep { .. } | Standing::BuriedAlive => return,
-    }
-    if !is_new {
-        counts.in_step = counts.in_step.saturating_sub(1);
+        Standing::InStep { .. } | Standing::BuriedAlive => {}
     }
 }
 

@@ -39,8 +39,10 @@ pub(super) async fn see<S: Works>(store: &S, run: &Run, ids: &[Seen]) -> Result<
     // of whose rows finds its place by the index: a join would read all that the run has seen.
     let statement = format!(
         "INSERT INTO sync_ids AS known (run, clerk_id, message_id) SELECT $1, key, value FROM {} AS given WHERE true \
-         ORDER BY key ON CONFLICT (run, clerk_id) DO UPDATE SET message_id = excluded.message_id \
-         WHERE excluded.message_id IS NOT NULL AND known.message_id IS DISTINCT FROM excluded.message_id",
+         ORDER BY key ON CONFLICT (run, clerk_id) DO UPDATE \
+         SET message_id = coalesce(excluded.message_id, known.message_id), absent_at = NULL \
+         WHERE known.absent_at IS NOT NULL \
+         OR (excluded.message_id IS NOT NULL AND known.message_id IS DISTINCT FROM excluded.message_id)",
         S::Db::members(2)
     );
     let mut one_each: BTreeMap<&str, Option<&str>> = BTreeMap::new();

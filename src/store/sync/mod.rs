@@ -253,6 +253,23 @@ pub struct Counts {
     pub failed: u64,
 }
 
+impl Counts {
+    /// Counts more users.
+    pub fn add(&mut self, more: &Self) {
+        let Self { clerk, in_step, missing, outdated, different, gone, buried_alive, repaired, failed } =
+            more;
+        self.clerk += clerk;
+        self.in_step += in_step;
+        self.missing += missing;
+        self.outdated += outdated;
+        self.different += different;
+        self.gone += gone;
+        self.buried_alive += buried_alive;
+        self.repaired += repaired;
+        self.failed += failed;
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
