@@ -34,7 +34,7 @@ use uuid::Uuid;
 
 contract! {
     known_are_rows_with_profiles_claimants_and_former_ids
-    known_are_letters_that_are_open_and_of_the_api
+    known_are_letters_of_the_api_that_are_open_or_just_discarded
     who_is_live_is_counted_and_told
     a_user_is_named_by_our_id_clerk_id_former_id_and_address
     a_lease_has_one_holder_who_renews_it_and_gives_it_back
@@ -121,7 +121,7 @@ async fn letter(home: &Home, message_id: &str, clerk_id: &str, status: &str, out
     .await;
 }
 
-async fn known_are_letters_that_are_open_and_of_the_api(home: Arc<Home>) {
+async fn known_are_letters_of_the_api_that_are_open_or_just_discarded(home: Arc<Home>) {
     let store = home.store().await;
     for (id, status, origin) in [
         ("ann", "open", "api"),
@@ -129,11 +129,22 @@ async fn known_are_letters_that_are_open_and_of_the_api(home: Arc<Home>) {
         ("cat", "replayed", "api"),
         ("dan", "discarded", "api"),
         ("eve", "open", "api"),
+        ("fay", "discarded", "api"),
+        ("gil", "applied", "api"),
     ] {
         letter(&home, &format!("m_{id}"), id, status, "NULL", origin).await;
     }
-    let known = store.known(&texts(["ann", "bob", "cat", "dan"]), &[]).await.unwrap();
-    assert_eq!(known.dead.into_iter().collect::<Vec<_>>(), ["ann"]);
+    letter(&home, "m_ann_2", "ann", "open", "NULL", "api").await;
+    letter(&home, "m_ann_3", "ann", "replayed", "NULL", "api").await;
+    age(&home, "dead_letters", &["first_seen"], 1, "message_id = 'm_ann'").await;
+    let now = if home.is_postgres() { "now()" } else { "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')" };
+    home.sql(&format!("UPDATE dead_letters SET settled_at = {now} WHERE clerk_id IN ('dan', 'fay', 'gil')"))
+        .await;
+    age(&home, "dead_letters", &["settled_at"], 1, "clerk_id = 'fay'").await;
+    let ids = texts(["ann", "bob", "cat", "dan", "fay", "gil"]);
+    let dead = store.known(&ids, &[]).await.unwrap().dead;
+    let read_at = 1_767_323_045_678;
+    assert_eq!(BTreeMap::from_iter(dead), BTreeMap::from([("ann".into(), read_at), ("dan".into(), read_at)]));
 }
 
 async fn who_is_live_is_counted_and_told(home: Arc<Home>) {

@@ -2,7 +2,7 @@
 
 use humantime::format_duration;
 
-use super::publish::Passing as _;
+use super::patience::Passing as _;
 use crate::{
     clerk::api::ApiError,
     failure::Failure,
@@ -110,14 +110,15 @@ impl SyncError {
             Self::Api(error) => matches!(error, ApiError::Away { .. } | ApiError::Limited { .. }),
             Self::Store(error) => error.passes(),
             Self::Queue(error) => error.passes(),
-            Self::Busy(_) | Self::TakenOver | Self::NoWorker(_) | Self::Stopped => true,
+            Self::Busy(_) | Self::TakenOver | Self::Stuck(_) | Self::NoWorker(_) | Self::Stopped => true,
             Self::OtherInstance { .. }
             | Self::Strangers { .. }
             | Self::Declined(_)
             | Self::TooManyGone { .. }
             | Self::AllGone(_)
             | Self::EmptyList(_)
-            | Self::Endless { .. } => false,
+            | Self::Endless { .. }
+            | Self::Incomplete { .. } => false,
         }
     }
 

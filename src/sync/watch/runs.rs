@@ -67,7 +67,6 @@ impl Runs {
         stop: &watch::Receiver<bool>,
     ) {
         while let Some(who) = ordered.recv().await {
-            let began = sync.api.now();
             self.state().running = true;
             let result = sync.run(&Order::by(who), Unknown::Check, &|_| {}, stop).await;
             let (healed, began, ended) = match result {
@@ -76,7 +75,7 @@ impl Runs {
                     let counts = report.counts;
                     let healed =
                         Healed { missing: counts.missing, outdated: counts.outdated, gone: counts.gone };
-                    (healed, Some(began), Ended::Done)
+                    (healed, Some(report.began), Ended::Done)
                 }
                 Err(error) => {
                     tell(who, &error);
@@ -123,7 +122,7 @@ fn ended(who: &str, error: &SyncError) -> Ended {
 async fn began_last(sync: &Sync) -> Option<Millis> {
     let runs = sync.store.runs(NEWEST).await.ok()?;
     let ours = runs.into_iter().find(|run| run.holder == sync.holder.id)?;
-    Some(Cursor::read(Some(ours.cursor.as_deref()?), ours.started_at).began)
+    Cursor::read(ours.cursor.as_deref()).map(|cursor| cursor.began)
 }
 
 fn summary(report: &Report) -> String {
