@@ -151,15 +151,8 @@ async fn lost_news_is_healed_in_time_on_servers() {
     lost_news_is_healed_in_time(Backends::RabbitPostgres).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_deletion_starts_the_search_for_who_is_gone() {
-    let (world, clerk) = watched(Backends::Embedded, 5).await;
-    let (up, clerk) = (world.start(&["up"]), clerk.world());
-    until_in_step(&world, clerk).await;
-    looked(&up).await;
-    up.stop();
-    clerk.delete(&user(1)).unwrap();
-    // Whoever watched last has found more users here for eleven minutes.
+/// Whoever watched last has found more users here for eleven minutes.
+async fn more_here_for_long(world: &World) {
     let (store, holder) = (world.store().await, Holder::of("worker"));
     let mut state: State =
         serde_json::from_value(store.lease(LEASE).await.unwrap().unwrap().state.unwrap()).unwrap();
@@ -168,6 +161,51 @@ async fn a_lost_deletion_starts_the_search_for_who_is_gone() {
     assert!(store.tell_state(LEASE, holder.id, &serde_json::to_value(&state).unwrap()).await.unwrap());
     store.give_lease_back(LEASE, holder.id).await.unwrap();
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_that_is_refused_is_told_and_not_repeated() {
+    let (mut world, clerk) = watched(Backends::Embedded, 10).await;
+    let (up, clerk) = (world.start(&["up"]), clerk.world());
+    until_in_step(&world, clerk).await;
+    looked(&up).await;
+    up.stop();
+    (1..=5).for_each(|n| drop(clerk.delete(&user(n)).unwrap()));
+    more_here_for_long(&world).await;
+
+    let up = world.start(&["up"]);
+    ask(&mut world, &up);
+    let told = "5 of 10 live users are gone from Clerk, and only 3 may be deleted";
+    eventually("it is told", async || {
+        watch_of(&up).await["refused"]["message"].as_str().is_some_and(|message| message.contains(told))
+    })
+    .await;
+    let notice = operators(&up, "/readyz").await["notices"][0].as_str().unwrap_or_default().to_owned();
+    let lines =
+        format!("{notice}\n{}\n{}\n{}", said(&world, &["status"]), said(&world, &["doctor"]), up.log());
+    assert!(lines.lines().filter(|line| line.contains(told)).count() >= 4, "{lines}");
+    up.stop();
+
+    // Another process knows it too.
+    more_here_for_long(&world).await;
+    let up = world.start(&["up"]);
+    for _ in 0..3 {
+        looked(&up).await;
+    }
+    assert_eq!(operators(&up, "/api/v1/sync").await["runs"].as_array().unwrap().len(), 1);
+    assert_eq!(world.users().await.iter().filter(|user| user.deleted_at.is_none()).count(), 10);
+    up.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_deletion_starts_the_search_for_who_is_gone() {
+    let (world, clerk) = watched(Backends::Embedded, 5).await;
+    let (up, clerk) = (world.start(&["up"]), clerk.world());
+    until_in_step(&world, clerk).await;
+    looked(&up).await;
+    up.stop();
+    clerk.delete(&user(1)).unwrap();
+    more_here_for_long(&world).await;
 
     let up = world.start(&["up"]);
     until_in_step(&world, clerk).await;

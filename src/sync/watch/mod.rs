@@ -187,7 +187,7 @@ impl Attending<'_> {
                         warn!("Clerk cannot be watched: {}", with_hint(&error));
                     }
                     let since = state.error.take().map_or_else(now, |before| before.since);
-                    state.error = Some(Trouble { since, ..Trouble::of(&error) });
+                    state.error = Some(Trouble::of(&error, since));
                     if is_lasting(&error) { self.watch.every.max(MENDED) } else { self.watch.every }
                 }
             };

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     sync::{Order, Report, Sync, SyncError, owner::Unknown, place::Cursor},
     telemetry::metrics::WatchMetrics,
-    time::Millis,
+    time::{Millis, now},
 };
 
 /// Who starts a run because a look is not enough, ...
@@ -110,7 +110,7 @@ fn tell(who: &str, error: &SyncError) {
 
 fn ended(who: &str, error: &SyncError) -> Ended {
     if error.is_refusal() {
-        Ended::Refused(Trouble::of(error))
+        Ended::Refused(Trouble::of(error, now()))
     } else if who == BY_WATCH && error.passes() {
         Ended::Passing
     } else {

@@ -10,11 +10,7 @@ use super::{
     due::Counted,
     lacking::{Kind, Lack},
 };
-use crate::{
-    store::sync::Lease,
-    sync::SyncError,
-    time::{Millis, now},
-};
+use crate::{store::sync::Lease, sync::SyncError, time::Millis};
 
 /// The watch goes on where a new holder takes the lease within this time after it ended, in milliseconds.
 const WITHOUT_BREAK: Millis = 60_000;
@@ -125,9 +121,9 @@ impl Healed {
 }
 
 impl Trouble {
-    /// Since now.
-    pub(super) fn of(error: &SyncError) -> Self {
-        Self { since: now(), message: error.to_string(), hint: error.hint() }
+    /// Since a time of this machine.
+    pub(super) fn of(error: &SyncError, since: Millis) -> Self {
+        Self { since, message: error.to_string(), hint: error.hint() }
     }
 
     /// All of it, on one line.
