@@ -107,6 +107,8 @@ fn clerk(sync: &Glance, output: &mut Output) -> Result<(), Failure> {
         let change = |at: &Option<String>| at.clone().unwrap_or_else(|| "none".into());
         let behind = match watch.behind_seconds {
             None => "not compared yet".into(),
+            // What was in step then may be so no longer.
+            Some(0) if watch.error.is_some() || !watch.watched => "was in step".into(),
             Some(0) => "in step".into(),
             Some(seconds) => {
                 format!("behind by {}", ago(0, 1000 * i64::try_from(seconds).unwrap_or_default()))
@@ -114,7 +116,9 @@ fn clerk(sync: &Glance, output: &mut Output) -> Result<(), Failure> {
         };
         let watched = if watch.watched { "" } else { "; nobody watches now" };
         let (there, here) = (change(&watch.newest_in_clerk), change(&watch.newest_here));
-        output.line(format!("clerk           {behind}; newest change {there}, here {here}{watched}"))?;
+        let looked = watch.looked_at.as_ref().map(|at| format!(" at {at}")).unwrap_or_default();
+        output
+            .line(format!("clerk           {behind}{looked}; newest change {there}, here {here}{watched}"))?;
         let Healed { missing, outdated, gone } = watch.healed_last_day;
         let [missing, outdated, gone] = [missing, outdated, gone].map(number);
         output.line(format!(

@@ -4,7 +4,7 @@ use humantime::format_duration;
 
 use super::patience::Passing as _;
 use crate::{
-    clerk::api::ApiError,
+    clerk::{api::ApiError, made_up},
     failure::Failure,
     queue::QueueError,
     store::{StoreError, sync::Lease},
@@ -154,6 +154,7 @@ impl SyncError {
             Self::OtherInstance { by_setting: true, .. } => {
                 "correct CLERK_SECRET_KEY, or HEADCOUNT_CLERK_INSTANCE".to_owned()
             }
+            Self::OtherInstance { table, .. } if table == made_up::INSTANCE => "this table is the demo's: set another HEADCOUNT_DATA_DIR, or another HEADCOUNT_SCHEMA".to_owned(),
             Self::OtherInstance { .. } => "set CLERK_SECRET_KEY to the key of the instance whose webhooks come in; if the table is to belong to the key's instance from now on: headcount sync --adopt-instance".to_owned(),
             Self::Strangers { .. } | Self::Declined(_) => "check CLERK_SECRET_KEY; if the key is right: headcount sync --adopt-instance".to_owned(),
             Self::Busy(_) => "wait for it: headcount status shows how far it is".to_owned(),

@@ -261,7 +261,7 @@ impl Work<'_> {
         }
         if count != read {
             self.notes.push(format!(
-                "Clerk counts {} users and {} were read: users came or went meanwhile; if it stays so, run it again",
+                "Clerk counts {} users, and {} of its list were read: some came or went meanwhile, or cannot be listed",
                 number(count),
                 number(read)
             ));

@@ -234,7 +234,7 @@ async fn patience_ends() {
     for (wrong, said) in [
         (Wrong::Status(503), "answered 503"),
         (Wrong::Cut, "gives no whole answer: connection broken"),
-        (Wrong::Limited(0), "limits requests: it answered 429 and asks for 0s without any"),
+        (Wrong::Limited(0), "limits requests: it answered 429, and wants none for 0s"),
     ] {
         stand_in.world().faults(|faults| faults.wrong = Some(wrong));
         let (before, began) = (stand_in.world().asked("/v1/users/count"), Instant::now());
@@ -252,7 +252,7 @@ async fn nobody_waits_for_longer_than_patience_reaches() {
     for (n, (seconds, said)) in [(3600, "1h"), (u64::MAX, "1day")].into_iter().enumerate() {
         stand_in.world().faults(|faults| faults.wrong = Some(Wrong::Limited(seconds)));
         let error = api.count().await.unwrap_err();
-        assert!(error.to_string().ends_with(&format!("asks for {said} without any")), "{error}");
+        assert!(error.to_string().ends_with(&format!("wants none for {said}")), "{error}");
         assert_eq!(stand_in.world().asked("/v1/users/count"), n as u64 + 1);
     }
 }

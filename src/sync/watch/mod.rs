@@ -86,6 +86,15 @@ fn with_hint(error: &SyncError) -> String {
     error.hint().map_or_else(|| error.to_string(), |hint| format!("{error}; {hint}"))
 }
 
+/// How it went with the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Led {
+    /// Another process has it, or this one is stopping.
+    Done,
+    /// It was of no use: people have to mend something of this process first.
+    InVain,
+}
+
 /// Attends to the lease.
 struct Attending<'w> {
     watch: &'w Watch,
@@ -100,8 +109,11 @@ impl Attending<'_> {
     async fn attend(self) {
         let mut told = false;
         loop {
+            let mut rest = RENEWED;
             match self.lead().await {
-                Ok(()) => told = false,
+                Ok(Led::Done) => told = false,
+                // Another process may have a key that Clerk takes: it gets its turn.
+                Ok(Led::InVain) => rest = MENDED,
                 // The worker logs that the database is away; what else it says is about these tables alone.
                 Err(error) if error.is_outage() => debug!("Clerk is not watched by this process: {error}"),
                 Err(error) => {
@@ -111,40 +123,45 @@ impl Attending<'_> {
                 }
             }
             tokio::select! {
-                () = sleep(RENEWED.mul_f64(rand::random_range(0.8..1.2))) => {}
+                () = sleep(rest.mul_f64(rand::random_range(0.8..1.2))) => {}
                 () = until(self.stop, |stop| *stop) => return,
             }
         }
     }
 
     /// Takes the lease if it is free, and watches until it is lost or `stop` turns true.
-    async fn lead(&self) -> Result<(), StoreError> {
+    async fn lead(&self) -> Result<Led, StoreError> {
         let Sync { store, holder, .. } = &self.watch.sync;
         let before = store.lease(LEASE).await?;
         // Most of the time another process has it: then nothing is locked or written.
         let is_theirs = |lease: &Lease| !lease.expired && lease.holder != Some(holder.id);
         if before.as_ref().is_some_and(is_theirs) {
-            return Ok(());
+            return Ok(Led::Done);
         }
-        let Ok(held) = Held::take_free(store, LEASE, holder).await? else { return Ok(()) };
-        let Some(taken) = store.lease(LEASE).await? else { return Ok(()) };
+        let Ok(held) = Held::take_free(store, LEASE, holder).await? else { return Ok(Led::Done) };
+        let Some(taken) = store.lease(LEASE).await? else { return Ok(Led::Done) };
         let mut state = State::taken_over(before.as_ref(), &taken, self.watch.api.now());
         info!("this process watches Clerk, for all");
-        tokio::select! {
-            () = held.lost() => warn!("this process watches Clerk no longer: its lease could not be renewed"),
-            () = self.work(&mut state) => info!("another process watches Clerk now"),
-            () = until(self.stop, |stop| *stop) => {}
-        }
+        let led = tokio::select! {
+            () = held.lost() => {
+                warn!("this process watches Clerk no longer: its lease could not be renewed");
+                Led::Done
+            }
+            led = self.work(&mut state) => led,
+            () = until(self.stop, |stop| *stop) => Led::Done,
+        };
         // What a look that was cut off has healed is to be known as well.
         self.tell(&state).await;
         self.metrics.not_known();
-        self.watch.notices.send_replace(Vec::new());
+        if led == Led::Done {
+            self.watch.notices.send_replace(Vec::new());
+        }
         held.give_back().await;
-        Ok(())
+        Ok(led)
     }
 
-    /// Returns once another process has the lease.
-    async fn work(&self, state: &mut State) {
+    /// Returns once another process has the lease, or this one cannot make use of it.
+    async fn work(&self, state: &mut State) -> Led {
         let looks = async {
             match self.watch.every.is_zero() {
                 true => std::future::pending().await,
@@ -158,43 +175,50 @@ impl Attending<'_> {
             }
         };
         tokio::select! {
-            () = looks => {}
-            () = schedule => {}
+            led = looks => led,
+            led = schedule => led,
         }
     }
 
-    async fn look_again_and_again(&self, state: &mut State) {
+    async fn look_again_and_again(&self, state: &mut State) -> Led {
         let mut looking = None;
         let mut recovery = Recovery::new(RENEWED, RENEWED);
         loop {
             let begun = Instant::now();
-            let pause = match self.look(&mut looking, state).await {
+            match self.look(&mut looking, state).await {
                 Ok(()) => {
-                    state.error = None;
-                    if recovery.works() {
+                    // A former holder may have left one.
+                    let before = state.error.take();
+                    if recovery.works() || before.is_some() {
                         info!("Clerk's API answers again");
                     }
-                    self.watch.every
                 }
                 Err(SyncError::Store(error)) => {
                     self.not_looked(state);
                     debug!("Clerk was not looked at: {error}");
-                    self.watch.every
                 }
                 Err(error) => {
                     self.not_looked(state);
-                    if recovery.failed() {
-                        warn!("Clerk cannot be watched: {}", with_hint(&error));
+                    let before = state.error.take();
+                    let mut trouble = Trouble::of(&error, now());
+                    let is_new = before.as_ref().is_none_or(|before| before.message != trouble.message);
+                    if recovery.failed() || is_new {
+                        warn!("Clerk cannot be watched at present: {}", with_hint(&error));
                     }
-                    let since = state.error.take().map_or_else(now, |before| before.since);
-                    state.error = Some(Trouble::of(&error, since));
-                    if is_lasting(&error) { self.watch.every.max(MENDED) } else { self.watch.every }
+                    if let Some(before) = before.filter(|_| !is_new) {
+                        trouble.since = before.since;
+                    }
+                    state.error = Some(trouble);
+                    if is_lasting(&error) {
+                        return Led::InVain;
+                    }
                 }
-            };
-            if !self.tell(state).await {
-                return;
             }
-            sleep_until(begun + pause).await;
+            if !self.tell(state).await {
+                info!("another process watches Clerk now");
+                return Led::Done;
+            }
+            sleep_until(begun + self.watch.every).await;
         }
     }
 
@@ -294,7 +318,7 @@ impl Attending<'_> {
     }
 
     /// Starts whole runs on schedule.
-    async fn keep_to(&self, every: Duration) {
+    async fn keep_to(&self, every: Duration) -> Led {
         let mut tried_at = None;
         loop {
             match self.watch.sync.store.runs(RUNS).await {
