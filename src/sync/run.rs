@@ -14,7 +14,7 @@ use super::{
     pull::Reader,
 };
 use crate::{
-    clerk::api::{ApiError, Order as UsersOrder, PAGE_MAX, Snapshot, UsersQuery},
+    clerk::api::{ApiError, Order as UsersOrder, PAGE_MAX, Snapshot, UsersQuery, clock_hint, clock_says},
     store::sync::{NewRun, Run, RunResult},
     text::number,
     time::{Millis, now},
@@ -129,7 +129,7 @@ impl Sync {
 
     /// Now, by Clerk's clock where that is known to differ from ours.
     pub(super) fn now(&self) -> Millis {
-        now() + self.api.clock_offset().unwrap_or_default()
+        self.api.now()
     }
 }
 
@@ -162,11 +162,7 @@ impl Work<'_> {
     /// Writes down how the run ended, gives the lease back, and reports.
     async fn end(mut self, worked: Result<(), SyncError>) -> Result<Report, SyncError> {
         if let Some(offset) = self.sync.api.clock_offset() {
-            self.notes.push(format!(
-                "this machine's clock is {} s {} Clerk's",
-                offset.abs() / 1000,
-                if offset > 0 { "behind" } else { "ahead of" }
-            ));
+            self.notes.push(format!("{}; {}", clock_says(offset), clock_hint(offset)));
         }
         let (result, over) = match &worked {
             Ok(()) => (RunResult::Done, true),
