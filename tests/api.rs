@@ -269,7 +269,12 @@ async fn every_route_answers_as_documented() {
     assert_eq!(server.get("/sync", "/sync").await.json()["watch"], json!(null));
     store.saw_instance("ins_1", SeenBy::Webhook).await.unwrap();
     store.note_webhook(Some("ins_1"), now()).await.unwrap();
-    let new = NewRun { instance_id: "ins_1".into(), who: "schedule".into(), dry_run: false };
+    let new = NewRun {
+        instance_id: "ins_1".into(),
+        who: "schedule".into(),
+        dry_run: false,
+        holder: uuid::Uuid::nil(),
+    };
     store.begin_run(&new).await.unwrap();
     let holder = Holder::of("worker");
     store.take_lease(sync::watch::LEASE, &holder, Duration::from_secs(30)).await.unwrap();

@@ -220,7 +220,8 @@ async fn the_tables_of_sync_are_used_through_shared_sessions() {
     let world = World::on(None, Some(pooler.url()));
     succeeds(&world, &["migrate"]);
     let stores = [world.store().await, world.store().await];
-    let new = NewRun { instance_id: "ins_1".into(), who: "test".into(), dry_run: false };
+    let new =
+        NewRun { instance_id: "ins_1".into(), who: "test".into(), dry_run: false, holder: uuid::Uuid::nil() };
     let run = stores[0].begin_run(&new).await.unwrap();
     let users = async |n: usize| {
         let (store, id) = (&stores[n % 2], format!("user_{n}"));

@@ -34,7 +34,7 @@ use uuid::Uuid;
 
 contract! {
     known_are_rows_with_profiles_claimants_and_former_ids
-    known_are_letters_that_are_open_and_of_the_api
+    known_are_letters_of_the_api_that_are_open_or_just_discarded
     who_is_live_is_counted_and_told
     a_user_is_named_by_our_id_clerk_id_former_id_and_address
     a_lease_has_one_holder_who_renews_it_and_gives_it_back
@@ -43,14 +43,14 @@ contract! {
     only_the_holder_of_a_lease_tells_its_state
     a_run_goes_on_where_the_last_one_of_its_kind_stopped
     runs_that_nobody_can_go_on_with_are_abandoned
-    an_abandoned_run_is_written_down_no_more
+    a_run_that_is_over_is_written_down_no_more
+    only_the_process_that_has_a_run_writes_it_down
     runs_come_newest_first
     a_user_seen_twice_is_new_once_and_the_last_message_is_noted
     what_became_of_messages_is_told_but_not_of_those_on_their_way
     users_a_run_did_not_see_are_found_in_bounded_steps
     rows_made_or_deleted_during_a_run_are_not_missed_by_it
     absences_are_noted_and_told_page_by_page
-    what_a_run_has_seen_is_forgotten_in_steps
     ended_and_left_runs_are_pruned_in_steps
     the_first_instance_owns_the_table_until_another_is_adopted
     of_instances_that_come_or_are_adopted_at_once_one_owns
@@ -121,7 +121,7 @@ async fn letter(home: &Home, message_id: &str, clerk_id: &str, status: &str, out
     .await;
 }
 
-async fn known_are_letters_that_are_open_and_of_the_api(home: Arc<Home>) {
+async fn known_are_letters_of_the_api_that_are_open_or_just_discarded(home: Arc<Home>) {
     let store = home.store().await;
     for (id, status, origin) in [
         ("ann", "open", "api"),
@@ -129,11 +129,22 @@ async fn known_are_letters_that_are_open_and_of_the_api(home: Arc<Home>) {
         ("cat", "replayed", "api"),
         ("dan", "discarded", "api"),
         ("eve", "open", "api"),
+        ("fay", "discarded", "api"),
+        ("gil", "applied", "api"),
     ] {
         letter(&home, &format!("m_{id}"), id, status, "NULL", origin).await;
     }
-    let known = store.known(&texts(["ann", "bob", "cat", "dan"]), &[]).await.unwrap();
-    assert_eq!(known.dead.into_iter().collect::<Vec<_>>(), ["ann"]);
+    letter(&home, "m_ann_2", "ann", "open", "NULL", "api").await;
+    letter(&home, "m_ann_3", "ann", "replayed", "NULL", "api").await;
+    age(&home, "dead_letters", &["first_seen"], 1, "message_id = 'm_ann'").await;
+    let now = if home.is_postgres() { "now()" } else { "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')" };
+    home.sql(&format!("UPDATE dead_letters SET settled_at = {now} WHERE clerk_id IN ('dan', 'fay', 'gil')"))
+        .await;
+    age(&home, "dead_letters", &["settled_at"], 1, "clerk_id = 'fay'").await;
+    let ids = texts(["ann", "bob", "cat", "dan", "fay", "gil"]);
+    let dead = store.known(&ids, &[]).await.unwrap().dead;
+    let read_at = 1_767_323_045_678;
+    assert_eq!(BTreeMap::from_iter(dead), BTreeMap::from([("ann".into(), read_at), ("dan".into(), read_at)]));
 }
 
 async fn who_is_live_is_counted_and_told(home: Arc<Home>) {
@@ -171,10 +182,10 @@ fn holder(host: &str) -> Holder {
 
 const HALF_A_MINUTE: Duration = Duration::from_secs(30);
 
-/// Takes the lease `watch`. Answers who had it before, or has it now.
-async fn take(store: &Arc<dyn Store>, by: &Holder) -> Result<Option<Uuid>, Option<Uuid>> {
+/// Takes the lease `watch`. Answers who has it otherwise.
+async fn take(store: &Arc<dyn Store>, by: &Holder) -> Result<(), Option<Uuid>> {
     match store.take_lease("watch", by, HALF_A_MINUTE).await.unwrap() {
-        Taken::Ours { taken_over } => Ok(taken_over.and_then(|lease| lease.holder)),
+        Taken::Ours => Ok(()),
         Taken::Theirs(lease) => Err(lease.holder),
     }
 }
@@ -183,7 +194,7 @@ async fn a_lease_has_one_holder_who_renews_it_and_gives_it_back(home: Arc<Home>)
     let store = home.store().await;
     let (ann, bob) = (holder("ann"), holder("bob"));
     assert_eq!(store.lease("watch").await.unwrap(), None);
-    assert_eq!(take(&store, &ann).await, Ok(None));
+    assert_eq!(take(&store, &ann).await, Ok(()));
     let first = store.lease("watch").await.unwrap().unwrap();
     assert_eq!(
         (first.holder, first.host.as_str(), first.process.as_str()),
@@ -191,13 +202,10 @@ async fn a_lease_has_one_holder_who_renews_it_and_gives_it_back(home: Arc<Home>)
     );
     assert_eq!((first.expires_at - first.taken_at, first.expired), (30_000, false));
     assert_eq!(take(&store, &bob).await, Err(Some(ann.id)));
-    assert_eq!(
-        store.take_lease("sync", &bob, HALF_A_MINUTE).await.unwrap(),
-        Taken::Ours { taken_over: None }
-    );
+    assert_eq!(store.take_lease("sync", &bob, HALF_A_MINUTE).await.unwrap(), Taken::Ours);
 
     expire(&home, "-1").await;
-    assert_eq!(take(&store, &ann).await, Ok(None), "a renewal, though late");
+    assert_eq!(take(&store, &ann).await, Ok(()), "a renewal, though late");
     let renewed = store.lease("watch").await.unwrap().unwrap();
     assert_eq!((renewed.taken_at, renewed.expired), (first.taken_at, false));
     assert!(renewed.expires_at >= first.expires_at);
@@ -207,7 +215,7 @@ async fn a_lease_has_one_holder_who_renews_it_and_gives_it_back(home: Arc<Home>)
     store.give_lease_back("watch", ann.id).await.unwrap();
     let back = store.lease("watch").await.unwrap().unwrap();
     assert_eq!((back.holder, back.host.as_str(), back.expired), (None, "ann", true));
-    assert_eq!(take(&store, &bob).await, Ok(None), "nobody died");
+    assert_eq!(take(&store, &bob).await, Ok(()), "nobody died");
     assert_eq!(take(&store, &ann).await, Err(Some(bob.id)));
 }
 
@@ -221,8 +229,8 @@ async fn expire(home: &Home, hours: &str) {
     home.sql(&format!("UPDATE leases SET expires_at = {at} WHERE name = 'watch'")).await;
 }
 
-/// Has these holders take the lease at once, through two stores. Answers who got it, and from whom.
-async fn race(stores: &[Arc<dyn Store>; 2], holders: &[Holder]) -> Vec<(Uuid, Option<Uuid>)> {
+/// Has these holders take the lease at once, through two stores. Answers who got it.
+async fn race(stores: &[Arc<dyn Store>; 2], holders: &[Holder]) -> Vec<Uuid> {
     let barrier = Arc::new(tokio::sync::Barrier::new(holders.len()));
     let tasks: Vec<_> = holders
         .iter()
@@ -232,7 +240,7 @@ async fn race(stores: &[Arc<dyn Store>; 2], holders: &[Holder]) -> Vec<(Uuid, Op
             let (store, barrier) = (stores[n % 2].clone(), barrier.clone());
             tokio::spawn(async move {
                 barrier.wait().await;
-                take(&store, &by).await.ok().map(|before| (by.id, before))
+                take(&store, &by).await.ok().map(|()| by.id)
             })
         })
         .collect();
@@ -250,21 +258,20 @@ async fn one_of_many_that_want_a_lease_gets_it(home: Arc<Home>) {
         let holders: Vec<Holder> = (0..4).map(|_| holder("host")).collect();
         let [winner] = race(&stores, &holders).await.try_into().unwrap();
         let lease = stores[1].lease("watch").await.unwrap().unwrap();
-        assert_eq!((lease.holder, winner.1), (Some(winner.0), None));
+        assert_eq!(lease.holder, Some(winner));
     }
 }
 
 async fn an_expired_lease_is_taken_over_from_whoever_had_it(home: Arc<Home>) {
     let stores = [home.store().await, home.open().await];
     let mut last = holder("first");
-    assert_eq!(take(&stores[0], &last).await, Ok(None));
+    assert_eq!(take(&stores[0], &last).await, Ok(()));
     let state = serde_json::json!({ "healed": 3 });
     assert!(stores[0].tell_state("watch", last.id, &state).await.unwrap());
     for _ in 0..10 {
         expire(&home, "-1").await;
         let holders: Vec<Holder> = (0..4).map(|_| holder("next")).collect();
-        let [(winner, before)] = race(&stores, &holders).await.try_into().unwrap();
-        assert_eq!(before, Some(last.id));
+        let [winner] = race(&stores, &holders).await.try_into().unwrap();
         assert_eq!(take(&stores[0], &last).await, Err(Some(winner)), "it is over for the one before");
         last = holders.into_iter().find(|holder| holder.id == winner).unwrap();
     }
@@ -290,7 +297,7 @@ async fn only_the_holder_of_a_lease_tells_its_state(home: Arc<Home>) {
 }
 
 fn full(instance_id: &str) -> NewRun {
-    NewRun { instance_id: instance_id.into(), who: "ann".into(), dry_run: false }
+    NewRun { instance_id: instance_id.into(), who: "ann".into(), dry_run: false, holder: Uuid::from_u128(1) }
 }
 
 /// Moves columns of these rows back in time.
@@ -386,15 +393,43 @@ async fn runs_that_nobody_can_go_on_with_are_abandoned(home: Arc<Home>) {
     assert_eq!(results().await[3], abandoned);
 }
 
-async fn an_abandoned_run_is_written_down_no_more(home: Arc<Home>) {
+async fn a_run_that_is_over_is_written_down_no_more(home: Arc<Home>) {
     let store = home.store().await;
     let old = store.begin_run(&full("ins_1")).await.unwrap();
     age(&home, "sync_runs", &["started_at"], 2, "true").await;
-    store.begin_run(&full("ins_1")).await.unwrap();
-    let error = store.save_run(&Run { phase: "pages".into(), ..old.clone() }).await.unwrap_err();
-    assert!(error.message.contains("the run is over"), "{error}");
-    let nobodys = Run { id: Uuid::now_v7(), ..old };
-    assert!(store.save_run(&nobodys).await.is_err());
+    let new = store.begin_run(&full("ins_1")).await.unwrap();
+    store.see(&new, &[seen("ann", None)]).await.unwrap();
+    let done = Run { finished_at: Some(1), result: Some(RunResult::Done), ..new };
+    store.save_run(&done).await.unwrap();
+    let told = store.runs(10).await.unwrap();
+    for over in [old.clone(), done, Run { id: Uuid::now_v7(), ..old }] {
+        let late = Run { finished_at: None, result: None, phase: "late".into(), ..over };
+        assert!(store.save_run(&late).await.unwrap_err().is_over());
+        let error = store.see(&late, &[seen("bob", None)]).await.unwrap_err();
+        assert!(error.is_over() && error.message.contains("the run is over"), "{error}");
+    }
+    assert_eq!(store.runs(10).await.unwrap(), told);
+    assert_eq!(home.number("SELECT count(*) FROM sync_ids").await, 1);
+}
+
+async fn only_the_process_that_has_a_run_writes_it_down(home: Arc<Home>) {
+    let store = home.store().await;
+    let first = store.begin_run(&full("ins_1")).await.unwrap();
+    let counts = Counts { clerk: 7, ..Counts::default() };
+    let first = Run { counts, phase: "pages".into(), ..first };
+    store.see(&first, &[seen("ann", Some("m1"))]).await.unwrap();
+    let next = NewRun { holder: Uuid::from_u128(2), ..full("ins_1") };
+    let second = store.begin_run(&next).await.unwrap();
+    assert!(second.resumed && second.id == first.id);
+    assert_eq!((second.counts, second.holder), (counts, next.holder), "what the first one had written");
+
+    let late = Run { counts: Counts { clerk: 9, ..counts }, finished_at: Some(1), ..first };
+    assert!(store.save_run(&late).await.unwrap_err().is_over());
+    assert!(store.see(&late, &[seen("bob", None)]).await.unwrap_err().is_over());
+    assert_eq!(store.new_to(second.id, &texts(["ann", "bob"])).await.unwrap(), ["bob"]);
+    store.see(&second, &[seen("bob", None)]).await.unwrap();
+    let told = store.runs(1).await.unwrap().remove(0);
+    assert_eq!((told.counts, told.finished_at), (counts, None));
 }
 
 async fn runs_come_newest_first(home: Arc<Home>) {
@@ -567,20 +602,15 @@ async fn absences_are_noted_and_told_page_by_page(home: Arc<Home>) {
     assert!(unseen(&store, run, 10).await[0].clerk_ids.is_empty(), "nobody is looked up twice");
 }
 
-async fn what_a_run_has_seen_is_forgotten_in_steps(home: Arc<Home>) {
-    let store = home.store().await;
-    let (run, other) = (begin(&store, "ins_1").await, begin(&store, "ins_2").await);
-    let ids: Vec<Seen> = (0..25).map(|n| seen(&format!("user_{n}"), Some("m"))).collect();
-    store.see(&run, &ids).await.unwrap();
-    store.see(&other, &ids).await.unwrap();
-    for forgotten in [10, 10, 5, 0] {
-        assert_eq!(store.forget_ids(run.id, 10).await.unwrap(), forgotten);
-    }
-    assert_eq!(home.number("SELECT count(*) FROM sync_ids").await, 25);
-}
-
 async fn ended_and_left_runs_are_pruned_in_steps(home: Arc<Home>) {
     let store = home.store().await;
+    // As a process leaves it that is killed between two steps of retention.
+    let left_behind = async |run: &Run, ids: &[Seen]| {
+        for Seen { clerk_id, .. } in ids {
+            home.sql(&format!("INSERT INTO sync_ids (run, clerk_id) VALUES ('{}', '{clerk_id}')", run.id))
+                .await;
+        }
+    };
     let forever = Retention { inbox: Duration::MAX, dead: Duration::MAX, rejections: Duration::MAX };
     let pruned = async || store.prune(&forever, 10).await.unwrap().rows;
     let ids: Vec<Seen> = (0..15).map(|n| seen(&format!("user_{n:02}"), None)).collect();
@@ -597,15 +627,17 @@ async fn ended_and_left_runs_are_pruned_in_steps(home: Arc<Home>) {
     store.save_run(&stopped).await.unwrap();
     assert_eq!([pruned().await, pruned().await, pruned().await, pruned().await], [10, 10, 10, 0]);
     assert_eq!(home.number("SELECT count(*) FROM sync_ids").await, 15);
-    assert_eq!(store.forget_ids(going.id, 100).await.unwrap(), 15, "those of the run that goes on");
+    let of_going = format!("SELECT count(*) FROM sync_ids WHERE run = '{}'", going.id);
+    assert_eq!(home.number(&of_going).await, 15, "those of the run that goes on");
+    home.sql("DELETE FROM sync_ids").await;
     assert_eq!(store.runs(10).await.unwrap().len(), 3);
 
     // A run goes once it is old, is not among the newest, and has nothing left of what it saw.
-    store.see(&stopped, &ids[..1]).await.unwrap();
+    left_behind(&stopped, &ids[..1]).await;
     let old = format!("id IN ('{}', '{}')", left.id, stopped.id);
     age(&home, "sync_runs", &["started_at"], 91, &old).await;
     assert_eq!(pruned().await, 1, "what was seen goes, but both are among the newest");
-    store.see(&stopped, &ids).await.unwrap();
+    left_behind(&stopped, &ids).await;
     age(&home, "sync_runs", &["updated_at"], 20, &format!("id = '{}'", going.id)).await;
     for n in 0..RUNS_KEPT {
         let run = store.begin_run(&full(&format!("new_{n}"))).await.unwrap();

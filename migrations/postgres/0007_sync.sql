@@ -37,6 +37,8 @@ CREATE TABLE sync_runs (
     finished_at timestamptz,
     instance_id text NOT NULL,
     who text NOT NULL,
+    -- The process that began it, or went on with it last. No other one writes it down.
+    holder uuid NOT NULL,
     dry_run boolean NOT NULL,
     -- Where it is; cursor is JSON.
     phase text NOT NULL DEFAULT '',

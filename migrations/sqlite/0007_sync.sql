@@ -37,6 +37,8 @@ CREATE TABLE sync_runs (
     finished_at TEXT,
     instance_id TEXT NOT NULL,
     who TEXT NOT NULL,
+    -- The process that began it, or went on with it last. No other one writes it down.
+    holder TEXT NOT NULL,
     dry_run INTEGER NOT NULL,
     -- Where it is; cursor is JSON.
     phase TEXT NOT NULL DEFAULT '',

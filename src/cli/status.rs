@@ -3,6 +3,7 @@
 
 use crate::{
     app,
+    clerk::api::{clock_hint, clock_says},
     cli::{
         Listing,
         output::Output,
@@ -106,6 +107,8 @@ fn clerk(sync: &Glance, output: &mut Output) -> Result<(), Failure> {
         let change = |at: &Option<String>| at.clone().unwrap_or_else(|| "none".into());
         let behind = match watch.behind_seconds {
             None => "not compared yet".into(),
+            // What was in step then may be so no longer.
+            Some(0) if watch.error.is_some() || !watch.watched => "was in step".into(),
             Some(0) => "in step".into(),
             Some(seconds) => {
                 format!("behind by {}", ago(0, 1000 * i64::try_from(seconds).unwrap_or_default()))
@@ -113,15 +116,20 @@ fn clerk(sync: &Glance, output: &mut Output) -> Result<(), Failure> {
         };
         let watched = if watch.watched { "" } else { "; nobody watches now" };
         let (there, here) = (change(&watch.newest_in_clerk), change(&watch.newest_here));
-        output.line(format!("clerk           {behind}; newest change {there}, here {here}{watched}"))?;
+        let looked = watch.looked_at.as_ref().map(|at| format!(" at {at}")).unwrap_or_default();
+        output
+            .line(format!("clerk           {behind}{looked}; newest change {there}, here {here}{watched}"))?;
         let Healed { missing, outdated, gone } = watch.healed_last_day;
         let [missing, outdated, gone] = [missing, outdated, gone].map(number);
         output.line(format!(
             "healed          {missing} missing, {outdated} outdated, {gone} gone in the last day"
         ))?;
-        for notice in watch.alarm.iter().chain(&watch.error) {
+        for notice in watch.alarm.iter().chain(&watch.error).chain(&watch.refused) {
             let Notice { since, message, hint } = notice;
             output.line(format!("attention       since {since}: {message}; {hint}"))?;
+        }
+        if let Some(offset) = watch.clock_offset_seconds.map(|seconds| seconds.saturating_mul(1000)) {
+            output.line(format!("attention       {}; {}", clock_says(offset), clock_hint(offset)))?;
         }
     }
     let Some(run) = &sync.last_run else { return Ok(()) };

@@ -163,7 +163,7 @@ fn unknown(args: &Sync) -> Unknown<'static> {
     match (args.adopt_instance, args.yes) {
         (adopt, _) if args.dry_run => Unknown::Look { adopt },
         (true, _) => Unknown::Adopt,
-        (false, yes) if yes || !is_interactive() => Unknown::Check,
+        (false, yes) if yes || !is_interactive() => Unknown::Ask(&|_| true),
         (false, _) => Unknown::Ask(&agreed),
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     },
     sync::watch::{
         LEASE, alarm,
-        state::{Healed, State},
+        state::{Healed, State, Trouble},
     },
     time::{Millis, now, rfc3339},
 };
@@ -87,6 +87,8 @@ pub struct Watch {
     pub alarm: Option<Notice>,
     /// Clerk cannot be watched.
     pub error: Option<Notice>,
+    /// The last sync found more users gone than it may delete.
+    pub refused: Option<Notice>,
     /// How many seconds Clerk's clock is ahead, where that matters.
     pub clock_offset_seconds: Option<i64>,
 }
@@ -182,13 +184,20 @@ impl Watch {
                 message: alarm.to_string(),
                 hint: alarm::HINT.into(),
             }),
-            error: state.error.map(|trouble| Notice {
-                since: rfc3339(trouble.since),
-                message: trouble.message,
-                hint: trouble.hint.unwrap_or_default(),
-            }),
+            error: state.error.map(Notice::from),
+            refused: state.counted.refused.map(|refused| refused.trouble.into()),
             clock_offset_seconds: state.clock_offset_ms.map(|offset| offset / 1000),
             instance_id: state.instance,
+        }
+    }
+}
+
+impl From<Trouble> for Notice {
+    fn from(trouble: Trouble) -> Self {
+        Self {
+            since: rfc3339(trouble.since),
+            message: trouble.message,
+            hint: trouble.hint.unwrap_or_default(),
         }
     }
 }

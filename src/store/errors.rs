@@ -30,6 +30,20 @@ pub(super) fn raced(message: &'static str) -> StoreError {
     }
 }
 
+/// [`StoreError::code`] of [`over`].
+pub(super) const OVER: &str = "over";
+
+/// It is no longer this process's to write.
+pub(super) fn over(message: &'static str) -> StoreError {
+    StoreError {
+        class: Class::Permanent,
+        code: OVER.into(),
+        message: message.into(),
+        hint: None,
+        source: None,
+    }
+}
+
 /// Whether as many rows were written as were to be. A trigger or a policy of the application's can keep a row away without
 /// an error, and then nothing must say that it was written.
 pub(super) fn all_written(table: &str, written: u64, rows: usize) -> Result<(), StoreError> {

@@ -22,6 +22,9 @@ pub(super) trait Dialect: Database + Sized {
         values: impl IntoIterator<Item = Value<'v>>,
     ) -> Result<QueryBuilder<Self>, StoreError>;
 
+    /// The column has one of the texts of a list, which is the parameter of this number.
+    fn among(column: &str, n: usize) -> String;
+
     /// Appends ` AND …`: the letter is one of these.
     fn and_one_of(query: &mut QueryBuilder<Self>, ids: &[Uuid]);
 

@@ -169,7 +169,7 @@ pub enum Class {
 pub struct StoreError {
     /// What it means for the message.
     pub class: Class,
-    /// SQLSTATE or SQLite's extended code; empty where there is none.
+    /// SQLSTATE, SQLite's extended code, or a word of headcount's; empty where there is none.
     pub code: String,
     /// What happened, without any value of a row.
     pub message: String,
@@ -184,6 +184,11 @@ impl StoreError {
     /// The database could not be asked, or did not answer in time.
     pub fn is_outage(&self) -> bool {
         matches!(self.class, Class::Outage | Class::Unanswered)
+    }
+
+    /// What was to be written down is over, or another process's now.
+    pub fn is_over(&self) -> bool {
+        self.code == errors::OVER
     }
 
     /// The hint, where there is one, after `before`.

@@ -304,7 +304,6 @@ watched!(SyncTables {
     [PEOPLE] unseen(run: Uuid, ?after: str, limit: u32) -> Unseen;
     [PEOPLE] note_absent(run: Uuid, &clerk_id: str, at: Millis) -> ();
     [PEOPLE] absent(run: Uuid, ?after: str, limit: u32) -> Vec<(String, Millis)>;
-    [PEOPLE] forget_ids(run: Uuid, limit: u32) -> u64;
     [READY] saw_instance(&instance_id: str, by: SeenBy) -> Owner;
     [PEOPLE] adopt_instance(&instance_id: str) -> ();
     [PEOPLE] instances() -> Vec<InstanceRow>;

@@ -2,8 +2,9 @@
 
 use humantime::format_duration;
 
+use super::patience::Passing as _;
 use crate::{
-    clerk::api::ApiError,
+    clerk::{api::ApiError, made_up},
     failure::Failure,
     queue::QueueError,
     store::{StoreError, sync::Lease},
@@ -18,7 +19,7 @@ pub enum SyncError {
     Api(#[from] ApiError),
     /// The database.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// The queue.
     #[error(transparent)]
     Queue(#[from] QueueError),
@@ -46,8 +47,8 @@ pub enum SyncError {
     /// Another run holds the lease.
     #[error("another sync is running: {} on {}", .0.process, .0.host)]
     Busy(Box<Lease>),
-    /// The lease went to another process.
-    #[error("another process has taken this run over")]
+    /// The lease went to another process, or was not renewed in time.
+    #[error("another process has taken this run over, or is free to: its lease could not be renewed")]
     TakenOver,
     /// More users are gone than may be deleted.
     #[error("{} of {} live users are gone from Clerk, and only {} may be deleted: nobody was deleted", number(*.gone), number(*.live), number(*.cap))]
@@ -98,6 +99,29 @@ impl SyncError {
         matches!(self, Self::Busy(_) | Self::TakenOver)
     }
 
+    /// A rule of safety kept the run from deleting those who are gone, and will until people do something.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::TooManyGone { .. } | Self::AllGone(_))
+    }
+
+    /// What the run met may have passed by the next one.
+    pub(super) fn passes(&self) -> bool {
+        match self {
+            Self::Api(error) => matches!(error, ApiError::Away { .. } | ApiError::Limited { .. }),
+            Self::Store(error) => error.passes(),
+            Self::Queue(error) => error.passes(),
+            Self::Busy(_) | Self::TakenOver | Self::Stuck(_) | Self::NoWorker(_) | Self::Stopped => true,
+            Self::OtherInstance { .. }
+            | Self::Strangers { .. }
+            | Self::Declined(_)
+            | Self::TooManyGone { .. }
+            | Self::AllGone(_)
+            | Self::EmptyList(_)
+            | Self::Endless { .. }
+            | Self::Incomplete { .. } => false,
+        }
+    }
+
     /// The next run starts anew: going on with this one would come to the same end.
     pub(super) fn ends_the_run(&self) -> bool {
         match self {
@@ -130,6 +154,7 @@ impl SyncError {
             Self::OtherInstance { by_setting: true, .. } => {
                 "correct CLERK_SECRET_KEY, or HEADCOUNT_CLERK_INSTANCE".to_owned()
             }
+            Self::OtherInstance { table, .. } if table == made_up::INSTANCE => "this table is the demo's: set another HEADCOUNT_DATA_DIR, or another HEADCOUNT_SCHEMA".to_owned(),
             Self::OtherInstance { .. } => "set CLERK_SECRET_KEY to the key of the instance whose webhooks come in; if the table is to belong to the key's instance from now on: headcount sync --adopt-instance".to_owned(),
             Self::Strangers { .. } | Self::Declined(_) => "check CLERK_SECRET_KEY; if the key is right: headcount sync --adopt-instance".to_owned(),
             Self::Busy(_) => "wait for it: headcount status shows how far it is".to_owned(),
@@ -140,6 +165,12 @@ impl SyncError {
             Self::EmptyList(_) | Self::Endless { .. } | Self::Incomplete { .. } => "check CLERK_API_URL, and that no proxy or cache stands between".to_owned(),
             Self::NoWorker(_) => format!("start one (headcount worker, or headcount up), then {AGAIN}"),
         })
+    }
+}
+
+impl From<StoreError> for SyncError {
+    fn from(error: StoreError) -> Self {
+        if error.is_over() { Self::TakenOver } else { Self::Store(error) }
     }
 }
 

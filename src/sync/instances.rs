@@ -37,6 +37,10 @@ const KNOWN_MAX: usize = 1000;
 pub const TWO: &str = "set HEADCOUNT_CLERK_INSTANCE to the instance whose users the table holds, so that the other's webhooks are \
      buried; and remove headcount's endpoint from the other instance in the Clerk dashboard";
 
+/// What to do where the setting says another instance than the table.
+const CONTRADICTED: &str = "webhooks of any other instance than the setting's are buried; if the setting is right: \
+     headcount sync --adopt-instance; else correct it";
+
 /// Writes down what the worker sees until `stop` turns true, and then what is left. `configured` is
 /// `HEADCOUNT_CLERK_INSTANCE`: the table is its.
 pub async fn run(
@@ -117,7 +121,14 @@ impl Ledger {
 
     async fn write(&mut self) -> Result<(), StoreError> {
         if let Some(instance) = self.configured.as_ref().filter(|_| !self.adopted) {
-            self.store.adopt_instance(instance).await?;
+            let owner = self.store.saw_instance(instance, SeenBy::Adopted).await?;
+            if let Some(other) = owner.owner.filter(|owner| owner != instance) {
+                warn!(
+                    instance,
+                    owner = other,
+                    "HEADCOUNT_CLERK_INSTANCE is {instance}, and the table belongs to {other} so far: {CONTRADICTED}"
+                );
+            }
             self.adopted = true;
         }
         while let Some((instance, at)) = self.waiting.first_key_value() {

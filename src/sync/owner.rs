@@ -48,19 +48,23 @@ impl Sync {
         if let Some(table) = self.instance.as_deref().filter(|table| *table != key.id) {
             return Err(other(table, true));
         }
-        let looks = matches!(unknown, Unknown::Look { .. });
-        let adopts = matches!(unknown, Unknown::Adopt | Unknown::Look { adopt: true });
-        if adopts || self.instance.is_some() {
-            if !looks {
+        match unknown {
+            Unknown::Look { adopt: true } => return Ok(key),
+            Unknown::Adopt => {
                 self.store.adopt_instance(&key.id).await?;
+                return Ok(key);
             }
-            return Ok(key);
+            Unknown::Check | Unknown::Ask(_) | Unknown::Look { adopt: false } => {}
         }
         let known = self.store.instances().await?;
+        let by_setting = self.instance.is_some();
         match (known.iter().find(|row| row.owner), unknown) {
             (Some(owner), _) if owner.instance_id == key.id => return Ok(key),
+            // A person who runs a sync with the setting means it. A process by itself takes nobody else's table.
+            (_, Unknown::Ask(_) | Unknown::Look { .. }) if by_setting => return Ok(key),
             (Some(owner), _) => return Err(other(&owner.instance_id, false)),
             (None, Unknown::Look { .. }) => return Ok(key),
+            (None, Unknown::Check) if by_setting => {}
             (None, _) if !self.is_related().await? => return Err(SyncError::Strangers { key: key.id }),
             (None, Unknown::Ask(ask)) if !ask(&key) => return Err(SyncError::Declined(key.id)),
             (None, _) => {}

@@ -103,7 +103,12 @@ impl Sync {
         instance: &str,
         stop: &watch::Receiver<bool>,
     ) -> Result<(Run, Cursor, Vec<(String, String)>), SyncError> {
-        let new = NewRun { instance_id: instance.to_owned(), who: order.who.clone(), dry_run: order.dry_run };
+        let new = NewRun {
+            instance_id: instance.to_owned(),
+            who: order.who.clone(),
+            dry_run: order.dry_run,
+            holder: self.holder.id,
+        };
         let store = &self.store;
         loop {
             let run = patiently(stop, || store.begin_run(&new)).await?;
@@ -256,7 +261,7 @@ impl Work<'_> {
         }
         if count != read {
             self.notes.push(format!(
-                "Clerk counts {} users and {} were read: users came or went meanwhile; if it stays so, run it again",
+                "Clerk counts {} users, and {} of its list were read: some came or went meanwhile, or cannot be listed",
                 number(count),
                 number(read)
             ));

@@ -85,7 +85,7 @@ pub const METRICS: &[Metric] = &[
         "headcount_clerk_behind_seconds",
         Kind::Gauge,
         &[],
-        "Age of the oldest change that Clerk has and the table lacks once the grace is over; only the process that watches knows it",
+        "Age of the oldest change that Clerk has and the table lacks once the grace is over, or the time since Clerk could last be looked at; only the process that watches knows it, NaN in one that did",
     ),
     metric(
         "headcount_healed_total",
@@ -317,10 +317,10 @@ impl WatchMetrics {
         self.behind.get_or_init(|| gauge!("headcount_clerk_behind_seconds")).set(seconds as f64);
     }
 
-    /// This process no longer knows: it takes back what it said.
+    /// This process no longer knows: it takes back what it said. Zero would say that the table is in step.
     pub fn not_known(&self) {
         if let Some(behind) = self.behind.get() {
-            behind.set(0.0);
+            behind.set(f64::NAN);
         }
     }
 }

@@ -18,6 +18,9 @@ use crate::{
 /// How long a 429 without `Retry-After` asks to wait: what Clerk's own importer takes.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
+/// Nobody waits longer, whatever a server asks for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// The longest code or message of Clerk's that is passed on, in bytes.
 const WORDS_MAX: usize = 200;
 
@@ -155,5 +158,6 @@ fn is_page(headers: &HeaderMap, body: &[u8]) -> bool {
 
 /// `Retry-After` in seconds, as Clerk sends it.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }

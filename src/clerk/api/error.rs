@@ -37,7 +37,7 @@ pub enum ApiError {
         what: String,
     },
     /// 429 until patience was over, or for longer than it reaches.
-    #[error("{host} limits requests: it answered 429 and asks for {} without any", format_duration(*after))]
+    #[error("{host} limits requests: it answered 429, and wants none for {}", format_duration(*after))]
     Limited {
         /// Who was asked.
         host: String,

@@ -2,7 +2,7 @@
 //! absence from a list are Clerk's own word: what another server answers is an error. Never writes to Clerk, never logs the
 //! key or a user.
 //!
-//! In a request's order: this file says what is asked, `request` asks it, `answer` judges what came back, `snapshot` reads
+//! In a request's order: this file says what is asked, `request` asks it, `clock` learns Clerk's time from it, `answer` judges what came back, `snapshot` reads
 //! the users in it.
 
 use std::{sync::Arc, time::Duration};
@@ -15,12 +15,17 @@ use self::{
     request::{Got, Requests},
 };
 pub use self::{
+    clock::{hint as clock_hint, is_wrong as is_clock_wrong, says as clock_says},
     error::{ApiError, Away},
     snapshot::{Snapshot, gone},
 };
-use crate::{secret::Secret, time::Millis};
+use crate::{
+    secret::Secret,
+    time::{Millis, now},
+};
 
 mod request;
+mod clock;
 mod answer;
 mod snapshot;
 mod error;
@@ -188,10 +193,16 @@ impl Api {
         self.list(&pairs).await?.ok_or_else(|| self.too_large(PAGE_BYTES))
     }
 
+    /// Now, by Clerk's clock, in milliseconds since the Unix epoch. By this machine's where they are less than 5 s apart, or more
+    /// than 10 minutes: then one of them is wrong.
+    pub fn now(&self) -> Millis {
+        self.0.clock.clerks(now())
+    }
+
     /// How far Clerk's clock is ahead of ours, in milliseconds, to the second. `None` where Clerk never told, or where
-    /// they are less than 5 s apart.
-    pub fn clock_offset(&self) -> Option<i64> {
-        self.0.clock_offset()
+    /// they are less than 5 s apart. For people, in the words of [`clock_says`]: times are [`now`](Self::now)'s.
+    pub fn clock_offset(&self) -> Option<Millis> {
+        self.0.clock.offset()
     }
 
     /// `None`: the answer was too large.

@@ -1,19 +1,15 @@
 //! Owns the way of a request to Clerk's API: its turn within the quota, its headers, its limit, and trying it again where it
-//! failed for a reason that may pass. Promises that dropping a request at any point harms no other. Also owns how far
-//! Clerk's clock is ahead of ours. Never reads what an answer holds.
+//! failed for a reason that may pass. Promises that dropping a request at any point harms no other. Never reads what an answer
+//! holds.
 
 use std::{
     fmt,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
-use chrono::DateTime;
-use http::{HeaderMap, HeaderValue, Request, header};
+use http::{HeaderValue, Request, header};
 use http_body_util::Full;
 use humantime::format_duration;
 use leaky_bucket::RateLimiter;
@@ -24,6 +20,7 @@ use url::Url;
 use super::{
     Settings,
     answer::{self, Given, Trouble},
+    clock::Clock,
     error::{ApiError, Away},
 };
 use crate::{
@@ -40,9 +37,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// How long the pauses are between tries: they grow from the first to the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
-
-/// Clocks that are less apart than this count as one: Clerk tells its own in whole seconds.
-const APART: Millis = 5000;
 
 /// Clerk's quota for a live key in requests per second, ...
 const LIVE: f64 = 100.0;
@@ -63,8 +57,7 @@ pub(super) struct Requests {
     quota: RateLimiter,
     /// Nothing is asked before: Clerk said so.
     rest: Mutex<Instant>,
-    /// How far Clerk's clock is ahead of ours at least, or behind, in milliseconds.
-    ahead: AtomicI64,
+    pub(super) clock: Clock,
 }
 
 /// What was answered, and when the try that it answers began.
@@ -114,7 +107,7 @@ impl Requests {
             keep_object: settings.keep_object,
             quota: limiter(settings.rate.unwrap_or(quota * SHARE)),
             rest: Mutex::new(Instant::now()),
-            ahead: AtomicI64::new(0),
+            clock: Clock::default(),
         })
     }
 
@@ -148,7 +141,7 @@ impl Requests {
                 Err(Trouble::Passing { error, after }) => (error, after),
             };
             let pause = after.unwrap_or_else(|| pauses.next_pause());
-            if first.elapsed() + pause > self.patience {
+            if first.elapsed().saturating_add(pause) > self.patience {
                 return Err(error);
             }
             failures += 1;
@@ -172,7 +165,7 @@ impl Requests {
 
     fn rest_for(&self, pause: Duration) {
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        *rest = (*rest).max(Instant::now() + pause);
+        *rest = Instant::now().checked_add(pause).map_or(*rest, |then| then.max(*rest));
     }
 
     async fn once(&self, url: &Url, most: usize) -> Result<Got, Trouble> {
@@ -193,31 +186,9 @@ impl Requests {
             error: ApiError::Away { host: self.host.clone(), why: Away::NoAnswer(why) },
             after: None,
         })?;
-        self.learn(&answer.headers, began, now());
+        self.clock.learn(&answer.headers, began, now());
         let given = answer::judge(answer, &self.base, &self.host)?;
-        Ok(Got { given, read_at: began + self.clock_offset().unwrap_or_default() })
-    }
-
-    /// How far Clerk's clock is ahead of ours, where that is known and matters.
-    pub(super) fn clock_offset(&self) -> Option<Millis> {
-        let ahead = self.ahead.load(Ordering::Relaxed);
-        (ahead.abs() >= APART).then_some(ahead)
-    }
-
-    /// Clerk's clock showed `Date`, a whole second, at some time between `began` and `ended`. What is known so far moves
-    /// no further than that proves: a slow answer proves little.
-    fn learn(&self, headers: &HeaderMap, began: Millis, ended: Millis) {
-        // A cache's `Date` is as old as its copy.
-        if headers.contains_key(header::AGE) {
-            return;
-        }
-        let date = headers.get(header::DATE).and_then(|date| date.to_str().ok());
-        let Some(date) = date.and_then(|date| DateTime::parse_from_rfc2822(date).ok()) else { return };
-        let date = date.timestamp_millis();
-        let (least, most) = (date - ended, date + 999 - began);
-        let ahead = self.ahead.load(Ordering::Relaxed);
-        // Where our own clock was set in between, they may be the wrong way round.
-        self.ahead.store(ahead.min(most.max(least)).max(least), Ordering::Relaxed);
+        Ok(Got { given, read_at: self.clock.clerks(began) })
     }
 }
 
@@ -246,9 +217,6 @@ mod tests {
     use super::*;
     use crate::secret::Secret;
 
-    /// 2025-10-09 08:53:20 UTC.
-    const AT: Millis = 1_760_000_000_000;
-
     fn requests() -> Requests {
         let settings = Settings {
             key: Secret::new("sk_test_x"),
@@ -258,30 +226,6 @@ mod tests {
             keep_object: false,
         };
         Requests::new(&settings).unwrap()
-    }
-
-    fn date(more: &[(&'static str, &'static str)]) -> HeaderMap {
-        let all = [("date", "Thu, 09 Oct 2025 08:53:20 GMT")].iter().chain(more);
-        all.map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
-    }
-
-    #[test]
-    fn a_clock_is_believed_to_differ_no_further_than_answers_prove() {
-        let requests = requests();
-        for (headers, began, ended, offset) in [
-            // Clerk's clock is ahead by 30 s to 31 s, or so; then a slow answer says 1 s to 61 s.
-            (date(&[]), AT - 30_010, AT - 30_000, Some(30_000)),
-            (date(&[]), AT - 60_000, AT - 1000, Some(30_000)),
-            (date(&[("age", "3")]), AT - 90_000, AT - 90_000, Some(30_000)),
-            (HeaderMap::new(), AT - 90_000, AT - 90_000, Some(30_000)),
-            // Ours was set: they are in step.
-            (date(&[]), AT + 200, AT + 300, None),
-            (date(&[]), AT + 7000, AT + 7001, Some(-6001)),
-            (date(&[]), AT + 3000, AT + 4000, None),
-        ] {
-            requests.learn(&headers, began, ended);
-            assert_eq!(requests.clock_offset(), offset, "{} to {}", began - AT, ended - AT);
-        }
     }
 
     #[test]

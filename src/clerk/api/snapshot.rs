@@ -22,7 +22,7 @@ use crate::{
 pub struct Snapshot {
     /// `None`: not even the id could be read.
     pub clerk_id: Option<String>,
-    /// When the request began, by our clock; by Clerk's where [`super::Api::clock_offset`] knows that they differ.
+    /// When the request began, as [`super::Api::now`] tells the time.
     pub read_at: Millis,
     /// `data.created_at`, where it is sound.
     pub created_at: Option<Millis>,

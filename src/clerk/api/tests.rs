@@ -234,7 +234,7 @@ async fn patience_ends() {
     for (wrong, said) in [
         (Wrong::Status(503), "answered 503"),
         (Wrong::Cut, "gives no whole answer: connection broken"),
-        (Wrong::Limited(0), "limits requests: it answered 429 and asks for 0s without any"),
+        (Wrong::Limited(0), "limits requests: it answered 429, and wants none for 0s"),
     ] {
         stand_in.world().faults(|faults| faults.wrong = Some(wrong));
         let (before, began) = (stand_in.world().asked("/v1/users/count"), Instant::now());
@@ -248,10 +248,13 @@ async fn patience_ends() {
 #[tokio::test]
 async fn nobody_waits_for_longer_than_patience_reaches() {
     let stand_in = stand_in(1).await;
-    stand_in.world().faults(|faults| faults.wrong = Some(Wrong::Limited(3600)));
-    let error = patient(&stand_in).count().await.unwrap_err();
-    assert!(error.to_string().ends_with("asks for 1h without any"), "{error}");
-    assert_eq!(stand_in.world().asked("/v1/users/count"), 1);
+    let api = patient(&stand_in);
+    for (n, (seconds, said)) in [(3600, "1h"), (u64::MAX, "1day")].into_iter().enumerate() {
+        stand_in.world().faults(|faults| faults.wrong = Some(Wrong::Limited(seconds)));
+        let error = api.count().await.unwrap_err();
+        assert!(error.to_string().ends_with(&format!("wants none for {said}")), "{error}");
+        assert_eq!(stand_in.world().asked("/v1/users/count"), n as u64 + 1);
+    }
 }
 
 #[tokio::test]
@@ -362,6 +365,13 @@ async fn a_clock_that_is_far_from_clerks_is_corrected() {
         assert!((offset - ahead).abs() <= 5000, "{offset} for {ahead}");
         assert!((user.read_at - now() - ahead).abs() <= 9000);
     }
+    stand_in.world().faults(|faults| faults.clock_ahead = 86_400_000);
+    let user = api.user("user_000").await.unwrap().unwrap();
+    assert!(api.clock_offset().unwrap() > 86_000_000, "it is told, ...");
+    assert!(
+        (user.read_at - now()).abs() <= 9000 && (api.now() - now()).abs() <= 9000,
+        "... and not believed"
+    );
     stand_in.world().faults(|faults| faults.clock_ahead = 2000);
     api.count().await.unwrap();
     assert_eq!(api.clock_offset(), None);

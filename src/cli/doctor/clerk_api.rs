@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use super::Check;
 use crate::{
     app,
-    clerk::api::{Api, ApiError, Instance},
+    clerk::api::{Api, ApiError, Instance, clock_hint, clock_says},
     config::Config,
     failure::Failure,
     ops::sync::{Notice, Watch, watch},
@@ -21,14 +21,18 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Webhooks of another instance that came in so long ago are past, in milliseconds.
 const PAST: i64 = 24 * 3_600_000;
 
+/// A change that the table lacks for less than this is being healed, in seconds.
+const LATE: u64 = 300;
+
 /// Checks all of it.
 pub(super) async fn checks(config: &Config) -> Vec<Check> {
     let (answer, known) = tokio::join!(ask(config), known(config));
     // Where the database does not answer, the line about the database says so.
     let (instances, watch) = known.unwrap_or_default();
-    let mut checks = key(config, answer, &instances);
+    let mut checks = key(config, answer, &instances, watch.as_ref());
     checks.extend(others(config, &instances));
-    if config.clerk_secret_key.is_some() && !config.watch.is_zero() {
+    let elsewhere = watch.as_ref().is_some_and(|watch| watch.watched);
+    if elsewhere || (config.clerk_secret_key.is_some() && !config.watch.is_zero()) {
         checks.extend(watched(watch));
     }
     checks
@@ -66,8 +70,17 @@ async fn read(store: &Arc<dyn Store>) -> Result<(Vec<InstanceRow>, Option<Watch>
     Ok((store.instances().await?, watch(store).await?))
 }
 
-fn key(config: &Config, answer: Option<Result<Answer, Failure>>, instances: &[InstanceRow]) -> Vec<Check> {
+fn key(
+    config: &Config,
+    answer: Option<Result<Answer, Failure>>,
+    instances: &[InstanceRow],
+    watch: Option<&Watch>,
+) -> Vec<Check> {
     let Answer { instance, clock_offset } = match answer {
+        None if watch.is_some_and(|watch| watch.watched) => {
+            let elsewhere = "no CLERK_SECRET_KEY here, so the key is not checked; another process has one";
+            return vec![Check::ok("clerk", elsewhere)];
+        }
         None => {
             let off = "no CLERK_SECRET_KEY: lost webhooks are neither noticed nor healed, and headcount sync is off";
             return vec![Check::ok("clerk", off)];
@@ -88,14 +101,7 @@ fn key(config: &Config, answer: Option<Result<Answer, Failure>>, instances: &[In
         Some(_) => Check::ok("clerk", format!("{named}, which the table belongs to")),
         None => Check::ok("clerk", format!("{named}; the table belongs to no instance yet")),
     };
-    let clock = clock_offset.map(|offset| {
-        let way = if offset > 0 { "ahead of" } else { "behind" };
-        Check::warning(
-            "clock",
-            format!("Clerk's clock is {} {way} this machine's", ago(0, offset.abs())),
-            "set this machine's clock right: a webhook's signature is refused when its time is 5 minutes off",
-        )
-    });
+    let clock = clock_offset.map(|offset| Check::warning("clock", clock_says(offset), clock_hint(offset)));
     std::iter::once(first).chain(clock).collect()
 }
 
@@ -129,11 +135,14 @@ fn watched(watch: Option<Watch>) -> Vec<Check> {
         let failure = Failure::new(format!("since {}: {}", notice.since, notice.message));
         Check::failed("watch", failure.hint(notice.hint))
     };
-    checks.extend(watch.alarm.into_iter().chain(watch.error).map(failed));
+    checks.extend(watch.alarm.into_iter().chain(watch.error).chain(watch.refused).map(failed));
     let by = &watch.by;
     match (watch.behind_seconds, &watch.looked_at) {
         (Some(0), Some(at)) if checks.is_empty() => {
             checks.push(Check::ok("watch", format!("in step with Clerk at {at}, says the {by}")));
+        }
+        (Some(seconds), Some(at)) if seconds < LATE => {
+            checks.push(Check::ok("watch", format!("{seconds} s behind Clerk at {at}, says the {by}")));
         }
         (Some(seconds @ 1..), _) => {
             let behind = ago(0, i64::try_from(seconds).unwrap_or_default() * 1000);

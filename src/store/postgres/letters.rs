@@ -33,6 +33,10 @@ use crate::{
 impl Dialect for Postgres {
     binding!(std::convert::identity);
 
+    fn among(column: &str, n: usize) -> String {
+        format!("{column} = ANY(${n})")
+    }
+
     fn and_one_of(query: &mut QueryBuilder<Self>, ids: &[Uuid]) {
         query.push(" AND id = ANY(").push_bind(ids.to_vec()).push(")");
     }

@@ -23,10 +23,6 @@ impl Words for Postgres {
         format!("now() + ${n} * interval '1 millisecond'")
     }
 
-    fn among(column: &str, n: usize) -> String {
-        format!("{column} = ANY(${n})")
-    }
-
     fn members(n: usize) -> String {
         format!("jsonb_each_text(CAST(${n} AS jsonb))")
     }

@@ -27,6 +27,10 @@ use crate::{
 impl Dialect for Sqlite {
     binding!(Json);
 
+    fn among(column: &str, n: usize) -> String {
+        format!("{column} IN (SELECT value FROM json_each(${n}))")
+    }
+
     fn and_one_of(query: &mut QueryBuilder<Self>, ids: &[Uuid]) {
         query.push(" AND id IN (SELECT value FROM json_each(").push_bind(Json(ids.to_vec())).push("))");
     }

@@ -20,10 +20,6 @@ impl Words for Sqlite {
         format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', (${n} / 1000.0) || ' seconds')")
     }
 
-    fn among(column: &str, n: usize) -> String {
-        format!("{column} IN (SELECT value FROM json_each(${n}))")
-    }
-
     fn members(n: usize) -> String {
         format!("json_each(${n})")
     }

@@ -161,12 +161,3 @@ pub(super) async fn absent<S: Works>(
     let rows: Vec<(String, At)> = ask(store, S::Db::whole(question, values)?, Planned::EachTime).await?;
     Ok(rows.into_iter().map(|(clerk_id, At(at))| (clerk_id, at)).collect())
 }
-
-pub(super) async fn forget<S: Works>(store: &S, run: Uuid, limit: u32) -> Result<u64, StoreError> {
-    let statement = "DELETE FROM sync_ids WHERE run = $1 AND clerk_id IN \
-         (SELECT clerk_id FROM sync_ids WHERE run = $1 ORDER BY clerk_id LIMIT $2)";
-    change!(store, |tx| {
-        let values = [Value::Id(Some(run)), Value::Number(limit.into())];
-        tx.run(S::Db::whole(statement, values)?).await?
-    })
-}

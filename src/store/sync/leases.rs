@@ -78,14 +78,13 @@ pub(super) async fn take<S: Works>(
         let before: Option<Lease> = tx.rows(question, Planned::Once).await?.pop();
         match before {
             Some(lease) if !lease.expired && lease.holder != Some(by.id) => Taken::Theirs(lease),
-            Some(lease) => {
+            Some(_) => {
                 tx.run(S::Db::whole(update::<S::Db>(), values)?).await?;
-                let another = lease.holder.is_some_and(|holder| holder != by.id);
-                Taken::Ours { taken_over: another.then_some(lease) }
+                Taken::Ours
             }
             None => match tx.run(S::Db::whole(insert::<S::Db>(), values)?).await? {
                 0 => return Err(errors::raced("another process has just taken the lease")),
-                _ => Taken::Ours { taken_over: None },
+                _ => Taken::Ours,
             },
         }
     })

@@ -4,7 +4,7 @@
 //! Promises that comparing takes no lock, that a lease goes by the database's clock and has one holder, and that each step
 //! is bounded however many users there are. Changes no user: only a message that is folded does.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -67,7 +67,11 @@ pub trait SyncTables: Send + Sync {
     /// one. Unfinished runs that nobody can go on with any more end as [`RunResult::Abandoned`].
     async fn begin_run(&self, new: &NewRun) -> Result<Run, StoreError>;
 
-    /// Writes down phase, cursor, counts and end of a run, as given.
+    /// Writes down phase, cursor, counts and end of a run, as given. Only the process that began it, or went on with it last, may
+    /// do so, and nobody once the run is over.
+    ///
+    /// # Errors
+    /// [`StoreError::is_over`]: nothing was written.
     async fn save_run(&self, run: &Run) -> Result<(), StoreError>;
 
     /// The newest runs, the newest first.
@@ -105,10 +109,6 @@ pub trait SyncTables: Send + Sync {
         limit: u32,
     ) -> Result<Vec<(String, Millis)>, StoreError>;
 
-    /// Forgets at most `limit` of the users that a run has seen, whether it has ended or not. Answers how many it found:
-    /// none when there are no more.
-    async fn forget_ids(&self, run: Uuid, limit: u32) -> Result<u64, StoreError>;
-
     /// Remembers an instance, up to [`INSTANCES_MAX`] of them. The first one becomes the owner. Answers whose the table is.
     async fn saw_instance(&self, instance_id: &str, by: SeenBy) -> Result<Owner, StoreError>;
 
@@ -127,8 +127,9 @@ pub trait SyncTables: Send + Sync {
 pub struct Known {
     /// Rows, with their profiles, and former ids, as a batch about these users would load them.
     pub loaded: Loaded,
-    /// Those of the Clerk ids that an open letter is about whose message came from the API.
-    pub dead: HashSet<String>,
+    /// Those of the Clerk ids whose snapshots people have to look at: their letters are open, or were discarded within the last day.
+    /// Each with the time at which the newest of these was read from the API.
+    pub dead: HashMap<String, Millis>,
 }
 
 /// Who takes a lease.
@@ -183,10 +184,7 @@ pub struct Lease {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Taken {
     /// By us.
-    Ours {
-        /// From a holder that let it expire.
-        taken_over: Option<Lease>,
-    },
+    Ours,
     /// It is somebody else's.
     Theirs(Lease),
 }
@@ -200,6 +198,8 @@ pub struct NewRun {
     pub who: String,
     /// It only looks.
     pub dry_run: bool,
+    /// The process that begins it: the holder of the lease.
+    pub holder: Uuid,
 }
 
 /// A run. Times are the database's clock, but for [`finished_at`](Self::finished_at).
@@ -215,6 +215,9 @@ pub struct Run {
     pub instance_id: String,
     /// Who began it, or went on with it last.
     pub who: String,
+    /// [`Holder::id`] of that process: no other may write the run down.
+    #[serde(skip)]
+    pub holder: Uuid,
     /// It only looks.
     pub dry_run: bool,
     /// Where it is, in the words of sync; empty before it first said so.

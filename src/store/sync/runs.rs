@@ -20,7 +20,7 @@ use crate::{
     time::Millis,
 };
 
-const RUN: &str = "id, started_at, finished_at, instance_id, who, dry_run, phase, cursor, clerk, in_step, missing, \
+const RUN: &str = "id, started_at, finished_at, instance_id, who, holder, dry_run, phase, cursor, clerk, in_step, missing, \
      outdated, different, gone, buried_alive, repaired, failed, result, detail, updated_at";
 
 from_row!(Counts {
@@ -42,6 +42,7 @@ struct Head {
     finished_at: Option<Millis>,
     instance_id: String,
     who: String,
+    holder: Uuid,
     dry_run: bool,
     phase: String,
     cursor: Option<String>,
@@ -56,6 +57,7 @@ from_row!(Head {
     finished_at: Option<At>,
     instance_id: String,
     who: String,
+    holder: Id,
     dry_run: bool,
     phase: String,
     cursor: Option<String>,
@@ -76,6 +78,7 @@ where
             finished_at,
             instance_id,
             who,
+            holder,
             dry_run,
             phase,
             cursor,
@@ -89,6 +92,7 @@ where
             finished_at,
             instance_id,
             who,
+            holder,
             dry_run,
             phase,
             cursor,
@@ -107,12 +111,14 @@ pub(super) async fn begin<S: Works>(store: &S, new: &NewRun) -> Result<Run, Stor
         "SELECT {RUN} FROM sync_runs WHERE finished_at IS NULL AND instance_id = $1 AND dry_run = $2 \
          AND started_at > {a_day_ago} ORDER BY started_at DESC, id DESC LIMIT 1"
     );
+    // From here on the process that had it before writes nothing down any more. What it wrote until then is read here.
     let resume = format!(
-        "UPDATE sync_runs SET who = $2, result = NULL, detail = NULL, updated_at = {now} WHERE id = $1 RETURNING {RUN}"
+        "UPDATE sync_runs SET who = $2, holder = $3, result = NULL, detail = NULL, updated_at = {now} \
+         WHERE id = $1 AND finished_at IS NULL RETURNING {RUN}"
     );
     let insert = format!(
-        "INSERT INTO sync_runs (id, started_at, instance_id, who, dry_run, updated_at) \
-         VALUES ($1, {now}, $2, $3, $4, {now}) RETURNING {RUN}"
+        "INSERT INTO sync_runs (id, started_at, instance_id, who, holder, dry_run, updated_at) \
+         VALUES ($1, {now}, $2, $3, $4, $5, {now}) RETURNING {RUN}"
     );
     // A run of the other kind, or of another instance, can still be gone on with for a day.
     let abandon = format!(
@@ -122,15 +128,16 @@ pub(super) async fn begin<S: Works>(store: &S, new: &NewRun) -> Result<Run, Stor
     );
     let (instance_id, who) = (clean(&new.instance_id, NAME_MAX), clean(&new.who, NAME_MAX));
     let (instance, who, dry_run) = (Value::Text(&instance_id), Value::Text(&who), Value::Flag(new.dry_run));
+    let holder = Value::Id(Some(new.holder));
     change!(store, |tx| {
         let unfinished = S::Db::whole(unfinished.as_str(), [instance, dry_run])?;
         let unfinished: Option<Run> = tx.rows(unfinished, Planned::Once).await?.pop();
         let resumed = unfinished.is_some();
         let statement = match unfinished {
-            Some(run) => S::Db::whole(resume.as_str(), [Value::Id(Some(run.id)), who])?,
+            Some(run) => S::Db::whole(resume.as_str(), [Value::Id(Some(run.id)), who, holder])?,
             None => {
                 let id = Value::Id(Some(Uuid::now_v7()));
-                S::Db::whole(insert.as_str(), [id, instance, who, dry_run])?
+                S::Db::whole(insert.as_str(), [id, instance, who, holder, dry_run])?
             }
         };
         let run: Option<Run> = tx.rows(statement, Planned::Once).await?.pop();
@@ -146,11 +153,12 @@ pub(super) async fn save<S: Works>(store: &S, run: &Run) -> Result<(), StoreErro
 
 /// Writes a run down, within the caller's transaction.
 pub(super) async fn write<S: Works>(tx: &mut S::Tx, run: &Run) -> Result<(), StoreError> {
-    // What was abandoned stays so: what it had seen may be forgotten already, and then everybody would seem gone.
+    // A process that lost its lease without noticing changes nothing of a run that another goes on with, or has ended. What a run
+    // that is over had seen may be forgotten already: if it were opened again, everybody would seem gone.
     let statement = format!(
         "UPDATE sync_runs SET finished_at = $2, phase = $3, cursor = $4, result = $5, detail = $6, clerk = $7, \
          in_step = $8, missing = $9, outdated = $10, different = $11, gone = $12, buried_alive = $13, repaired = $14, \
-         failed = $15, updated_at = {} WHERE id = $1 AND (result IS NULL OR result <> 'abandoned')",
+         failed = $15, updated_at = {} WHERE id = $1 AND holder = $16 AND finished_at IS NULL",
         S::Db::NOW
     );
     let number = |count: u64| Value::Number(i64::try_from(count).unwrap_or(i64::MAX));
@@ -173,9 +181,10 @@ pub(super) async fn write<S: Works>(tx: &mut S::Tx, run: &Run) -> Result<(), Sto
         number(buried_alive),
         number(repaired),
         number(failed),
+        Value::Id(Some(run.holder)),
     ];
     match tx.run(S::Db::whole(statement, values)?).await? {
-        0 => Err(errors::broken("the run is over: another one was begun in its place")),
+        0 => Err(errors::over("the run is over, or another process goes on with it")),
         _ => Ok(()),
     }
 }

@@ -36,9 +36,6 @@ pub(in crate::store) trait Words: Dialect {
     /// So many milliseconds later than now.
     fn later(n: usize) -> String;
 
-    /// The column has one of the texts of a list.
-    fn among(column: &str, n: usize) -> String;
-
     /// The members of a JSON object as rows, with the columns `key` and `value`.
     fn members(n: usize) -> String;
 }
@@ -172,10 +169,6 @@ impl<S: Works> SyncTables for S {
         limit: u32,
     ) -> Result<Vec<(String, Millis)>, StoreError> {
         ids::absent(self, run, after, limit).await
-    }
-
-    async fn forget_ids(&self, run: Uuid, limit: u32) -> Result<u64, StoreError> {
-        ids::forget(self, run, limit).await
     }
 
     async fn saw_instance(&self, instance_id: &str, by: SeenBy) -> Result<Owner, StoreError> {

@@ -1,5 +1,7 @@
 //! Owns what sync reads of users: as many as are compared at a time, who is live, and who is meant. Takes no lock.
 
+use std::collections::HashMap;
+
 use sqlx::QueryBuilder;
 
 use super::{
@@ -8,7 +10,7 @@ use super::{
 };
 use crate::store::{
     StoreError, User,
-    columns::Many,
+    columns::{At, Many},
     errors,
     filter::{Dialect as _, Value},
     people::{NAMED, Reference},
@@ -25,15 +27,23 @@ pub(super) async fn known<S: Works>(
 ) -> Result<Known, StoreError> {
     // The letters of these users, and of them those that count: an index of the status would find all open ones.
     let dead = format!(
-        "SELECT clerk_id, status = 'open' AND origin = 'api' FROM dead_letters WHERE {}",
+        "SELECT clerk_id, first_seen, coalesce(origin = 'api' \
+         AND (status = 'open' OR (status = 'discarded' AND settled_at > {})), false) FROM dead_letters WHERE {}",
+        S::Db::A_DAY_AGO,
         S::Db::among("clerk_id", 1)
     );
     let dead = S::Db::whole(dead, [Value::Texts(clerk_ids)])?;
     let mut snapshot = store.snapshot().await?;
     let loaded = look(&mut snapshot, clerk_ids, keys).await?;
-    let dead: Vec<(String, bool)> = snapshot.rows(dead, Planned::Once).await?;
+    let letters: Vec<(String, At, bool)> = snapshot.rows(dead, Planned::Once).await?;
     snapshot.end().await?;
-    let dead = dead.into_iter().filter(|(_, counts)| *counts).map(|(clerk_id, _)| clerk_id).collect();
+    let mut dead = HashMap::new();
+    for (clerk_id, At(first_seen), counts) in letters {
+        if counts {
+            let newest = dead.entry(clerk_id).or_insert(first_seen);
+            *newest = first_seen.max(*newest);
+        }
+    }
     Ok(Known { loaded, dead })
 }
 

@@ -11,15 +11,13 @@ use crate::{
     store::{
         StoreError,
         columns::At,
-        filter,
-        filter::Dialect as _,
+        filter::{self, Dialect},
         questions::{Planned, Reading},
-        sync::tables::Words,
     },
 };
 
 /// What the table has of these Clerk ids, and of whoever claims the addresses of these keys. `reading` is one snapshot.
-pub(in crate::store) async fn look<R: Reading<Db: Words>>(
+pub(in crate::store) async fn look<R: Reading<Db: Dialect>>(
     reading: &mut R,
     clerk_ids: &[String],
     keys: &[String],

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::state::Trouble;
 use crate::{
     store::sync::{Run, RunResult},
     time::Millis,
@@ -14,13 +15,15 @@ use crate::{
 const PATIENCE: Millis = 600_000;
 /// The watch starts a run at most this often.
 const HOURLY: Millis = 3_600_000;
+/// A search that was refused comes to the same end until people do something: it is tried again after this time.
+const DAILY: Millis = 86_400_000;
 /// A scheduled run that failed is tried again after this time, or after the schedule's own where that is shorter.
 const AGAIN: Millis = 900_000;
 /// After a count the next one waits so many times as long as it took.
 const REST: u32 = 100;
 
 /// How many users there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counted {
     /// When they were counted last.
@@ -33,6 +36,31 @@ pub struct Counted {
     pub more_here_since: Option<Millis>,
     /// When the watch last started a run.
     pub ran_at: Option<Millis>,
+    /// The last run found more users gone than it may delete.
+    pub refused: Option<Refused>,
+}
+
+/// A run that deleted nobody, because a rule of safety forbids it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Since when, why, and what to do.
+    #[serde(flatten)]
+    pub trouble: Trouble,
+    /// How many more users there were here than in Clerk.
+    pub surplus: u64,
+}
+
+/// How a run ended, as far as it says when the next one is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It did all that it was to do.
+    Done,
+    /// It may not delete those who are gone.
+    Refused(Trouble),
+    /// What it met may have passed by the next look.
+    Passing,
+    /// Otherwise: the next one is not hurried.
+    Failed,
 }
 
 impl Counted {
@@ -42,6 +70,7 @@ impl Counted {
         (self.at, self.clerk, self.here) = (Some(now), clerk, here);
         if here <= clerk {
             self.more_here_since = None;
+            self.refused = None;
             return false;
         }
         let since = *self.more_here_since.get_or_insert(now);
@@ -51,6 +80,29 @@ impl Counted {
     /// Whether the watch may start a run.
     pub fn may_run(&self, now: Millis) -> bool {
         self.ran_at.is_none_or(|at| now.saturating_sub(at).abs() >= HOURLY)
+    }
+
+    /// Whether the watch may start a run to search for those who are gone. After one that was refused it waits for a day, unless
+    /// there are fewer of them.
+    pub fn may_search(&self, now: Millis) -> bool {
+        let is_hopeless = self.refused.as_ref().is_some_and(|refused| {
+            now.saturating_sub(refused.trouble.since).abs() < DAILY && self.surplus() >= refused.surplus
+        });
+        self.may_run(now) && !is_hopeless
+    }
+
+    /// A run has ended.
+    pub fn ended(&mut self, ended: Ended) {
+        match ended {
+            Ended::Done => self.refused = None,
+            Ended::Refused(trouble) => self.refused = Some(Refused { trouble, surplus: self.surplus() }),
+            Ended::Passing => self.ran_at = None,
+            Ended::Failed => {}
+        }
+    }
+
+    fn surplus(&self) -> u64 {
+        self.here.saturating_sub(self.clerk)
     }
 }
 
@@ -69,7 +121,9 @@ pub fn is_scheduled(runs: &[Run], every: Duration, tried_at: Option<Millis>, now
     let mut real = runs.iter().filter(|run| !run.dry_run);
     let newest = real.next();
     let failed = newest.filter(|run| matches!(run.result, Some(RunResult::Failed | RunResult::Stopped)));
-    if failed.is_some_and(|run| !over(run.updated_at, every.min(AGAIN))) {
+    // One that is over would come to the same end.
+    let again = |run: &Run| if run.finished_at.is_some() { DAILY } else { AGAIN };
+    if failed.is_some_and(|run| !over(run.updated_at, every.min(again(run)))) {
         return false;
     }
     let done = newest.into_iter().chain(real).find(|run| run.result == Some(RunResult::Done));
@@ -90,9 +144,10 @@ mod tests {
         Run {
             id: Uuid::nil(),
             started_at,
-            finished_at: result.map(|_| started_at + MINUTE),
+            finished_at: (result == Some(RunResult::Done)).then_some(started_at + MINUTE),
             instance_id: "ins_1".into(),
             who: "schedule".into(),
+            holder: Uuid::nil(),
             dry_run,
             phase: String::new(),
             cursor: None,
@@ -126,6 +181,30 @@ mod tests {
     }
 
     #[test]
+    fn a_search_that_was_refused_waits_for_a_day_or_for_fewer_users() {
+        let trouble = Trouble { since: 0, message: "too many".into(), hint: None };
+        let mut counted = Counted { clerk: 100, here: 110, ran_at: Some(0), ..Counted::default() };
+        counted.ended(Ended::Refused(trouble));
+        assert!(!counted.may_search(60 * MINUTE) && counted.may_run(60 * MINUTE));
+        counted.note(100, 111, 2 * 60 * MINUTE);
+        assert!(!counted.may_search(2 * 60 * MINUTE), "more of them");
+        assert!(counted.may_search(DAILY));
+        counted.note(101, 110, 3 * 60 * MINUTE);
+        assert!(counted.may_search(3 * 60 * MINUTE), "fewer of them");
+        counted.note(110, 110, 4 * 60 * MINUTE);
+        assert_eq!(counted.refused, None);
+    }
+
+    #[test]
+    fn after_what_may_have_passed_the_next_look_starts_a_run() {
+        let mut counted = Counted { ran_at: Some(0), ..Counted::default() };
+        counted.ended(Ended::Failed);
+        assert!(!counted.may_search(MINUTE));
+        counted.ended(Ended::Passing);
+        assert!(counted.may_search(MINUTE));
+    }
+
+    #[test]
     fn a_count_that_takes_long_is_seldom_made() {
         assert_eq!(rest(Duration::from_secs(3)), Duration::from_secs(300));
     }
@@ -155,6 +234,10 @@ mod tests {
                 "or earlier where the schedule is shorter"
             );
         }
+        let refused = [Run { finished_at: Some(MINUTE), ..run(0, Some(RunResult::Failed), false) }];
+        let week = Duration::from_secs(7 * 24 * 3600);
+        assert!(!is_scheduled(&refused, week, None, DAILY), "it would come to the same end");
+        assert!(is_scheduled(&refused, week, None, DAILY + MINUTE));
         assert!(!is_scheduled(&[], DAY, Some(0), 14 * MINUTE), "this process tried it");
         assert!(is_scheduled(&[], DAY, Some(0), 15 * MINUTE));
     }

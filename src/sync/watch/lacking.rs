@@ -70,19 +70,19 @@ struct Entry {
     lack: Lack,
     /// The look that met it last.
     look: u64,
-    /// A dead letter holds what was published of it.
-    dead: bool,
+    /// When the newest dead letter that holds what was published of it was read.
+    letter: Option<Millis>,
 }
 
 impl Lacking {
     /// What a former holder of the lease knew.
     pub fn known(lacks: Vec<Lack>) -> Self {
-        let entry = |lack: Lack| (lack.clerk_id.clone(), Entry { lack, look: 0, dead: false });
+        let entry = |lack: Lack| (lack.clerk_id.clone(), Entry { lack, look: 0, letter: None });
         Self { users: lacks.into_iter().map(entry).collect() }
     }
 
-    /// Notes a user that a look has found missing or outdated.
-    pub fn note(&mut self, clerk_id: &str, found: Found, dead: bool, look: u64) {
+    /// Notes a user that a look has found missing or outdated. `letter` is as for [`letter`](Self::letter).
+    pub fn note(&mut self, clerk_id: &str, found: Found, letter: Option<Millis>, look: u64) {
         let Found { kind, changed_at, here } = found;
         let before = self.users.get(clerk_id).map(|entry| &entry.lack);
         // A user who changes all the time lacks the oldest change that has not arrived, not the newest one.
@@ -91,7 +91,7 @@ impl Lacking {
         let published = before.filter(|lack| lack.changed_at == changed_at);
         let published_at = published.and_then(|lack| lack.published_at);
         let lack = Lack { clerk_id: clerk_id.to_owned(), kind, since, changed_at, published_at };
-        self.users.insert(clerk_id.to_owned(), Entry { lack, look, dead });
+        self.users.insert(clerk_id.to_owned(), Entry { lack, look, letter });
         if self.users.len() > USERS_MAX {
             let newest = self.users.values().max_by_key(|entry| entry.lack.since);
             if let Some(id) = newest.map(|entry| entry.lack.clerk_id.clone()) {
@@ -100,10 +100,10 @@ impl Lacking {
         }
     }
 
-    /// A dead letter holds what was published of this user, or no longer does.
-    pub fn letter(&mut self, clerk_id: &str, dead: bool) {
+    /// A dead letter holds what was read of this user at a time, by Clerk's clock; or none does any more.
+    pub fn letter(&mut self, clerk_id: &str, letter: Option<Millis>) {
         if let Some(entry) = self.users.get_mut(clerk_id) {
-            entry.dead = dead;
+            entry.letter = letter;
         }
     }
 
@@ -112,10 +112,12 @@ impl Lacking {
         self.users.remove(clerk_id);
     }
 
-    /// Whether to publish this user now: its webhook has had its chance, no letter holds it, and the same was not published
+    /// Whether to publish this user now: its webhook has had its chance, no letter holds this change, and the same was not published
     /// a moment ago. `read_at` is Clerk's time, `now` ours. Answers what to count it as.
     pub fn heal(&self, clerk_id: &str, grace: Duration, read_at: Millis, now: Millis) -> Option<Lack> {
-        let Entry { lack, dead, .. } = self.users.get(clerk_id)?;
+        let Entry { lack, letter, .. } = self.users.get(clerk_id)?;
+        // A later version may be one that can be applied.
+        let dead = letter.is_some_and(|read_at| read_at >= lack.changed_at);
         let again = lack.published_at.is_none_or(|at| now.saturating_sub(at).abs() >= AGAIN);
         (is_over(lack, grace, read_at) && !dead && again).then(|| lack.clone())
     }
@@ -146,6 +148,13 @@ impl Lacking {
         lacks.sort_by_key(|lack| lack.since);
         lacks.into_iter().take(limit).cloned().collect()
     }
+
+    /// Of all others than the [`oldest`](Self::oldest), the change that stands furthest behind in Clerk's list of changes.
+    pub fn beyond(&self, limit: usize) -> Option<Millis> {
+        let mut lacks: Vec<&Lack> = self.users.values().map(|entry| &entry.lack).collect();
+        lacks.sort_by_key(|lack| lack.since);
+        lacks.into_iter().skip(limit).map(|lack| lack.changed_at).min()
+    }
 }
 
 /// Whether the webhook has had its chance.
@@ -172,7 +181,7 @@ mod tests {
     #[test]
     fn a_user_is_healed_once_its_webhook_has_had_its_chance() {
         let mut lacking = Lacking::default();
-        lacking.note("ann", missing(100 * SECOND), false, 1);
+        lacking.note("ann", missing(100 * SECOND), None, 1);
         assert_eq!(lacking.heal("ann", GRACE, 160 * SECOND, 0), None);
         assert_eq!(lacking.behind(GRACE, 160 * SECOND), 0);
         let lack = lacking.heal("ann", GRACE, 161 * SECOND, 0).unwrap();
@@ -186,22 +195,28 @@ mod tests {
     #[test]
     fn the_same_version_is_not_published_again_for_five_minutes() {
         let (mut lacking, read_at) = (Lacking::default(), 900 * SECOND);
-        lacking.note("ann", outdated(100, 50), false, 1);
+        lacking.note("ann", outdated(100, 50), None, 1);
         lacking.published("ann", 5);
-        lacking.note("ann", outdated(100, 50), false, 2);
+        lacking.note("ann", outdated(100, 50), None, 2);
         assert_eq!(lacking.heal("ann", GRACE, read_at, 5 + AGAIN - 1), None);
         assert!(lacking.heal("ann", GRACE, read_at, 5 + AGAIN).is_some());
         assert!(lacking.behind(GRACE, read_at) > 0, "it is behind until it has arrived");
-        lacking.note("ann", outdated(101, 50), false, 3);
+        lacking.note("ann", outdated(101, 50), None, 3);
         assert!(lacking.heal("ann", GRACE, read_at, 6).is_some(), "another version may be published");
     }
 
     #[test]
-    fn a_user_with_an_open_letter_is_left_to_people_and_stays_behind() {
-        let mut lacking = Lacking::default();
-        lacking.note("ann", missing(100), true, 1);
-        assert_eq!(lacking.heal("ann", GRACE, 900 * SECOND, 0), None);
-        assert_eq!(lacking.behind(GRACE, 900 * SECOND), 899);
+    fn a_change_that_a_letter_holds_is_left_to_people_and_stays_behind() {
+        let (mut lacking, read_at) = (Lacking::default(), 900 * SECOND);
+        lacking.note("ann", missing(100), Some(100), 1);
+        assert_eq!(lacking.heal("ann", GRACE, read_at, 0), None);
+        assert_eq!(lacking.behind(GRACE, read_at), 899);
+        lacking.note("ann", missing(101), Some(100), 2);
+        assert!(lacking.heal("ann", GRACE, read_at, 0).is_some(), "a later version is not left alone");
+        lacking.letter("ann", Some(101));
+        assert_eq!(lacking.heal("ann", GRACE, read_at, 0), None);
+        lacking.letter("ann", None);
+        assert!(lacking.heal("ann", GRACE, read_at, 0).is_some());
     }
 
     #[test]
@@ -209,8 +224,8 @@ mod tests {
         let (mut lost, mut arriving) = (Lacking::default(), Lacking::default());
         for second in 1..=10 {
             let at = 20 * second * SECOND;
-            lost.note("ann", outdated(at, 5), false, 1);
-            arriving.note("ann", outdated(at, at - 1), false, 1);
+            lost.note("ann", outdated(at, 5), None, 1);
+            arriving.note("ann", outdated(at, at - 1), None, 1);
         }
         assert!(lost.heal("ann", GRACE, 201 * SECOND, 0).is_some());
         assert_eq!(arriving.heal("ann", GRACE, 201 * SECOND, 0), None);
@@ -219,12 +234,13 @@ mod tests {
     #[test]
     fn who_is_not_met_again_is_not_forgotten() {
         let mut lacking = Lacking::known(vec![]);
-        lacking.note("ann", missing(100), false, 1);
-        lacking.note("bob", missing(200), false, 2);
+        lacking.note("ann", missing(100), None, 1);
+        lacking.note("bob", missing(200), None, 2);
         assert_eq!(lacking.unmet(2), [("ann".to_owned(), 100)]);
+        assert_eq!((lacking.beyond(1), lacking.beyond(2)), (Some(200), None));
         let mut taken_over = Lacking::known(lacking.oldest(1));
         assert_eq!(taken_over.unmet(1), [("ann".to_owned(), 100)]);
-        taken_over.note("ann", missing(100), false, 1);
+        taken_over.note("ann", missing(100), None, 1);
         assert!(taken_over.unmet(1).is_empty());
     }
 
@@ -232,7 +248,7 @@ mod tests {
     fn of_too_many_users_those_with_the_oldest_changes_stay() {
         let mut lacking = Lacking::default();
         for n in 0..=USERS_MAX {
-            lacking.note(&format!("user_{n}"), missing(n as Millis), false, 1);
+            lacking.note(&format!("user_{n}"), missing(n as Millis), None, 1);
         }
         assert_eq!(lacking.unmet(2).len(), USERS_MAX);
         assert_eq!(lacking.oldest(1)[0].since, 0);

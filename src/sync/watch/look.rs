@@ -89,6 +89,8 @@ impl Looking {
         self.look += 1;
         self.healed = 0;
         let looked = self.through(state).await;
+        state.lacking = self.lacking.oldest(HANDED_ON);
+        state.goes_on_from = self.lacking.beyond(HANDED_ON);
         let healed = std::mem::take(&mut self.healed);
         if healed > 0 {
             let users = if healed == 1 { "user" } else { "users" };
@@ -98,7 +100,9 @@ impl Looking {
     }
 
     async fn through(&mut self, state: &mut State) -> Result<Looked, SyncError> {
-        let mut pages = Pages::since(state.looked_at, self.sync.grace, self.every);
+        // A clock that was wrong may have dated the last look to the time to come.
+        let last = state.looked_at.map(|at| at.min(self.sync.api.now()));
+        let mut pages = Pages::since(last, self.sync.grace, self.every);
         let mut looked = Looked::default();
         let (mut offset, mut began) = (0, None);
         let keeps_up = loop {
@@ -109,7 +113,7 @@ impl Looking {
                 state.newest_in_clerk = page.users.iter().filter_map(|user| user.updated_at).max();
                 state.newest_here = compared.newest_here;
             }
-            let read_at = page.users.first().map_or_else(|| self.clerks_time(), |user| user.read_at);
+            let read_at = page.users.first().map_or_else(|| self.sync.api.now(), |user| user.read_at);
             let began = *began.get_or_insert(read_at);
             if let Some(why) = lag.or(compared.unpublished) {
                 debug!("nobody is healed now: {why}");
@@ -132,9 +136,8 @@ impl Looking {
             }
         };
         self.unmet(keeps_up, state).await?;
-        let read_at = began.unwrap_or_else(|| self.clerks_time());
+        let read_at = began.unwrap_or_else(|| self.sync.api.now());
         state.behind_seconds = Some(self.lacking.behind(self.sync.grace, read_at));
-        state.lacking = self.lacking.oldest(HANDED_ON);
         if keeps_up && Instant::now() >= self.count_at {
             looked.more_here = self.count(state).await?;
         }
@@ -163,11 +166,6 @@ impl Looking {
         Ok(self.sync.api.users(&query).await?)
     }
 
-    /// Now, by Clerk's clock.
-    fn clerks_time(&self) -> Millis {
-        now() + self.sync.api.clock_offset().unwrap_or_default()
-    }
-
     /// Compares users with the table. Publishes those whose webhooks have had their chance, if it is to `heal`.
     async fn compare(
         &mut self,
@@ -189,7 +187,7 @@ impl Looking {
                 self.lacking.caught_up(id);
                 continue;
             };
-            self.lacking.note(id, found, known.dead.contains(id), self.look);
+            self.lacking.note(id, found, known.dead.get(id).copied(), self.look);
             if !heal || compared.unpublished.is_some() {
                 continue;
             }
@@ -228,8 +226,8 @@ impl Looking {
                     self.lacking.caught_up(id);
                     continue;
                 }
-                self.lacking.letter(id, known.dead.contains(id));
-                let due = self.lacking.heal(id, self.sync.grace, self.clerks_time(), now()).is_some();
+                self.lacking.letter(id, known.dead.get(id).copied());
+                let due = self.lacking.heal(id, self.sync.grace, self.sync.api.now(), now()).is_some();
                 if !heal || !due || asked == ASKED {
                     continue;
                 }

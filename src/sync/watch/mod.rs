@@ -3,13 +3,10 @@
 //! chance; that a lost deletion starts the search for those who are gone; and that people are told where webhooks do not
 //! arrive. Deletes nobody itself: that is for a whole run, with its safety.
 //!
-//! `look` looks at Clerk. Pure are `pages` (how far back), `lacking` (whom to heal), `due` (when a whole run is due) and
+//! `look` looks at Clerk, `runs` does the whole runs. Pure are `pages` (how far back), `lacking` (whom to heal), `due` (when a whole run is due) and
 //! `alarm`. `state` is what the holder writes into the lease.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio::{
     sync::{mpsc, watch},
@@ -20,19 +17,23 @@ use tracing::{debug, info, warn};
 use self::{
     alarm::Change,
     look::{Looked, Looking},
-    state::{Healed, State, Trouble},
+    runs::{BY_SCHEDULE, BY_WATCH, News, Runs},
+    state::{State, Trouble},
 };
-use super::{Order, Report, Sync, SyncError, owner::Unknown};
+use super::{
+    Sync, SyncError,
+    lease::{Held, RENEWED},
+};
 use crate::{
-    clerk::api::{Api, ApiError},
+    clerk::api::{Api, ApiError, clock_hint, clock_says, is_clock_wrong},
     pause::Recovery,
     stop::until,
     store::{
         StoreError,
-        sync::{InstanceRow, Lease, Taken},
+        sync::{InstanceRow, Lease},
     },
     telemetry::metrics::WatchMetrics,
-    time::{Millis, now},
+    time::now,
 };
 
 pub mod alarm;
@@ -40,16 +41,11 @@ pub mod due;
 pub mod lacking;
 mod look;
 pub mod pages;
+mod runs;
 pub mod state;
 
 /// The name of the lease.
 pub const LEASE: &str = "watch";
-/// How long it lasts, ...
-const TTL: Duration = Duration::from_secs(30);
-/// ... and how often it is renewed, and tried by the others.
-const RENEWED: Duration = Duration::from_secs(10);
-/// A holder that could not renew for so long no longer counts on the lease.
-const UNSURE: Duration = Duration::from_secs(25);
 
 /// How long one look tries again what fails: once, because the next look is near.
 pub const PATIENCE: Duration = Duration::from_millis(300);
@@ -81,75 +77,29 @@ pub struct Watch {
 pub async fn run(watch: Watch, stop: watch::Receiver<bool>) {
     let (orders, ordered) = mpsc::channel(1);
     let metrics = WatchMetrics::new();
-    let runs = Mutex::new(Runs::default());
+    let runs = Runs::default();
     let attending = Attending { watch: &watch, orders, runs: &runs, metrics: &metrics, stop: &stop };
-    tokio::join!(attending.attend(), work_off(&watch.sync, ordered, &runs, &metrics, &stop));
-}
-
-/// The whole runs of this process: what they have done since it was looked at last.
-#[derive(Debug, Default)]
-struct Runs {
-    /// One is on.
-    running: bool,
-    healed: Healed,
-    /// When the last run that did all it was to do began, by Clerk's clock.
-    began: Option<Millis>,
-}
-
-/// Does the whole runs that are ordered, one after the other. They go on where the lease of the watch is lost meanwhile: they
-/// have one of their own.
-async fn work_off(
-    sync: &Sync,
-    mut ordered: mpsc::Receiver<&'static str>,
-    runs: &Mutex<Runs>,
-    metrics: &WatchMetrics,
-    stop: &watch::Receiver<bool>,
-) {
-    while let Some(who) = ordered.recv().await {
-        let began = now() + sync.api.clock_offset().unwrap_or_default();
-        of(runs).running = true;
-        let result = sync.run(&Order::by(who), Unknown::Check, &|_| {}, stop).await;
-        of(runs).running = false;
-        match result {
-            Ok(report) => {
-                info!(run = %report.run, who, "a sync has ended: {}", summary(&report));
-                let counts = report.counts;
-                let healed = Healed { missing: counts.missing, outdated: counts.outdated, gone: counts.gone };
-                for (kind, users) in healed.by_kind() {
-                    metrics.healed(kind, users);
-                }
-                let mut runs = of(runs);
-                runs.healed.add(&healed);
-                runs.began = Some(began);
-            }
-            Err(error) if error.is_busy() => debug!(who, "no sync: {error}"),
-            Err(SyncError::Stopped) => {}
-            Err(error) => warn!(who, "a sync has failed: {}", with_hint(&error)),
-        }
-    }
-}
-
-fn of(runs: &Mutex<Runs>) -> MutexGuard<'_, Runs> {
-    runs.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn summary(report: &Report) -> String {
-    let counts = &report.counts;
-    format!(
-        "{} users in Clerk; {} were missing here, {} outdated, {} different, {} gone",
-        counts.clerk, counts.missing, counts.outdated, counts.different, counts.gone
-    )
+    tokio::join!(attending.attend(), runs.work_off(&watch.sync, ordered, &metrics, &stop));
 }
 
 fn with_hint(error: &SyncError) -> String {
     error.hint().map_or_else(|| error.to_string(), |hint| format!("{error}; {hint}"))
 }
 
+/// How it went with the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Led {
+    /// Another process has it, or this one is stopping.
+    Done,
+    /// It was of no use: people have to mend something of this process first.
+    InVain,
+}
+
 /// Attends to the lease.
 struct Attending<'w> {
     watch: &'w Watch,
     orders: mpsc::Sender<&'static str>,
-    runs: &'w Mutex<Runs>,
+    runs: &'w Runs,
     metrics: &'w WatchMetrics,
     stop: &'w watch::Receiver<bool>,
 }
@@ -159,8 +109,11 @@ impl Attending<'_> {
     async fn attend(self) {
         let mut told = false;
         loop {
+            let mut rest = RENEWED;
             match self.lead().await {
-                Ok(()) => told = false,
+                Ok(Led::Done) => told = false,
+                // Another process may have a key that Clerk takes: it gets its turn.
+                Ok(Led::InVain) => rest = MENDED,
                 // The worker logs that the database is away; what else it says is about these tables alone.
                 Err(error) if error.is_outage() => debug!("Clerk is not watched by this process: {error}"),
                 Err(error) => {
@@ -170,56 +123,45 @@ impl Attending<'_> {
                 }
             }
             tokio::select! {
-                () = sleep(RENEWED.mul_f64(rand::random_range(0.8..1.2))) => {}
+                () = sleep(rest.mul_f64(rand::random_range(0.8..1.2))) => {}
                 () = until(self.stop, |stop| *stop) => return,
             }
         }
     }
 
     /// Takes the lease if it is free, and watches until it is lost or `stop` turns true.
-    async fn lead(&self) -> Result<(), StoreError> {
-        let (store, holder) = (&self.watch.sync.store, &self.watch.sync.holder);
+    async fn lead(&self) -> Result<Led, StoreError> {
+        let Sync { store, holder, .. } = &self.watch.sync;
         let before = store.lease(LEASE).await?;
         // Most of the time another process has it: then nothing is locked or written.
         let is_theirs = |lease: &Lease| !lease.expired && lease.holder != Some(holder.id);
         if before.as_ref().is_some_and(is_theirs) {
-            return Ok(());
+            return Ok(Led::Done);
         }
-        if let Taken::Theirs(_) = store.take_lease(LEASE, holder, TTL).await? {
-            return Ok(());
-        }
-        let Some(taken) = store.lease(LEASE).await? else { return Ok(()) };
-        let mut state = State::taken_over(before.as_ref(), &taken, self.clerks_time());
+        let Ok(held) = Held::take_free(store, LEASE, holder).await? else { return Ok(Led::Done) };
+        let Some(taken) = store.lease(LEASE).await? else { return Ok(Led::Done) };
+        let mut state = State::taken_over(before.as_ref(), &taken, self.watch.api.now());
         info!("this process watches Clerk, for all");
-        tokio::select! {
-            () = self.renew() => warn!("this process watches Clerk no longer: its lease could not be renewed"),
-            () = self.work(&mut state) => info!("another process watches Clerk now"),
-            () = until(self.stop, |stop| *stop) => {}
-        }
+        let led = tokio::select! {
+            () = held.lost() => {
+                warn!("this process watches Clerk no longer: its lease could not be renewed");
+                Led::Done
+            }
+            led = self.work(&mut state) => led,
+            () = until(self.stop, |stop| *stop) => Led::Done,
+        };
         // What a look that was cut off has healed is to be known as well.
         self.tell(&state).await;
         self.metrics.not_known();
-        self.watch.notices.send_replace(Vec::new());
-        store.give_lease_back(LEASE, holder.id).await
-    }
-
-    /// Returns once the lease is lost, or may be.
-    async fn renew(&self) {
-        let mut renewed = Instant::now();
-        loop {
-            sleep(RENEWED).await;
-            let renewing = self.watch.sync.store.take_lease(LEASE, &self.watch.sync.holder, TTL).await;
-            match renewing {
-                Ok(Taken::Ours { .. }) => renewed = Instant::now(),
-                Ok(Taken::Theirs(_)) => return,
-                Err(_) if renewed.elapsed() > UNSURE => return,
-                Err(_) => {}
-            }
+        if led == Led::Done {
+            self.watch.notices.send_replace(Vec::new());
         }
+        held.give_back().await;
+        Ok(led)
     }
 
-    /// Returns once another process has the lease.
-    async fn work(&self, state: &mut State) {
+    /// Returns once another process has the lease, or this one cannot make use of it.
+    async fn work(&self, state: &mut State) -> Led {
         let looks = async {
             match self.watch.every.is_zero() {
                 true => std::future::pending().await,
@@ -233,42 +175,52 @@ impl Attending<'_> {
             }
         };
         tokio::select! {
-            () = looks => {}
-            () = schedule => {}
+            led = looks => led,
+            led = schedule => led,
         }
     }
 
-    async fn look_again_and_again(&self, state: &mut State) {
+    async fn look_again_and_again(&self, state: &mut State) -> Led {
         let mut looking = None;
         let mut recovery = Recovery::new(RENEWED, RENEWED);
         loop {
             let begun = Instant::now();
-            let pause = match self.look(&mut looking, state).await {
+            match self.look(&mut looking, state).await {
                 Ok(()) => {
-                    state.error = None;
-                    if recovery.works() {
+                    // A former holder may have left one.
+                    if recovery.works() || state.error.take().is_some() {
                         info!("Clerk's API answers again");
                     }
-                    self.watch.every
                 }
                 Err(SyncError::Store(error)) => {
+                    self.not_looked(state);
                     debug!("Clerk was not looked at: {error}");
-                    self.watch.every
                 }
                 Err(error) => {
-                    if recovery.failed() {
-                        warn!("Clerk cannot be watched: {}", with_hint(&error));
+                    self.not_looked(state);
+                    let before = state.error.take();
+                    let trouble = Trouble::of(&error);
+                    let is_new = before.as_ref().is_none_or(|before| before.message != trouble.message);
+                    if recovery.failed() || is_new {
+                        warn!("Clerk cannot be watched at present: {}", with_hint(&error));
                     }
-                    let since = state.error.take().map_or_else(now, |before| before.since);
-                    state.error = Some(Trouble { since, message: error.to_string(), hint: error.hint() });
-                    if is_lasting(&error) { self.watch.every.max(MENDED) } else { self.watch.every }
+                    let since = before.filter(|_| !is_new).map_or_else(now, |before| before.since);
+                    state.error = Some(Trouble { since, ..trouble });
+                    if is_lasting(&error) {
+                        return Led::InVain;
+                    }
                 }
-            };
-            if !self.tell(state).await {
-                return;
             }
-            sleep_until(begun + pause).await;
+            if !self.tell(state).await {
+                info!("another process watches Clerk now");
+                return Led::Done;
+            }
+            sleep_until(begun + self.watch.every).await;
         }
+    }
+
+    fn not_looked(&self, state: &mut State) {
+        state.not_looked(self.watch.every + self.watch.sync.grace, self.watch.api.now());
     }
 
     async fn look(&self, looking: &mut Option<Looking>, state: &mut State) -> Result<(), SyncError> {
@@ -280,7 +232,7 @@ impl Attending<'_> {
             *looking = None;
             let instance = sync.owner().await?.id;
             if state.instance.as_ref().is_some_and(|before| *before != instance) {
-                *state = State { began_at: self.clerks_time(), ..State::default() };
+                *state = State { began_at: self.watch.api.now(), ..State::default() };
             }
             state.instance = Some(instance.clone());
             *looking = Some(Looking::new(sync, self.watch.every, instance, self.metrics.clone(), state));
@@ -295,10 +247,10 @@ impl Attending<'_> {
 
     /// Takes over what whole runs have done.
     fn account(&self, state: &mut State) {
-        let (healed, began) = {
-            let mut runs = of(self.runs);
-            (std::mem::take(&mut runs.healed), runs.began.take())
-        };
+        let News { healed, began, ended } = self.runs.news();
+        if let Some(ended) = ended {
+            state.counted.ended(ended);
+        }
         state.count_healed(&healed, now());
         // A whole run has read what changed before it began.
         state.looked_at = state.looked_at.max(began);
@@ -306,12 +258,17 @@ impl Attending<'_> {
 
     /// Starts a whole run where a look is not enough.
     fn order(&self, looked: Looked, state: &mut State) {
-        let why = match looked {
-            Looked { too_many: true, .. } => "more users have changed than the watch reads",
-            Looked { more_here: true, .. } => "for ten minutes there have been more users here than in Clerk",
+        let (why, may_run) = match looked {
+            Looked { too_many: true, .. } => {
+                ("more users have changed than the watch reads", state.counted.may_run(now()))
+            }
+            Looked { more_here: true, .. } => (
+                "for ten minutes there have been more users here than in Clerk",
+                state.counted.may_search(now()),
+            ),
             Looked { .. } => return,
         };
-        if state.counted.may_run(now()) && self.start("watch") {
+        if may_run && self.start(BY_WATCH) {
             info!("the watch starts a sync: {why}");
             state.counted.ran_at = Some(now());
         }
@@ -319,7 +276,7 @@ impl Attending<'_> {
 
     /// Starts a whole run, unless one is on.
     fn start(&self, who: &'static str) -> bool {
-        !of(self.runs).running && self.orders.try_send(who).is_ok()
+        !self.runs.is_running() && self.orders.try_send(who).is_ok()
     }
 
     fn judge(&self, instances: &[InstanceRow], state: &mut State) {
@@ -327,7 +284,7 @@ impl Attending<'_> {
         // Another instance's webhooks say nothing about those of the table's. One that names none counts as the table's.
         let owner = instances.iter().find(|row| row.owner);
         let last_webhook_at = owner.and_then(|row| row.last_webhook_at);
-        let ahead = state.clock_offset_ms.unwrap_or_default();
+        let ahead = state.clock_offset_ms.filter(|&offset| !is_clock_wrong(offset)).unwrap_or_default();
         match alarm::judge(state, last_webhook_at, ahead, now()) {
             Some(Change::Raised(alarm)) => warn!("{alarm}; {}", alarm::HINT),
             Some(Change::Ended) => info!("Clerk's webhooks arrive again"),
@@ -341,7 +298,11 @@ impl Attending<'_> {
             self.metrics.behind(seconds);
         }
         let alarm = state.alarm.map(|alarm| format!("{alarm}; {}", alarm::HINT));
-        let notices: Vec<String> = alarm.into_iter().chain(state.error.as_ref().map(Trouble::says)).collect();
+        let wrong = state.clock_offset_ms.filter(|&offset| is_clock_wrong(offset));
+        let clock = wrong.map(|offset| format!("{}; {}", clock_says(offset), clock_hint(offset)));
+        let error = state.error.as_ref().map(Trouble::says);
+        let refused = state.counted.refused.as_ref().map(|refused| refused.trouble.says());
+        let notices: Vec<String> = alarm.into_iter().chain(error).chain(refused).chain(clock).collect();
         self.watch.notices.send_if_modified(|told| {
             let changed = *told != notices;
             *told = notices;
@@ -354,12 +315,12 @@ impl Attending<'_> {
     }
 
     /// Starts whole runs on schedule.
-    async fn keep_to(&self, every: Duration) {
+    async fn keep_to(&self, every: Duration) -> Led {
         let mut tried_at = None;
         loop {
             match self.watch.sync.store.runs(RUNS).await {
                 Ok(runs) if due::is_scheduled(&runs, every, tried_at, now()) => {
-                    if self.start("schedule") {
+                    if self.start(BY_SCHEDULE) {
                         info!("the sync that is due by HEADCOUNT_SYNC_EVERY starts");
                     }
                     tried_at = Some(now());
@@ -369,10 +330,6 @@ impl Attending<'_> {
             }
             sleep(SCHEDULE.min(every)).await;
         }
-    }
-
-    fn clerks_time(&self) -> Millis {
-        now() + self.watch.api.clock_offset().unwrap_or_default()
     }
 }
 

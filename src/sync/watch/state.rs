@@ -1,6 +1,8 @@
 //! Owns what the watch knows from one look to the next. The holder of the lease writes it into the lease after each look, so that
 //! another process goes on from there, and that any process can show it. Pure. Holds ids and times, nothing personal.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -8,7 +10,11 @@ use super::{
     due::Counted,
     lacking::{Kind, Lack},
 };
-use crate::{store::sync::Lease, time::Millis};
+use crate::{
+    store::sync::Lease,
+    sync::SyncError,
+    time::{Millis, now},
+};
 
 /// The watch goes on where a new holder takes the lease within this time after it ended, in milliseconds.
 const WITHOUT_BREAK: Millis = 60_000;
@@ -32,9 +38,12 @@ pub struct State {
     /// The newest change that the table has of the users who were looked at last, by Clerk's clock.
     pub newest_here: Option<Millis>,
     /// How old the oldest change is that Clerk has and the table lacks, once the grace is over; 0: in step; `None`: not known.
+    /// While nobody can look, at least how long ago the last look was.
     pub behind_seconds: Option<u64>,
     /// The oldest changes that the table lacks.
     pub lacking: Vec<Lack>,
+    /// Where the next holder has to begin to meet all others that the table lacks, by Clerk's clock.
+    pub goes_on_from: Option<Millis>,
     /// What was healed, by hour.
     pub healed: Vec<Hour>,
     /// What was healed a moment ago: what the alarm judges by.
@@ -116,6 +125,11 @@ impl Healed {
 }
 
 impl Trouble {
+    /// Since now.
+    pub(super) fn of(error: &SyncError) -> Self {
+        Self { since: now(), message: error.to_string(), hint: error.hint() }
+    }
+
     /// All of it, on one line.
     pub fn says(&self) -> String {
         self.hint.as_ref().map_or_else(|| self.message.clone(), |hint| format!("{}; {hint}", self.message))
@@ -134,7 +148,20 @@ impl State {
         if !goes_on {
             state.began_at = now;
         }
+        // Whoever is not handed on has to be met again.
+        let all = state.goes_on_from.take().unwrap_or(Millis::MAX);
+        state.looked_at = state.looked_at.map(|looked_at| looked_at.min(all));
         state
+    }
+
+    /// A look has failed. Once the last one is longer ago than a change may take to be noticed, nobody knows any more that the table
+    /// is in step. `now` is Clerk's time.
+    pub fn not_looked(&mut self, noticed_within: Duration, now: Millis) {
+        let silent = now.saturating_sub(self.looked_at.unwrap_or(self.began_at));
+        let silent = Duration::from_millis(u64::try_from(silent).unwrap_or_default());
+        if silent > noticed_within {
+            self.behind_seconds = self.behind_seconds.max(Some(silent.as_secs()));
+        }
     }
 
     /// Counts users who were healed.
@@ -201,8 +228,29 @@ mod tests {
         let late = lease(100_001 + WITHOUT_BREAK, 0, Some(&told));
         let after_a_break = State { began_at: 5_000_000, ..told };
         assert_eq!(State::taken_over(Some(&before), &late, 5_000_000), after_a_break);
+        let many = State { goes_on_from: Some(80_000), ..after_a_break.clone() };
+        let all_are_met = State { looked_at: Some(80_000), ..after_a_break };
+        let late = lease(100_001 + WITHOUT_BREAK, 0, Some(&many));
+        assert_eq!(State::taken_over(Some(&before), &late, 5_000_000), all_are_met);
         let first = State { began_at: 5_000_000, ..State::default() };
         assert_eq!(State::taken_over(None, &lease(0, 0, None), 5_000_000), first);
+    }
+
+    #[test]
+    fn while_nobody_can_look_the_table_counts_as_behind() {
+        let within = Duration::from_secs(120);
+        let mut state =
+            State { began_at: 1, looked_at: Some(1_000_000), behind_seconds: Some(0), ..State::default() };
+        state.not_looked(within, 1_120_000);
+        assert_eq!(state.behind_seconds, Some(0));
+        state.not_looked(within, 1_121_000);
+        assert_eq!(state.behind_seconds, Some(121));
+        state.behind_seconds = Some(900);
+        state.not_looked(within, 1_122_000);
+        assert_eq!(state.behind_seconds, Some(900), "what was lacking then is no younger");
+        let mut never = State { began_at: 1_000_000, ..State::default() };
+        never.not_looked(within, 1_130_000);
+        assert_eq!(never.behind_seconds, Some(130));
     }
 
     #[test]

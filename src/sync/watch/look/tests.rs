@@ -287,3 +287,14 @@ async fn pages_that_repeat_end_the_look() {
     let error = scene.looking.look(&mut scene.state).await.unwrap_err();
     assert!(matches!(error, SyncError::Endless { count: 250, .. }), "{error}");
 }
+
+#[tokio::test]
+async fn a_look_that_a_wrong_clock_dated_ahead_hides_no_change() {
+    let mut scene = Scene::new().await;
+    scene.state.looked_at = Some(now() + 24 * HOUR);
+    for n in 0..150 {
+        scene.sign_up(&format!("user_{n:03}"), 90_000 + n);
+    }
+    assert_eq!(scene.look().await.len(), 150, "more than one page is read");
+    assert!(scene.state.looked_at.unwrap() <= now());
+}
