@@ -32,11 +32,7 @@ const RATIOS: &[(&str, &str, &str)] = &[
         "sync, 10,000 users, empty table, peak memory",
         "≤ 1.5",
     ),
-    (
-        "sync, 1,000,000 users, worker, peak memory",
-        "sync, 10,000 users, worker, peak memory",
-        "≤ 1.5",
-    ),
+    ("sync, 1,000,000 users, worker, peak memory", "sync, 10,000 users, worker, peak memory", "≤ 1.5"),
 ];
 
 /// What a figure counts.
