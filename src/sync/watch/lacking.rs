@@ -1,5 +1,5 @@
 //! Owns which users the table lacks changes of, whom to heal, and when. Pure: times come in. Bounded: of more users than
-//! [`USERS_MAX`] those with the newest changes are forgotten, and found again by the next look that meets them.
+//! ten thousand those with the newest changes are forgotten, and found again by the next look that meets them.
 
 use std::{collections::BTreeMap, time::Duration};
 
