@@ -1,3 +1,5 @@
+//! How the client behaves whatever Clerk's API, or what stands in its place, answers.
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;

@@ -1,3 +1,5 @@
+//! That the stand-in answers as Clerk's API does.
+
 use std::time::Duration;
 
 use bytes::Bytes;

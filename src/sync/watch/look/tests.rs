@@ -1,3 +1,5 @@
+//! What a look finds and heals, and what it leaves alone.
+
 use std::sync::{
     Arc, Mutex,
     atomic::{AtomicBool, AtomicU64, Ordering},
