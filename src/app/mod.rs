@@ -26,7 +26,9 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tracing::{info, warn};
 
 use self::open::bind;
-pub use self::open::{existing_store, exposed, look_at_queue, open_queue, open_store, split_table};
+pub use self::open::{
+    existing_queue, existing_store, exposed, look_at_queue, open_queue, open_store, split_table,
+};
 use crate::{
     clerk::signature::Verifier,
     config::Config,

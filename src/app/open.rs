@@ -52,12 +52,27 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
 /// # Errors
 /// There is none yet, or it can never work as configured.
 pub async fn look_at_queue(config: &Config) -> Result<Arc<dyn Queue>, Failure> {
+    refuse_unused_queue(config)?;
+    Ok(queue::open_to(Purpose::Look, &config.queue()).await?)
+}
+
+/// Opens the configured queue to publish to workers that take from it; makes no file where there is none of ours yet.
+///
+/// # Errors
+/// There is none yet, or it can never work as configured.
+pub async fn existing_queue(config: &Config) -> Result<Arc<dyn Queue>, Failure> {
+    refuse_unused_queue(config)?;
+    open_queue(config).await
+}
+
+/// Nobody would take from a queue that a command made in a directory of its own.
+fn refuse_unused_queue(config: &Config) -> Result<(), Failure> {
     // Beside a store that exists, an unused queue counts as an empty one.
     let store = config.store().backend;
-    if store.file().is_none_or(datafile::is_unused) {
-        refuse_unused(config.queue().file().as_deref(), "HEADCOUNT_DATA_DIR")?;
+    match store.file().is_none_or(datafile::is_unused) {
+        true => refuse_unused(config.queue().file().as_deref(), "HEADCOUNT_DATA_DIR"),
+        false => Ok(()),
     }
-    Ok(queue::open_to(Purpose::Look, &config.queue()).await?)
 }
 
 /// Opens the configured store as it is: makes no file where there is none yet.

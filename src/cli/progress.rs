@@ -10,13 +10,28 @@ pub(super) fn bar(expected: u64) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::with_draw_target(Some(expected), ProgressDrawTarget::stderr_with_hz(8));
-    let style = ProgressStyle::with_template("[{bar:30}] {human_pos}/{human_len}  {rate}  {eta} left");
+    goes_on(&bar);
+    bar
+}
+
+/// Shows what goes on, after it waited.
+pub(super) fn goes_on(bar: &ProgressBar) {
+    bar.set_style(style("[{bar:30}] {human_pos}/{human_len}  {rate}  {eta} left"));
+}
+
+/// Shows that nothing goes on at present: the remaining time is not known then.
+pub(super) fn waits(bar: &ProgressBar) {
+    bar.set_style(style("[{bar:30}] {human_pos}/{human_len}  waiting"));
+    bar.tick();
+}
+
+fn style(template: &str) -> ProgressStyle {
     let shown = |state: &ProgressState, to: &mut dyn Write| {
         // A closed terminal is no error.
         let _ = to.write_str(&rate(state.per_sec()));
     };
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.with_style(style.with_key("rate", shown).progress_chars("## "))
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.with_key("rate", shown).progress_chars("## ")
 }
 
 /// `308/s`, and with a decimal where that says something: `2.5/s`.

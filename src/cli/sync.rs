@@ -2,13 +2,20 @@
 //! Ctrl-C loses nothing, and that no value of a user is printed.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    convert::Infallible,
+    future::pending,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use clap::Args;
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, ready},
+};
 use indicatif::ProgressBar;
 use serde::Serialize;
+use tokio::{sync::watch, time::sleep};
 use uuid::Uuid;
 
 use crate::{
@@ -16,14 +23,16 @@ use crate::{
     clerk::api::{Api, Instance},
     cli::{
         Listing,
-        dead::{ask, is_interactive},
+        dead::{asked, is_interactive},
         output::{Output, remark},
         progress,
     },
     config::Config,
     failure::Failure,
+    queue::Absent,
+    stop::until,
     store::sync::{Counts, Holder},
-    sync::{self, Difference, One, Order, PATIENCE, Report, Told, owner::Unknown},
+    sync::{self, Difference, HeldUp, One, Order, PATIENCE, Report, SyncError, Told, owner::Unknown},
     text::number,
     time::rfc3339,
 };
@@ -119,7 +128,10 @@ pub async fn run(args: Sync, config: &Config, output: &mut Output) -> Result<(),
     let api = Api::new(&settings)?;
     let store = app::existing_store(config).await?;
     store.check_schema().await?;
-    let queue = app::open_queue(config).await?;
+    let queue = match args.dry_run {
+        true => Arc::new(Absent),
+        false => app::existing_queue(config).await?,
+    };
     let sync = sync::Sync {
         api,
         store: Arc::clone(&store),
@@ -149,32 +161,30 @@ fn order(args: &Sync) -> Order {
 }
 
 /// What is done where nobody has said yet whose the table is.
-fn agreed(instance: &Instance) -> bool {
+fn agreed(instance: &Instance) -> BoxFuture<'static, bool> {
     let environment = instance.environment.as_deref().unwrap_or("unknown environment");
     remark(format!(
         "This table belongs to no Clerk instance yet. The key is of {} ({environment}).",
         instance.id
     ));
     // A terminal that cannot be asked has not agreed.
-    ask("Read its users into this table? [y/N] ").unwrap_or(false)
+    asked("Read its users into this table? [y/N] ").map(|agreed| agreed.unwrap_or(false)).boxed()
 }
 
 fn unknown(args: &Sync) -> Unknown<'static> {
     match (args.adopt_instance, args.yes) {
         (adopt, _) if args.dry_run => Unknown::Look { adopt },
         (true, _) => Unknown::Adopt,
-        (false, yes) if yes || !is_interactive() => Unknown::Ask(&|_| true),
+        (false, yes) if yes || !is_interactive() => Unknown::Ask(&|_| ready(true).boxed()),
         (false, _) => Unknown::Ask(&agreed),
     }
 }
 
 async fn all(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(), Failure> {
-    let stop =
-        app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
     let teller = Teller::new(args.verbose);
-    let report = sync.run(&order(args), unknown(args), &|told| teller.tell(told), &stop).await;
-    teller.finish();
-    let report = report?;
+    let report = teller
+        .beside(async |stop| sync.run(&order(args), unknown(args), &|told| teller.tell(told), stop).await)
+        .await?;
     if args.listing.json {
         output.json(&Whole {
             run: Some(report.run),
@@ -185,29 +195,54 @@ async fn all(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(), 
             notes: &report.notes,
         })?;
     } else {
-        print(&report, output)?;
+        print(&report, args.no_wait, output)?;
     }
-    differs(args, differing(&report.counts))
+    let Report { counts, under_way, .. } = report;
+    if under_way > 0 && !args.no_wait {
+        let left = changes(under_way);
+        return Err(Failure::new(format!("{left} published, and not applied"))
+            .hint("see headcount status, and run headcount sync again once workers keep up"));
+    }
+    if counts.failed > 0 {
+        return Err(Failure::new(format!("{} could not be brought in step", users(counts.failed)))
+            .hint("see above: the others are; headcount sync USER tells more of one"));
+    }
+    differs(args, &counts)
 }
 
-/// Users who differ or could not be compared.
-fn differing(counts: &Counts) -> u64 {
-    counts.missing + counts.outdated + counts.different + counts.gone + counts.buried_alive + counts.failed
-}
-
-fn differs(args: &Sync, differing: u64) -> Result<(), Failure> {
-    match args.exit_code && differing > 0 {
-        true => Err(Failure::new(match differing {
-            1 => "one user differs".to_owned(),
-            users => format!("{} users differ", number(users)),
-        })
-        .hint("bring them in step: headcount sync")),
-        false => Ok(()),
+fn users(users: u64) -> String {
+    match users {
+        1 => "one user".to_owned(),
+        users => format!("{} users", number(users)),
     }
 }
 
-fn print(report: &Report, output: &mut Output) -> Result<(), Failure> {
-    let Report { counts, dry_run, .. } = report;
+fn changes(changes: u64) -> String {
+    match changes {
+        1 => "one change was".to_owned(),
+        changes => format!("{} changes were", number(changes)),
+    }
+}
+
+fn differs(args: &Sync, counts: &Counts) -> Result<(), Failure> {
+    let to_repair = counts.missing + counts.outdated + counts.different + counts.gone;
+    let differing = to_repair + counts.buried_alive;
+    if !args.exit_code || differing == 0 {
+        return Ok(());
+    }
+    let verb = if differing == 1 { "differs" } else { "differ" };
+    let failure = Failure::new(format!("{} {verb}", users(differing)));
+    Err(match (to_repair, counts.buried_alive) {
+        (0, _) => failure.hint("if they are to live again here: headcount sync --revive"),
+        (_, 0) => failure.hint("bring them in step: headcount sync"),
+        (..) => {
+            failure.hint("bring them in step: headcount sync, with --revive for those who are buried alive")
+        }
+    })
+}
+
+fn print(report: &Report, no_wait: bool, output: &mut Output) -> Result<(), Failure> {
+    let Report { counts, dry_run, under_way, .. } = report;
     output.line(format!("instance        {}", report.instance))?;
     output.line(format!("in Clerk        {}", number(counts.clerk)))?;
     output.line(format!("in step         {}", number(counts.in_step)))?;
@@ -226,6 +261,9 @@ fn print(report: &Report, output: &mut Output) -> Result<(), Failure> {
         true => output.line("repaired        nothing: this was a dry run")?,
         false => output.line(format!("repaired        {}", number(counts.repaired)))?,
     }
+    if no_wait && *under_way > 0 {
+        output.line(format!("published       {}  (not waited for)", number(*under_way)))?;
+    }
     for note in &report.notes {
         output.line(format!("note            {note}"))?;
     }
@@ -233,11 +271,14 @@ fn print(report: &Report, output: &mut Output) -> Result<(), Failure> {
 }
 
 async fn some(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(), Failure> {
-    let stop =
-        app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
-    let (instance, found) = sync.some(&args.users, &order(args), unknown(args), &stop).await?;
+    let teller = Teller::new(args.verbose);
+    let (instance, found) = teller
+        .beside(async |stop| {
+            sync.some(&args.users, &order(args), unknown(args), &|told| teller.tell(told), stop).await
+        })
+        .await?;
+    let counts = counts(&found);
     if args.listing.json {
-        let counts = counts(&found);
         let (run, users, notes) = (None, Some(&found[..]), &[][..]);
         output.json(&Whole { run, instance: &instance, counts, dry_run: args.dry_run, users, notes })?;
     } else {
@@ -245,8 +286,9 @@ async fn some(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(),
             output.line(line(one, args.dry_run))?;
         }
     }
-    if found.iter().any(One::is_under_way) {
-        remark("what was published is not applied yet: see headcount status");
+    if found.iter().any(One::is_under_way) && !args.no_wait {
+        return Err(Failure::new("what was published is not applied yet")
+            .hint("see headcount status: it tells whether a worker takes messages"));
     }
     if found.iter().any(One::has_failed) {
         return Err(Failure::new("not every user could be brought in step: see above"));
@@ -256,7 +298,7 @@ async fn some(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(),
         return Err(Failure::new("neither Clerk nor this table knows such a user")
             .hint("give a Clerk id (user_…), our id, or an e-mail address"));
     }
-    differs(args, found.iter().filter(|one| one.differs()).count() as u64)
+    differs(args, &counts)
 }
 
 fn line(one: &One, dry_run: bool) -> String {
@@ -274,27 +316,24 @@ fn line(one: &One, dry_run: bool) -> String {
 }
 
 fn counts(found: &[One]) -> Counts {
-    use crate::rules::users::Standing;
     let mut counts = Counts::default();
     for one in found {
         counts.clerk += u64::from(one.updated_at.is_some());
-        counts.failed += u64::from(one.problem.is_some() && one.standing.is_none());
+        counts.failed += u64::from(one.has_failed());
         counts.repaired += u64::from(one.outcome.is_some() && one.differs());
         match &one.standing {
-            None => {}
             Some(Difference::Gone) => counts.gone += 1,
-            Some(Difference::Row(Standing::InStep { .. })) => counts.in_step += 1,
-            Some(Difference::Row(Standing::Missing)) => counts.missing += 1,
-            Some(Difference::Row(Standing::Outdated)) => counts.outdated += 1,
-            Some(Difference::Row(Standing::Different(_))) => counts.different += 1,
-            Some(Difference::Row(Standing::BuriedAlive)) => counts.buried_alive += 1,
+            Some(Difference::Row(standing)) => counts.note(standing),
+            Some(Difference::Unlisted | Difference::Deleted) | None => {}
         }
     }
     counts
 }
 
-/// What holds a run up is said again after so long.
+/// How far a run is is said again after so long, where no bar shows it.
 const SAID_AGAIN: Duration = Duration::from_secs(30);
+/// A run that has not stopped after so long says that it has heard.
+const STOPPING: Duration = Duration::from_secs(1);
 
 /// Shows on stderr how far a run is: a bar on a terminal, and lines for what matters.
 struct Teller {
@@ -306,8 +345,11 @@ struct Teller {
 struct State {
     bar: Option<ProgressBar>,
     phase: &'static str,
-    /// What holds the run up, without its numbers, and when it was said.
-    held_up: Option<(String, Instant)>,
+    /// How far it is, and of how much.
+    far: (u64, u64),
+    /// When the phase was said to be so far.
+    said: Option<Instant>,
+    held_up: HeldUp,
 }
 
 impl Teller {
@@ -315,23 +357,41 @@ impl Teller {
         Self { verbose, state: Mutex::default() }
     }
 
+    /// Does the work until it ends, or until Ctrl-C ends it.
+    async fn beside<T>(
+        &self,
+        work: impl AsyncFnOnce(&watch::Receiver<bool>) -> Result<T, SyncError>,
+    ) -> Result<T, Failure> {
+        let stop =
+            app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
+        let heard = async {
+            until(&stop, |stop| *stop).await;
+            sleep(STOPPING).await;
+            self.state().say("stopping; Ctrl-C once more ends it at once".to_owned());
+            pending::<Infallible>().await
+        };
+        let done = tokio::select! {
+            done = work(&stop) => done,
+            never = heard => match never {},
+        };
+        if let Some(bar) = self.state().bar.take() {
+            bar.finish_and_clear();
+        }
+        Ok(done?)
+    }
+
     fn tell(&self, told: Told) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         match told {
             Told::Resumed(began) => {
                 state.say(format!("going on with the sync that began at {}", rfc3339(began)));
             }
             Told::Read { users, of } => state.at("reading", users, of),
-            Told::Searching(rows) => state.at("searching for users who are gone", rows, 0),
+            Told::Searching { rows, of } => state.at("searching for users who are gone", rows, of),
+            Told::Asking { users, of } => state.at("asking Clerk for each who is not in its list", users, of),
+            Told::Confirming { users, of } => state.at("asking once more for each who is gone", users, of),
             Told::Applying(left) => state.at("waiting until all is applied", 0, left),
-            Told::HeldUp(why) => {
-                let kind: String = why.chars().filter(|c| !c.is_ascii_digit()).collect();
-                let said = state.held_up.as_ref();
-                if said.is_none_or(|(said, at)| *said != kind || at.elapsed() > SAID_AGAIN) {
-                    state.say(why);
-                    state.held_up = Some((kind, Instant::now()));
-                }
-            }
+            Told::HeldUp(why) => state.held_up(why),
             Told::Differs { clerk_id, difference } if self.verbose => {
                 state.say(format!("{clerk_id}: {difference}"))
             }
@@ -343,11 +403,8 @@ impl Teller {
         }
     }
 
-    fn finish(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bar) = state.bar.take() {
-            bar.finish_and_clear();
-        }
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -359,6 +416,15 @@ impl State {
         }
     }
 
+    fn held_up(&mut self, why: String) {
+        if let Some(bar) = &self.bar {
+            progress::waits(bar);
+        }
+        if self.held_up.is_news(&why) {
+            self.say(why);
+        }
+    }
+
     fn at(&mut self, phase: &'static str, done: u64, of: u64) {
         if self.phase != phase {
             if let Some(bar) = self.bar.take() {
@@ -367,10 +433,22 @@ impl State {
             self.phase = phase;
             self.bar = Some(progress::bar(of.max(2)));
             self.say(phase.to_owned());
+            self.said = Some(Instant::now());
         }
-        if let Some(bar) = &self.bar {
-            bar.set_length(of.max(done).max(1));
-            bar.set_position(done);
+        let Some(bar) = &self.bar else { return };
+        if std::mem::replace(&mut self.far, (done, of)) != (done, of) {
+            progress::goes_on(bar);
+        }
+        bar.set_length(of.max(done).max(1));
+        bar.set_position(done);
+        if bar.is_hidden() && self.said.is_none_or(|said| said.elapsed() > SAID_AGAIN) {
+            let far = if done > 0 {
+                format!("{} of {}", number(done), number(of))
+            } else {
+                format!("{} left", number(of))
+            };
+            remark(format!("{phase}: {far}"));
+            self.said = Some(Instant::now());
         }
     }
 }

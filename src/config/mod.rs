@@ -205,7 +205,7 @@ impl Config {
                 "write delays such as 1s,5s,30s,2m,10m,1h",
                 |text| {
                     let delays = text.split(',').map(|part| {
-                        humantime::parse_duration(part.trim()).map_err(|error| format!("{part:?}: {error}"))
+                        humantime::parse_duration(part.trim()).map_err(|_| format!("{part:?} is no time"))
                     });
                     Ladder::new(delays.collect::<Result<_, _>>()?)
                 },
@@ -447,10 +447,12 @@ mod tests {
             ("CLERK_SECRET_KEY", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
             ("CLERK_SECRET_KEY", "sk_live_abc def"),
             ("CLERK_SECRET_KEY", "sk_live_…"),
+            ("CLERK_SECRET_KEY", "sk_live_"),
             ("CLERK_API_URL", "api.clerk.com"),
             ("CLERK_API_URL", "ftp://api.clerk.com"),
             ("CLERK_API_URL", "https://sk_live_abc@api.clerk.com"),
             ("CLERK_API_URL", "https://api.clerk.com/v1/users?limit=1"),
+            ("CLERK_API_URL", "https://api.clerk.com/v1/users"),
             ("HEADCOUNT_CLERK_INSTANCE", "app_2abc"),
             ("HEADCOUNT_CLERK_INSTANCE", "ins_"),
             ("HEADCOUNT_CLERK_INSTANCE", "ins_a b"),

@@ -176,7 +176,7 @@ impl Raw {
         most: Duration,
     ) -> Result<Duration, ConfigError> {
         self.parse(variable, "write a time such as 10ms, 25s, 5m, 1h or 14d", |text| {
-            let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+            let duration = humantime::parse_duration(text).map_err(|_| "is no time".to_owned())?;
             if duration < least || duration > most {
                 return Err(format!("has to be between {} and {}", delay_name(least), delay_name(most)));
             }

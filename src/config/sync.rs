@@ -27,7 +27,11 @@ pub(super) fn secret_key(raw: &Raw) -> Read<Option<Secret>> {
     if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
         return refuse("holds white space, a control character or another character that no key has");
     }
-    let usual = key.starts_with("sk_live_") || key.starts_with("sk_test_");
+    let rest = ["sk_live_", "sk_test_"].iter().find_map(|start| key.strip_prefix(start));
+    if rest == Some("") {
+        return refuse("ends after its first part");
+    }
+    let usual = rest.is_some();
     let warning = "begins with neither sk_live_ nor sk_test_; headcount asks no faster than a test key may";
     Ok((Some(Secret::new(key)), (!usual).then(|| warning.into())))
 }
@@ -53,7 +57,16 @@ pub(super) fn api_url(raw: &Raw) -> Read<String> {
     }
     let base = url.as_str().trim_end_matches('/');
     let base = base.strip_suffix("/v1").unwrap_or(base).trim_end_matches('/').to_owned();
+    if base.contains("/v1/") {
+        return Err(refuse("names a path of the API", usual));
+    }
     let in_the_clear = url.scheme() == "http" && !is_loopback(&url);
+    if in_the_clear && raw.written("CLERK_SECRET_KEY").is_some_and(|key| key.starts_with("sk_live_")) {
+        return Err(refuse(
+            "is http:// to another machine: the key of a live instance would travel unencrypted",
+            "write it with https://",
+        ));
+    }
     let warning = "is http:// to another machine: the key travels unencrypted";
     Ok((base, in_the_clear.then(|| warning.into())))
 }
@@ -115,12 +128,16 @@ fn is_loopback(url: &Url) -> bool {
 mod tests {
     use std::{path::Path, time::Duration};
 
-    use super::super::Config;
+    use super::super::{Config, ConfigError};
     use crate::secret::Secret;
 
-    fn with(pairs: &[(&str, &str)]) -> Config {
+    fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let pairs = pairs.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-        Config::from(pairs, Some(Path::new("/dev/null"))).unwrap()
+        Config::from(pairs, Some(Path::new("/dev/null")))
+    }
+
+    fn with(pairs: &[(&str, &str)]) -> Config {
+        read(pairs).unwrap()
     }
 
     #[test]
@@ -164,9 +181,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_would_travel_unencrypted_is_warned_of() {
-        let config = with(&[("CLERK_API_URL", "http://clerk.internal")]);
+    fn a_key_that_would_travel_unencrypted_is_warned_of_and_a_live_one_does_not_travel() {
+        let (url, live) = (("CLERK_API_URL", "http://clerk.internal"), ("CLERK_SECRET_KEY", "sk_live_x"));
+        let config = with(&[url, ("CLERK_SECRET_KEY", "sk_test_x")]);
         assert!(config.warnings.concat().contains("CLERK_API_URL is http://"), "{:?}", config.warnings);
+        let error = read(&[url, live]).unwrap_err().to_string();
+        assert!(error.contains("CLERK_API_URL is http:// to another machine"), "{error}");
+        assert!(with(&[("CLERK_API_URL", "http://localhost:9000"), live]).warnings.is_empty());
     }
 
     #[test]

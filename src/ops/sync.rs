@@ -148,7 +148,7 @@ pub async fn read(store: &Arc<dyn Store>) -> Result<Whole, StoreError> {
 /// The database does not answer.
 pub async fn glance(store: &Arc<dyn Store>) -> Result<Option<Glance>, StoreError> {
     let last_webhook_at = store.instances().await?.iter().filter_map(|row| row.last_webhook_at).max();
-    let last_run = store.runs(RUNS).await?.into_iter().find(|run| !run.dry_run).map(WholeRun::from);
+    let last_run = store.real_runs(1).await?.into_iter().next().map(WholeRun::from);
     let watch = watch(store).await?;
     let is_known = last_webhook_at.is_some() || last_run.is_some() || watch.is_some();
     Ok(is_known.then(|| Glance { last_webhook_at: last_webhook_at.map(rfc3339), watch, last_run }))
@@ -169,7 +169,7 @@ impl Watch {
         let state = state.unwrap_or_default();
         let counted = state.counted.at.is_some();
         Self {
-            watched: !lease.expired,
+            watched: !lease.expired && !state.looks_off,
             by: format!("{} on {}", lease.process, lease.host),
             healed_last_day: state.healed_in_a_day(now),
             looked_at: state.looked_at.map(rfc3339),

@@ -21,6 +21,7 @@ use async_trait::async_trait;
 
 use crate::message::Message;
 
+mod absent;
 pub mod embedded;
 mod error;
 pub mod burial;
@@ -28,6 +29,7 @@ pub mod ladder;
 pub mod rabbitmq;
 pub mod topology;
 
+pub use absent::Absent;
 pub use burial::{Burial, DELIVERY_LIMIT, DETAIL_MAX, Death, Reason};
 pub use error::QueueError;
 pub use ladder::{Ladder, delay_name};
@@ -227,6 +229,13 @@ pub struct Depth {
     pub messages: u64,
     /// Consumers, where the backend tells.
     pub consumers: u32,
+}
+
+impl Depth {
+    /// What waits there is tried again later.
+    pub fn is_of_retries(&self) -> bool {
+        self.queue.starts_with("retry.")
+    }
 }
 
 /// Which queue to open.

@@ -296,6 +296,7 @@ watched!(SyncTables {
     [PEOPLE] begin_run(&new: NewRun) -> Run;
     [PEOPLE] save_run(&run: Run) -> ();
     [PEOPLE] runs(limit: u32) -> Vec<Run>;
+    [PEOPLE] real_runs(limit: u32) -> Vec<Run>;
     [PEOPLE] new_to(run: Uuid, &clerk_ids: [String]) -> Vec<String>;
     [PEOPLE] see(&run: Run, &ids: [Seen]) -> ();
     [PEOPLE] outstanding(run: Uuid, limit: u32) -> Vec<(String, String)>;

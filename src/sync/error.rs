@@ -47,11 +47,11 @@ pub enum SyncError {
     /// Another run holds the lease.
     #[error("another sync is running: {} on {}", .0.process, .0.host)]
     Busy(Box<Lease>),
-    /// The lease went to another process, or was not renewed in time.
-    #[error("another process has taken this run over, or is free to: its lease could not be renewed")]
+    /// The lease went to another process while it could not be renewed.
+    #[error("another process has taken this run over: its lease could not be renewed in time")]
     TakenOver,
     /// More users are gone than may be deleted.
-    #[error("{} of {} live users are gone from Clerk, and only {} may be deleted: nobody was deleted", number(*.gone), number(*.live), number(*.cap))]
+    #[error("{} of {} live users seem to be gone: they are not in Clerk's list, and only {} may be deleted; nobody was deleted", number(*.gone), number(*.live), number(*.cap))]
     TooManyGone {
         /// Who are not in Clerk's list, and were not found one by one, as far as they were looked for.
         gone: u64,
@@ -61,7 +61,7 @@ pub enum SyncError {
         cap: u64,
     },
     /// Every live user is gone.
-    #[error("all {} live users are gone from Clerk: nobody was deleted", number(*.0))]
+    #[error("all {} live users seem to be gone: they are not in Clerk's list; nobody was deleted", number(*.0))]
     AllGone(u64),
     /// The list is empty, though Clerk counts users.
     #[error("Clerk's list of users is empty, though it counts {} users", number(*.0))]
@@ -163,7 +163,7 @@ impl SyncError {
             Self::AllGone(gone) => format!("check CLERK_API_URL and the instance in the Clerk dashboard; if they are to be deleted: headcount sync --allow-deletions {gone}"),
             Self::Stuck(_) => "see why in the log of a worker, and in headcount status".to_owned(),
             Self::EmptyList(_) | Self::Endless { .. } | Self::Incomplete { .. } => "check CLERK_API_URL, and that no proxy or cache stands between".to_owned(),
-            Self::NoWorker(_) => format!("start one (headcount worker, or headcount up), then {AGAIN}"),
+            Self::NoWorker(_) => format!("start one (headcount worker, or headcount up); if one runs, it takes from another queue: compare AMQP_URL, HEADCOUNT_QUEUE_PREFIX and HEADCOUNT_DATA_DIR; then {AGAIN}"),
         })
     }
 }

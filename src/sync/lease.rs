@@ -10,19 +10,18 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::SyncError;
-use crate::{
-    stop::until,
-    store::{
-        Store, StoreError,
-        sync::{Holder, Lease, Taken},
-    },
+use super::{SyncError, patience::Patience};
+use crate::store::{
+    Store, StoreError,
+    sync::{Holder, Lease, Taken},
 };
 
 /// How long a lease lasts.
 const TTL: Duration = Duration::from_secs(30);
-/// How often it is renewed.
+/// How often it is renewed, ...
 pub(super) const RENEWED: Duration = Duration::from_secs(10);
+/// ... and how soon again where that has failed.
+const RETRIED: Duration = Duration::from_secs(1);
 /// A lease that was not renewed for so long counts as lost, because it is about to end by the database's clock.
 const UNSURE: Duration = Duration::from_secs(25);
 /// How often a lease that somebody else holds is looked at.
@@ -51,13 +50,12 @@ impl Held {
         store: &Arc<dyn Store>,
         name: &'static str,
         holder: &Holder,
-        stop: &watch::Receiver<bool>,
-        waits: impl Fn(&Lease),
+        patience: &Patience<'_>,
     ) -> Result<Self, SyncError> {
         let begun = Instant::now();
         let mut first: Option<Lease> = None;
         loop {
-            let theirs = match Self::take_free(store, name, holder).await? {
+            let theirs = match patience.tried(|| Self::take_free(store, name, holder)).await? {
                 Ok(held) => return Ok(held),
                 Err(theirs) => theirs,
             };
@@ -67,14 +65,14 @@ impl Held {
                 }
                 Some(_) => {}
                 None => {
-                    waits(&theirs);
+                    patience.held_up(format!(
+                        "another sync holds the lease ({} on {}): waiting for its end",
+                        theirs.process, theirs.host
+                    ));
                     first = Some(theirs);
                 }
             }
-            tokio::select! {
-                () = sleep(LOOK) => {}
-                () = until(stop, |stop| *stop) => return Err(SyncError::Stopped),
-            }
+            patience.rest(LOOK).await?;
         }
     }
 
@@ -98,11 +96,9 @@ impl Held {
         Ok(Ok(Self { store, name, holder, renewed, renewing, _wanted: wanted }))
     }
 
-    /// # Errors
-    /// [`SyncError::TakenOver`] once another process has it, or may have it.
-    pub(super) fn check(&self) -> Result<(), SyncError> {
-        let renewed = *self.renewed.borrow();
-        if renewed.is_some_and(is_sure) { Ok(()) } else { Err(SyncError::TakenOver) }
+    /// False once another process has it, or may have it.
+    pub(super) fn is_sure(&self) -> bool {
+        self.renewed.borrow().is_some_and(is_sure)
     }
 
     /// Returns once another process has it, or may have it. Cancel-safe.
@@ -142,9 +138,10 @@ async fn renew(
     tell: watch::Sender<Option<Instant>>,
     mut unwanted: oneshot::Receiver<()>,
 ) {
+    let mut pause = RENEWED;
     loop {
         tokio::select! {
-            () = sleep(RENEWED) => {}
+            () = sleep(pause) => {}
             _ = &mut unwanted => return,
         }
         let asked = Instant::now();
@@ -155,13 +152,16 @@ async fn renew(
             return;
         }
         match answer {
-            Ok(Taken::Ours) => drop(tell.send_replace(Some(asked))),
+            Ok(Taken::Ours) => {
+                tell.send_replace(Some(asked));
+                pause = RENEWED;
+            }
             Ok(Taken::Theirs(_)) => {
                 tell.send_replace(None);
                 return;
             }
             // Nobody else can have it before it ends, and one of the next renewals may succeed.
-            Err(_) => {}
+            Err(_) => pause = RETRIED,
         }
     }
 }
@@ -192,7 +192,7 @@ mod tests {
         let store = store(&home).await;
         let (ann, bob) = (Holder::of("ann"), Holder::of("bob"));
         let held = Held::take_free(&store, "sync", &ann).await.unwrap().unwrap_or_else(|_| panic!("free"));
-        assert!(held.check().is_ok());
+        assert!(held.is_sure());
         let theirs = Held::take_free(&store, "sync", &bob).await.unwrap().err().unwrap();
         assert_eq!(theirs.holder, Some(ann.id));
         held.give_back().await;
@@ -207,12 +207,12 @@ mod tests {
         let mut held = taken.unwrap_or_else(|_| panic!("free"));
         let (tell, renewed) = watch::channel(Instant::now().checked_sub(UNSURE));
         held.renewed = renewed;
-        assert!(matches!(held.check(), Err(SyncError::TakenOver)));
+        assert!(!held.is_sure());
         held.lost().await;
         tell.send_replace(Some(Instant::now()));
-        assert!(held.check().is_ok());
+        assert!(held.is_sure());
         tell.send_replace(None);
-        assert!(matches!(held.check(), Err(SyncError::TakenOver)));
+        assert!(!held.is_sure());
         held.lost().await;
     }
 }

@@ -38,6 +38,7 @@ pub mod instances;
 pub mod watch;
 
 pub use error::SyncError;
+pub use patience::HeldUp;
 pub use some::One;
 
 /// The name of the lease of whole runs.
@@ -53,7 +54,7 @@ pub struct Sync {
     pub api: Api,
     /// The table.
     pub store: Arc<dyn Store>,
-    /// Where news is published.
+    /// Where news is published. A dry run needs none: [`Absent`](crate::queue::Absent).
     pub queue: Arc<dyn Queue>,
     /// `HEADCOUNT_WATCH_GRACE`: a change that is younger may still come by webhook, and is no drift.
     pub grace: Duration,
@@ -109,6 +110,8 @@ pub struct Report {
     pub counts: Counts,
     /// It only looked.
     pub dry_run: bool,
+    /// Changes that were published, and are not applied yet.
+    pub under_way: u64,
     /// What else people should know, a sentence each.
     pub notes: Vec<String>,
 }
@@ -125,8 +128,27 @@ pub enum Told {
         /// By Clerk's own count.
         of: u64,
     },
-    /// It looks for users who are gone: so many rows were looked through.
-    Searching(u64),
+    /// It looks for users who are not in Clerk's list.
+    Searching {
+        /// Rows that were looked through.
+        rows: u64,
+        /// Live rows.
+        of: u64,
+    },
+    /// It asks Clerk for each of them.
+    Asking {
+        /// So far.
+        users: u64,
+        /// In all.
+        of: u64,
+    },
+    /// It asks once more for each who is gone, and publishes that.
+    Confirming {
+        /// So far.
+        users: u64,
+        /// In all.
+        of: u64,
+    },
     /// It waits until so many messages are applied.
     Applying(u64),
     /// A user differs.
@@ -152,19 +174,55 @@ pub enum Told {
 pub enum Difference {
     /// No row, or another one than Clerk's.
     Row(Standing),
-    /// Clerk does not know the user any more.
+    /// The user is live here, and Clerk does not know it any more.
     Gone,
+    /// The user is not in Clerk's list, and was not asked for.
+    Unlisted,
+    /// The user is deleted here, and Clerk does not know it either.
+    Deleted,
+}
+
+impl Difference {
+    /// The user is not as in Clerk.
+    pub fn is_one(&self) -> bool {
+        !matches!(self, Self::Row(Standing::InStep { .. } | Standing::Newer(_)) | Self::Deleted)
+    }
+
+    /// For people, and in JSON.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Unlisted => "not in Clerk's list",
+            Self::Deleted => "deleted, and so in Clerk",
+            Self::Row(Standing::InStep { .. }) => "in step",
+            Self::Row(Standing::Newer(_)) => "newer here",
+            Self::Row(Standing::Missing) => "missing",
+            Self::Row(Standing::Outdated(_)) => "outdated",
+            Self::Row(Standing::Different(_)) => "different",
+            Self::Row(Standing::BuriedAlive) => "buried alive",
+        }
+    }
+
+    /// The mirrored columns in which the row differs.
+    pub fn columns(&self) -> &[&'static str] {
+        match self {
+            Self::Row(Standing::Outdated(columns) | Standing::Different(columns)) => columns,
+            Self::Row(
+                Standing::InStep { .. } | Standing::Newer(_) | Standing::Missing | Standing::BuriedAlive,
+            )
+            | Self::Gone
+            | Self::Unlisted
+            | Self::Deleted => &[],
+        }
+    }
 }
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Gone => f.write_str("gone"),
-            Self::Row(Standing::InStep { .. }) => f.write_str("in step"),
-            Self::Row(Standing::Missing) => f.write_str("missing"),
-            Self::Row(Standing::Outdated) => f.write_str("outdated"),
-            Self::Row(Standing::Different(columns)) => write!(f, "different: {}", columns.join(", ")),
-            Self::Row(Standing::BuriedAlive) => f.write_str("buried alive"),
+        f.write_str(self.word())?;
+        match self.columns() {
+            [] => Ok(()),
+            columns => write!(f, ": {}", columns.join(", ")),
         }
     }
 }

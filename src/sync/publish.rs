@@ -4,14 +4,15 @@
 use std::{collections::HashMap, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::time::Instant;
 
-use super::{Sync, SyncError, Tell, Told, patience::patiently};
+use super::{Sync, SyncError, patience::Patience};
 use crate::{
-    message::Message, queue::Source, rules::Outcome, stop::until, store::sync::Settled, text::number,
+    message::Message,
+    queue::{Depth, Source},
+    rules::Outcome,
+    store::sync::Settled,
+    text::number,
 };
 
 /// A bulk reader waits while the events queue holds more messages than this.
@@ -21,7 +22,7 @@ const OUTSTANDING_MAX: usize = 5_000;
 /// So many are published at a time.
 const TOGETHER: usize = 256;
 /// How often it is looked at what was applied.
-const LOOK: Duration = Duration::from_millis(250);
+pub(super) const LOOK: Duration = Duration::from_millis(250);
 /// How long a run waits for a worker that consumes.
 const NO_WORKER: Duration = Duration::from_secs(60);
 /// Where nothing is applied for so long, the rest is on the retry queues, which may take hours.
@@ -38,11 +39,13 @@ pub(super) struct News {
 /// What is on its way to the table.
 pub(super) struct Publisher<'s> {
     sync: &'s Sync,
-    stop: watch::Receiver<bool>,
+    patience: Patience<'s>,
     /// By Clerk id: the message's id, and whether it is about a difference.
     outstanding: HashMap<String, (String, bool)>,
-    /// Since when no worker consumes.
+    /// Since when no worker consumes, though one is needed.
     idle: Option<Instant>,
+    /// Workers have much to do that is not ours.
+    behind_others: bool,
 }
 
 /// What became of some of it.
@@ -69,14 +72,10 @@ impl Became {
 }
 
 impl<'s> Publisher<'s> {
-    pub(super) fn new(
-        sync: &'s Sync,
-        stop: watch::Receiver<bool>,
-        outstanding: Vec<(String, String)>,
-    ) -> Self {
+    pub(super) fn new(sync: &'s Sync, patience: Patience<'s>, outstanding: Vec<(String, String)>) -> Self {
         let outstanding =
             outstanding.into_iter().map(|(clerk_id, message_id)| (clerk_id, (message_id, true)));
-        Self { sync, stop, outstanding: outstanding.collect(), idle: None }
+        Self { sync, patience, outstanding: outstanding.collect(), idle: None, behind_others: false }
     }
 
     /// Something about this account is on its way.
@@ -88,47 +87,66 @@ impl<'s> Publisher<'s> {
         self.outstanding.len()
     }
 
-    /// Whether more may be published now. Waits a moment where not.
+    /// Webhooks, which go first, hold up what was published.
+    pub(super) fn is_behind_others(&self) -> bool {
+        self.behind_others
+    }
+
+    /// Whether more may be published now. Waits a moment where not. `to_end`: the run cannot end before a worker has taken
+    /// what was published.
     ///
     /// # Errors
     /// No worker has consumed for a minute; somebody asked to stop.
-    pub(super) async fn has_room(&mut self, tell: Tell<'_>) -> Result<bool, SyncError> {
-        let depths = patiently(&self.stop, || self.sync.queue.depths()).await?;
+    pub(super) async fn has_room(&mut self, to_end: bool) -> Result<bool, SyncError> {
+        let depths = self.depths().await?;
         let events = depths.iter().find(|depth| depth.queue == Source::Events.queue());
         let (depth, consumers) = events.map_or((0, 0), |events| (events.messages, events.consumers));
         let waits = depth > DEPTH_MAX || self.outstanding.len() > OUTSTANDING_MAX;
-        if consumers > 0 || (!waits && self.outstanding.is_empty()) {
+        self.behind_others = consumers > 0 && depth > DEPTH_MAX;
+        if consumers > 0 || !(waits || to_end) {
             self.idle = None;
         } else if self.idle.get_or_insert_with(Instant::now).elapsed() > NO_WORKER {
             return Err(SyncError::NoWorker(depth));
         }
         if self.idle.is_some() {
-            tell(Told::HeldUp(
-                "no worker takes messages: start one (headcount worker, or headcount up)".into(),
-            ));
+            self.patience.held_up(
+                "no worker takes messages: start one (headcount worker, or headcount up)".to_owned(),
+            );
         } else if depth > DEPTH_MAX {
             let why = format!("{} messages wait in the queue, and webhooks go first", number(depth));
-            tell(Told::HeldUp(why));
+            self.patience.held_up(why);
         } else if waits {
             let why = format!(
                 "{} changes are on their way, and not applied yet",
                 number(self.outstanding() as u64)
             );
-            tell(Told::HeldUp(why));
+            self.patience.held_up(why);
         }
         if !waits {
             return Ok(true);
         }
-        self.rest().await?;
+        self.patience.rest(LOOK).await?;
         Ok(false)
+    }
+
+    /// How many messages wait in the queue for a worker, at once or later.
+    pub(super) async fn waiting(&self) -> Result<u64, SyncError> {
+        let depths = self.depths().await?;
+        let waits = |depth: &&Depth| depth.queue == Source::Events.queue() || depth.is_of_retries();
+        Ok(depths.iter().filter(waits).map(|depth| depth.messages).sum())
+    }
+
+    async fn depths(&self) -> Result<Vec<Depth>, SyncError> {
+        let queue = &self.sync.queue;
+        self.patience.tried(|| queue.depths()).await
     }
 
     /// Publishes. All of it is durable when this returns.
     pub(super) async fn publish(&mut self, news: Vec<News>) -> Result<(), SyncError> {
         let queue = &self.sync.queue;
-        let stop = &self.stop;
+        let patience = &self.patience;
         let published = stream::iter(news).map(|News { clerk_id, message, is_drift }| async move {
-            patiently(stop, || queue.publish(message.clone())).await?;
+            patience.tried(|| queue.publish(message.clone())).await?;
             Ok::<_, SyncError>((clerk_id, (message.id.as_str().to_owned(), is_drift)))
         });
         let mut published = Box::pin(published.buffer_unordered(TOGETHER));
@@ -145,7 +163,7 @@ impl<'s> Publisher<'s> {
         let ids: Vec<String> = self.outstanding.values().map(|(message_id, _)| message_id.clone()).collect();
         let mut known: HashMap<String, Settled> = HashMap::new();
         for ids in ids.chunks(500) {
-            known.extend(patiently(&self.stop, || self.sync.store.settled(ids)).await?);
+            known.extend(self.patience.tried(|| self.sync.store.settled(ids)).await?);
         }
         self.outstanding.retain(|clerk_id, (message_id, is_drift)| {
             match known.get(message_id) {
@@ -160,14 +178,6 @@ impl<'s> Publisher<'s> {
             false
         });
         Ok(became)
-    }
-
-    /// Waits a moment before the next look.
-    pub(super) async fn rest(&self) -> Result<(), SyncError> {
-        tokio::select! {
-            () = sleep(LOOK) => Ok(()),
-            () = until(&self.stop, |stop| *stop) => Err(SyncError::Stopped),
-        }
     }
 }
 

@@ -1,20 +1,22 @@
 //! Owns a whole run: read every user, then what changed meanwhile, then search for who is gone, then wait until all is applied.
 //! Promises that one run works at a time, that it can be cut off anywhere, and that the next one goes on where it stopped.
 
-use tokio::sync::watch;
+use std::time::Duration;
+
+use tokio::{sync::watch, time::Instant};
 use tracing::warn;
 
 use super::{
     LEASE, Order, Report, Sync, SyncError, Tell, Told,
     lease::Held,
     owner::Unknown,
-    patience::{patiently, stoppable},
+    patience::Patience,
     place::{Cursor, Phase, Place},
-    publish::{News, Publisher, Watchdog},
+    publish::{LOOK, News, Publisher, Watchdog},
     pull::Reader,
 };
 use crate::{
-    clerk::api::{ApiError, Order as UsersOrder, PAGE_MAX, Snapshot, UsersQuery, clock_hint, clock_says},
+    clerk::api::{PAGE_MAX, Snapshot, UsersQuery, clock_hint, clock_says},
     store::sync::{NewRun, Run, RunResult},
     text::number,
     time::{Millis, now},
@@ -27,6 +29,8 @@ const OVERLAP: u64 = 50;
 
 /// So many users whom Clerk counts may be missing from its list, or 1 % of them: people come and go.
 const LEFT_OUT: u64 = 100;
+/// How often a run that counts nothing shows that it goes on.
+const TOUCHED: Duration = Duration::from_secs(10);
 /// While so few messages are on their way, nobody looks what became of them before the end.
 const SETTLED_BEYOND: usize = 1_000;
 
@@ -34,8 +38,7 @@ const SETTLED_BEYOND: usize = 1_000;
 pub(super) struct Work<'w> {
     pub(super) sync: &'w Sync,
     pub(super) order: &'w Order,
-    pub(super) tell: Tell<'w>,
-    pub(super) stop: watch::Receiver<bool>,
+    pub(super) patience: Patience<'w>,
     pub(super) lease: Held,
     pub(super) instance: String,
     pub(super) run: Run,
@@ -43,8 +46,12 @@ pub(super) struct Work<'w> {
     pub(super) cursor: Cursor,
     pub(super) publisher: Publisher<'w>,
     pub(super) notes: Vec<String>,
+    /// Rows that claim to be newer than Clerk's answer, and cannot be.
+    pub(super) doubtful: u64,
     /// By Clerk, at the beginning.
     count: u64,
+    /// When it was last written down that the run goes on.
+    touched: Instant,
 }
 
 impl Sync {
@@ -59,16 +66,20 @@ impl Sync {
         tell: Tell<'_>,
         stop: &watch::Receiver<bool>,
     ) -> Result<Report, SyncError> {
+        let patience = Patience::new(stop, tell);
+        patience.told_of_clerk(&self.api, self.whole(order, unknown, patience.clone())).await
+    }
+
+    async fn whole(
+        &self,
+        order: &Order,
+        unknown: Unknown<'_>,
+        patience: Patience<'_>,
+    ) -> Result<Report, SyncError> {
         // Safety first: with another instance's key, everybody would be gone.
-        let instance = stoppable(stop, self.owner_or(unknown)).await?.id;
-        let waits = |lease: &crate::store::sync::Lease| {
-            tell(Told::HeldUp(format!(
-                "another sync holds the lease ({} on {}): waiting for its end",
-                lease.process, lease.host
-            )));
-        };
-        let lease = Held::take(&self.store, LEASE, &self.holder, stop, waits).await?;
-        let begun = self.begin(order, &instance, stop).await;
+        let instance = patience.stoppable(self.owner_or(unknown, &patience)).await?.id;
+        let lease = Held::take(&self.store, LEASE, &self.holder, &patience).await?;
+        let begun = self.begin(order, &instance, &patience).await;
         let (run, cursor, outstanding) = match begun {
             Ok(begun) => begun,
             Err(error) => {
@@ -77,21 +88,22 @@ impl Sync {
             }
         };
         if run.resumed {
-            tell(Told::Resumed(run.started_at));
+            patience.tell(Told::Resumed(run.started_at));
         }
-        let publisher = Publisher::new(self, stop.clone(), outstanding);
+        let publisher = Publisher::new(self, patience.clone(), outstanding);
         let mut work = Work {
             sync: self,
             order,
-            tell,
-            stop: stop.clone(),
+            patience,
             lease,
             instance,
             run,
             cursor,
             publisher,
             notes: Vec::new(),
+            doubtful: 0,
             count: 0,
+            touched: Instant::now(),
         };
         let worked = work.all().await;
         work.end(worked).await
@@ -101,7 +113,7 @@ impl Sync {
         &self,
         order: &Order,
         instance: &str,
-        stop: &watch::Receiver<bool>,
+        patience: &Patience<'_>,
     ) -> Result<(Run, Cursor, Vec<(String, String)>), SyncError> {
         let new = NewRun {
             instance_id: instance.to_owned(),
@@ -111,19 +123,19 @@ impl Sync {
         };
         let store = &self.store;
         loop {
-            let run = patiently(stop, || store.begin_run(&new)).await?;
+            let run = patience.tried(|| store.begin_run(&new)).await?;
             let (phase, now) = (Phase::of(&run.phase), self.now());
             let cursor =
                 Cursor::read(run.cursor.as_deref()).unwrap_or_else(|| Cursor::start(now, order.revive));
             if !run.resumed || (!order.dry_run && cursor.goes_on(phase, order.revive, now)) {
-                let outstanding = patiently(stop, || store.outstanding(run.id, u32::MAX)).await?;
+                let outstanding = patience.tried(|| store.outstanding(run.id, u32::MAX)).await?;
                 return Ok((run, cursor, outstanding));
             }
             // What it published is durable, so that nothing is lost with it.
             let waited = phase == Phase::Applying && !run.dry_run;
             let result = Some(if waited { RunResult::Done } else { RunResult::Abandoned });
             let ended = Run { result, finished_at: Some(crate::time::now()), ..run };
-            patiently(stop, || store.save_run(&ended)).await?;
+            patience.tried(|| store.save_run(&ended)).await?;
         }
     }
 
@@ -135,7 +147,7 @@ impl Sync {
 
 impl Work<'_> {
     async fn all(&mut self) -> Result<(), SyncError> {
-        self.count = self.asked(self.sync.api.count()).await?;
+        self.count = self.patience.asked(self.sync.api.count()).await?;
         let phase = Phase::of(&self.run.phase);
         if phase == Phase::Reading {
             self.enter(Phase::Reading).await?;
@@ -161,6 +173,12 @@ impl Work<'_> {
 
     /// Writes down how the run ended, gives the lease back, and reports.
     async fn end(mut self, worked: Result<(), SyncError>) -> Result<Report, SyncError> {
+        if self.doubtful > 0 {
+            self.notes.push(format!(
+                "{} rows claim to be newer than Clerk's answer, and cannot be: they count as in step, and --verbose names them; to have Clerk's version, set their column version to 0 and sync again",
+                number(self.doubtful)
+            ));
+        }
         if let Some(offset) = self.sync.api.clock_offset() {
             self.notes.push(format!("{}; {}", clock_says(offset), clock_hint(offset)));
         }
@@ -189,27 +207,54 @@ impl Work<'_> {
             resumed: self.run.resumed,
             counts: self.run.counts,
             dry_run: self.order.dry_run,
+            under_way: self.publisher.outstanding() as u64,
             notes: self.notes,
         })
     }
 
     async fn enter(&mut self, phase: Phase) -> Result<(), SyncError> {
         self.run.phase = phase.as_str().to_owned();
+        self.save().await
+    }
+
+    async fn save(&mut self) -> Result<(), SyncError> {
         let (store, run) = (&self.sync.store, &self.run);
-        patiently(&self.stop, || store.save_run(run)).await
+        self.patience.tried(|| store.save_run(run)).await?;
+        self.touched = Instant::now();
+        Ok(())
+    }
+
+    /// Makes sure that the run is still ours. Where the database was away for so long that the lease has ended, takes it again.
+    ///
+    /// # Errors
+    /// [`SyncError::TakenOver`].
+    pub(super) async fn hold(&mut self) -> Result<(), SyncError> {
+        if self.lease.is_sure() {
+            return Ok(());
+        }
+        let Sync { store, holder, .. } = self.sync;
+        let taken = self.patience.tried(|| Held::take_free(store, LEASE, holder)).await?;
+        self.lease = taken.map_err(|_| SyncError::TakenOver)?;
+        // Another process may have had it meanwhile, and the run with it.
+        self.save().await
+    }
+
+    /// Shows from time to time, in a phase that counts nothing, that the run goes on.
+    pub(super) async fn touch(&mut self) -> Result<(), SyncError> {
+        if self.touched.elapsed() > TOUCHED { self.save().await } else { Ok(()) }
     }
 
     /// Reads every user, the next page while the one in hand is taken in.
     async fn read(&mut self) -> Result<(), SyncError> {
         let mut reader = Reader::new(self.sync.api.clone(), self.cursor.place.clone(), self.count);
-        let stop = self.stop.clone();
-        let mut page = stoppable(&stop, reader.next()).await?;
+        let patience = self.patience.clone();
+        let mut page = patience.stoppable(reader.next()).await?;
         while let Some(current) = page {
-            self.lease.check()?;
+            self.hold().await?;
             self.cursor.place = current.next;
-            let (next, taken) = tokio::join!(stoppable(&stop, reader.next()), self.take(current.users));
+            let (next, taken) = tokio::join!(patience.stoppable(reader.next()), self.take(current.users));
             taken?;
-            (self.tell)(Told::Read { users: self.run.counts.clerk, of: self.count });
+            self.patience.tell(Told::Read { users: self.run.counts.clerk, of: self.count });
             page = next?;
         }
         self.cursor.place = Place::End;
@@ -221,15 +266,9 @@ impl Work<'_> {
         let since = self.cursor.began - MARGIN;
         let mut offset = 0;
         loop {
-            self.lease.check()?;
-            let query = UsersQuery {
-                order: UsersOrder::NewestChange,
-                limit: PAGE_MAX,
-                after: None,
-                offset,
-                created_after: None,
-            };
-            let page = self.asked(self.sync.api.users(&query)).await?;
+            self.hold().await?;
+            let query = UsersQuery::newest(PAGE_MAX, offset);
+            let page = self.patience.asked(self.sync.api.users(&query)).await?;
             let (read, limit) = (page.users.len() as u64, u64::from(page.limit));
             let is_recent = |user: &Snapshot| user.updated_at.is_none_or(|at| at >= since);
             let recent: Vec<Snapshot> = page.users.into_iter().filter(is_recent).collect();
@@ -249,7 +288,7 @@ impl Work<'_> {
     }
 
     async fn compare_counts(&mut self) -> Result<(), SyncError> {
-        let count = self.asked(self.sync.api.count()).await?;
+        let count = self.patience.asked(self.sync.api.count()).await?;
         let read = self.run.counts.clerk;
         // Where much is left out, those who are would be taken for gone, and be asked for one by one.
         if read + (count / 100).max(LEFT_OUT) < count {
@@ -269,22 +308,23 @@ impl Work<'_> {
     async fn apply(&mut self) -> Result<(), SyncError> {
         let mut watchdog = Watchdog::new();
         while self.publisher.outstanding() > 0 {
-            self.lease.check()?;
-            self.publisher.has_room(self.tell).await?;
-            if self.settle().await? {
+            self.hold().await?;
+            self.publisher.has_room(true).await?;
+            if self.settle().await? || self.publisher.is_behind_others() {
                 watchdog.moved();
             }
             let left = self.publisher.outstanding() as u64;
-            (self.tell)(Told::Applying(left));
+            self.patience.tell(Told::Applying(left));
+            self.touch().await?;
             if watchdog.is_stuck() {
-                self.notes.push(format!(
-                    "{} changes are not applied yet: they are tried again; see headcount status",
-                    number(left)
-                ));
+                self.notes.push(match self.publisher.waiting().await? {
+                    0 => format!("{} changes are not applied, and the queue does not hold them any more: it was emptied, or a worker has held them for long", number(left)),
+                    _ => format!("{} changes are not applied yet: they are tried again; see headcount status", number(left)),
+                });
                 return Ok(());
             }
             if left > 0 {
-                self.publisher.rest().await?;
+                self.patience.rest(LOOK).await?;
             }
         }
         Ok(())
@@ -296,9 +336,9 @@ impl Work<'_> {
             return Ok(());
         }
         let mut watchdog = Watchdog::new();
-        while !self.publisher.has_room(self.tell).await? {
-            self.lease.check()?;
-            if self.settle().await? {
+        while !self.publisher.has_room(false).await? {
+            self.hold().await?;
+            if self.settle().await? || self.publisher.is_behind_others() {
                 watchdog.moved();
             }
             if watchdog.is_stuck() {
@@ -321,7 +361,7 @@ impl Work<'_> {
         self.run.counts.repaired += became.repaired;
         self.run.counts.failed += (became.buried.len() + became.ignored.len()) as u64;
         let (run, store, ids) = (self.run.id, &self.sync.store, became.all());
-        patiently(&self.stop, || store.settle(run, &ids)).await?;
+        self.patience.tried(|| store.settle(run, &ids)).await?;
         for (ids, why) in [
             (became.buried, "what was published of it is a dead letter: see headcount dead list --user"),
             (
@@ -330,7 +370,7 @@ impl Work<'_> {
             ),
         ] {
             for clerk_id in ids {
-                (self.tell)(Told::Failed { clerk_id: Some(clerk_id), why: why.to_owned() });
+                self.patience.tell(Told::Failed { clerk_id: Some(clerk_id), why: why.to_owned() });
             }
         }
         Ok(true)
@@ -338,12 +378,7 @@ impl Work<'_> {
 
     /// Asks Clerk for one user.
     pub(super) async fn ask(&self, clerk_id: &str) -> Result<Option<Snapshot>, SyncError> {
-        self.asked(self.sync.api.user(clerk_id)).await
-    }
-
-    /// Waits for an answer of the API, or for a stop.
-    async fn asked<T>(&self, answer: impl Future<Output = Result<T, ApiError>>) -> Result<T, SyncError> {
-        stoppable(&self.stop, async { answer.await.map_err(SyncError::from) }).await
+        self.patience.asked(self.sync.api.user(clerk_id)).await
     }
 
     pub(super) fn now(&self) -> Millis {

@@ -2,23 +2,19 @@
 
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
 
-use super::{
-    Difference, Order, Sync, SyncError,
-    owner::Unknown,
-    patience::{patiently, stoppable},
-};
+use super::{Difference, Order, Sync, SyncError, Tell, owner::Unknown, patience::Patience};
 use crate::{
-    clerk::api::{Snapshot, gone},
+    clerk::api::{Snapshot, gone, keys},
     message::Message,
     rules::{
         Outcome,
-        users::{Standing, compare},
+        users::{Loaded, Standing, compare},
     },
     store::sync::Settled,
     time::{Millis, rfc3339},
@@ -39,7 +35,7 @@ pub struct One {
     /// The account; `None` where neither Clerk nor the table knows anybody.
     pub clerk_id: Option<String>,
     /// How the table stands to Clerk.
-    #[serde(serialize_with = "word")]
+    #[serde(flatten, serialize_with = "standing")]
     pub standing: Option<Difference>,
     /// When Clerk changed the user last.
     #[serde(serialize_with = "time")]
@@ -67,12 +63,15 @@ impl One {
 
     /// The table differs from Clerk.
     pub fn differs(&self) -> bool {
-        !matches!(self.standing, None | Some(Difference::Row(Standing::InStep { .. })))
+        self.standing.as_ref().is_some_and(Difference::is_one)
     }
 }
 
-fn word<S: Serializer>(standing: &Option<Difference>, serializer: S) -> Result<S::Ok, S::Error> {
-    standing.as_ref().map(ToString::to_string).serialize(serializer)
+fn standing<S: Serializer>(found: &Option<Difference>, serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(2))?;
+    map.serialize_entry("standing", &found.as_ref().map(Difference::word))?;
+    map.serialize_entry("columns", found.as_ref().map_or(&[][..], Difference::columns))?;
+    map.end()
 }
 
 fn time<S: Serializer>(at: &Option<Millis>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -89,9 +88,12 @@ impl Sync {
         references: &[String],
         order: &Order,
         unknown: Unknown<'_>,
+        tell: Tell<'_>,
         stop: &watch::Receiver<bool>,
     ) -> Result<(String, Vec<One>), SyncError> {
-        stoppable(stop, self.each(references, order, unknown, stop)).await
+        let patience = Patience::new(stop, tell);
+        let work = patience.stoppable(self.each(references, order, unknown, &patience));
+        patience.told_of_clerk(&self.api, work).await
     }
 
     async fn each(
@@ -99,25 +101,29 @@ impl Sync {
         references: &[String],
         order: &Order,
         unknown: Unknown<'_>,
-        stop: &watch::Receiver<bool>,
+        patience: &Patience<'_>,
     ) -> Result<(String, Vec<One>), SyncError> {
-        let instance = self.owner_or(unknown).await?.id;
-        let mut found = Vec::new();
+        let instance = self.owner_or(unknown, patience).await?.id;
+        let mut found: Vec<One> = Vec::new();
         for reference in references {
-            for clerk_id in self.meant(reference).await? {
-                found.push(self.one(reference, clerk_id, &instance, order, stop).await?);
+            for clerk_id in self.meant(reference, patience).await? {
+                if found.iter().any(|one| one.clerk_id.as_ref() == Some(&clerk_id)) {
+                    continue;
+                }
+                found.push(self.one(reference, clerk_id, &instance, order, patience).await?);
             }
         }
         if order.wait {
-            self.follow(&mut found).await?;
+            self.follow(&mut found, patience).await?;
         }
         Ok((instance, found))
     }
 
     /// The accounts that are meant: an address may be another account's in Clerk than in the table.
-    async fn meant(&self, reference: &str) -> Result<Vec<String>, SyncError> {
+    async fn meant(&self, reference: &str, patience: &Patience<'_>) -> Result<Vec<String>, SyncError> {
         let reference = reference.trim();
-        let mut ids: Vec<String> = self.store.clerk_id_of(reference).await?.into_iter().collect();
+        let mut ids: Vec<String> =
+            patience.tried(|| self.store.clerk_id_of(reference)).await?.into_iter().collect();
         if reference.contains('@') {
             let named = self.api.users_by_address(reference).await?;
             ids.extend(named.into_iter().filter_map(|user| user.clerk_id));
@@ -135,7 +141,7 @@ impl Sync {
         clerk_id: String,
         instance: &str,
         order: &Order,
-        stop: &watch::Receiver<bool>,
+        patience: &Patience<'_>,
     ) -> Result<One, SyncError> {
         let mut one = One {
             user: reference.to_owned(),
@@ -147,14 +153,22 @@ impl Sync {
             message_id: None,
         };
         let asked = if clerk_id.is_empty() { None } else { self.twice(&clerk_id).await? };
-        let live = self.store.live_among(std::slice::from_ref(&clerk_id)).await?;
+        let live = patience.tried(|| self.store.live_among(std::slice::from_ref(&clerk_id))).await?;
         let message = match asked {
             Some(user) => {
                 one.clerk_id = Some(clerk_id);
                 one.updated_at = user.updated_at;
-                self.compared(&mut one, &user, instance, order).await?
+                self.compared(&mut one, &user, instance, order, patience).await?
             }
-            None if live.is_empty() => None,
+            None if live.is_empty() => {
+                let known = patience.tried(|| self.store.known(std::slice::from_ref(&clerk_id), &[])).await?;
+                let Loaded { rows, former } = known.loaded;
+                if former.contains_key(&clerk_id) || rows.iter().any(|row| row.clerk_id == clerk_id) {
+                    one.clerk_id = Some(clerk_id);
+                    one.standing = Some(Difference::Deleted);
+                }
+                None
+            }
             None => {
                 one.clerk_id = Some(clerk_id.clone());
                 one.standing = Some(Difference::Gone);
@@ -163,7 +177,7 @@ impl Sync {
         };
         if let Some(message) = message.filter(|_| !order.dry_run) {
             one.message_id = Some(message.id.as_str().to_owned());
-            patiently(stop, || self.queue.publish(message.clone())).await?;
+            patience.tried(|| self.queue.publish(message.clone())).await?;
         }
         Ok(one)
     }
@@ -175,6 +189,7 @@ impl Sync {
         user: &Snapshot,
         instance: &str,
         order: &Order,
+        patience: &Patience<'_>,
     ) -> Result<Option<Message>, SyncError> {
         let upsert = match &user.upsert {
             Ok(upsert) => upsert,
@@ -184,10 +199,10 @@ impl Sync {
             }
         };
         let ids: Vec<String> = user.clerk_id.iter().cloned().collect();
-        let keys: Vec<String> = upsert.claim.iter().map(|claim| claim.key.clone()).collect();
-        let standing = compare(&self.store.known(&ids, &keys).await?.loaded, upsert);
+        let keys = keys(std::slice::from_ref(user));
+        let standing = compare(&patience.tried(|| self.store.known(&ids, &keys)).await?.loaded, upsert);
         let message = match &standing {
-            Standing::InStep { signed_in_since: false } => None,
+            Standing::InStep { signed_in_since: false } | Standing::Newer(_) => None,
             Standing::BuriedAlive if !order.revive => {
                 one.problem = Some("deleted here: it stays so without --revive".to_owned());
                 None
@@ -208,7 +223,7 @@ impl Sync {
     }
 
     /// Waits a few seconds for what becomes of what was published.
-    async fn follow(&self, found: &mut [One]) -> Result<(), SyncError> {
+    async fn follow(&self, found: &mut [One], patience: &Patience<'_>) -> Result<(), SyncError> {
         let until_when = Instant::now() + FOLLOWED;
         loop {
             let under_way = found.iter().filter(|one| one.is_under_way());
@@ -216,7 +231,7 @@ impl Sync {
             if ids.is_empty() || Instant::now() > until_when {
                 return Ok(());
             }
-            for (message_id, settled) in self.store.settled(&ids).await? {
+            for (message_id, settled) in patience.tried(|| self.store.settled(&ids)).await? {
                 let about = found.iter_mut().filter(|one| one.message_id.as_ref() == Some(&message_id));
                 about.for_each(|one| match settled {
                     // A name that only a newer headcount knows: it took effect.

@@ -3,13 +3,16 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Difference, SyncError, Told, patience::patiently, place::Phase, publish::News, run::Work};
+use super::{Difference, SyncError, Told, place::Phase, publish::News, run::Work};
 use crate::{
-    clerk::api::{ApiError, Snapshot},
+    clerk::api::{Snapshot, keys},
     rules::users::{Standing, Upsert, compare},
     store::sync::{Counts, SEEN_MAX, Seen},
     time::Millis,
 };
+
+/// A row may be newer than what Clerk says by so many milliseconds: a webhook came between, and clocks differ.
+const DOUBTFUL: u64 = 600_000;
 
 impl Work<'_> {
     /// Takes in users whom the API gave.
@@ -26,33 +29,30 @@ impl Work<'_> {
     }
 
     async fn take_part(&mut self, users: Vec<Snapshot>, last: bool) -> Result<(), SyncError> {
-        let ids: Vec<String> = users.iter().filter_map(|user| user.clerk_id.clone()).collect();
-        let keys: Vec<String> = users.iter().filter_map(key).map(str::to_owned).collect();
         let store = self.sync.store.clone();
-        let known = patiently(&self.stop, || store.known(&ids, &keys)).await?;
+        let ids: Vec<String> = users.iter().filter_map(|user| user.clerk_id.clone()).collect();
+        let keys = keys(&users);
+        let known = self.patience.tried(|| store.known(&ids, &keys)).await?;
         let run = self.run.id;
-        let new = patiently(&self.stop, || store.new_to(run, &ids)).await?;
-        let new: HashSet<String> = new.into_iter().collect();
+        let new: HashSet<String> =
+            self.patience.tried(|| store.new_to(run, &ids)).await?.into_iter().collect();
 
-        let mut counts = Counts::default();
-        let mut out_of_step = 0;
-        let mut news: Vec<News> = Vec::new();
-        let mut told = Vec::new();
+        let mut page = Page::default();
         for user in &users {
             let Some(clerk_id) = &user.clerk_id else {
                 // Without an id nobody knows whether it was counted before: it is counted where everybody is read.
                 if Phase::of(&self.run.phase) == Phase::Reading {
-                    counts.clerk += 1;
-                    counts.failed += 1;
-                    told.push(failed(user));
+                    page.counts.clerk += 1;
+                    page.failed(user);
                 }
                 continue;
             };
             let is_new = new.contains(clerk_id);
-            counts.clerk += u64::from(is_new);
+            page.counts.clerk += u64::from(is_new);
             let Ok(upsert) = &user.upsert else {
-                counts.failed += u64::from(is_new);
-                told.extend(is_new.then(|| failed(user)));
+                if is_new {
+                    page.failed(user);
+                }
                 continue;
             };
             let standing = compare(&known.loaded, upsert);
@@ -61,89 +61,113 @@ impl Work<'_> {
             if self.publisher.has(clerk_id) || (stays_so && !is_new) {
                 continue;
             }
-            if standing == Standing::BuriedAlive {
-                // Between the reading and the comparison the account may have been deleted in Clerk.
-                let user = match self.ask(clerk_id).await {
-                    Ok(None) => continue,
-                    Ok(Some(user)) => user,
-                    Err(SyncError::Api(ApiError::NotClerk { .. } | ApiError::TooLarge { .. })) => {
-                        user.clone()
-                    }
-                    Err(error) => return Err(error),
-                };
-                counts.buried_alive += 1;
-                if self.order.revive {
-                    let message = user.message(&self.instance, true);
-                    news.push(News { clerk_id: clerk_id.clone(), message, is_drift: true });
+            match standing {
+                Standing::BuriedAlive => {
+                    let Some(user) = self.still_live(clerk_id, user).await? else { continue };
+                    let news = self.order.revive.then(|| self.news(clerk_id, &user, true, true));
+                    page.differs(clerk_id, Standing::BuriedAlive, news);
                 }
-                told.push(differs(clerk_id, standing));
-                continue;
+                Standing::InStep { .. } => page.counts.in_step += u64::from(is_new),
+                Standing::Newer(at) => {
+                    page.counts.in_step += u64::from(is_new);
+                    if is_new && is_doubtful(at, user.read_at) {
+                        page.doubtful += 1;
+                        page.told.push(differs(clerk_id, Standing::Newer(at)));
+                    }
+                }
+                standing if self.may_come_by_webhook(upsert, &standing, user.read_at) => {
+                    page.counts.in_step += u64::from(is_new);
+                    page.news.push(self.news(clerk_id, user, false, false));
+                }
+                standing => {
+                    // Whoever was in step when the list was read may differ by now.
+                    page.out_of_step += u64::from(!is_new);
+                    page.differs(clerk_id, standing, Some(self.news(clerk_id, user, false, true)));
+                }
             }
-            if matches!(standing, Standing::InStep { .. }) {
-                counts.in_step += u64::from(is_new);
-                continue;
-            }
-            let is_drift = !self.may_come_by_webhook(upsert, &standing, user.read_at);
-            let message = user.message(&self.instance, false);
-            news.push(News { clerk_id: clerk_id.clone(), message, is_drift });
-            if !is_drift {
-                counts.in_step += u64::from(is_new);
-                continue;
-            }
-            count(&mut counts, &standing);
-            // Whoever was in step when the list was read may differ by now.
-            out_of_step += u64::from(!is_new);
-            told.push(differs(clerk_id, standing));
         }
-        if self.order.dry_run {
-            news.clear();
-        }
+        self.note(ids, page, last).await
+    }
+
+    /// Publishes what differs, and notes the users as seen. Publish before noting: a crash between reads the page again, and the
+    /// inbox absorbs what was published twice.
+    async fn note(&mut self, ids: Vec<String>, page: Page, last: bool) -> Result<(), SyncError> {
+        let Page { counts, out_of_step, doubtful, news, told } = page;
+        let news = if self.order.dry_run { Vec::new() } else { news };
         let mut published: HashMap<String, String> =
             news.iter().map(|news| (news.clerk_id.clone(), news.message.id.as_str().to_owned())).collect();
         self.publish(news).await?;
 
-        // Publish before noting: a crash here reads the page again, and the inbox absorbs what was published twice.
-        self.run.counts.add(&counts);
-        self.run.counts.in_step = self.run.counts.in_step.saturating_sub(out_of_step);
+        let mut run = self.run.clone();
+        run.counts.add(&counts);
+        run.counts.in_step = run.counts.in_step.saturating_sub(out_of_step);
         if last {
-            self.run.cursor = Some(self.cursor.text());
+            run.cursor = Some(self.cursor.text());
         }
         let seen: Vec<Seen> = ids
             .into_iter()
             .map(|clerk_id| Seen { message_id: published.remove(&clerk_id), clerk_id })
             .collect();
-        let run = &self.run;
-        patiently(&self.stop, || store.see(run, &seen)).await?;
-        told.into_iter().for_each(self.tell);
+        self.patience.tried(|| self.sync.store.see(&run, &seen)).await?;
+        self.run = run;
+        self.doubtful += doubtful;
+        told.into_iter().for_each(|told| self.patience.tell(told));
         Ok(())
+    }
+
+    /// The user as Clerk knows it now, one who is deleted here: between the reading and the comparison the account may have been
+    /// deleted in Clerk as well.
+    async fn still_live(&self, clerk_id: &str, user: &Snapshot) -> Result<Option<Snapshot>, SyncError> {
+        match self.ask(clerk_id).await {
+            Err(SyncError::Api(error)) if error.is_about_one() => Ok(Some(user.clone())),
+            asked => asked,
+        }
+    }
+
+    fn news(&self, clerk_id: &str, user: &Snapshot, revive: bool, is_drift: bool) -> News {
+        let message = user.message(&self.instance, revive);
+        News { clerk_id: clerk_id.to_owned(), message, is_drift }
     }
 
     /// A change that is so young may still come by webhook.
     fn may_come_by_webhook(&self, upsert: &Upsert, standing: &Standing, read_at: Millis) -> bool {
         let grace = Millis::try_from(self.sync.grace.as_millis()).unwrap_or(Millis::MAX);
-        matches!(standing, Standing::Missing | Standing::Outdated)
+        matches!(standing, Standing::Missing | Standing::Outdated(_))
             && read_at.saturating_sub(upsert.version.at) < grace
     }
 }
 
-fn count(counts: &mut Counts, standing: &Standing) {
-    match standing {
-        Standing::Missing => counts.missing += 1,
-        Standing::Outdated => counts.outdated += 1,
-        Standing::Different(_) => counts.different += 1,
-        Standing::InStep { .. } | Standing::BuriedAlive => {}
+/// What a part of a page comes to.
+#[derive(Default)]
+struct Page {
+    counts: Counts,
+    /// Users who were counted as in step before, and are not.
+    out_of_step: u64,
+    doubtful: u64,
+    news: Vec<News>,
+    told: Vec<Told>,
+}
+
+impl Page {
+    fn differs(&mut self, clerk_id: &str, standing: Standing, news: Option<News>) {
+        self.counts.note(&standing);
+        self.news.extend(news);
+        self.told.push(differs(clerk_id, standing));
+    }
+
+    fn failed(&mut self, user: &Snapshot) {
+        self.counts.failed += 1;
+        let why = user.upsert.as_ref().err().map_or("its id cannot be read", |error| error.detail.as_str());
+        self.told.push(Told::Failed { clerk_id: user.clerk_id.clone(), why: why.to_owned() });
     }
 }
 
-fn key(user: &Snapshot) -> Option<&str> {
-    user.upsert.as_ref().ok()?.claim.as_ref().map(|claim| claim.key.as_str())
+/// Whether a row's version or deletion at `at` contradicts a reading of before: Clerk should have known it by then, or it lies in
+/// the future.
+fn is_doubtful(at: Millis, read_at: Millis) -> bool {
+    read_at.abs_diff(at) > DOUBTFUL
 }
 
 fn differs(clerk_id: &str, standing: Standing) -> Told {
     Told::Differs { clerk_id: clerk_id.to_owned(), difference: Difference::Row(standing) }
-}
-
-fn failed(user: &Snapshot) -> Told {
-    let why = user.upsert.as_ref().err().map_or("its id cannot be read", |error| error.detail.as_str());
-    Told::Failed { clerk_id: user.clerk_id.clone(), why: why.to_owned() }
 }

@@ -275,7 +275,7 @@ impl<T: Table> Run<'_, T> {
                         continue;
                     };
                     let is_behind =
-                        |standing: &Standing| matches!(standing, Standing::Missing | Standing::Outdated);
+                        |standing: &Standing| matches!(standing, Standing::Missing | Standing::Outdated(_));
                     if read_at - read.at >= grace && self.differs(&read, is_behind, false).await {
                         self.publish(read);
                     }
@@ -321,7 +321,7 @@ impl<T: Table> Run<'_, T> {
         let keys: Vec<String> = upsert.claim.iter().map(|claim| claim.key.clone()).collect();
         let known = self.table.known(std::slice::from_ref(&upsert.clerk_id), &keys).await;
         match compare(&known, &upsert) {
-            Standing::InStep { .. } => false,
+            Standing::InStep { .. } | Standing::Newer(_) => false,
             Standing::BuriedAlive => revive,
             standing => how(&standing),
         }

@@ -15,7 +15,7 @@ use crate::{
     text::clean,
 };
 
-/// How long a 429 without `Retry-After` asks to wait: what Clerk's own importer takes.
+/// How long a 429 without `Retry-After` is waited for: as Clerk's own importer does.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Nobody waits longer, whatever a server asks for.
@@ -59,16 +59,17 @@ pub(super) fn judge(answer: Answer, base: &Url, host: &str) -> Result<Given, Tro
             }
         },
         StatusCode::TOO_MANY_REQUESTS => {
-            let after = retry_after(&headers).unwrap_or(RETRY_AFTER);
-            Err(Trouble::Passing { error: ApiError::Limited { host, after }, after: Some(after) })
+            let after = retry_after(&headers);
+            let error = ApiError::Limited { host, after };
+            Err(Trouble::Passing { error, after: Some(after.unwrap_or(RETRY_AFTER)) })
         }
         status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
             Err(Trouble::Passing { error: ApiError::Away { host, why: Away::Status(code) }, after: None })
         }
         status if status.is_redirection() => {
             let target = headers.get(header::LOCATION).and_then(|to| base.join(to.to_str().ok()?).ok());
-            let target = target.as_ref().and_then(Url::host_str).unwrap_or("nowhere");
-            Err(strange(host, format!("it redirects ({code}) to {}", clean(target, WORDS_MAX))))
+            let target = target.as_ref().and_then(authority).unwrap_or_else(|| "nowhere".to_owned());
+            Err(strange(host, format!("it redirects ({code}) to {}", clean(&target, WORDS_MAX))))
         }
         status if status.is_client_error() => {
             let body = body.unwrap_or_default();
@@ -96,6 +97,12 @@ pub(super) fn judge(answer: Answer, base: &Url, host: &str) -> Result<Given, Tro
         }
         _ => Err(strange(host, format!("it answered {code}"))),
     }
+}
+
+/// Host and port of a URL, as people write them; `None` where it names no host.
+pub(super) fn authority(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
 fn strange(host: String, what: impl Into<String>) -> Trouble {

@@ -37,12 +37,12 @@ pub enum ApiError {
         what: String,
     },
     /// 429 until patience was over, or for longer than it reaches.
-    #[error("{host} limits requests: it answered 429, and wants none for {}", format_duration(*after))]
+    #[error("{host} limits requests: it answered 429{}", after.map(|after| format!(", and wants none for {}", format_duration(after))).unwrap_or_default())]
     Limited {
         /// Who was asked.
         host: String,
         /// The last `Retry-After`.
-        after: Duration,
+        after: Option<Duration>,
     },
     /// No answer, a broken one, or an error of the server, until patience was over.
     #[error("{host} {}", away(*why))]
@@ -103,6 +103,11 @@ fn said(code: Option<&str>, message: Option<&str>) -> String {
 }
 
 impl ApiError {
+    /// Where one user was asked for, it says nothing about others.
+    pub fn is_about_one(&self) -> bool {
+        matches!(self, Self::NotClerk { .. } | Self::TooLarge { .. } | Self::Refused { .. })
+    }
+
     /// What to do.
     pub fn hint(&self) -> &'static str {
         match self {

@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 
 use self::{
     answer::{Given, list, object},
@@ -17,7 +18,7 @@ use self::{
 pub use self::{
     clock::{hint as clock_hint, is_wrong as is_clock_wrong, says as clock_says},
     error::{ApiError, Away},
-    snapshot::{Snapshot, gone},
+    snapshot::{Snapshot, gone, keys},
 };
 use crate::{
     secret::Secret,
@@ -93,6 +94,13 @@ pub struct UsersQuery {
     pub offset: u64,
     /// Those that were created after this time.
     pub created_after: Option<Millis>,
+}
+
+impl UsersQuery {
+    /// Those who changed last, without so many of them.
+    pub fn newest(limit: u16, offset: u64) -> Self {
+        Self { order: Order::NewestChange, limit, after: None, offset, created_after: None }
+    }
 }
 
 /// A part of the list.
@@ -203,6 +211,11 @@ impl Api {
     /// they are less than 5 s apart. For people, in the words of [`clock_says`]: times are [`now`](Self::now)'s.
     pub fn clock_offset(&self) -> Option<Millis> {
         self.0.clock.offset()
+    }
+
+    /// What holds requests up at present, in a sentence for people; `None` while nothing does.
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.0.trouble()
     }
 
     /// `None`: the answer was too large.

@@ -4,6 +4,7 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -13,8 +14,10 @@ use http::{HeaderValue, Request, header};
 use http_body_util::Full;
 use humantime::format_duration;
 use leaky_bucket::RateLimiter;
-use tokio::time::{Instant, sleep, sleep_until};
-use tracing::warn;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 use url::Url;
 
 use super::{
@@ -34,6 +37,12 @@ const VERSION: &str = "2026-05-12";
 
 /// How long one try may take.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// An answer that takes longer is told of.
+const SILENT: Duration = Duration::from_secs(5);
+
+/// The longest rest that one 429 brings.
+const REST_MAX: Duration = Duration::from_secs(600);
 
 /// How long the pauses are between tries: they grow from the first to the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
@@ -57,6 +66,8 @@ pub(super) struct Requests {
     quota: RateLimiter,
     /// Nothing is asked before: Clerk said so.
     rest: Mutex<Instant>,
+    /// What holds requests up at present, for people.
+    trouble: watch::Sender<Option<String>>,
     pub(super) clock: Clock,
 }
 
@@ -77,8 +88,7 @@ impl Requests {
             )
         };
         let base = Url::parse(&settings.url).map_err(|_| url("is no URL"))?;
-        let host = base.host_str().ok_or_else(|| url("names no host"))?;
-        let host = base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let host = answer::authority(&base).ok_or_else(|| url("names no host"))?;
         let client = match base.scheme() {
             "http" => Client::http(),
             "https" => Client::https().map_err(|error| {
@@ -107,12 +117,17 @@ impl Requests {
             keep_object: settings.keep_object,
             quota: limiter(settings.rate.unwrap_or(quota * SHARE)),
             rest: Mutex::new(Instant::now()),
+            trouble: watch::Sender::default(),
             clock: Clock::default(),
         })
     }
 
     pub(super) fn host(&self) -> &str {
         &self.host
+    }
+
+    pub(super) fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
     }
 
     /// The URL of a path below `/v1/`, each part escaped.
@@ -131,36 +146,66 @@ impl Requests {
     pub(super) async fn get(&self, url: &Url, most: usize) -> Result<Got, ApiError> {
         let mut pauses = Pauses::new(PAUSES.0, PAUSES.1);
         let mut first = None;
-        let mut failures = 0_u32;
         loop {
-            self.turn().await;
+            self.turn().await?;
             let first: Instant = *first.get_or_insert_with(Instant::now);
-            let (error, after) = match self.once(url, most).await {
-                Ok(got) => return Ok(got),
+            let (error, after) = match self.told_of(self.once(url, most)).await {
+                Ok(got) => {
+                    self.trouble.send_if_modified(|trouble| trouble.take().is_some());
+                    return Ok(got);
+                }
                 Err(Trouble::Lasting(error)) => return Err(error),
                 Err(Trouble::Passing { error, after }) => (error, after),
             };
-            let pause = after.unwrap_or_else(|| pauses.next_pause());
+            // Whoever asks for no pause at all would be asked as often as the quota allows.
+            let pause = pauses.next_pause().max(after.unwrap_or_default());
+            if after.is_some() {
+                // All others wait too, also those who ask after this has given up.
+                self.rest_for(pause.min(REST_MAX));
+            }
             if first.elapsed().saturating_add(pause) > self.patience {
                 return Err(error);
             }
-            failures += 1;
-            if failures == 2 {
-                warn!("{error}; it is asked again for {}", format_duration(self.patience));
-            }
-            match after {
-                // All others wait too.
-                Some(_) => self.rest_for(pause),
-                None => sleep(pause).await,
+            self.trouble.send_replace(Some(format!("{error}; trying again")));
+            if after.is_none() {
+                sleep(pause).await;
             }
         }
     }
 
+    /// Waits for an answer, and tells of it where there is none for long.
+    async fn told_of<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            () = sleep(SILENT) => {
+                let so_long = format_duration(SILENT);
+                let why = format!("{} has not answered for {so_long}; waiting", self.host);
+                self.trouble.send_replace(Some(why));
+            }
+        }
+        answer.await
+    }
+
     /// Waits until a request may be made.
-    async fn turn(&self) {
-        let rest = *self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        sleep_until(rest).await;
-        self.quota.acquire_one().await;
+    ///
+    /// # Errors
+    /// [`ApiError::Limited`]: Clerk has asked for a longer rest than there is patience for.
+    async fn turn(&self) -> Result<(), ApiError> {
+        loop {
+            self.quota.acquire_one().await;
+            let rest = *self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+            let left = rest.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            if left > self.patience {
+                let after = Some(Duration::from_secs(left.as_secs() + 1));
+                return Err(ApiError::Limited { host: self.host.clone(), after });
+            }
+            sleep_until(rest).await;
+        }
     }
 
     fn rest_for(&self, pause: Duration) {

@@ -39,6 +39,12 @@ fields! {
     Outline { id, created_at, updated_at }
 }
 
+/// The normalized addresses that these users claim: what they are compared by, beside their ids.
+pub fn keys(users: &[Snapshot]) -> Vec<String> {
+    let upserts = users.iter().filter_map(|user| user.upsert.as_ref().ok());
+    upserts.filter_map(|upsert| Some(upsert.claim.as_ref()?.key.clone())).collect()
+}
+
 impl Snapshot {
     /// Reads the user that stands at `raw`, a part of `body`.
     pub(super) fn read(body: &Bytes, raw: &RawValue, read_at: Millis, keep_object: bool) -> Self {

@@ -171,7 +171,7 @@ async fn answers_that_are_not_clerks_are_told() {
             Wrong::Redirect("https://login.example.com/in?to=x".into()),
             "it redirects (302) to login.example.com",
         ),
-        (Wrong::Redirect("/login".into()), "it redirects (302) to 127.0.0.1"),
+        (Wrong::Redirect("/login".into()), &format!("it redirects (302) to {}", api.0.host())),
         (Wrong::Body("{}".into()), "its answer is not a list of users"),
         (Wrong::Body("[{\"id\":".into()), "its answer ends too early"),
         (Wrong::Body(String::new()), "its answer ends too early"),
@@ -250,13 +250,40 @@ async fn patience_ends() {
 #[tokio::test]
 async fn nobody_waits_for_longer_than_patience_reaches() {
     let stand_in = stand_in(1).await;
-    let api = patient(&stand_in);
     for (n, (seconds, said)) in [(3600, "1h"), (u64::MAX, "1day")].into_iter().enumerate() {
+        let api = patient(&stand_in);
         stand_in.world().faults(|faults| faults.wrong = Some(Wrong::Limited(seconds)));
         let error = api.count().await.unwrap_err();
         assert!(error.to_string().ends_with(&format!("wants none for {said}")), "{error}");
+        let error = api.count().await.unwrap_err();
+        assert!(error.to_string().ends_with("wants none for 10m"), "it is not asked before: {error}");
         assert_eq!(stand_in.world().asked("/v1/users/count"), n as u64 + 1);
     }
+}
+
+#[tokio::test]
+async fn what_holds_a_request_up_is_told_and_that_it_goes_on() {
+    let stand_in = stand_in(1).await;
+    let api = patient(&stand_in);
+    let mut trouble = api.trouble();
+    stand_in.world().faults(|faults| faults.wrong = Some(Wrong::Status(502)));
+    let asked = tokio::spawn(async move { api.count().await });
+    let why = trouble.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    assert!(why.ends_with("answered 502; trying again"), "{why}");
+    stand_in.world().faults(|faults| faults.wrong = None);
+    assert_eq!(asked.await.unwrap().unwrap(), 1);
+    assert_eq!(*trouble.borrow(), None);
+}
+
+#[tokio::test]
+async fn a_429_that_asks_for_no_rest_gets_one_all_the_same() {
+    let stand_in = stand_in(1).await;
+    stand_in.world().faults(|faults| faults.wrong = Some(Wrong::Limited(0)));
+    let api = Api::new(&settings(&stand_in, Duration::from_secs(2))).unwrap();
+    let error = api.count().await.unwrap_err();
+    assert!(error.to_string().contains("answered 429"), "{error}");
+    let asked = stand_in.world().asked("/v1/users/count");
+    assert!((2..12).contains(&asked), "{asked}");
 }
 
 #[tokio::test]

@@ -103,7 +103,7 @@ pub(super) async fn replay(
     if args.action.dry_run {
         return preview.describe(&REPLAY, &mut |line| output.line(line));
     }
-    let queue = app::open_queue(config).await?;
+    let queue = app::existing_queue(config).await?;
     let result = send_back(args, preview, letters, &queue, output).await;
     queue.close().await;
     result

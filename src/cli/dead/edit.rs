@@ -67,7 +67,7 @@ pub(super) async fn edit(
         )
         .hint("mend the body; or send it all the same, with --yes"));
     }
-    let queue = app::open_queue(config).await?;
+    let queue = app::existing_queue(config).await?;
     let result = send_it(args, asks, &letter, mended, letters, &queue, output).await;
     queue.close().await;
     result

@@ -345,6 +345,16 @@ pub(in crate::cli) fn ask(question: &str) -> Result<bool, Failure> {
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
+/// Asks without holding up the task: a thread waits for the answer, and dies with the process.
+///
+/// # Errors
+/// As [`ask`].
+pub(in crate::cli) async fn asked(question: &'static str) -> Result<bool, Failure> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || tell.send(ask(question)));
+    told.await.unwrap_or(Ok(false))
+}
+
 /// `100/s`, `100` or `30/m`.
 fn rate(text: &str) -> Result<f64, String> {
     let (number, per) = match text.split_once('/') {

@@ -92,13 +92,16 @@ fn key(
     let named = format!("the key is of the {kind}instance {}", instance.id);
     let setting = config.clerk_instance.as_deref();
     let learned = instances.iter().find(|row| row.owner).map(|row| row.instance_id.as_str());
-    let first = match setting.or(learned) {
-        Some(table) if table != instance.id => {
+    let is_other = |table: &&str| *table != instance.id;
+    let by_setting = setting.is_some_and(|table| table != instance.id);
+    let first = match setting.filter(is_other).or(learned.filter(is_other)) {
+        Some(table) => {
             let (key, table) = (instance.id, table.to_owned());
-            let other = SyncError::OtherInstance { key, table, by_setting: setting.is_some() };
-            Check::failed("clerk", other.into())
+            Check::failed("clerk", SyncError::OtherInstance { key, table, by_setting }.into())
         }
-        Some(_) => Check::ok("clerk", format!("{named}, which the table belongs to")),
+        None if setting.or(learned).is_some() => {
+            Check::ok("clerk", format!("{named}, which the table belongs to"))
+        }
         None => Check::ok("clerk", format!("{named}; the table belongs to no instance yet")),
     };
     let clock = clock_offset.map(|offset| Check::warning("clock", clock_says(offset), clock_hint(offset)));
@@ -123,28 +126,40 @@ fn others(config: &Config, instances: &[InstanceRow]) -> Option<Check> {
 
 /// What the watch last said.
 fn watched(watch: Option<Watch>) -> Vec<Check> {
-    let Some(watch) = watch.filter(|watch| watch.watched) else {
-        return vec![Check::warning(
+    let nobody = || {
+        Check::warning(
             "watch",
             "no process watches Clerk: lost webhooks are not noticed",
             "start a worker with CLERK_SECRET_KEY: headcount worker, or headcount up",
-        )];
+        )
     };
-    let mut checks = Vec::new();
+    let Some(watch) = watch else { return vec![nobody()] };
+    let Watch { watched, by, behind_seconds, looked_at, alarm, error, refused, .. } = watch;
+    let has_error = error.is_some();
     let failed = |notice: Notice| {
         let failure = Failure::new(format!("since {}: {}", notice.since, notice.message));
         Check::failed("watch", failure.hint(notice.hint))
     };
-    checks.extend(watch.alarm.into_iter().chain(watch.error).chain(watch.refused).map(failed));
-    let by = &watch.by;
-    match (watch.behind_seconds, &watch.looked_at) {
-        (Some(0), Some(at)) if checks.is_empty() => {
-            checks.push(Check::ok("watch", format!("in step with Clerk at {at}, says the {by}")));
+    let mut checks: Vec<Check> = alarm.into_iter().chain(error).chain(refused).map(failed).collect();
+    let at = looked_at.map(|at| format!(" at {at}")).unwrap_or_default();
+    match behind_seconds {
+        // A process that cannot watch rests for minutes, and says why.
+        _ if has_error => {
+            checks.push(Check::warning(
+                "watch",
+                match at.is_empty() {
+                    true => "Clerk was never looked at".to_owned(),
+                    false => format!("Clerk was last looked at{at}"),
+                },
+                "mend what keeps it from being looked at: see above",
+            ));
         }
-        (Some(seconds), Some(at)) if seconds < LATE => {
-            checks.push(Check::ok("watch", format!("{seconds} s behind Clerk at {at}, says the {by}")));
+        _ if !watched => checks.push(nobody()),
+        Some(0) => checks.push(Check::ok("watch", format!("in step with Clerk{at}, says the {by}"))),
+        Some(seconds) if seconds < LATE => {
+            checks.push(Check::ok("watch", format!("{seconds} s behind Clerk{at}, says the {by}")));
         }
-        (Some(seconds @ 1..), _) => {
+        Some(seconds) => {
             let behind = ago(0, i64::try_from(seconds).unwrap_or_default() * 1000);
             checks.push(Check::warning(
                 "watch",
@@ -152,13 +167,10 @@ fn watched(watch: Option<Watch>) -> Vec<Check> {
                 "it is healed by itself once a worker takes messages; else look for the user's dead letter: headcount dead list",
             ));
         }
-        _ if checks.is_empty() => {
-            checks.push(Check::ok(
-                "watch",
-                format!("Clerk is watched by the {by}, which has not compared yet"),
-            ));
+        None => {
+            let not_yet = format!("Clerk is watched by the {by}, which has not compared yet");
+            checks.push(Check::ok("watch", not_yet));
         }
-        _ => {}
     }
     checks
 }

@@ -6,19 +6,22 @@
 use serde_json::Value;
 
 use super::{Loaded, Profile, Row, Upsert, claims};
+use crate::time::Millis;
 
 /// How the table stands to a user whom Clerk's API knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// The row says what Clerk says, or is newer than the reading.
+    /// The row says what Clerk says.
     InStep {
         /// But for the last sign-in, which does not change Clerk's `updated_at`.
         signed_in_since: bool,
     },
+    /// The row is of this later version, or was deleted then, and the reading of before.
+    Newer(Millis),
     /// There is no row, and the account is not remembered as deleted.
     Missing,
-    /// Clerk's `updated_at` is newer than the row's version.
-    Outdated,
+    /// Clerk's `updated_at` is newer than the row's version, and these columns differ.
+    Outdated(Vec<&'static str>),
     /// The version is the same, and these columns differ.
     Different(Vec<&'static str>),
     /// The account is deleted here.
@@ -28,33 +31,27 @@ pub enum Standing {
 /// How the table stands to a user as Clerk's API gave it. `loaded` holds the account's row with its profile, if there is one, and
 /// every row that claims the user's address.
 pub fn compare(loaded: &Loaded, upsert: &Upsert) -> Standing {
-    let deleted = |at| Standing::BuriedAlive.unless(at >= upsert.version.sent);
+    // What happened after the reading is no contradiction to it.
+    let deleted = |at| if at >= upsert.version.sent { Standing::Newer(at) } else { Standing::BuriedAlive };
     let Some(row) = loaded.rows.iter().find(|row| row.clerk_id == upsert.clerk_id) else {
         return loaded.former.get(&upsert.clerk_id).map_or(Standing::Missing, |&at| deleted(at));
     };
     if let Some(at) = row.deleted_at {
         return deleted(at);
     }
-    if upsert.version.at > row.version.at {
-        return Standing::Outdated;
-    }
     if upsert.version.at < row.version.at {
-        return Standing::InStep { signed_in_since: false };
+        return Standing::Newer(row.version.at);
     }
     let rivals = loaded.rows.iter().filter(|other| key(other).is_some() && key(other) == key(row));
     let mut differing = differences(row, upsert, shows_rightly(row, rivals));
+    if upsert.version.at > row.version.at {
+        return Standing::Outdated(differing);
+    }
     let before = differing.len();
     differing.retain(|name| *name != LAST_SIGN_IN);
     match differing.is_empty() {
         true => Standing::InStep { signed_in_since: before > 0 },
         false => Standing::Different(differing),
-    }
-}
-
-impl Standing {
-    /// What happened after the reading is no contradiction to it.
-    fn unless(self, later: bool) -> Self {
-        if later { Self::InStep { signed_in_since: false } } else { self }
     }
 }
 
@@ -177,28 +174,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_same_or_newer_here_is_in_step() {
+    fn what_is_the_same_here_is_in_step_and_what_is_newer_is_said_to_be() {
         let mut books = with_ann();
-        let in_step = Standing::InStep { signed_in_since: false };
-        assert_eq!(standing(&books, ann().read_at(50)), in_step);
+        assert_eq!(standing(&books, ann().read_at(50)), Standing::InStep { signed_in_since: false });
         books.tell(&DEFAULT, [updated("ann", 11).event()]);
-        assert_eq!(standing(&books, ann().read_at(50)), in_step);
+        assert_eq!(standing(&books, ann().read_at(50)), Standing::Newer(11));
     }
 
     #[test]
     fn who_is_not_here_is_missing_and_who_changed_in_clerk_is_outdated() {
         assert_eq!(standing(&Books::default(), ann().read_at(50)), Standing::Missing);
-        assert_eq!(standing(&with_ann(), updated("ann", 11).read_at(50)), Standing::Outdated);
+        let changed = updated("ann", 11).verified(X).named("Eve").read_at(50);
+        assert_eq!(standing(&with_ann(), changed), Standing::Outdated(vec!["first_name"]));
     }
 
     #[test]
     fn what_was_deleted_before_the_reading_is_buried_alive_and_later_it_is_not() {
         let mut books = with_ann();
         books.tell(&DEFAULT, [deleted("ann", 50), deleted("bob", 50)]);
-        let in_step = Standing::InStep { signed_in_since: false };
         for id in ["ann", "bob"] {
             assert_eq!(standing(&books, created(id, 10).read_at(51)), Standing::BuriedAlive, "{id}");
-            assert_eq!(standing(&books, created(id, 10).read_at(50)), in_step, "{id}");
+            assert_eq!(standing(&books, created(id, 10).read_at(50)), Standing::Newer(50), "{id}");
         }
     }
 

@@ -52,9 +52,10 @@ fn insert<D: Words>() -> String {
 fn update<D: Words>() -> String {
     format!(
         "UPDATE leases SET holder = $2, host = $3, process = $4, \
-         taken_at = CASE WHEN holder = $2 THEN taken_at ELSE {} END, expires_at = {} WHERE name = $1",
-        D::NOW,
-        D::later(5)
+         taken_at = CASE WHEN holder = $2 AND expires_at > {now} THEN taken_at ELSE {now} END, expires_at = {} \
+         WHERE name = $1",
+        D::later(5),
+        now = D::NOW
     )
 }
 
@@ -92,8 +93,9 @@ pub(super) async fn take<S: Works>(
 
 pub(super) async fn give_back<S: Works>(store: &S, name: &str, holder: Uuid) -> Result<(), StoreError> {
     let statement = format!(
-        "UPDATE leases SET holder = NULL, expires_at = {} WHERE name = $1 AND holder = $2",
-        S::Db::NOW
+        "UPDATE leases SET holder = NULL, expires_at = CASE WHEN expires_at < {now} THEN expires_at ELSE {now} END \
+         WHERE name = $1 AND holder = $2",
+        now = S::Db::NOW
     );
     change!(store, |tx| {
         let values = [Value::Text(name), Value::Id(Some(holder))];

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::{
+    rules::users::Standing,
     rules::{Outcome, users::Loaded},
     time::Millis,
 };
@@ -76,6 +77,9 @@ pub trait SyncTables: Send + Sync {
 
     /// The newest runs, the newest first.
     async fn runs(&self, limit: u32) -> Result<Vec<Run>, StoreError>;
+
+    /// The same without dry runs, which may be many more.
+    async fn real_runs(&self, limit: u32) -> Result<Vec<Run>, StoreError>;
 
     /// Those of these users that a run has not seen yet.
     async fn new_to(&self, run: Uuid, clerk_ids: &[String]) -> Result<Vec<String>, StoreError>;
@@ -203,7 +207,7 @@ pub struct NewRun {
 }
 
 /// A run. Times are the database's clock, but for [`finished_at`](Self::finished_at).
-#[derive(Clone, Debug, Serialize, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Run {
     /// Sorts by the time when the run was begun.
     pub id: Uuid,
@@ -216,7 +220,6 @@ pub struct Run {
     /// Who began it, or went on with it last.
     pub who: String,
     /// [`Holder::id`] of that process: no other may write the run down.
-    #[serde(skip)]
     pub holder: Uuid,
     /// It only looks.
     pub dry_run: bool,
@@ -225,7 +228,6 @@ pub struct Run {
     /// From where it goes on; JSON.
     pub cursor: Option<String>,
     /// What it counted.
-    #[serde(flatten)]
     pub counts: Counts,
     /// How it ended last. A run that can be gone on with may have failed before.
     pub result: Option<RunResult>,
@@ -234,7 +236,6 @@ pub struct Run {
     /// When it was last written down.
     pub updated_at: Millis,
     /// [`SyncTables::begin_run`] goes on with it, and did not begin it.
-    #[serde(skip)]
     pub resumed: bool,
 }
 
@@ -254,6 +255,17 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Counts a user who stands so.
+    pub fn note(&mut self, standing: &Standing) {
+        match standing {
+            Standing::InStep { .. } | Standing::Newer(_) => self.in_step += 1,
+            Standing::Missing => self.missing += 1,
+            Standing::Outdated(_) => self.outdated += 1,
+            Standing::Different(_) => self.different += 1,
+            Standing::BuriedAlive => self.buried_alive += 1,
+        }
+    }
+
     /// Counts more users.
     pub fn add(&mut self, more: &Self) {
         let Self { clerk, in_step, missing, outdated, different, gone, buried_alive, repaired, failed } =
@@ -278,7 +290,7 @@ pub enum RunResult {
     Done,
     /// It could not finish.
     Failed,
-    /// Somebody, or a rule of safety, stopped it.
+    /// Somebody stopped it.
     Stopped,
     /// Nobody went on with it in time.
     Abandoned,
@@ -362,7 +374,7 @@ pub struct Owner {
 }
 
 /// An instance of Clerk.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstanceRow {
     /// `ins_…`
     pub instance_id: String,

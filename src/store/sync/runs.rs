@@ -189,7 +189,7 @@ pub(super) async fn write<S: Works>(tx: &mut S::Tx, run: &Run) -> Result<(), Sto
     }
 }
 
-pub(super) async fn newest<S: Works>(store: &S, limit: u32) -> Result<Vec<Run>, StoreError> {
-    let question = format!("SELECT {RUN} FROM sync_runs ORDER BY started_at DESC, id DESC LIMIT $1");
+pub(super) async fn newest<S: Works>(store: &S, limit: u32, which: &str) -> Result<Vec<Run>, StoreError> {
+    let question = format!("SELECT {RUN} FROM sync_runs {which} ORDER BY started_at DESC, id DESC LIMIT $1");
     ask(store, S::Db::whole(question, [Value::Number(limit.into())])?, Planned::Once).await
 }

@@ -131,7 +131,11 @@ impl<S: Works> SyncTables for S {
     }
 
     async fn runs(&self, limit: u32) -> Result<Vec<Run>, StoreError> {
-        runs::newest(self, limit).await
+        runs::newest(self, limit, "").await
+    }
+
+    async fn real_runs(&self, limit: u32) -> Result<Vec<Run>, StoreError> {
+        runs::newest(self, limit, "WHERE NOT dry_run").await
     }
 
     async fn new_to(&self, run: Uuid, clerk_ids: &[String]) -> Result<Vec<String>, StoreError> {

@@ -59,6 +59,8 @@ pub enum Ended {
     Refused(Trouble),
     /// What it met may have passed by the next look.
     Passing,
+    /// Another run is on.
+    Busy,
     /// Otherwise: the next one is not hurried.
     Failed,
 }
@@ -97,6 +99,8 @@ impl Counted {
             Ended::Done => self.refused = None,
             Ended::Refused(trouble) => self.refused = Some(Refused { trouble, surplus: self.surplus() }),
             Ended::Passing => self.ran_at = None,
+            // That one may take hours: there is no need to see every minute that it is on.
+            Ended::Busy => self.ran_at = self.ran_at.map(|at| at - HOURLY + PATIENCE),
             Ended::Failed => {}
         }
     }

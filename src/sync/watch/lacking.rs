@@ -10,8 +10,10 @@ use crate::time::Millis;
 /// The most users that are remembered.
 const USERS_MAX: usize = 10_000;
 
-/// The same version of a user is published at most this often: the queue may be slow, or a worker may wait.
+/// The same version of a user is published at most this often: the queue may be slow, or a worker may wait; ...
 const AGAIN: Millis = 300_000;
+/// ... and at most so often while messages wait to be tried again, of which it may be one.
+const AGAIN_BESIDE_RETRIES: Millis = 7_200_000;
 
 /// What is wrong with a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +65,7 @@ pub struct Found {
 #[derive(Clone, Debug, Default)]
 pub struct Lacking {
     users: BTreeMap<String, Entry>,
+    retries: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -78,7 +81,12 @@ impl Lacking {
     /// What a former holder of the lease knew.
     pub fn known(lacks: Vec<Lack>) -> Self {
         let entry = |lack: Lack| (lack.clerk_id.clone(), Entry { lack, look: 0, letter: None });
-        Self { users: lacks.into_iter().map(entry).collect() }
+        Self { users: lacks.into_iter().map(entry).collect(), retries: false }
+    }
+
+    /// Whether messages wait in the queue to be tried again.
+    pub fn retries(&mut self, any: bool) {
+        self.retries = any;
     }
 
     /// Notes a user that a look has found missing or outdated. `letter` is as for [`letter`](Self::letter).
@@ -118,7 +126,8 @@ impl Lacking {
         let Entry { lack, letter, .. } = self.users.get(clerk_id)?;
         // A later version may be one that can be applied.
         let dead = letter.is_some_and(|read_at| read_at >= lack.changed_at);
-        let again = lack.published_at.is_none_or(|at| now.saturating_sub(at).abs() >= AGAIN);
+        let pause = if self.retries { AGAIN_BESIDE_RETRIES } else { AGAIN };
+        let again = lack.published_at.is_none_or(|at| now.saturating_sub(at).abs() >= pause);
         (is_over(lack, grace, read_at) && !dead && again).then(|| lack.clone())
     }
 
@@ -190,6 +199,19 @@ mod tests {
         lacking.caught_up("ann");
         assert_eq!(lacking.heal("ann", GRACE, 161 * SECOND, 0), None);
         assert_eq!(lacking.behind(GRACE, 900 * SECOND), 0);
+    }
+
+    #[test]
+    fn while_messages_are_tried_again_the_same_version_is_one_of_them() {
+        let (mut lacking, read_at) = (Lacking::default(), 900 * SECOND);
+        lacking.note("ann", missing(100), None, 1);
+        lacking.retries(true);
+        assert!(lacking.heal("ann", GRACE, read_at, 0).is_some(), "it was not published yet");
+        lacking.published("ann", 0);
+        assert_eq!(lacking.heal("ann", GRACE, read_at, AGAIN), None);
+        assert!(lacking.heal("ann", GRACE, read_at, AGAIN_BESIDE_RETRIES).is_some());
+        lacking.retries(false);
+        assert!(lacking.heal("ann", GRACE, read_at, AGAIN).is_some());
     }
 
     #[test]

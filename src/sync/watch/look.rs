@@ -15,7 +15,7 @@ use super::{
     state::{Healed, Healing, State},
 };
 use crate::{
-    clerk::api::{Order, Snapshot, UsersPage, UsersQuery},
+    clerk::api::{Snapshot, UsersPage, UsersQuery, keys},
     queue::Source,
     rules::users::{Loaded, Standing, compare},
     sync::{Sync, SyncError, publish::DEPTH_MAX},
@@ -94,7 +94,10 @@ impl Looking {
         let healed = std::mem::take(&mut self.healed);
         if healed > 0 {
             let users = if healed == 1 { "user" } else { "users" };
-            info!(healed, "healed {healed} {users} whose webhooks have not come, by what Clerk's API says");
+            info!(
+                healed,
+                "healed {healed} {users} of whom the table lacked a change, by what Clerk's API says"
+            );
         }
         looked
     }
@@ -145,11 +148,12 @@ impl Looking {
     }
 
     /// Why news that is on its way may not have arrived; `None` while workers keep up.
-    async fn lag(&self) -> Option<String> {
+    async fn lag(&mut self) -> Option<String> {
         let depths = match self.sync.queue.depths().await {
             Ok(depths) => depths,
             Err(error) => return Some(error.to_string()),
         };
+        self.lacking.retries(depths.iter().any(|depth| depth.is_of_retries() && depth.messages > 0));
         match depths.iter().find(|depth| depth.queue == Source::Events.queue()) {
             Some(events) if events.consumers == 0 => Some("no worker takes messages".into()),
             Some(events) if events.messages > DEPTH_MAX => {
@@ -161,9 +165,7 @@ impl Looking {
     }
 
     async fn read(&self, offset: u64) -> Result<UsersPage, SyncError> {
-        let query =
-            UsersQuery { order: Order::NewestChange, limit: PAGE, after: None, offset, created_after: None };
-        Ok(self.sync.api.users(&query).await?)
+        Ok(self.sync.api.users(&UsersQuery::newest(PAGE, offset)).await?)
     }
 
     /// Compares users with the table. Publishes those whose webhooks have had their chance, if it is to `heal`.
@@ -174,10 +176,7 @@ impl Looking {
         state: &mut State,
     ) -> Result<Compared, SyncError> {
         let ids: Vec<String> = users.iter().filter_map(|user| user.clerk_id.clone()).collect();
-        let upserts = users.iter().filter_map(|user| user.upsert.as_ref().ok());
-        let keys: Vec<String> =
-            upserts.filter_map(|upsert| Some(upsert.claim.as_ref()?.key.clone())).collect();
-        let known = self.sync.store.known(&ids, &keys).await?;
+        let known = self.sync.store.known(&ids, &keys(users)).await?;
         let mut compared = Compared::default();
         for user in users {
             let (Some(id), Some(changed_at)) = (&user.clerk_id, user.updated_at) else { continue };
@@ -280,8 +279,10 @@ fn find(loaded: &Loaded, user: &Snapshot, id: &str, changed_at: Millis) -> Optio
     let kind = match (&user.upsert, row) {
         (Ok(upsert), _) => match compare(loaded, upsert) {
             Standing::Missing => Kind::Missing,
-            Standing::Outdated => Kind::Outdated,
-            Standing::InStep { .. } | Standing::Different(_) | Standing::BuriedAlive => return None,
+            Standing::Outdated(_) => Kind::Outdated,
+            Standing::InStep { .. } | Standing::Newer(_) | Standing::Different(_) | Standing::BuriedAlive => {
+                return None;
+            }
         },
         // A user who cannot be read becomes a dead letter, which tells people what is wrong with it.
         (Err(_), _) if has(loaded, id, changed_at) => return None,

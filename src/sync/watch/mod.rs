@@ -136,6 +136,8 @@ impl Attending<'_> {
         // Most of the time another process has it: then nothing is locked or written.
         let is_theirs = |lease: &Lease| !lease.expired && lease.holder != Some(holder.id);
         if before.as_ref().is_some_and(is_theirs) {
+            // What this process said when it watched is the other's to say now.
+            self.watch.notices.send_replace(Vec::new());
             return Ok(Led::Done);
         }
         let Ok(held) = Held::take_free(store, LEASE, holder).await? else { return Ok(Led::Done) };
@@ -164,7 +166,11 @@ impl Attending<'_> {
     async fn work(&self, state: &mut State) -> Led {
         let looks = async {
             match self.watch.every.is_zero() {
-                true => std::future::pending().await,
+                true => {
+                    state.looks_are_off();
+                    self.tell(state).await;
+                    std::future::pending().await
+                }
                 false => self.look_again_and_again(state).await,
             }
         };
@@ -321,7 +327,7 @@ impl Attending<'_> {
     async fn keep_to(&self, every: Duration) -> Led {
         let mut tried_at = None;
         loop {
-            match self.watch.sync.store.runs(RUNS).await {
+            match self.watch.sync.store.real_runs(RUNS).await {
                 Ok(runs) if due::is_scheduled(&runs, every, tried_at, now()) => {
                     if self.start(BY_SCHEDULE) {
                         info!("the sync that is due by HEADCOUNT_SYNC_EVERY starts");

@@ -12,7 +12,7 @@ use super::{
     with_hint,
 };
 use crate::{
-    sync::{Order, Report, Sync, SyncError, owner::Unknown, place::Cursor},
+    sync::{HeldUp, Order, Report, Sync, SyncError, Told, owner::Unknown, place::Cursor},
     telemetry::metrics::WatchMetrics,
     time::{Millis, now},
 };
@@ -68,7 +68,15 @@ impl Runs {
     ) {
         while let Some(who) = ordered.recv().await {
             self.state().running = true;
-            let result = sync.run(&Order::by(who), Unknown::Check, &|_| {}, stop).await;
+            let held_up = Mutex::new(HeldUp::default());
+            let held_up_by = |told| {
+                if let Told::HeldUp(why) = told
+                    && held_up.lock().unwrap_or_else(PoisonError::into_inner).is_news(&why)
+                {
+                    warn!(who, "a sync is held up: {why}");
+                }
+            };
+            let result = sync.run(&Order::by(who), Unknown::Check, &held_up_by, stop).await;
             let (healed, began, ended) = match result {
                 Ok(report) => {
                     info!(run = %report.run, who, "a sync has ended: {}", summary(&report));
@@ -109,7 +117,9 @@ fn tell(who: &str, error: &SyncError) {
 }
 
 fn ended(who: &str, error: &SyncError) -> Ended {
-    if error.is_refusal() {
+    if error.is_busy() {
+        Ended::Busy
+    } else if error.is_refusal() {
         Ended::Refused(Trouble::of(error, now()))
     } else if who == BY_WATCH && error.passes() {
         Ended::Passing
@@ -120,7 +130,7 @@ fn ended(who: &str, error: &SyncError) -> Ended {
 
 /// When the run began that this process has worked on last, by Clerk's clock.
 async fn began_last(sync: &Sync) -> Option<Millis> {
-    let runs = sync.store.runs(NEWEST).await.ok()?;
+    let runs = sync.store.real_runs(NEWEST).await.ok()?;
     let ours = runs.into_iter().find(|run| run.holder == sync.holder.id)?;
     Cursor::read(ours.cursor.as_deref()).map(|cursor| cursor.began)
 }

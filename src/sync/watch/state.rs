@@ -25,6 +25,8 @@ const HOUR: Millis = 3_600_000;
 pub struct State {
     /// Since when somebody has watched without a break, by Clerk's clock.
     pub began_at: Millis,
+    /// Nobody looks, by the settings of the holder: it only keeps to the schedule.
+    pub looks_off: bool,
     /// The instance that is watched.
     pub instance: Option<String>,
     /// When the last whole look began, by Clerk's clock.
@@ -144,10 +146,17 @@ impl State {
         if !goes_on {
             state.began_at = now;
         }
+        state.looks_off = false;
         // Whoever is not handed on has to be met again.
         let all = state.goes_on_from.take().unwrap_or(Millis::MAX);
         state.looked_at = state.looked_at.map(|looked_at| looked_at.min(all));
         state
+    }
+
+    /// Nobody looks from now on: what was said of the last look is past.
+    pub(super) fn looks_are_off(&mut self) {
+        self.looks_off = true;
+        (self.alarm, self.error, self.behind_seconds) = (None, None, None);
     }
 
     /// A look has failed. Once the last one is longer ago than a change may take to be noticed, nobody knows any more that the table
