@@ -28,6 +28,7 @@ pub mod made_up;
 pub mod secret;
 pub mod signature;
 pub mod stand_in;
+pub mod token;
 mod user;
 
 /// The event types that are read. Each has a label of its own in the metrics.

@@ -23,10 +23,12 @@ use crate::{
     worker,
 };
 
+mod app;
 mod raw;
 mod settings;
 mod sync;
 
+pub use app::Tokens;
 use raw::Raw;
 pub use settings::{SETTINGS, Setting};
 
@@ -38,6 +40,8 @@ pub struct Config {
     pub clerk_secret_key: Option<Secret>,
     /// Without a trailing slash and without `/v1`.
     pub clerk_api_url: String,
+    /// What the settings of session tokens come to; `None` where they name no Clerk instance.
+    tokens: Option<Tokens>,
     pub amqp_url: Option<Secret>,
     pub database_url: Option<Secret>,
     pub data_dir: PathBuf,
@@ -45,6 +49,7 @@ pub struct Config {
     pub trusted_proxies: TrustedProxies,
     pub ops_listen: SocketAddr,
     pub ops_token: Option<Secret>,
+    pub api_listen: SocketAddr,
     pub webhook_path: String,
     pub queue_prefix: String,
     pub retry_delays: Ladder,
@@ -169,6 +174,7 @@ impl Config {
             .map_err(|bad| wrong(bad.named(&raw.name("CLERK_WEBHOOK_SIGNING_SECRET")), bad.hint))?,
             clerk_secret_key,
             clerk_api_url,
+            tokens: app::tokens(raw)?,
             amqp_url,
             database_url,
             data_dir: raw.get("HEADCOUNT_DATA_DIR").unwrap_or_default().into(),
@@ -180,6 +186,7 @@ impl Config {
             )?,
             ops_listen: address("HEADCOUNT_OPS_LISTEN")?,
             ops_token: token(raw)?,
+            api_listen: address("HEADCOUNT_API_LISTEN")?,
             webhook_path: raw.parse(
                 "HEADCOUNT_WEBHOOK_PATH",
                 "write a path such as /webhooks/clerk",
@@ -268,6 +275,17 @@ impl Config {
                 format!("{listen} and {ops_listen} are both {}", config.listen),
                 "give each listener a port of its own: operators' pages are never on the public one",
             ));
+        }
+        for (variable, other) in
+            [("HEADCOUNT_LISTEN", config.listen), ("HEADCOUNT_OPS_LISTEN", config.ops_listen)]
+        {
+            if config.api_listen == other && other.port() != 0 {
+                let (one, two) = (raw.name("HEADCOUNT_API_LISTEN"), raw.name(variable));
+                return Err(wrong(
+                    format!("{one} and {two} are both {other}"),
+                    "give each listener a port of its own",
+                ));
+            }
         }
         if !config.ops_listen.ip().is_loopback() && config.ops_token.is_none() {
             return Err(wrong(

@@ -35,13 +35,22 @@ impl Raw {
         let file = file.map_or_else(|| (Path::new(FILE), false), |file| (file, true));
         let mut raw = Self::at(file.0);
         raw.read_file(file.1)?;
-        let mut others = Vec::new();
+        let (mut others, mut synonyms) = (Vec::new(), HashMap::new());
         for (name, text) in environment {
+            let synonym = settings::SYNONYMS.iter().find(|(synonym, _)| *synonym == name);
             match SETTINGS.iter().find(|setting| setting.variable == name) {
                 Some(setting) => {
                     raw.values.insert(setting.variable, Written { text, in_file: false });
                 }
-                None => others.push(name),
+                None => match synonym {
+                    Some((_, variable)) => drop(synonyms.insert(*variable, text)),
+                    None => others.push(name),
+                },
+            }
+        }
+        for (variable, text) in synonyms {
+            if raw.written(variable).is_none() {
+                raw.values.insert(variable, Written { text, in_file: false });
             }
         }
         for setting in SETTINGS {

@@ -19,6 +19,10 @@ pub const SETTINGS: &[Setting] = &[
     Setting { variable: "CLERK_WEBHOOK_SIGNING_SECRET", key: "clerk_webhook_signing_secret", default: "" },
     Setting { variable: "CLERK_SECRET_KEY", key: "clerk_secret_key", default: "" },
     Setting { variable: "CLERK_API_URL", key: "clerk_api_url", default: "https://api.clerk.com" },
+    Setting { variable: "CLERK_PUBLISHABLE_KEY", key: "clerk_publishable_key", default: "" },
+    Setting { variable: "CLERK_JWT_ISSUER_DOMAIN", key: "clerk_jwt_issuer_domain", default: "" },
+    Setting { variable: "CLERK_JWT_KEY", key: "clerk_jwt_key", default: "" },
+    Setting { variable: "CLERK_JWKS_URL", key: "clerk_jwks_url", default: "" },
     Setting { variable: "AMQP_URL", key: "amqp_url", default: "" },
     Setting { variable: "DATABASE_URL", key: "database_url", default: "" },
     Setting { variable: "HEADCOUNT_DATA_DIR", key: "data_dir", default: ".headcount" },
@@ -26,6 +30,9 @@ pub const SETTINGS: &[Setting] = &[
     Setting { variable: "HEADCOUNT_TRUSTED_PROXIES", key: "trusted_proxies", default: "" },
     Setting { variable: "HEADCOUNT_OPS_LISTEN", key: "ops_listen", default: "127.0.0.1:8081" },
     Setting { variable: "HEADCOUNT_OPS_TOKEN", key: "ops_token", default: "" },
+    Setting { variable: "HEADCOUNT_API_LISTEN", key: "api_listen", default: "127.0.0.1:8082" },
+    Setting { variable: "HEADCOUNT_AUTHORIZED_PARTIES", key: "authorized_parties", default: "" },
+    Setting { variable: "HEADCOUNT_ALLOW_MISSING_AZP", key: "allow_missing_azp", default: "false" },
     Setting { variable: "HEADCOUNT_WEBHOOK_PATH", key: "webhook_path", default: "/webhooks/clerk" },
     Setting { variable: "HEADCOUNT_QUEUE_PREFIX", key: "queue_prefix", default: "headcount" },
     Setting { variable: "HEADCOUNT_RETRY_DELAYS", key: "retry_delays", default: "1s,5s,30s,2m,10m,1h" },
@@ -49,6 +56,13 @@ pub const SETTINGS: &[Setting] = &[
     Setting { variable: "RUST_LOG", key: "log", default: "info" },
     Setting { variable: "HEADCOUNT_LOG_FORMAT", key: "log_format", default: "text" },
 ];
+
+/// A name that other tools give a setting, and that counts where the setting's own is not there.
+pub(super) const SYNONYMS: [(&str, &str); 1] =
+    [("NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY", "CLERK_PUBLISHABLE_KEY")];
+
+/// Names of other software that look like a mistyped one of ours.
+const OTHERS: [&str; 1] = ["CLERK_JS_URL"];
 
 /// Names that other tools use for the same thing, or that people are likely to guess.
 const ALIASES: [(&str, &[&str]); 8] = [
@@ -142,6 +156,9 @@ pub(super) fn is_of_kubernetes(name: &str) -> bool {
 /// The variable that a name in the environment probably means; `None` where it belongs to other software.
 pub(super) fn variable(name: &str) -> Option<&'static str> {
     let name = name.to_uppercase();
+    if OTHERS.contains(&name.as_str()) {
+        return None;
+    }
     let bare = name.strip_prefix("HEADCOUNT_").unwrap_or(&name);
     if let Some(setting) = SETTINGS.iter().find(|setting| setting.variable == bare) {
         return Some(setting.variable);
@@ -216,9 +233,7 @@ mod tests {
             "PATH",
             "HOME",
             "RUSTUP_HOME",
-            "CLERK_PUBLISHABLE_KEY",
             "NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY",
-            "CLERK_JWT_KEY",
             "CLERK_API_VERSION",
             "CLERK_JS_URL",
             "CLERK_FAPI",

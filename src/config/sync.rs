@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use url::{Host, Url};
+use url::Url;
 
 use super::{Config, ConfigError, raw::Raw, wrong};
-use crate::secret::Secret;
+use crate::{net::is_loopback, secret::Secret};
 
 /// A setting, and what looks like a mistake in it.
 type Read<T> = Result<(T, Option<String>), ConfigError>;
@@ -112,15 +112,6 @@ impl Config {
             self.sync_every = Some(DEMO_SYNC);
         }
         self
-    }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }
 

@@ -25,6 +25,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{debug, error, info, warn};
+use url::Url;
 
 use self::{
     connection::Host,
@@ -35,10 +36,12 @@ use crate::telemetry::metrics::ListenerMetrics;
 mod client;
 mod connection;
 mod door;
+mod problem;
 mod proxies;
 
 pub use client::{Answer, Client, Cut, NoAnswer};
 pub use door::Visitor;
+pub use problem::Problem;
 pub use proxies::TrustedProxies;
 
 /// A listener is logged as having room again after this long without a newcomer that found no place.
@@ -117,6 +120,16 @@ pub fn reachable(listener: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, listener.port())
+}
+
+/// Whether a URL leads to this machine.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
 }
 
 /// Serves `router` until `stop` becomes true or its sender is gone; returns when every connection has ended. The

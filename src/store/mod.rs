@@ -29,6 +29,7 @@ macro_rules! now {
     };
 }
 
+pub mod accounts;
 mod clock;
 mod columns;
 mod entry;
@@ -114,6 +115,7 @@ pub trait Diagnosis: Send + Sync {
 pub trait Store:
     Batches
     + Users
+    + accounts::Accounts
     + Schema
     + Diagnosis
     + letters::Letters

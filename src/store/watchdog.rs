@@ -28,7 +28,9 @@ use uuid::Uuid;
 
 use super::{
     Batches, Diagnosis, Incoming, Schema, Store, StoreError, Stranger, Totals, User, UserHistory, UserQuery,
-    Users, errors,
+    Users,
+    accounts::{Account, Accounts, Mark},
+    errors,
     housekeeping::{Housekeeping, Pruned, Rejections, Retention},
     letters::{
         Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
@@ -238,6 +240,11 @@ watched!(Users {
     [PEOPLE] users(&query: UserQuery) -> Vec<User>;
     [PEOPLE] user(&reference: str) -> Option<UserHistory>;
     [PEOPLE] totals() -> Totals;
+});
+
+watched!(Accounts {
+    [READY] accounts(&clerk_ids: [String]) -> Vec<Account>;
+    [READY] marks(&clerk_ids: [String]) -> Vec<Mark>;
 });
 
 watched!(Schema {

@@ -21,6 +21,7 @@ mod answers;
 mod listing;
 mod world;
 mod faults;
+pub mod tokens;
 #[cfg(test)]
 mod tests;
 

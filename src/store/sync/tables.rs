@@ -72,7 +72,7 @@ macro_rules! change {
 pub(super) use change;
 
 /// Asks one question of a snapshot.
-pub(super) async fn ask<S: Works, T: Decoded>(
+pub(in crate::store) async fn ask<S: Works, T: Decoded>(
     store: &S,
     question: QueryBuilder<S::Db>,
     planned: Planned,
