@@ -19,6 +19,7 @@ pub mod rules;
 pub mod store;
 
 // Beside the path.
+pub mod api;
 pub mod letters;
 pub mod rejections;
 pub mod sync;

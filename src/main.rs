@@ -43,7 +43,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let mut output = Output::stdout();
     let filter = match cli.command {
         _ if std::env::var_os("RUST_LOG").is_some() => &config.log_filter,
-        Command::Up(_) | Command::Ingress | Command::Worker => &config.log_filter,
+        Command::Up(_) | Command::Ingress | Command::Worker | Command::Api => &config.log_filter,
         // The database's own warnings are of use here.
         Command::Migrate => "warn",
         // The command's own errors are enough: its log, and a library's, would only repeat them.
@@ -66,13 +66,28 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
                     .hint("copy it from the endpoint's page in the Clerk dashboard; it starts with whsec_")
                     .hint("to try headcount without Clerk: headcount up --demo"));
             }
-            let roles =
-                Roles { ingress: Some(config.signing_secrets.clone()), worker: false, migrate: false };
+            let roles = Roles {
+                ingress: Some(config.signing_secrets.clone()),
+                worker: false,
+                api: None,
+                migrate: false,
+            };
             serve(&config, roles, |_, _| {}).await
         }
         Command::Worker => {
             info!("queue: {}; users: {}", config.queue_choice(), config.store_choice());
-            serve(&config, Roles { ingress: None, worker: true, migrate: false }, |_, _| {}).await
+            let roles = Roles { ingress: None, worker: true, api: None, migrate: false };
+            serve(&config, roles, |_, _| {}).await
+        }
+        Command::Api => {
+            info!("users: {}", config.store_choice());
+            let Some(tokens) = config.tokens() else {
+                return Err(Failure::usage("no session token can be checked: the Clerk instance is not known")
+                    .hint("set CLERK_PUBLISHABLE_KEY to the key on the page of API keys in the Clerk dashboard; it starts with pk_")
+                    .hint("or set CLERK_JWT_ISSUER_DOMAIN to the address of its Frontend API"));
+            };
+            let roles = Roles { ingress: None, worker: false, api: Some(tokens), migrate: false };
+            serve(&config, roles, |_, _| {}).await
         }
         Command::Migrate => migrate(&config, &mut output).await,
         Command::Send(args) => send::run(&args, &config, &mut output).await,
@@ -97,7 +112,7 @@ async fn up(config: &Config, demo: bool) -> Result<(), Failure> {
     };
     let demo = if demo { Some(Demo::prepare(config).await?) } else { None };
     let config = demo.as_ref().map_or(config, |demo| &demo.config);
-    let roles = Roles { ingress: Some(secrets), worker: true, migrate: true };
+    let roles = Roles { ingress: Some(secrets), worker: true, api: config.tokens(), migrate: true };
     let (stop_demo, demo_stop) = watch::channel(false);
     let result = serve(config, roles, |addresses, store| {
         if let Some(demo) = &demo {
@@ -122,6 +137,9 @@ async fn serve(
     let started = move |addresses: Addresses, store| {
         if let Some(address) = addresses.ingress {
             info!("webhooks: http://{address}{path}");
+        }
+        if let Some(address) = addresses.api {
+            info!("the application's API: http://{address}/v1/me");
         }
         info!("operators: http://{}/", addresses.ops);
         started(addresses, store);

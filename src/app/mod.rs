@@ -13,6 +13,7 @@
 //! | upkeep: depths, troubles, recorders | every process | last |
 //! | counting dead letters | with a worker | last |
 //! | the ingress | with an ingress | finishes its requests |
+//! | the application's listener | with an API | ends its streams, finishes its requests |
 //! | the worker | with a worker | settles what it holds |
 //! | capture of dead letters, of rejected requests; retention | with a worker | finish their step |
 //! | noting whose webhooks come in | with a worker | writes down the last ones |
@@ -31,12 +32,12 @@ pub use self::open::{
 };
 use crate::{
     clerk::signature::Verifier,
-    config::Config,
+    config::{Config, Tokens},
     failure::Failure,
     ingress::{self, Ingress},
     letters::{self, replay::Replayer},
     ops::{self, Ops, api::replays::Operations},
-    queue::{PARTS, Queue},
+    queue::{Absent, PARTS, Queue},
     secret::Secret,
     stop::until,
     store::{Batches, Store, letters::Letters},
@@ -44,6 +45,7 @@ use crate::{
     worker,
 };
 
+mod answer;
 mod open;
 mod work;
 
@@ -54,6 +56,8 @@ pub struct Roles {
     pub ingress: Option<Vec<Secret>>,
     /// Folds webhooks into users.
     pub worker: bool,
+    /// Answers applications whose users' tokens count by these settings.
+    pub api: Option<Tokens>,
     /// Applies the migrations first.
     pub migrate: bool,
 }
@@ -63,6 +67,8 @@ pub struct Roles {
 pub struct Addresses {
     /// The public listener.
     pub ingress: Option<SocketAddr>,
+    /// The application's listener.
+    pub api: Option<SocketAddr>,
     /// The operators' listener.
     pub ops: SocketAddr,
 }
@@ -91,23 +97,32 @@ pub async fn run(
         Some(secrets) => Some((bind("HEADCOUNT_LISTEN", config.listen)?, Verifier::new(secrets)?)),
         None => None,
     };
+    let app = match roles.api {
+        Some(tokens) => Some((bind("HEADCOUNT_API_LISTEN", config.api_listen)?, tokens)),
+        None => None,
+    };
     let ops_listener = bind("HEADCOUNT_OPS_LISTEN", config.ops_listen)?;
     let addresses = Addresses {
         ingress: public.as_ref().map(|(listener, _)| listener.local_addr().unwrap_or(config.listen)),
+        api: app.as_ref().map(|(listener, _)| listener.local_addr().unwrap_or(config.api_listen)),
         ops: ops_listener.local_addr().unwrap_or(config.ops_listen),
     };
-    let queue = open_queue(config).await?;
-    let store = match roles.worker {
+    let queue: Arc<dyn Queue> = match public.is_some() || roles.worker {
+        true => open_queue(config).await?,
+        false => Arc::new(Absent),
+    };
+    let store = match roles.worker || app.is_some() {
         true => Some(open_store(config).await?),
         false => None,
     };
+    let worked = store.clone().filter(|_| roles.worker);
     if let (true, Some(warning)) = (roles.worker, split_table(config)) {
         warn!("{warning}");
     }
     if let Some(exposed) = exposed(config) {
         warn!("{}; {}", exposed.message, exposed.hint);
     }
-    let operations = store
+    let operations = worked
         .as_ref()
         .map(|store| Arc::new(Operations::new(Replayer::new(letters(store), Arc::clone(&queue)))));
     let (health, worker_health) = watch::channel(worker::Health::default());
@@ -119,7 +134,7 @@ pub async fn run(
     let ops = Ops {
         queue: Arc::clone(&queue),
         store: store.clone().map(|store| store as Arc<dyn Batches>),
-        api: store.clone().zip(operations.clone()),
+        api: worked.clone().zip(operations.clone()),
         worker: roles.worker.then_some(worker_health),
         notices: told,
         metrics: prometheus.clone(),
@@ -128,7 +143,7 @@ pub async fn run(
     };
     beside.spawn(ops::serve(ops_listener, ops, ops_stop));
     beside.spawn(upkeep(Arc::clone(&queue), prometheus));
-    if let Some(store) = &store {
+    if let Some(store) = &worked {
         beside.spawn(letters::count::run(Arc::clone(store) as _));
     }
 
@@ -137,7 +152,11 @@ pub async fn run(
     if let Some((listener, verifier)) = public {
         tasks.spawn(take_in(listener, ingress(config, &queue, verifier), stop.clone()));
     }
-    if let Some(store) = &store {
+    if let (Some((listener, tokens)), Some(store)) = (app, &store) {
+        let settings = answer::settings(config, tokens, store)?;
+        tasks.spawn(answer::serve(listener, settings, stop.clone()));
+    }
+    if let Some(store) = &worked {
         let (queue, store) = (Arc::clone(&queue), Arc::clone(store));
         tasks.spawn(work::run(config.clone(), roles.migrate, queue, store, health, notices, stop.clone()));
     }
@@ -149,7 +168,7 @@ pub async fn run(
             Ok(())
         });
     }
-    started(addresses, store.clone());
+    started(addresses, worked);
     let closing = CLOSING.min(config.drain_limit / 5);
     let result = finish(config.drain_limit - closing, tasks, &stop).await;
 

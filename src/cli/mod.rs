@@ -60,6 +60,12 @@ pub enum Command {
     /// Run the ingress: verify webhooks and queue them
     Ingress,
 
+    /// Run the API that the application asks: who is this, and that their row exists
+    ///
+    /// Checks Clerk's session tokens (CLERK_PUBLISHABLE_KEY). With CLERK_SECRET_KEY it makes the row of a user whose webhook has
+    /// not come yet.
+    Api,
+
     /// Run a worker: fold queued webhooks into the users table
     Worker,
 

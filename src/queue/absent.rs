@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::{Depth, Queue, QueueError, Source, Subscription, Trouble};
 use crate::message::Message;
 
-/// No queue at all: nothing can be published to it or taken from it, and nothing waits in it.
+/// No queue at all, for who needs none: nothing can be published to it or taken from it, and nothing waits in it.
 #[derive(Debug)]
 pub struct Absent;
 
@@ -33,7 +33,7 @@ impl Queue for Absent {
     }
 
     async fn ready(&self) -> Result<(), QueueError> {
-        Err(absent())
+        Ok(())
     }
 
     fn troubles(&self) -> Vec<Trouble> {

@@ -66,6 +66,21 @@ pub struct Mark {
     pub credits_balance: i64,
 }
 
+impl Mark {
+    /// Of a row that was read.
+    pub fn of(user: &User) -> Self {
+        Self {
+            clerk_id: user.clerk_id.clone(),
+            id: user.id,
+            version: user.version,
+            updated_at: user.updated_at.clone(),
+            deleted_at: user.deleted_at.clone(),
+            subscription_tier: user.subscription_tier.clone(),
+            credits_balance: user.credits_balance,
+        }
+    }
+}
+
 from_row!(Mark {
     clerk_id: String,
     id: Id,

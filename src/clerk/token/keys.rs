@@ -69,12 +69,18 @@ enum Source {
 }
 
 struct Published {
-    client: Client,
-    requests: Vec<(Url, Option<HeaderValue>)>,
+    places: Vec<Place>,
     pace: Pace,
     known: RwLock<Known>,
     /// When they were last asked for. Whoever holds it asks.
     asked: Mutex<Option<Instant>>,
+}
+
+struct Place {
+    client: Client,
+    url: Url,
+    /// Marked as sensitive.
+    authorization: Option<HeaderValue>,
 }
 
 #[derive(Default)]
@@ -103,7 +109,7 @@ impl Keys {
             }
             KeySource::Published(addresses) => addresses,
         };
-        let mut requests = Vec::new();
+        let mut places = Vec::new();
         for Address { url, key } in addresses {
             let url = Url::parse(url).map_err(|_| "is no URL".to_owned())?;
             let authorization =
@@ -113,16 +119,14 @@ impl Keys {
             if let Some(authorization) = &mut authorization {
                 authorization.set_sensitive(true);
             }
-            requests.push((url, authorization));
+            let client = if url.scheme() == "https" { Client::https() } else { Ok(Client::http()) };
+            let client = client.map_err(|error| {
+                format!("cannot be asked: this machine's certificates cannot be read: {error}")
+            })?;
+            places.push(Place { client, url, authorization });
         }
-        let https = requests.iter().any(|(url, _)| url.scheme() == "https");
-        let client = if https { Client::https() } else { Ok(Client::http()) };
-        let client = client.map_err(|error| {
-            format!("cannot be asked: this machine's certificates cannot be read: {error}")
-        })?;
         Ok(Self(Source::Published(Arc::new(Published {
-            client,
-            requests,
+            places,
             pace,
             known: RwLock::default(),
             asked: Mutex::default(),
@@ -181,8 +185,8 @@ impl Published {
         }
         *asked = Some(Instant::now());
         let mut trouble = None;
-        for (url, authorization) in &self.requests {
-            match self.ask(url, authorization.as_ref()).await {
+        for place in &self.places {
+            match place.ask().await {
                 Ok(keys) => {
                     let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
                     if known.trouble.is_some() {
@@ -191,7 +195,7 @@ impl Published {
                     *known = Known { keys, fetched: Some(Instant::now()), trouble: None };
                     return;
                 }
-                Err(why) => trouble = Some(format!("{} {why}", host(url))),
+                Err(why) => trouble = Some(format!("{} {why}", host(&place.url))),
             }
         }
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
@@ -201,16 +205,14 @@ impl Published {
         }
         known.trouble = Some(why);
     }
+}
 
-    async fn ask(
-        &self,
-        url: &Url,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<HashMap<String, Arc<DecodingKey>>, String> {
-        let mut request = Request::get(url.as_str())
+impl Place {
+    async fn ask(&self) -> Result<HashMap<String, Arc<DecodingKey>>, String> {
+        let mut request = Request::get(self.url.as_str())
             .header(header::ACCEPT, "application/json")
             .header(header::USER_AGENT, concat!("headcount/", env!("CARGO_PKG_VERSION")));
-        if let Some(authorization) = authorization {
+        if let Some(authorization) = &self.authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
         let request = request.body(Full::<Bytes>::default()).map_err(|_| "cannot be asked".to_owned())?;
@@ -221,7 +223,7 @@ impl Published {
         }
         let body = answer.body.map_err(|_| "gives no whole answer".to_owned())?;
         let keys = read(&body).ok_or("does not answer with keys")?;
-        debug!("read {} keys of session tokens from {}", keys.len(), host(url));
+        debug!("read {} keys of session tokens from {}", keys.len(), host(&self.url));
         Ok(keys)
     }
 }

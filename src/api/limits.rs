@@ -1,0 +1,151 @@
+//! Owns how many requests one user and one address may send. In memory, so for each process of its own; what is idle is
+//! forgotten.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU32,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock, DefaultClock},
+    middleware::NoOpMiddleware,
+    state::keyed::HashMapStateStore,
+};
+
+type Keyed<K> = RateLimiter<K, HashMapStateStore<K>, DefaultClock, NoOpMiddleware>;
+
+/// Requests per second of one user, ...
+const USER: NonZeroU32 = NonZeroU32::MIN.saturating_add(19);
+/// ... and at once.
+const USER_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
+/// Requests of one address that sign nobody in, per second, ...
+const STRANGER: NonZeroU32 = NonZeroU32::MIN.saturating_add(19);
+/// ... and at once.
+const STRANGER_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
+/// A user may ask for Clerk's answer once in so long.
+const SYNC: Duration = Duration::from_secs(10);
+/// So many are remembered before those that are idle are forgotten.
+const REMEMBERED: usize = 50_000;
+
+/// There is no more for now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Spent {
+    /// When there is again.
+    pub(super) seconds: u64,
+}
+
+/// The bounds of one process.
+pub(super) struct Limits {
+    users: Keyed<String>,
+    strangers: Keyed<IpAddr>,
+    syncs: Keyed<String>,
+    /// Until when addresses have no requests left.
+    spent: Mutex<HashMap<IpAddr, Instant>>,
+    clock: DefaultClock,
+}
+
+impl Limits {
+    pub(super) fn new() -> Self {
+        let syncs = Quota::with_period(SYNC).unwrap_or(Quota::per_minute(NonZeroU32::MIN));
+        Self {
+            users: RateLimiter::hashmap(Quota::per_second(USER).allow_burst(USER_BURST)),
+            strangers: RateLimiter::hashmap(Quota::per_second(STRANGER).allow_burst(STRANGER_BURST)),
+            syncs: RateLimiter::hashmap(syncs),
+            spent: Mutex::default(),
+            clock: DefaultClock::default(),
+        }
+    }
+
+    /// Counts a request of this user.
+    pub(super) fn user(&self, clerk_id: &str) -> Result<(), Spent> {
+        self.count(&self.users, &clerk_id.to_owned())
+    }
+
+    /// Counts a request of this user that asks Clerk.
+    pub(super) fn sync(&self, clerk_id: &str) -> Result<(), Spent> {
+        self.count(&self.syncs, &clerk_id.to_owned())
+    }
+
+    /// Counts a request that signed nobody in.
+    pub(super) fn stranger(&self, peer: IpAddr) {
+        let network = network(peer);
+        if let Err(spent) = self.count(&self.strangers, &network) {
+            let mut all = self.spent();
+            if all.len() > REMEMBERED {
+                let now = Instant::now();
+                all.retain(|_, until| *until > now);
+            }
+            all.insert(network, Instant::now() + Duration::from_secs(spent.seconds));
+        }
+    }
+
+    /// Whether strangers at this address have no requests left. Asking costs nothing.
+    pub(super) fn strangers_spent(&self, peer: IpAddr) -> Option<Spent> {
+        let until = *self.spent().get(&network(peer))?;
+        let left = until.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then(|| Spent { seconds: left.as_secs() + 1 })
+    }
+
+    fn spent(&self) -> MutexGuard<'_, HashMap<IpAddr, Instant>> {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count<K: Clone + Eq + std::hash::Hash>(&self, of: &Keyed<K>, key: &K) -> Result<(), Spent> {
+        if of.len() > REMEMBERED {
+            of.retain_recent();
+        }
+        of.check_key(key).map_err(|until| {
+            let wait = until.wait_time_from(self.clock.now());
+            Spent { seconds: wait.as_secs() + 1 }
+        })
+    }
+}
+
+/// An IPv4 address, or an IPv6 network of 64 bits, of which one host has as many addresses as it likes.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_and_an_address_have_so_many_requests_and_others_have_theirs() {
+        let limits = Limits::new();
+        let (ann, bob) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        for _ in 0..USER_BURST.get() {
+            assert_eq!(limits.user("user_ann"), Ok(()));
+            assert_eq!(limits.strangers_spent(ann), None);
+            limits.stranger(ann);
+        }
+        assert!(limits.user("user_ann").is_err() || limits.user("user_ann").is_err());
+        (0..5).for_each(|_| limits.stranger(ann));
+        assert!(limits.strangers_spent(ann).is_some_and(|spent| spent.seconds >= 1));
+        assert_eq!((limits.user("user_bob"), limits.strangers_spent(bob)), (Ok(()), None));
+    }
+
+    #[test]
+    fn clerk_is_asked_once_in_ten_seconds_for_a_user() {
+        let limits = Limits::new();
+        assert_eq!(limits.sync("user_ann"), Ok(()));
+        let spent = limits.sync("user_ann").unwrap_err();
+        assert!((9..=11).contains(&spent.seconds), "{spent:?}");
+        assert_eq!(limits.sync("user_bob"), Ok(()));
+    }
+
+    #[test]
+    fn a_network_of_ipv6_counts_as_one() {
+        let network = |text: &str| network(text.parse().unwrap());
+        assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:1"));
+        assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
+        assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));
+    }
+}

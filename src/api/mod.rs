@@ -1,0 +1,181 @@
+//! Owns the application's listener: who is asking, that their row exists, and that they learn when it changes. `openapi-app.json`
+//! describes it, and a test compares the two.
+//!
+//! In a request's order: `limits` bounds it, `caller` says who asks, `cors` which pages may read the answer, `first` makes the
+//! first row, `lookups` reads rows, `me` answers, `streams` goes on answering. Promises that nobody learns anything about another
+//! user, that a row is committed before it is answered, that nobody waits longer than [`PATIENCE`], and that Clerk's API is
+//! asked about callers only.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    handler::Handler,
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get, post},
+};
+use http::{HeaderValue, Method, StatusCode, header};
+use serde::Serialize;
+use tokio::{net::TcpListener, sync::watch};
+
+use self::{first::First, limits::Limits, lookups::Lookups, streams::Streams};
+use crate::{
+    clerk::token::Verifier,
+    net::{self, Bounds, Problem, places},
+    store::Store,
+    sync::Sync,
+    telemetry::metrics::ListenerMetrics,
+    terminal::safe_json,
+};
+
+mod caller;
+mod cors;
+mod first;
+mod limits;
+mod lookups;
+mod me;
+mod streams;
+
+/// The longest that a request waits for Clerk and the database.
+pub const PATIENCE: Duration = Duration::from_millis(4_500);
+
+/// How long Clerk's API is asked again for a first row.
+pub const ASKED: Duration = Duration::from_millis(1_500);
+
+/// The document that describes the API.
+pub const OPENAPI: &str = include_str!("../../openapi-app.json");
+
+/// What the listener needs to serve.
+#[derive(Debug)]
+pub struct Settings {
+    /// The table.
+    pub store: Arc<dyn Store>,
+    /// Knows whose tokens count.
+    pub verifier: Verifier,
+    /// The suffix of the instance's cookie, where it is known.
+    pub cookie_suffix: Option<String>,
+    /// Clerk's API, where there is a key for it.
+    pub clerk: Option<Sync>,
+    /// `HEADCOUNT_KEEP_CLERK_OBJECT`
+    pub keep_object: bool,
+    /// The connections.
+    pub bounds: Bounds,
+}
+
+impl Settings {
+    /// Bounds for many browsers, each with a stream that may last an hour.
+    pub fn bounds() -> Bounds {
+        Bounds {
+            connections: places(8_192, 2),
+            connection_age: streams::AGE + Duration::from_secs(60),
+            ..Bounds::default()
+        }
+    }
+}
+
+/// What the requests share.
+pub(crate) struct Api {
+    verifier: Verifier,
+    cookie_suffix: Option<String>,
+    limits: Limits,
+    lookups: Lookups,
+    first: First,
+    streams: Streams,
+}
+
+/// Serves applications until `stop` becomes true or its sender is gone, then finishes the requests in flight; the caller
+/// bounds that time.
+pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Receiver<bool>) {
+    let Settings { store, verifier, cookie_suffix, clerk, keep_object, bounds } = settings;
+    let lookups = Lookups::new(Arc::clone(&store));
+    let api = Arc::new(Api {
+        verifier,
+        cookie_suffix,
+        limits: Limits::new(),
+        first: First::new(Arc::clone(&store), clerk, keep_object),
+        streams: Streams::new(store, stop.clone()),
+        lookups,
+    });
+    net::serve(listener, router(api), bounds, ListenerMetrics::new("application"), stop).await;
+}
+
+/// A route: its method, its path, and its handler.
+struct Route {
+    method: Method,
+    path: &'static str,
+    answer: MethodRouter<Arc<Api>>,
+}
+
+fn looks<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
+    Route { method: Method::GET, path, answer: get(handler) }
+}
+
+fn acts<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
+    Route { method: Method::POST, path, answer: post(handler) }
+}
+
+fn table() -> Vec<Route> {
+    vec![
+        looks("/v1/openapi.json", openapi),
+        looks("/v1/me", me::show),
+        acts("/v1/me/sync", me::sync),
+        looks("/v1/me/events", streams::stream),
+    ]
+}
+
+/// Every route: method and path.
+pub fn routes() -> Vec<(String, String)> {
+    table().into_iter().map(|route| (route.method.to_string(), route.path.to_owned())).collect()
+}
+
+fn router(api: Arc<Api>) -> Router {
+    let routes =
+        table().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.answer));
+    routes
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), cors::answer))
+        .layer(middleware::map_response(private))
+        .with_state(api)
+}
+
+async fn unknown() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
+        .hint("see /v1/openapi.json")
+}
+
+async fn wrong_method() -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "this path takes another method; see the Allow header",
+    )
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
+/// Keeps answers about one user out of caches that others share, and keeps browsers from guessing their type.
+async fn private(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// The text of a JSON answer.
+fn text(value: &impl Serialize) -> Result<String, Problem> {
+    let text = serde_json::to_string(value).map_err(|error| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("no JSON: {error}"))
+    })?;
+    Ok(safe_json(&text).into_owned())
+}
+
+/// Asks a client to come back after so many seconds.
+fn later(problem: Problem, seconds: u64) -> Response {
+    let mut response = problem.into_response();
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    response
+}
