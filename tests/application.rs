@@ -441,3 +441,165 @@ async fn a_change_is_told_within_a_second_whoever_made_it(home: Arc<Home>) {
     assert_eq!(open.next().await, None);
     two.end().await;
 }
+
+/// What a request without a token, or with a bad one, is told on each route that is about the caller.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_valid_token_every_route_is_closed() {
+    Home::sqlite().await.run(closed).await;
+}
+
+async fn closed(home: Arc<Home>) {
+    let scene = Scene::new(home).await;
+    let process = scene.process().await;
+    scene.clerk.sign_up("user_ann", now());
+    let expired = scene.signer.session(ISSUER, "user_ann", "sess_1", APP, now() - 120_000);
+    let elsewhere = scene.signer.session("https://clerk.elsewhere.example", "user_ann", "sess_1", APP, now());
+    let foreign = scene.signer.session(ISSUER, "user_ann", "sess_1", "https://evil.example", now());
+    let forged = Signer::new("ins_1").unwrap().session(ISSUER, "user_ann", "sess_1", APP, now());
+    let mut about_the_caller = 0;
+    for (method, path) in api::routes() {
+        if path == "/v1/openapi.json" {
+            continue;
+        }
+        about_the_caller += 1;
+        let method: Method = method.parse().unwrap();
+        let plain = process.ask(method.clone(), &path, &[]).await;
+        assert_eq!((plain.status, plain.code()), (StatusCode::UNAUTHORIZED, "token_missing"), "{path}");
+        assert_eq!(plain.header("www-authenticate"), "Bearer realm=\"headcount\"");
+        for (token, code) in [
+            ("an operator's token, say", "token_malformed"),
+            (&expired, "token_expired"),
+            (&elsewhere, "token_issuer"),
+            (&foreign, "token_party"),
+            (&forged, "token_signature"),
+        ] {
+            let bearer = format!("Bearer {token}");
+            let refused = process.ask(method.clone(), &path, &[("authorization", &bearer)]).await;
+            assert_eq!((refused.status, refused.code()), (StatusCode::UNAUTHORIZED, code), "{path}");
+            assert!(!refused.body.to_string().contains(token), "{path}");
+        }
+    }
+    assert_eq!(about_the_caller, 3);
+    assert_eq!(scene.clerk.asked("/v1/users/user_ann"), 0, "nobody is asked for strangers");
+    assert_eq!(process.store.totals().await.unwrap().live_users, 0);
+    process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_applications_own_pages_may_read_and_act() {
+    Home::sqlite().await.run(own_pages).await;
+}
+
+async fn own_pages(home: Arc<Home>) {
+    let scene = Scene::new(home).await;
+    let process = scene.process().await;
+    scene.clerk.sign_up("user_ann", now());
+    let cookie = format!("__session_abcd1234={}", scene.token("user_ann"));
+    let evil = ("origin", "https://evil.example");
+    let ours = ("origin", APP);
+    let me = process.ask(Method::GET, "/v1/me", &[("cookie", &cookie), ours]).await;
+    assert_eq!(me.status, StatusCode::OK);
+    assert_eq!(me.header("access-control-allow-origin"), APP);
+    assert_eq!(me.header("access-control-allow-credentials"), "true");
+    assert!(me.header("vary").contains("Origin"));
+    let read = process.ask(Method::GET, "/v1/me", &[("cookie", &cookie), evil]).await;
+    assert_eq!(read.header("access-control-allow-origin"), "", "its scripts cannot read the answer");
+    for headers in [&[("cookie", &*cookie)][..], &[("cookie", &cookie), evil]] {
+        let act = process.ask(Method::POST, "/v1/me/sync", headers).await;
+        assert_eq!((act.status, act.code()), (StatusCode::FORBIDDEN, "foreign_origin"), "{headers:?}");
+    }
+    let act = process.ask(Method::POST, "/v1/me/sync", &[("cookie", &cookie), ours]).await;
+    assert_eq!(act.status, StatusCode::OK, "{act:?}");
+    let asks = ("access-control-request-method", "POST");
+    let preflight = process.ask(Method::OPTIONS, "/v1/me/sync", &[ours, asks]).await;
+    assert_eq!(preflight.status, StatusCode::NO_CONTENT);
+    assert_eq!(preflight.header("access-control-allow-origin"), APP);
+    assert!(preflight.header("access-control-allow-headers").contains("Authorization"));
+    let preflight = process.ask(Method::OPTIONS, "/v1/me/sync", &[evil, asks]).await;
+    assert_eq!(preflight.header("access-control-allow-origin"), "");
+    process.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_are_bounded_and_clerk_is_not_hammered() {
+    Home::sqlite().await.run(flooded).await;
+}
+
+async fn flooded(home: Arc<Home>) {
+    let scene = Scene::new(home).await;
+    let process = Arc::new(scene.process().await);
+    scene.clerk.sign_up("user_ann", now());
+    let token = scene.token("user_ann");
+    let flood = |count: usize, method: Method, path: &'static str, token: String| {
+        let process = Arc::clone(&process);
+        async move {
+            let asks = (0..count).map(|_| {
+                let (process, method, bearer) =
+                    (Arc::clone(&process), method.clone(), format!("Bearer {token}"));
+                tokio::spawn(
+                    async move { process.ask(method, path, &[("authorization", &bearer)]).await.status },
+                )
+            });
+            let mut statuses = Vec::new();
+            for ask in asks.collect::<Vec<_>>() {
+                statuses.push(ask.await.unwrap());
+            }
+            statuses
+        }
+    };
+    let much = |statuses: &[StatusCode]| {
+        statuses.iter().filter(|status| **status == StatusCode::TOO_MANY_REQUESTS).count()
+    };
+    let synced = flood(30, Method::POST, "/v1/me/sync", token.clone()).await;
+    assert!(much(&synced) >= 28, "{synced:?}");
+    assert!(scene.clerk.asked("/v1/users/user_ann") <= 2);
+    let asked = flood(600, Method::GET, "/v1/me", token).await;
+    assert!(much(&asked) > 0 && much(&asked) < 600, "{} of 600", much(&asked));
+    let strangers = flood(600, Method::GET, "/v1/me", "x.y.z".into()).await;
+    assert!(much(&strangers) > 0, "{strangers:?}");
+    Arc::into_inner(process).unwrap().end().await;
+}
+
+#[test]
+fn the_document_describes_just_the_routes() {
+    let document: Value = serde_json::from_str(api::OPENAPI).unwrap();
+    let mut documented: Vec<(String, String)> = document["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, item)| {
+            let methods = item.as_object().unwrap().keys();
+            methods.map(move |method| (method.to_uppercase(), path.clone()))
+        })
+        .collect();
+    let mut routes = api::routes();
+    documented.sort();
+    routes.sort();
+    assert_eq!(documented, routes);
+    // Every refusal of a token is named.
+    let codes = document["components"]["responses"]["Unauthorized"]["description"].as_str().unwrap();
+    for refused in headcount::clerk::token::Refused::ALL {
+        assert!(codes.contains(refused.code()), "{refused:?}");
+    }
+}
+
+/// The row on the wire has just the fields of the document.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_is_shown_as_the_document_says() {
+    Home::sqlite().await.run(shown).await;
+}
+
+async fn shown(home: Arc<Home>) {
+    let scene = Scene::new(home).await;
+    let process = scene.process().await;
+    scene.clerk.sign_up("user_ann", now());
+    let document: Value = serde_json::from_str(api::OPENAPI).unwrap();
+    let fields = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<HashSet<_>>();
+    let documented = fields(&document["components"]["schemas"]["User"]["properties"]);
+    let me = process.me(&scene.token("user_ann")).await;
+    assert_eq!(fields(&me.body), documented);
+    assert!(!documented.contains("private_metadata") && !documented.contains("clerk"));
+    let document = process.ask(Method::GET, "/v1/openapi.json", &[]).await;
+    assert_eq!(document.body["openapi"], "3.1.0");
+    process.end().await;
+}
