@@ -227,6 +227,8 @@ fn the_metrics_are_the_documented_ones() {
     assert_eq!(
         lines,
         [
+            "headcount_api_requests_total Counter answer",
+            "headcount_api_streams Gauge",
             "headcount_batch_messages Histogram",
             "headcount_batch_seconds Histogram",
             "headcount_build_info Gauge version",
@@ -237,6 +239,7 @@ fn the_metrics_are_the_documented_ones() {
             "headcount_dead_letters_total Counter reason",
             "headcount_event_age_seconds Histogram",
             "headcount_events_total Counter type,outcome",
+            "headcount_first_rows_total Counter result",
             "headcount_healed_total Counter kind",
             "headcount_held_messages Gauge",
             "headcount_last_webhook_timestamp_seconds Gauge",

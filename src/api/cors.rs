@@ -1,4 +1,4 @@
-//! Owns which pages' scripts may read answers: those of the application's own origins, and no other.
+//! Owns which pages' scripts may read answers: those of the application's own origins, and no other. Counts the answers.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use super::Api;
+use crate::telemetry::metrics::ApiAnswer;
 
 /// How long a browser remembers what a page may send, in seconds.
 const REMEMBERED: HeaderValue = HeaderValue::from_static("600");
@@ -24,6 +25,13 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request, next: 
     let asks = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let mut response = if asks { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
+    api.metrics.answered(match response.status() {
+        StatusCode::UNAUTHORIZED => ApiAnswer::Unauthorized,
+        StatusCode::TOO_MANY_REQUESTS => ApiAnswer::Limited,
+        status if status.is_server_error() => ApiAnswer::Unavailable,
+        status if status.is_client_error() => ApiAnswer::Refused,
+        _ => ApiAnswer::Answered,
+    });
     let headers = response.headers_mut();
     headers.append(header::VARY, HeaderValue::from_static("Origin, Authorization, Cookie"));
     if let Some(party) = party {

@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -14,7 +17,7 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use tokio::{sync::OnceCell, time::sleep};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use crate::{
@@ -26,6 +29,7 @@ use crate::{
     rules::{Event, Outcome},
     store::{Incoming, Store, sync::SeenBy},
     sync::Sync,
+    telemetry::metrics::{ApiMetrics, FirstRow},
     time::Millis,
 };
 
@@ -37,7 +41,7 @@ const SIGNING_UP: Millis = 60_000;
 const RIVALS: usize = 3;
 
 /// What came of asking Clerk for a user.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Made {
     /// What Clerk said is in the table.
     Done,
@@ -46,7 +50,7 @@ pub(super) enum Made {
     /// There is no key to ask Clerk with.
     NoKey,
     /// Clerk or the database does not answer.
-    Away(String),
+    Away,
 }
 
 type Making = Shared<BoxFuture<'static, Made>>;
@@ -69,18 +73,28 @@ struct Shop {
     clerk: Option<Sync>,
     /// `HEADCOUNT_KEEP_CLERK_OBJECT`
     keep_object: bool,
+    metrics: ApiMetrics,
     making: Mutex<HashMap<String, Making>>,
+    /// The last user could not be read.
+    failing: AtomicBool,
     /// The key's instance, once the table is known to belong to it.
     instance: OnceCell<String>,
 }
 
 impl First {
-    pub(super) fn new(store: Arc<dyn Store>, clerk: Option<Sync>, keep_object: bool) -> Self {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        clerk: Option<Sync>,
+        keep_object: bool,
+        metrics: ApiMetrics,
+    ) -> Self {
         Self(Arc::new(Shop {
             store,
             clerk,
             keep_object,
+            metrics,
             making: Mutex::default(),
+            failing: AtomicBool::new(false),
             instance: OnceCell::new(),
         }))
     }
@@ -119,13 +133,23 @@ impl Shop {
 
     async fn make(&self, clerk_id: &str) -> Made {
         let Some(sync) = &self.clerk else { return Made::NoKey };
-        match self.bring(sync, clerk_id).await {
-            Ok(made) => made,
-            Err(why) => {
-                warn!("a user who asked could not be read from Clerk's API: {why}");
-                Made::Away(why)
+        let brought = self.bring(sync, clerk_id).await;
+        // Once for an outage, not for each user who asks in it.
+        let was_failing = self.failing.swap(brought.is_err(), Relaxed);
+        match &brought {
+            Err(why) if !was_failing => {
+                warn!("users who have no row yet are answered 503 until Clerk can be asked: {why}");
             }
+            Ok(_) if was_failing => info!("Clerk can be asked for users who have no row yet again"),
+            Ok(_) | Err(_) => {}
         }
+        let made = brought.unwrap_or(Made::Away);
+        self.metrics.first_row(match made {
+            Made::Done => FirstRow::Done,
+            Made::Nobody => FirstRow::Nobody,
+            Made::Away | Made::NoKey => FirstRow::Away,
+        });
+        made
     }
 
     async fn bring(&self, sync: &Sync, clerk_id: &str) -> Result<Made, String> {

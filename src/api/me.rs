@@ -152,7 +152,7 @@ fn refusal(made: Made) -> Response {
                 .hint("Clerk's webhook brings it; with CLERK_SECRET_KEY it is made at once"),
             NOT_SYNCED,
         ),
-        Made::Away(_) => Problem::unavailable(
+        Made::Away => Problem::unavailable(
             "Clerk or the database does not answer, and there is no row of this user yet",
         )
         .into_response(),

@@ -25,7 +25,7 @@ use crate::{
     net::{self, Bounds, Problem, places},
     store::Store,
     sync::Sync,
-    telemetry::metrics::ListenerMetrics,
+    telemetry::metrics::{ApiMetrics, ListenerMetrics},
     terminal::safe_json,
 };
 
@@ -78,6 +78,7 @@ impl Settings {
 pub(crate) struct Api {
     verifier: Verifier,
     cookie_suffix: Option<String>,
+    metrics: ApiMetrics,
     limits: Limits,
     lookups: Lookups,
     first: First,
@@ -88,14 +89,15 @@ pub(crate) struct Api {
 /// bounds that time.
 pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Receiver<bool>) {
     let Settings { store, verifier, cookie_suffix, clerk, keep_object, bounds } = settings;
-    let lookups = Lookups::new(Arc::clone(&store));
+    let (lookups, metrics) = (Lookups::new(Arc::clone(&store)), ApiMetrics::new());
     let api = Arc::new(Api {
         verifier,
         cookie_suffix,
         limits: Limits::new(),
-        first: First::new(Arc::clone(&store), clerk, keep_object),
-        streams: Streams::new(store, stop.clone()),
+        first: First::new(Arc::clone(&store), clerk, keep_object, metrics.clone()),
+        streams: Streams::new(store, metrics.streams.clone(), stop.clone()),
         lookups,
+        metrics,
     });
     net::serve(listener, router(api), bounds, ListenerMetrics::new("application"), stop).await;
 }

@@ -17,6 +17,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, StatusCode, header};
+use metrics::Gauge;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
@@ -55,6 +56,7 @@ const FAILED: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(super) struct Streams {
     register: Arc<Mutex<Register>>,
+    open: Gauge,
     stop: watch::Receiver<bool>,
 }
 
@@ -74,8 +76,8 @@ struct Listened {
 
 impl Streams {
     /// Starts to look, until the last clone is dropped.
-    pub(super) fn new(store: Arc<dyn Store>, stop: watch::Receiver<bool>) -> Self {
-        let streams = Self { register: Arc::default(), stop: stop.clone() };
+    pub(super) fn new(store: Arc<dyn Store>, open: Gauge, stop: watch::Receiver<bool>) -> Self {
+        let streams = Self { register: Arc::default(), open, stop: stop.clone() };
         let register = Arc::downgrade(&streams.register);
         tokio::spawn(async move {
             loop {
@@ -104,6 +106,7 @@ impl Streams {
             return None;
         }
         register.streams += 1;
+        self.open.increment(1.0);
         let listened = register.accounts.entry(clerk_id.to_owned());
         let listened = listened.or_insert_with(|| Listened { mark: None, changes: watch::Sender::new(0) });
         let changes = listened.changes.subscribe();
@@ -157,6 +160,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let mut register = self.streams.register();
         register.streams -= 1;
+        self.streams.open.decrement(1.0);
         // The receiver that is dropped next is the last one.
         let last = register
             .accounts

@@ -93,6 +93,19 @@ pub const METRICS: &[Metric] = &[
         &["kind"],
         "Users that were repaired by what Clerk's API says, because no webhook did",
     ),
+    metric(
+        "headcount_api_requests_total",
+        Kind::Counter,
+        &["answer"],
+        "Requests of the application's, by what they were answered",
+    ),
+    metric("headcount_api_streams", Kind::Gauge, &[], "Open streams of live updates"),
+    metric(
+        "headcount_first_rows_total",
+        Kind::Counter,
+        &["result"],
+        "Users who asked and were read from Clerk's API, by what came of it",
+    ),
     metric("headcount_paused", Kind::Gauge, &[], "1 while the worker waits for its database"),
     metric("headcount_build_info", Kind::Gauge, &["version"], "1"),
 ];
@@ -133,6 +146,60 @@ labels! {
         TooSlow = "too_slow",
         WrongPath = "wrong_path",
         Unavailable = "unavailable",
+    }
+}
+
+labels! {
+    /// What a request of the application's was answered.
+    ApiAnswer {
+        Answered = "answered",
+        Unauthorized = "unauthorized",
+        Limited = "limited",
+        Refused = "refused",
+        Unavailable = "unavailable",
+    }
+}
+
+labels! {
+    /// What came of reading a user who asked.
+    FirstRow { Done = "done", Nobody = "nobody", Away = "away" }
+}
+
+/// Handles for the application's listener.
+#[derive(Clone)]
+pub struct ApiMetrics {
+    requests: [Counter; ApiAnswer::ALL.len()],
+    first_rows: [Counter; FirstRow::ALL.len()],
+    /// `headcount_api_streams`
+    pub streams: Gauge,
+}
+
+impl ApiMetrics {
+    /// Registers them.
+    pub fn new() -> Self {
+        Self {
+            requests: ApiAnswer::ALL
+                .map(|answer| counter!("headcount_api_requests_total", "answer" => answer.as_str())),
+            first_rows: FirstRow::ALL
+                .map(|result| counter!("headcount_first_rows_total", "result" => result.as_str())),
+            streams: gauge!("headcount_api_streams"),
+        }
+    }
+
+    /// Counts a request.
+    pub fn answered(&self, answer: ApiAnswer) {
+        self.requests[answer as usize].increment(1);
+    }
+
+    /// Counts a user who was read.
+    pub fn first_row(&self, result: FirstRow) {
+        self.first_rows[result as usize].increment(1);
+    }
+}
+
+impl Default for ApiMetrics {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
