@@ -48,9 +48,11 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Migrate => "warn",
         // The command's own errors are enough: its log, and a library's, would only repeat them.
         Command::Doctor(_) | Command::Status(_) => "off",
-        Command::Send(_) | Command::Users(_) | Command::Dead(_) | Command::Rejections(_) => "headcount=error",
-        // That Clerk is asked again, which can take minutes.
-        Command::Sync(_) => "headcount=warn",
+        Command::Send(_)
+        | Command::Users(_)
+        | Command::Dead(_)
+        | Command::Rejections(_)
+        | Command::Sync(_) => "headcount=error",
     };
     logs::init(filter, config.log_format)
         .map_err(|problem| Failure::usage(problem).hint("write RUST_LOG=info, or info,headcount=debug"))?;

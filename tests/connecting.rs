@@ -85,9 +85,9 @@ fn every_command_gives_up_on_servers_that_accept_and_say_nothing() {
         &["send", "user.created", "--url", &door],
     ];
     let begun = Instant::now();
-    let running: Vec<_> = commands.iter().map(|command| (command, world.spawn(command))).collect();
-    for (command, child) in running {
-        let output = child.wait_with_output().unwrap();
+    let running: Vec<_> = commands.iter().map(|command| (command, world.begin(command))).collect();
+    for (command, run) in running {
+        let output = run.end();
         let took = begun.elapsed();
         println!("{command:?} gave up after {took:?} at most");
         assert!(took < GIVES_UP, "{command:?} took {took:?}");

@@ -6,11 +6,7 @@
 mod faulty_letters;
 mod support;
 
-use std::{
-    process::{Child, Command, Output},
-    sync::Arc,
-    time::Duration,
-};
+use std::{process::Output, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use faulty_letters::FaultyLetters;
@@ -122,11 +118,6 @@ fn told(letter: &LetterDetail) -> Vec<(&str, u32)> {
     told
 }
 
-fn signal(child: &Child, signal: &str) {
-    let status = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_buried_letter_is_captured_listed_and_replayed_to_its_effect() {
     for backends in BOTH {
@@ -226,10 +217,10 @@ async fn two_replays_of_one_group_at_the_same_moment_share_it() {
         let worker = world.start(&["worker"]);
         until(&world, Status::Open, 300).await;
         let replay = ["dead", "replay", "--reason", "rejected", "--yes"];
-        let both = [world.spawn(&replay), world.spawn(&replay)];
+        let both = [world.begin(&replay), world.begin(&replay)];
         let mut claimed = 0;
-        for child in both {
-            let output = child.wait_with_output().unwrap();
+        for run in both {
+            let output = run.end();
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
             // Whoever comes late finds nothing left, and is told so.
             assert!(
@@ -267,10 +258,10 @@ async fn an_interrupted_replay_says_how_to_go_on_and_no_letter_counts_twice() {
             .await;
         };
 
-        let child = world.spawn(&replay);
+        let run = world.begin(&replay);
         some_left(200).await;
-        signal(&child, "-INT");
-        let output = child.wait_with_output().unwrap();
+        run.signal("INT");
+        let output = run.end();
         assert_eq!(output.status.code(), Some(1));
         let hint = "hint: go on: headcount dead replay --all --yes --rate 50/s\n";
         assert!(stderr(&output).contains(hint), "{output:?}");
@@ -278,11 +269,10 @@ async fn an_interrupted_replay_says_how_to_go_on_and_no_letter_counts_twice() {
         assert!(unstamped.is_empty(), "Ctrl-C finishes what it has claimed");
 
         let open = store.statuses().await.unwrap()[&Status::Open];
-        let mut child = world.spawn(&replay);
+        let run = world.begin(&replay);
         some_left(open).await;
         // Right after a claim, most likely before its publications.
-        child.kill().unwrap();
-        child.wait().unwrap();
+        run.kill();
         assert!(store.statuses().await.unwrap()[&Status::Open] > 0, "it was quicker than the test");
 
         well(&world, &["dead", "replay", "--all", "--yes"]);

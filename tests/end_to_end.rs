@@ -20,6 +20,7 @@ use bytes::Bytes;
 use headcount::{
     clerk::made_up::{Person, user_id},
     cli::post::Poster,
+    store::User,
     time::now,
 };
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -232,11 +233,8 @@ impl Fleet {
 
     async fn finish(self: Arc<Self>, expected: &Expected) {
         self.world.until_drained().await;
-        eventually("everything is applied", async || {
-            self.world.users().await.iter().filter(|user| user.deleted_at.is_none()).count()
-                == expected.live.len()
-        })
-        .await;
+        let live = |users: &[User]| users.iter().filter(|user| user.deleted_at.is_none()).count();
+        self.world.until_users("everything is applied", |users| live(users) == expected.live.len()).await;
         self.world.until_drained().await;
         let Ok(fleet) = Arc::try_unwrap(self) else { panic!("still in use") };
         for process in fleet.processes.into_inner().unwrap().into_values() {

@@ -23,7 +23,7 @@ use headcount::{
         users::{OnDelete, Policy, Relink},
     },
     store::{
-        Incoming, Store,
+        Incoming, Store, User,
         letters::{Actor, Captured, Filter, Status},
     },
     time::now,
@@ -253,16 +253,14 @@ async fn a_worker_erases_at_its_start_what_was_deleted_before_it_was_told_to() {
         let status = up.poster().post(id, body(&sample, event, now()).into()).await.unwrap();
         assert!(status.is_success());
     }
-    eventually("the user is deleted", async || {
-        world.users().await.first().is_some_and(|user| user.deleted_at.is_some())
-    })
-    .await;
-    assert!(world.users().await[0].clerk_email.is_some(), "deletions are kept");
+    let is_deleted = |users: &[User]| users.first().is_some_and(|user| user.deleted_at.is_some());
+    let users = world.until_users("the user is deleted", is_deleted).await;
+    assert!(users[0].clerk_email.is_some(), "deletions are kept");
     up.stop();
     world.set("HEADCOUNT_ON_DELETE", "erase");
     let up = world.start(&["up"]);
-    eventually("the user is erased", async || world.users().await[0].clerk_email.is_none()).await;
-    assert!(world.users().await[0].first_name.is_none());
+    let users = world.until_users("the user is erased", |users| users[0].clerk_email.is_none()).await;
+    assert!(users[0].first_name.is_none());
     eventually("the worker says so", async || up.log().contains("erased 1 user that")).await;
     up.stop();
 }
@@ -278,11 +276,8 @@ async fn one_user_that_the_database_keeps_from_being_erased_holds_up_no_other() 
             assert!(status.is_success());
         }
     }
-    eventually("all are deleted", async || {
-        let users = world.users().await;
-        users.len() == 8 && users.iter().all(|user| user.deleted_at.is_some())
-    })
-    .await;
+    let are_deleted = |users: &[User]| users.len() == 8 && users.iter().all(|user| user.deleted_at.is_some());
+    world.until_users("all are deleted", are_deleted).await;
     up.stop();
     let path = world.directory.path().join("data/headcount.db");
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
@@ -293,11 +288,11 @@ async fn one_user_that_the_database_keeps_from_being_erased_holds_up_no_other() 
     pool.close().await;
     world.set("HEADCOUNT_ON_DELETE", "erase");
     let up = world.start(&["up"]);
-    let left = async || {
-        let users = world.users().await.into_iter().filter(|user| user.first_name.is_some());
-        users.map(|user| user.clerk_id).collect::<Vec<_>>()
+    let is_left = |users: &[User]| {
+        let left = users.iter().filter(|user| user.first_name.is_some());
+        left.map(|user| user.clerk_id.as_str()).eq(["user_0"])
     };
-    eventually("the others are erased", async || left().await == ["user_0"]).await;
+    world.until_users("the others are erased", is_left).await;
     assert_eq!(up.log().matches("are not erased yet").count(), 1, "{}", up.log());
     up.stop();
 }

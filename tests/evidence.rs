@@ -277,7 +277,7 @@ async fn reconnecting_in_an_outage_piles_nothing_up_and_applies_nothing_twice() 
         broker.ctl(&["close_all_connections", "test"]);
     }
     database.thaw();
-    eventually("all are applied", async || world.users().await.len() == 2050).await;
+    world.until_users("all are applied", |users| users.len() == 2050).await;
     world.until_drained().await;
     let again = metric(&worker, "headcount_events_total").await - 2050.0;
     println!("{again} were applied again; peak memory {before} MiB before, {} after", worker.peak_memory());

@@ -86,7 +86,7 @@ fn refused(output: &Output, words: &str) {
 async fn users(world: &World, count: usize) {
     // Before the first migration there is no table to look at.
     assert!(world.run(&["migrate"]).status.success());
-    eventually(&format!("{count} users"), async || world.users().await.len() == count).await;
+    world.until_users(&format!("{count} users"), |users| users.len() == count).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -295,9 +295,9 @@ async fn processes_that_start_at_once_do_not_take_a_small_pool_for_one_session()
     let pooler = pgbouncer("pool_mode=transaction default_pool_size=2");
     let world = World::on(None, Some(pooler.url()));
     succeeds(&world, &["migrate"]);
-    let children: Vec<_> = (0..8).map(|_| world.spawn(&["migrate"])).collect();
-    for child in children {
-        let output = child.wait_with_output().unwrap();
+    let running: Vec<_> = (0..8).map(|_| world.begin(&["migrate"])).collect();
+    for command in running {
+        let output = command.end();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     world.clean_up().await;

@@ -159,7 +159,7 @@ async fn no_text_from_outside_steers_the_terminal_or_forges_a_line() {
             queue.publish(message).await.unwrap();
         }
         until(&world, Status::Open, 3).await;
-        eventually("the user is there", async || !world.users().await.is_empty()).await;
+        world.until_users("the user is there", |users| !users.is_empty()).await;
         queue.close().await;
 
         let id = world.users().await[0].id.to_string();
@@ -251,7 +251,7 @@ async fn a_table_fits_the_terminal_and_is_whole_in_a_pipe() {
     queue.publish(message("m1", user.event("user.created", now()))).await.unwrap();
     let other = sample("user_2").event("user.created", now());
     queue.publish(message("m2", other)).await.unwrap();
-    eventually("both are there", async || world.users().await.len() == 2).await;
+    world.until_users("both are there", |users| users.len() == 2).await;
     for (arguments, end) in [(["users", "list"], "nnn"), (["dead", "list"], "because end")] {
         assert!(well(&world, &arguments).contains(end), "nothing is cut in a pipe");
         let (status, shown) = world.on_terminal(&arguments, 120).end();
@@ -496,14 +496,13 @@ async fn what_was_lost_on_its_way_back_from_a_retry_queue_is_told_as_that() {
 async fn an_interrupted_replay_says_where_each_letter_is() {
     let letters: Vec<Captured> = (0..200).map(|n| letter(&format!("m{n}"))).collect();
     let world = world(Backends::Embedded, &letters).await;
-    let child = world.spawn(&["dead", "replay", "--all", "--yes", "--rate", "20/s"]);
+    let replay = world.begin(&["dead", "replay", "--all", "--yes", "--rate", "20/s"]);
     let store = world.store().await;
     let open = async || store.statuses().await.unwrap().get(&Status::Open).copied().unwrap_or_default();
     eventually("it is on its way", async || open().await < 200).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-    assert!(sent.unwrap().success());
-    let output = child.wait_with_output().unwrap();
+    replay.signal("INT");
+    let output = replay.end();
     assert_eq!(output.status.code(), Some(1));
     let open = open().await;
     let expected = format!("replayed {} letters; {open} of the selection still open\n", 200 - open);

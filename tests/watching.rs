@@ -282,9 +282,9 @@ async fn a_replay_in_a_brokers_alarm_gives_up_soon_names_it_and_loses_nothing() 
             "send it: headcount dead replay",
         ),
     ];
-    let running = commands.map(|(command, next)| (command, next, world.spawn(command)));
-    for (command, next, child) in running {
-        let output = child.wait_with_output().unwrap();
+    let running = commands.map(|(command, next)| (command, next, world.begin(command)));
+    for (command, next, run) in running {
+        let output = run.end();
         let (took, said) = (begun.elapsed(), String::from_utf8_lossy(&output.stderr).into_owned());
         println!("{command:?} gave up after {took:?} at most");
         assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");

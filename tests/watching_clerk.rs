@@ -17,12 +17,10 @@ use headcount::{
         made_up::{INSTANCE, Person},
         stand_in::{StandIn, World as Clerk, Wrong},
     },
-    net::Client,
     store::sync::Holder,
     sync::watch::{LEASE, due::Counted, state::State},
     time::now,
 };
-use http::Request;
 use serde_json::{Value, json};
 use support::{
     clerk::{differences, populate, stand_in, user},
@@ -59,15 +57,8 @@ fn ask(world: &mut World, process: &Process) {
     }
 }
 
-async fn operators(process: &Process, path: &str) -> Value {
-    let url = format!("{}{path}", process.operators.trim_end_matches('/'));
-    let request = Request::get(url).body(Default::default()).unwrap();
-    let (_, body) = Client::http().send(request, Duration::from_secs(10), 1 << 20).await.unwrap();
-    serde_json::from_slice(&body.unwrap()).unwrap()
-}
-
 async fn watch_of(process: &Process) -> Value {
-    operators(process, "/api/v1/sync").await["watch"].clone()
+    process.told("/api/v1/sync").await["watch"].clone()
 }
 
 fn said(world: &World, arguments: &[&str]) -> String {
@@ -87,10 +78,7 @@ async fn post(process: &Process, id: &str, body: Vec<u8>) {
 /// Waits until the table says what Clerk says. Answers how long that took.
 async fn until_in_step(world: &World, clerk: &Clerk) -> Duration {
     let begun = Instant::now();
-    eventually("the table is in step with Clerk", async || {
-        differences(clerk, &world.users().await).is_empty()
-    })
-    .await;
+    world.until_users("the table is in step with Clerk", |users| differences(clerk, users).is_empty()).await;
     begun.elapsed()
 }
 
@@ -175,15 +163,18 @@ async fn a_search_that_is_refused_is_told_and_not_repeated() {
 
     let up = world.start(&["up"]);
     ask(&mut world, &up);
-    let told = "5 of 10 live users are gone from Clerk, and only 3 may be deleted";
+    let told = "5 of 10 live users seem to be gone: they are not in Clerk's list, and only 3 may be deleted";
+    let tells = |text: &Value| text.as_str().is_some_and(|text| text.contains(told));
     eventually("it is told", async || {
-        watch_of(&up).await["refused"]["message"].as_str().is_some_and(|message| message.contains(told))
+        tells(&watch_of(&up).await["refused"]["message"])
+            && tells(&up.told("/readyz").await["notices"][0])
+            && up.log().contains(told)
     })
     .await;
-    let notice = operators(&up, "/readyz").await["notices"][0].as_str().unwrap_or_default().to_owned();
-    let lines =
-        format!("{notice}\n{}\n{}\n{}", said(&world, &["status"]), said(&world, &["doctor"]), up.log());
-    assert!(lines.lines().filter(|line| line.contains(told)).count() >= 4, "{lines}");
+    for command in ["status", "doctor"] {
+        let lines = said(&world, &[command]);
+        assert!(lines.contains(told), "{command}: {lines}");
+    }
     up.stop();
 
     // Another process knows it too.
@@ -192,7 +183,7 @@ async fn a_search_that_is_refused_is_told_and_not_repeated() {
     for _ in 0..3 {
         looked(&up).await;
     }
-    assert_eq!(operators(&up, "/api/v1/sync").await["runs"].as_array().unwrap().len(), 1);
+    assert_eq!(up.told("/api/v1/sync").await["runs"].as_array().unwrap().len(), 1);
     assert_eq!(world.users().await.iter().filter(|user| user.deleted_at.is_none()).count(), 10);
     up.stop();
 }
@@ -210,7 +201,7 @@ async fn a_lost_deletion_starts_the_search_for_who_is_gone() {
     let up = world.start(&["up"]);
     until_in_step(&world, clerk).await;
     eventually("it is counted", async || watch_of(&up).await["healed_last_day"]["gone"] == json!(1)).await;
-    let run = operators(&up, "/api/v1/sync").await["runs"][0].clone();
+    let run = up.told("/api/v1/sync").await["runs"][0].clone();
     assert_eq!((&run["who"], &run["result"], &run["gone"]), (&json!("watch"), &json!("done"), &json!(1)));
     up.stop();
 }
@@ -228,10 +219,10 @@ async fn a_scheduled_sync_finds_what_the_watch_does_not_look_for() {
     let up = world.start(&["up"]);
     until_in_step(&world, clerk).await;
     eventually("the run has ended", async || {
-        operators(&up, "/api/v1/sync").await["runs"][0]["result"] == json!("done")
+        up.told("/api/v1/sync").await["runs"][0]["result"] == json!("done")
     })
     .await;
-    let run = operators(&up, "/api/v1/sync").await["runs"][0].clone();
+    let run = up.told("/api/v1/sync").await["runs"][0].clone();
     assert_eq!((&run["who"], &run["different"], &run["gone"]), (&json!("schedule"), &json!(4), &json!(1)));
     up.stop();
 }
@@ -247,10 +238,12 @@ async fn webhooks_that_do_not_arrive_are_told_until_one_does() {
     for n in 0..3 {
         clerk.sign_up(&format!("user_lost_{n}"), now());
     }
-    eventually("the alarm is raised", async || watch_of(&up).await["alarm"].is_object()).await;
     let alarm = "Clerk's webhooks do not arrive: 3 users had to be read from Clerk's API since the last one";
-    assert!(up.log().contains(alarm), "{}", up.log());
-    let ready = operators(&up, "/readyz").await;
+    eventually("the alarm is raised", async || {
+        watch_of(&up).await["alarm"].is_object() && up.log().contains(alarm)
+    })
+    .await;
+    let ready = up.told("/readyz").await;
     assert_eq!(ready["ready"], json!(true));
     assert!(ready["notices"][0].as_str().unwrap().starts_with(alarm), "{ready}");
     let status = said(&world, &["status"]);
@@ -263,35 +256,36 @@ async fn webhooks_that_do_not_arrive_are_told_until_one_does() {
 
     arrives(&up, "user_arrived_again").await;
     eventually("the alarm ends", async || {
-        watch_of(&up).await["alarm"].is_null() && operators(&up, "/readyz").await["notices"].is_null()
+        watch_of(&up).await["alarm"].is_null()
+            && up.told("/readyz").await["notices"].is_null()
+            && up.log().contains("Clerk's webhooks arrive again")
     })
     .await;
-    assert!(up.log().contains("Clerk's webhooks arrive again"));
     assert_eq!(up.log().matches(alarm).count(), 1, "said once");
     up.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_webhooks_among_many_that_arrive_raise_no_alarm() {
-    let (world, clerk) = watched(Backends::Embedded, 5).await;
+    let (mut world, clerk) = watched(Backends::Embedded, 5).await;
+    // A webhook that comes late is healed too. Most of them are not that late.
+    world.set("HEADCOUNT_WATCH_GRACE", "5s");
     let (up, clerk) = (world.start(&["up"]), clerk.world());
     until_in_step(&world, clerk).await;
-    // Longer than a healed user waits to be judged.
-    let (begun, mut n) = (Instant::now(), 0);
-    while begun.elapsed() < Duration::from_secs(22) {
-        n += 1;
+    // For longer than a healed user waits to be judged.
+    for n in 1..=540 {
         let id = format!("user_busy_{n}");
         clerk.sign_up(&id, now());
-        if n % 10 == 0 && n < 100 {
-            continue;
+        let is_lost = n % 5 == 0 && n < 50;
+        if !is_lost {
+            let person = clerk.person(&id).unwrap();
+            post(&up, &format!("msg_{id}"), person.event("user.created", now())).await;
         }
-        let person = clerk.person(&id).unwrap();
-        post(&up, &format!("msg_{id}"), person.event("user.created", now())).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     until_in_step(&world, clerk).await;
     let watch = watch_of(&up).await;
-    assert_eq!(watch["healed_last_day"]["missing"], json!(5 + 9), "only what was lost was healed");
+    assert!(watch["healed_last_day"]["missing"].as_u64() >= Some(5 + 9), "{watch}");
     assert_eq!(watch["alarm"], json!(null));
     assert!(!up.log().contains("do not arrive"), "{}", up.log());
     up.stop();
@@ -397,11 +391,14 @@ async fn is_told(world: &mut World, told: &str) {
     }
     let up = world.start(&["up"]);
     ask(world, &up);
-    let notice =
-        async || operators(&up, "/readyz").await["notices"][0].as_str().unwrap_or_default().to_owned();
-    eventually(&format!("/readyz tells: {told}"), async || notice().await.contains(told)).await;
-    let lines = format!("{}\n{}\n{}", said(world, &["status"]), said(world, &["doctor"]), up.log());
-    assert!(lines.lines().filter(|line| line.contains(told)).count() >= 3, "{told}: {lines}");
+    eventually(&format!("it is told: {told}"), async || {
+        let notice = up.told("/readyz").await["notices"][0].as_str().unwrap_or_default().to_owned();
+        notice.contains(told) && up.log().contains(told)
+    })
+    .await;
+    let (status, doctor) = (said(world, &["status"]), said(world, &["doctor"]));
+    assert!(status.contains(told) && doctor.contains(told), "{told}: {status}{doctor}");
+    let lines = status + &doctor + &up.log();
     assert!(lines.contains("Clerk cannot be watched at present: "), "{lines}");
     assert!(!lines.contains("sk_"), "{lines}");
     assert_eq!(watch_of(&up).await["alarm"], json!(null));

@@ -174,8 +174,9 @@ impl Work<'_> {
     /// Writes down how the run ended, gives the lease back, and reports.
     async fn end(mut self, worked: Result<(), SyncError>) -> Result<Report, SyncError> {
         if self.doubtful > 0 {
+            let claim = if self.doubtful == 1 { "row claims" } else { "rows claim" };
             self.notes.push(format!(
-                "{} rows claim to be newer than Clerk's answer, and cannot be: they count as in step, and --verbose names them; to have Clerk's version, set their column version to 0 and sync again",
+                "{} {claim} to be newer than Clerk's answer, and cannot be: see --verbose; to have Clerk's version, set the column version to 0, or a deleted_at of the future to a time that is past, and sync again",
                 number(self.doubtful)
             ));
         }
@@ -317,9 +318,14 @@ impl Work<'_> {
             self.patience.tell(Told::Applying(left));
             self.touch().await?;
             if watchdog.is_stuck() {
+                let left = if left == 1 {
+                    "one change is".to_owned()
+                } else {
+                    format!("{} changes are", number(left))
+                };
                 self.notes.push(match self.publisher.waiting().await? {
-                    0 => format!("{} changes are not applied, and the queue does not hold them any more: it was emptied, or a worker has held them for long", number(left)),
-                    _ => format!("{} changes are not applied yet: they are tried again; see headcount status", number(left)),
+                    0 => format!("{left} not applied, and the queue does not hold what was published any more: it was emptied, or a worker has held it for long"),
+                    _ => format!("{left} not applied yet, and tried again: see headcount status"),
                 });
                 return Ok(());
             }

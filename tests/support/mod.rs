@@ -4,6 +4,7 @@
 pub mod clerk;
 pub mod process;
 pub mod proxy;
+pub mod running;
 pub mod servers;
 pub mod terminal;
 pub mod traffic;

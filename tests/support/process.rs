@@ -12,13 +12,14 @@ use bytes::Bytes;
 use headcount::{
     cli::post::Poster,
     config::Config,
+    net::Client,
     queue::Queue,
     secret::Secret,
     store::{Store, User, UserQuery},
 };
 use tempfile::TempDir;
 
-use super::{PATIENCE, eventually, servers::url, terminal::Terminal};
+use super::{PATIENCE, eventually, running::Running, servers::url, terminal::Terminal};
 
 /// The secret with which tests sign. It was made for the tests and opens nothing.
 pub const SECRET: &str = "whsec_dGhlIHRlc3RzIG9mIGhlYWRjb3VudCBzaWduIHdpdGggdGhpcw==";
@@ -111,6 +112,11 @@ impl World {
         &self.schema.as_ref().expect("PostgreSQL only").1
     }
 
+    /// Its table is in PostgreSQL.
+    pub fn is_on_postgres(&self) -> bool {
+        self.schema.is_some()
+    }
+
     /// Runs this in the shell that then becomes the process, for each process that is started from now on.
     pub fn shell(&mut self, commands: &str) {
         self.shell = Some(commands.into());
@@ -139,9 +145,9 @@ impl World {
         self.command(arguments).output().unwrap()
     }
 
-    /// Starts a command that ends by itself; what it says can be read.
-    pub fn spawn(&self, arguments: &[&str]) -> Child {
-        self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    /// Starts a command that ends by itself; what it says can be waited for.
+    pub fn begin(&self, arguments: &[&str]) -> Running {
+        Running::start(self.command(arguments))
     }
 
     /// Runs a command on a terminal of so many columns.
@@ -165,6 +171,27 @@ impl World {
                 let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
                 sqlx::raw_sql(statements).execute(&mut connection).await.unwrap();
                 connection.close().await.unwrap();
+            }
+        }
+    }
+
+    /// The first column of what a query finds in the world's database, as text, without headcount.
+    pub async fn texts(&self, query: &str) -> Vec<Option<String>> {
+        use sqlx::Connection;
+        let query = sqlx::AssertSqlSafe(query.to_owned());
+        match &self.schema {
+            Some((url, schema)) => {
+                let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+                let path = sqlx::AssertSqlSafe(format!("SET search_path TO {schema}"));
+                sqlx::raw_sql(path).execute(&mut connection).await.unwrap();
+                sqlx::query_scalar(query).fetch_all(&mut connection).await.unwrap()
+            }
+            None => {
+                let url = format!("sqlite://{}", self.directory.path().join("data/headcount.db").display());
+                let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
+                let texts = sqlx::query_scalar(query).fetch_all(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+                texts
             }
         }
     }
@@ -193,21 +220,25 @@ impl World {
         headcount::queue::open(&self.config().queue()).await.unwrap()
     }
 
-    /// Every user.
+    /// Every user, also those who are deleted.
     pub async fn users(&self) -> Vec<User> {
+        self.until_users("the users are read", |_| true).await
+    }
+
+    /// Waits until the users are so, and returns them. One store serves every look, because opening one takes long.
+    pub async fn until_users(&self, what: &str, so: impl Fn(&[User]) -> bool) -> Vec<User> {
         let store = self.store().await;
         eventually("the tables are made", async || store.check_schema().await.is_ok()).await;
-        let mut users: Vec<User> = Vec::new();
-        loop {
-            let after = users.last().map(|user| user.id);
-            let query = UserQuery { limit: 1000, after, deleted: true, text: None };
-            let page = store.users(&query).await.unwrap();
-            if page.is_empty() {
-                store.close().await;
-                return users;
-            }
-            users.extend(page);
-        }
+        let found = Mutex::default();
+        eventually(what, async || {
+            let users = read(store.as_ref()).await;
+            let are_so = so(&users);
+            *found.lock().unwrap() = users;
+            are_so
+        })
+        .await;
+        store.close().await;
+        found.into_inner().unwrap()
     }
 
     /// Waits until each queue but the dead one is empty.
@@ -245,6 +276,25 @@ impl World {
             }
         }
     }
+}
+
+async fn read(store: &dyn Store) -> Vec<User> {
+    let mut users: Vec<User> = Vec::new();
+    loop {
+        let after = users.last().map(|user| user.id);
+        let query = UserQuery { limit: 1000, after, deleted: true, text: None };
+        let page = store.users(&query).await.unwrap();
+        if page.is_empty() {
+            return users;
+        }
+        users.extend(page);
+    }
+}
+
+/// Sends a process a signal, such as `INT`.
+pub fn signal(process: u32, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap();
+    assert!(status.success());
 }
 
 /// The binary under test.
@@ -295,6 +345,14 @@ impl Process {
         Poster::new(self.webhooks.as_deref().expect("an ingress"), &Secret::new(SECRET)).unwrap()
     }
 
+    /// What it tells operators at a path, as JSON.
+    pub async fn told(&self, path: &str) -> serde_json::Value {
+        let url = format!("{}{path}", self.operators.trim_end_matches('/'));
+        let request = http::Request::get(url).body(Default::default()).unwrap();
+        let (_, body) = Client::http().send(request, Duration::from_secs(10), 1 << 20).await.unwrap();
+        serde_json::from_slice(&body.unwrap()).unwrap()
+    }
+
     /// The lines that the process has logged.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
@@ -312,8 +370,7 @@ impl Process {
 
     /// `SIGTERM`.
     pub fn terminate(&self) {
-        let status = Command::new("kill").args(["-TERM", &self.id().to_string()]).status().unwrap();
-        assert!(status.success());
+        signal(self.id(), "TERM");
     }
 
     /// Whether it has ended by itself.
