@@ -71,6 +71,7 @@ impl World {
             ("HEADCOUNT_DATA_DIR".to_owned(), directory.path().join("data").to_str().unwrap().to_owned()),
             ("HEADCOUNT_LISTEN".into(), "127.0.0.1:0".into()),
             ("HEADCOUNT_OPS_LISTEN".into(), "127.0.0.1:0".into()),
+            ("HEADCOUNT_API_LISTEN".into(), "127.0.0.1:0".into()),
             ("HEADCOUNT_RETRY_DELAYS".into(), "100ms,300ms,1s".into()),
             ("CLERK_WEBHOOK_SIGNING_SECRET".into(), SECRET.into()),
         ];
@@ -302,12 +303,14 @@ pub fn binary() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_headcount"))
 }
 
-/// A running `up`, `ingress` or `worker`.
+/// A running `up`, `ingress`, `worker` or `api`.
 pub struct Process {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     /// Where it takes webhooks.
     pub webhooks: Option<String>,
+    /// Where applications ask.
+    pub api: Option<String>,
     /// Where operators look.
     pub operators: String,
 }
@@ -325,7 +328,7 @@ impl Process {
                 lines.lock().unwrap().push(line);
             }
         });
-        let mut process = Self { child, log, webhooks: None, operators: String::new() };
+        let mut process = Self { child, log, webhooks: None, api: None, operators: String::new() };
         let started = Instant::now();
         while process.operators.is_empty() {
             let line = telling.recv_timeout(PATIENCE.saturating_sub(started.elapsed()));
@@ -333,6 +336,8 @@ impl Process {
             let after = |mark: &str| line.split_once(mark).map(|(_, url)| url.trim().to_owned());
             if let Some(url) = after("webhooks: ") {
                 process.webhooks = Some(url);
+            } else if let Some(url) = after("the application's API: ") {
+                process.api = Some(url);
             } else if let Some(url) = after("operators: ") {
                 process.operators = url;
             }
