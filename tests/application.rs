@@ -217,6 +217,7 @@ contract! {
     a_user_whom_clerk_does_not_know_any_more_is_deleted_and_strangers_are_not_made
     with_another_instances_key_nobody_is_deleted
     while_clerk_is_away_known_users_are_answered
+    a_user_who_cannot_be_read_is_said_to_be
     a_change_is_told_within_a_second_whoever_made_it
 }
 
@@ -395,6 +396,24 @@ async fn while_clerk_is_away_known_users_are_answered(home: Arc<Home>) {
     assert!(!unknown.header("retry-after").is_empty());
     assert_eq!(without.me(&scene.token("user_ann")).await.status, StatusCode::OK);
     without.end().await;
+}
+
+async fn a_user_who_cannot_be_read_is_said_to_be(home: Arc<Home>) {
+    let scene = Scene::new(home).await;
+    let process = scene.process().await;
+    scene.clerk.sign_up("user_ann", now());
+    let odd = r#"{"id":"user_ann","object":"user","created_at":1,"updated_at":2,"email_addresses":7}"#;
+    scene.clerk.faults(|faults| {
+        faults.wrong = Some(Wrong::Body(odd.into()));
+        faults.path = Some("/v1/users/user_ann");
+    });
+    let unreadable = process.me(&scene.token("user_ann")).await;
+    assert_eq!(unreadable.status, StatusCode::SERVICE_UNAVAILABLE, "{unreadable:?}");
+    let detail = unreadable.body["detail"].as_str().unwrap();
+    assert!(detail.contains("cannot be read") && detail.contains("email_addresses"), "{detail}");
+    scene.clerk.faults(|faults| faults.wrong = None);
+    assert_eq!(process.me(&scene.token("user_ann")).await.status, StatusCode::OK);
+    process.end().await;
 }
 
 async fn a_change_is_told_within_a_second_whoever_made_it(home: Arc<Home>) {

@@ -41,7 +41,7 @@ const SIGNING_UP: Millis = 60_000;
 const RIVALS: usize = 3;
 
 /// What came of asking Clerk for a user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Made {
     /// What Clerk said is in the table.
     Done,
@@ -49,6 +49,8 @@ pub(super) enum Made {
     Nobody,
     /// There is no key to ask Clerk with.
     NoKey,
+    /// Clerk's answer lacks what a user needs, or holds what none has: which field.
+    Unreadable(String),
     /// Clerk or the database does not answer.
     Away,
 }
@@ -147,6 +149,7 @@ impl Shop {
         self.metrics.first_row(match made {
             Made::Done => FirstRow::Done,
             Made::Nobody => FirstRow::Nobody,
+            Made::Unreadable(_) => FirstRow::Unreadable,
             Made::Away | Made::NoKey => FirstRow::Away,
         });
         made
@@ -156,6 +159,10 @@ impl Shop {
         let Some(user) = sync.api.user(clerk_id).await.map_err(|error| error.to_string())? else {
             return self.deny(sync, clerk_id).await;
         };
+        if let Err(error) = &user.upsert {
+            debug!(clerk_id, "what Clerk says of {clerk_id}, who asked, cannot be read: {error}");
+            return Ok(Made::Unreadable(error.to_string()));
+        }
         let message = user.message(self.instance(sync).await?, false);
         let mut outcome = self.apply(&message, false).await?;
         if outcome == Outcome::Waiting {
@@ -190,6 +197,8 @@ impl Shop {
             .filter(|row| row.deleted_at.is_none() && Some(&row.clerk_id) != newcomer.clerk_id.as_ref());
         for rival in rivals.take(RIVALS) {
             match sync.api.user(&rival.clerk_id).await.map_err(|error| error.to_string())? {
+                // What cannot be read tells nothing.
+                Some(user) if user.upsert.is_err() => {}
                 Some(user) => {
                     let message = user.message(self.instance(sync).await?, false);
                     self.apply(&message, false).await?;

@@ -10,10 +10,9 @@ use hmac_sha256::Hash;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use serde_json::Value;
-use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{Api, PATIENCE, caller::Known, first::Made, later, limits::Spent, text};
+use super::{Api, caller::Known, first::Made, later, limits::Spent, text};
 use crate::{
     net::Problem,
     store::{User, accounts::Account},
@@ -152,20 +151,15 @@ fn refusal(made: Made) -> Response {
                 .hint("Clerk's webhook brings it; with CLERK_SECRET_KEY it is made at once"),
             NOT_SYNCED,
         ),
+        Made::Unreadable(why) => {
+            Problem::unavailable(format!("what Clerk says of this user cannot be read: {why}"))
+                .hint("an upgrade of headcount may know how to read it")
+                .into_response()
+        }
         Made::Away => Problem::unavailable(
             "Clerk or the database does not answer, and there is no row of this user yet",
         )
         .into_response(),
-    }
-}
-
-/// Answers within the patience of a request.
-pub(super) async fn within<T>(work: impl Future<Output = Result<T, Response>>) -> Result<T, Response> {
-    match timeout(PATIENCE, work).await {
-        Ok(done) => done,
-        Err(_) => {
-            Err(Problem::unavailable("there was no answer in time; what was begun goes on").into_response())
-        }
     }
 }
 
@@ -175,23 +169,19 @@ pub(super) async fn show(
     Known(caller): Known,
     headers: HeaderMap,
 ) -> Result<Response, Response> {
-    within(async {
-        let found = api.row(&caller.clerk_id).await?;
-        let Shown { json, tag } = user(&found).and_then(Shown::of).map_err(IntoResponse::into_response)?;
-        let tag = format!("\"{tag}\"");
-        let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-        let mut known =
-            known.flat_map(|value| value.split(',')).map(|one| one.trim().trim_start_matches("W/"));
-        let mut response = match known.any(|one| one == tag || one == "*") {
-            true => StatusCode::NOT_MODIFIED.into_response(),
-            false => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
-        };
-        if let Ok(tag) = HeaderValue::from_str(&tag) {
-            response.headers_mut().insert(header::ETAG, tag);
-        }
-        Ok(response)
-    })
-    .await
+    let found = api.row(&caller.clerk_id).await?;
+    let Shown { json, tag } = user(&found).and_then(Shown::of).map_err(IntoResponse::into_response)?;
+    let tag = format!("\"{tag}\"");
+    let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let mut known = known.flat_map(|value| value.split(',')).map(|one| one.trim().trim_start_matches("W/"));
+    let mut response = match known.any(|one| one == tag || one == "*") {
+        true => StatusCode::NOT_MODIFIED.into_response(),
+        false => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+    };
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    Ok(response)
 }
 
 /// What `POST /v1/me/sync` answers.
@@ -208,24 +198,21 @@ pub(super) async fn sync(State(api): State<Arc<Api>>, Known(caller): Known) -> R
         let soon = "this user was read from Clerk less than 10 s ago";
         return Err(later(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", soon), seconds));
     }
-    within(async {
-        let before = match api.look(&caller.clerk_id).await? {
-            Some(found) => fields(&found).map_err(IntoResponse::into_response)?,
-            None => Value::Null,
-        };
-        match api.first.make(&caller.clerk_id).await {
-            Made::Done => {}
-            made => return Err(refusal(made)),
-        }
-        let found = api.row(&caller.clerk_id).await?;
-        let after = fields(&found).map_err(IntoResponse::into_response)?;
-        let changed = after.as_object().into_iter().flatten();
-        let changed = changed.filter(|(name, value)| before.get(name) != Some(value));
-        let changed: Vec<&str> = changed.map(|(name, _)| name.as_str()).collect();
-        let json = text(&Synced { user: after.clone(), changed }).map_err(IntoResponse::into_response)?;
-        Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
-    })
-    .await
+    let before = match api.look(&caller.clerk_id).await? {
+        Some(found) => fields(&found).map_err(IntoResponse::into_response)?,
+        None => Value::Null,
+    };
+    match api.first.make(&caller.clerk_id).await {
+        Made::Done => {}
+        made => return Err(refusal(made)),
+    }
+    let found = api.row(&caller.clerk_id).await?;
+    let after = fields(&found).map_err(IntoResponse::into_response)?;
+    let changed = after.as_object().into_iter().flatten();
+    let changed = changed.filter(|(name, value)| before.get(name) != Some(value));
+    let changed: Vec<&str> = changed.map(|(name, _)| name.as_str()).collect();
+    let json = text(&Synced { user: after.clone(), changed }).map_err(IntoResponse::into_response)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
 fn fields(found: &Account) -> Result<Value, Problem> {

@@ -1,7 +1,7 @@
 //! Owns the application's listener: who is asking, that their row exists, and that they learn when it changes. `openapi-app.json`
 //! describes it, and a test compares the two.
 //!
-//! In a request's order: `limits` bounds it, `caller` says who asks, `cors` which pages may read the answer, `first` makes the
+//! In a request's order: `limits` bounds it, `caller` says who asks, `around` which pages may read the answer and how long it may take, `first` makes the
 //! first row, `lookups` reads rows, `me` answers, `streams` goes on answering. Promises that nobody learns anything about another
 //! user, that a row is committed before it is answered, that nobody waits longer than [`PATIENCE`], and that Clerk's API is
 //! asked about callers only.
@@ -29,8 +29,9 @@ use crate::{
     terminal::safe_json,
 };
 
+mod around;
 mod caller;
-mod cors;
+
 mod first;
 mod limits;
 mod lookups;
@@ -137,7 +138,7 @@ fn router(api: Arc<Api>) -> Router {
     routes
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state(Arc::clone(&api), cors::answer))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), around::answer))
         .layer(middleware::map_response(private))
         .with_state(api)
 }

@@ -28,7 +28,7 @@ use super::{
     Api,
     caller::Known,
     lookups::Lookups,
-    me::{Shown, user, within},
+    me::{Shown, user},
 };
 use crate::{
     net::Problem,
@@ -182,7 +182,7 @@ pub(super) async fn stream(
         let full = "too many streams are open in this process";
         return Err(Problem::unavailable(full).into_response());
     };
-    let found = within(api.row(&caller.clerk_id)).await?;
+    let found = api.row(&caller.clerk_id).await?;
     let first = user(&found).map_err(IntoResponse::into_response)?;
     listener.begins_with(first);
     let shown = Shown::of(first).map_err(IntoResponse::into_response)?;

@@ -162,7 +162,7 @@ labels! {
 
 labels! {
     /// What came of reading a user who asked.
-    FirstRow { Done = "done", Nobody = "nobody", Away = "away" }
+    FirstRow { Done = "done", Nobody = "nobody", Unreadable = "unreadable", Away = "away" }
 }
 
 /// Handles for the application's listener.

@@ -36,7 +36,7 @@ pub(super) struct Pace {
 
 const PACE: Pace = Pace { unknown: Duration::from_secs(30), stale: Duration::from_secs(300) };
 /// How long one fetch may take.
-const LIMIT: Duration = Duration::from_secs(3);
+const LIMIT: Duration = Duration::from_secs(2);
 /// The longest answer that is read, in bytes, ...
 const BYTES_MAX: usize = 256 * 1024;
 /// ... and the most keys of it.

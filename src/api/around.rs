@@ -1,4 +1,5 @@
-//! Owns which pages' scripts may read answers: those of the application's own origins, and no other. Counts the answers.
+//! Owns which pages' scripts may read answers: those of the application's own origins, and no other. Bounds the
+//! time to an answer, and counts the answers.
 
 use std::sync::Arc;
 
@@ -9,8 +10,10 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
-use super::Api;
-use crate::telemetry::metrics::ApiAnswer;
+use tokio::time::timeout;
+
+use super::{Api, PATIENCE};
+use crate::{net::Problem, telemetry::metrics::ApiAnswer};
 
 /// How long a browser remembers what a page may send, in seconds.
 const REMEMBERED: HeaderValue = HeaderValue::from_static("600");
@@ -24,7 +27,11 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request, next: 
     let party = party.cloned();
     let asks = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let mut response = if asks { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
+    let mut response = match asks {
+        true => StatusCode::NO_CONTENT.into_response(),
+        // The head of a stream comes at once; what it goes on with is its own.
+        false => timeout(PATIENCE, next.run(request)).await.unwrap_or_else(|_| late().into_response()),
+    };
     api.metrics.answered(match response.status() {
         StatusCode::UNAUTHORIZED => ApiAnswer::Unauthorized,
         StatusCode::TOO_MANY_REQUESTS => ApiAnswer::Limited,
@@ -38,6 +45,10 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request, next: 
         allow(headers, party, asks);
     }
     response
+}
+
+fn late() -> Problem {
+    Problem::unavailable("there was no answer in time; what was begun goes on")
 }
 
 fn allow(headers: &mut HeaderMap, party: HeaderValue, asks: bool) {
