@@ -20,6 +20,7 @@ use tokio::{sync::OnceCell, time::sleep};
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use super::lookups::Lookups;
 use crate::{
     clerk::{
         self, Known,
@@ -72,11 +73,12 @@ pub(super) struct First(Arc<Shop>);
 
 struct Shop {
     store: Arc<dyn Store>,
+    lookups: Lookups,
     clerk: Option<Sync>,
     /// `HEADCOUNT_KEEP_CLERK_OBJECT`
     keep_object: bool,
     metrics: ApiMetrics,
-    making: Mutex<HashMap<String, Making>>,
+    making: Mutex<HashMap<(String, Why), Making>>,
     /// The last user could not be read.
     failing: AtomicBool,
     /// The key's instance, once the table is known to belong to it.
@@ -86,12 +88,14 @@ struct Shop {
 impl First {
     pub(super) fn new(
         store: Arc<dyn Store>,
+        lookups: Lookups,
         clerk: Option<Sync>,
         keep_object: bool,
         metrics: ApiMetrics,
     ) -> Self {
         Self(Arc::new(Shop {
             store,
+            lookups,
             clerk,
             keep_object,
             metrics,
@@ -101,41 +105,53 @@ impl First {
         }))
     }
 
-    /// Asks Clerk for this user and applies what it says. Whoever asks meanwhile for the same user gets the same answer. It goes on
-    /// when nobody waits any more.
+    /// Makes sure that this user has a row: asks Clerk and applies what it says, unless somebody else has brought the user by now.
+    /// Whoever asks meanwhile for the same user gets the same answer. It goes on when nobody waits any more.
     pub(super) async fn make(&self, clerk_id: &str) -> Made {
-        let making = self.0.making().get(clerk_id).cloned();
-        let making = making.unwrap_or_else(|| self.begin(clerk_id));
-        making.await
+        self.shared(clerk_id, Why::NoRow).await
     }
 
-    fn begin(&self, clerk_id: &str) -> Making {
+    /// Asks Clerk in any case.
+    pub(super) async fn refresh(&self, clerk_id: &str) -> Made {
+        self.shared(clerk_id, Why::Asked).await
+    }
+
+    fn shared(&self, clerk_id: &str, why: Why) -> Making {
         let mut all = self.0.making();
-        // Somebody may have been quicker.
-        if let Some(making) = all.get(clerk_id) {
+        if let Some(making) = all.get(&(clerk_id.to_owned(), why)) {
             return making.clone();
         }
         let (shop, id) = (Arc::clone(&self.0), clerk_id.to_owned());
         let work = async move {
-            let made = shop.make(&id).await;
-            shop.making().remove(&id);
+            let made = shop.make(&id, why).await;
+            shop.making().remove(&(id, why));
             made
         };
         let making: Making = work.boxed().shared();
-        all.insert(clerk_id.to_owned(), making.clone());
+        all.insert((clerk_id.to_owned(), why), making.clone());
         tokio::spawn(making.clone());
         making
     }
 }
 
+/// Why Clerk is asked for a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Why {
+    NoRow,
+    Asked,
+}
+
 impl Shop {
-    fn making(&self) -> MutexGuard<'_, HashMap<String, Making>> {
+    fn making(&self) -> MutexGuard<'_, HashMap<(String, Why), Making>> {
         self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn make(&self, clerk_id: &str) -> Made {
+    async fn make(&self, clerk_id: &str, why: Why) -> Made {
         let Some(sync) = &self.clerk else { return Made::NoKey };
-        let brought = self.bring(sync, clerk_id).await;
+        let brought = match why == Why::NoRow && self.is_there(clerk_id).await {
+            true => return Made::Done,
+            false => self.bring(sync, clerk_id).await,
+        };
         // Once for an outage, not for each user who asks in it.
         let was_failing = self.failing.swap(brought.is_err(), Relaxed);
         match &brought {
@@ -153,6 +169,11 @@ impl Shop {
             Made::Away | Made::NoKey => FirstRow::Away,
         });
         made
+    }
+
+    /// Whether somebody has brought the user since the caller was looked up.
+    async fn is_there(&self, clerk_id: &str) -> bool {
+        matches!(self.lookups.account(clerk_id).await, Some(Ok(Some(_))))
     }
 
     async fn bring(&self, sync: &Sync, clerk_id: &str) -> Result<Made, String> {

@@ -202,7 +202,7 @@ pub(super) async fn sync(State(api): State<Arc<Api>>, Known(caller): Known) -> R
         Some(found) => fields(&found).map_err(IntoResponse::into_response)?,
         None => Value::Null,
     };
-    match api.first.make(&caller.clerk_id).await {
+    match api.first.refresh(&caller.clerk_id).await {
         Made::Done => {}
         made => return Err(refusal(made)),
     }

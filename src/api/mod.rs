@@ -95,7 +95,7 @@ pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Recei
         verifier,
         cookie_suffix,
         limits: Limits::new(),
-        first: First::new(Arc::clone(&store), clerk, keep_object, metrics.clone()),
+        first: First::new(Arc::clone(&store), lookups.clone(), clerk, keep_object, metrics.clone()),
         streams: Streams::new(store, metrics.streams.clone(), stop.clone()),
         lookups,
         metrics,
