@@ -20,8 +20,8 @@ pub struct Tokens {
     pub cookie_suffix: Option<String>,
 }
 
-/// What the settings say of the instance; `None` where they name none.
-pub(super) fn tokens(raw: &Raw) -> Result<Option<Tokens>, ConfigError> {
+/// What the settings say of the instance, `None` where they name none; and what looks like a mistake.
+pub(super) fn tokens(raw: &Raw) -> Result<(Option<Tokens>, Option<String>), ConfigError> {
     const KEY: &str = "CLERK_PUBLISHABLE_KEY";
     const DOMAIN: &str = "CLERK_JWT_ISSUER_DOMAIN";
     let of_key = raw.written(KEY).map(|key| {
@@ -37,18 +37,24 @@ pub(super) fn tokens(raw: &Raw) -> Result<Option<Tokens>, ConfigError> {
             wrong(format!("{} {problem}", raw.name(DOMAIN)), "write it as https://clerk.example.com")
         })
     });
-    let (of_key, of_domain) = (of_key.transpose()?, of_domain.transpose()?);
+    let (of_key, warning) = match of_key.transpose() {
+        // Another tool's placeholder keeps nothing from starting.
+        Err(error) if raw.is_borrowed(KEY) => (None, Some(format!("{}: it is not used", error.message))),
+        of_key => (of_key?, None),
+    };
+    let of_domain = of_domain.transpose()?;
     let (parties, jwt_key, jwks_url) = (parties(raw)?, jwt_key(raw)?, jwks_url(raw)?);
     let allow_missing_party =
         raw.choice("HEADCOUNT_ALLOW_MISSING_AZP", &[("true", true), ("false", false)])?;
-    let Some(issuer) = of_domain.or(of_key) else { return Ok(None) };
+    let Some(issuer) = of_domain.or(of_key) else { return Ok((None, warning)) };
     let published = jwks_url.unwrap_or_else(|| issuer.keys_url());
     let published = KeySource::Published(vec![Address { url: published, key: None }]);
-    Ok(Some(Tokens {
+    let tokens = Tokens {
         terms: Terms { issuer: issuer.as_str().to_owned(), parties, allow_missing_party },
         keys: jwt_key.map_or(published, KeySource::Pem),
         cookie_suffix: raw.written(KEY).map(cookie_suffix),
-    }))
+    };
+    Ok((Some(tokens), warning))
 }
 
 impl Config {
@@ -181,6 +187,28 @@ mod tests {
         assert_eq!(
             tokens(&[KEY, parties]).terms.parties,
             ["https://app.example.com", "http://localhost:3000"]
+        );
+    }
+
+    #[test]
+    fn a_placeholder_of_another_tool_is_only_warned_of() {
+        let config = read(&[("NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY", "pk_test_xxx")]).unwrap();
+        assert!(config.tokens().is_none());
+        assert!(
+            config.warnings[0].starts_with("NEXT_PUBLIC_CLERK_PUBLISHABLE_KEY "),
+            "{:?}",
+            config.warnings
+        );
+    }
+
+    #[test]
+    fn the_listener_has_a_port_of_its_own_where_it_is_on() {
+        let taken = ("HEADCOUNT_OPS_LISTEN", "127.0.0.1:8082");
+        assert!(read(&[taken]).is_ok(), "it is off");
+        let error = read(&[taken, KEY]).unwrap_err();
+        assert!(
+            error.message.contains("HEADCOUNT_API_LISTEN") && error.message.contains("8082"),
+            "{error:?}"
         );
     }
 

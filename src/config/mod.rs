@@ -155,6 +155,7 @@ impl Config {
         warn("CLERK_SECRET_KEY", warning.into_iter().collect());
         let (clerk_api_url, warning) = sync::api_url(raw)?;
         warn("CLERK_API_URL", warning.into_iter().collect());
+        let (tokens, warning) = app::tokens(raw)?;
         let amqp_url = secret("AMQP_URL");
         if let Some(url) = &amqp_url {
             warn("AMQP_URL", address::amqp(url.expose()).map_err(|wrong| of("AMQP_URL", wrong))?.warnings);
@@ -166,6 +167,7 @@ impl Config {
             address.agrees(schema).map_err(|wrong| of("DATABASE_URL", wrong))?;
             warn("DATABASE_URL", address.warnings);
         }
+        warnings.extend(warning);
         let day = Duration::from_secs(24 * 3600);
         let config = Self {
             signing_secrets: clerk::secret::list(
@@ -174,7 +176,7 @@ impl Config {
             .map_err(|bad| wrong(bad.named(&raw.name("CLERK_WEBHOOK_SIGNING_SECRET")), bad.hint))?,
             clerk_secret_key,
             clerk_api_url,
-            tokens: app::tokens(raw)?,
+            tokens,
             amqp_url,
             database_url,
             data_dir: raw.get("HEADCOUNT_DATA_DIR").unwrap_or_default().into(),
@@ -279,7 +281,7 @@ impl Config {
         for (variable, other) in
             [("HEADCOUNT_LISTEN", config.listen), ("HEADCOUNT_OPS_LISTEN", config.ops_listen)]
         {
-            if config.api_listen == other && other.port() != 0 {
+            if config.tokens.is_some() && config.api_listen == other && other.port() != 0 {
                 let (one, two) = (raw.name("HEADCOUNT_API_LISTEN"), raw.name(variable));
                 return Err(wrong(
                     format!("{one} and {two} are both {other}"),

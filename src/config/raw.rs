@@ -24,6 +24,8 @@ pub(super) struct Raw {
 struct Written {
     text: String,
     in_file: bool,
+    /// The name under which it is written, where that is another tool's.
+    synonym: Option<&'static str>,
 }
 
 impl Raw {
@@ -40,17 +42,17 @@ impl Raw {
             let synonym = settings::SYNONYMS.iter().find(|(synonym, _)| *synonym == name);
             match SETTINGS.iter().find(|setting| setting.variable == name) {
                 Some(setting) => {
-                    raw.values.insert(setting.variable, Written { text, in_file: false });
+                    raw.values.insert(setting.variable, Written { text, in_file: false, synonym: None });
                 }
                 None => match synonym {
-                    Some((_, variable)) => drop(synonyms.insert(*variable, text)),
+                    Some((synonym, variable)) => drop(synonyms.insert(*variable, (*synonym, text))),
                     None => others.push(name),
                 },
             }
         }
-        for (variable, text) in synonyms {
+        for (variable, (synonym, text)) in synonyms {
             if raw.written(variable).is_none() {
-                raw.values.insert(variable, Written { text, in_file: false });
+                raw.values.insert(variable, Written { text, in_file: false, synonym: Some(synonym) });
             }
         }
         for setting in SETTINGS {
@@ -120,7 +122,7 @@ impl Raw {
                     return Err(wrong(problem, "write it as a string in quotes, or a number"));
                 }
             };
-            self.values.insert(setting.variable, Written { text, in_file: true });
+            self.values.insert(setting.variable, Written { text, in_file: true, synonym: None });
         }
         Ok(())
     }
@@ -140,8 +142,14 @@ impl Raw {
     pub(super) fn name(&self, variable: &'static str) -> String {
         match self.values.get(variable) {
             Some(written) if written.in_file => format!("{}: {}", self.file.display(), setting(variable).key),
+            Some(Written { synonym: Some(synonym), .. }) => (*synonym).to_owned(),
             _ => variable.to_owned(),
         }
+    }
+
+    /// Whether it is written under another tool's name only, so that the value may not be meant for headcount.
+    pub(super) fn is_borrowed(&self, variable: &'static str) -> bool {
+        self.values.get(variable).is_some_and(|written| written.synonym.is_some())
     }
 
     /// The written value; `None` where there is none, or an empty one.
