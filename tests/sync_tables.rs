@@ -32,6 +32,31 @@ use headcount::{
 use stores::{Home, KEEP, apply, contract, created, deleted, row, updated};
 use uuid::Uuid;
 
+/// An application may write what the driver cannot hold, and would panic at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_that_never_come_are_read_as_the_last_ones() {
+    Home::postgres().await.run(endless).await;
+}
+
+async fn endless(home: Arc<Home>) {
+    let store = home.store().await;
+    apply(&store, [created("ann", 10).event(), created("bob", 10).event()]).await.unwrap();
+    home.sql(
+        "UPDATE users SET created_at = 'infinity', last_sign_in_at = '-infinity', clerk_created_at = '294000-01-01' \
+         WHERE clerk_id = 'ann'; UPDATE users SET deleted_at = 'infinity' WHERE clerk_id = 'bob'",
+    )
+    .await;
+    let known = store.known(&["ann".to_owned(), "bob".to_owned()], &[]).await.unwrap();
+    assert_eq!(known.loaded.rows.len(), 2);
+    let ann = row(&store, "ann").await;
+    assert_eq!(ann.created_at, "9999-12-31T23:59:59.999Z");
+    assert_eq!(ann.last_sign_in_at.as_deref(), Some("0000-01-01T00:00:00.000Z"));
+    // News of such rows is folded as of any other.
+    apply(&store, [updated("ann", 20).named("Ann").event(), deleted("bob", 30)]).await.unwrap();
+    assert_eq!(row(&store, "ann").await.username.as_deref(), Some("Ann"));
+    assert_eq!(row(&store, "bob").await.deleted_at.as_deref(), Some("1970-01-01T00:00:00.030Z"));
+}
+
 contract! {
     known_are_rows_with_profiles_claimants_and_former_ids
     known_are_letters_of_the_api_that_are_open_or_just_discarded

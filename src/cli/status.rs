@@ -138,10 +138,11 @@ fn clerk(sync: &Glance, output: &mut Output) -> Result<(), Failure> {
         (Some(result), None) => result.as_str().to_owned(),
         (Some(result), Some(detail)) => format!("{}: {detail}", result.as_str()),
     };
-    let Counts { clerk, missing, outdated, different, gone, .. } = run.counts;
+    let Counts { clerk, missing, outdated, different, gone, failed, .. } = run.counts;
+    let failed = if failed > 0 { format!(", {} failed", number(failed)) } else { String::new() };
     let [clerk, missing, outdated, different, gone] = [clerk, missing, outdated, different, gone].map(number);
     output.line(format!(
-        "last sync       {} by {}, {result}; {clerk} users, {missing} missing, {outdated} outdated, {different} different, {gone} gone",
+        "last sync       {} by {}, {result}; {clerk} users, {missing} missing, {outdated} outdated, {different} different, {gone} gone{failed}",
         run.started_at, run.who
     ))
 }

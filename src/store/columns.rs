@@ -8,7 +8,7 @@ use sqlx::{
     Database, Decode, Encode, Postgres, Sqlite, Type,
     encode::IsNull,
     error::BoxDynError,
-    postgres::{PgHasArrayType, PgTypeInfo},
+    postgres::{PgHasArrayType, PgTypeInfo, PgValueFormat, PgValueRef},
 };
 use uuid::Uuid;
 
@@ -119,6 +119,35 @@ macro_rules! column {
     };
 }
 
+/// A time of PostgreSQL's, whatever people wrote there: infinity, and years that the driver cannot hold and panics at, are the
+/// nearest time that we write ourselves.
+struct Moment(DateTime<Utc>);
+
+/// The beginning of PostgreSQL's times, in milliseconds since the Unix epoch.
+const YEAR_2000: Millis = 946_684_800_000;
+
+impl Type<Postgres> for Moment {
+    fn type_info() -> PgTypeInfo {
+        <DateTime<Utc> as Type<Postgres>>::type_info()
+    }
+
+    fn compatible(of: &PgTypeInfo) -> bool {
+        <DateTime<Utc> as Type<Postgres>>::compatible(of)
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for Moment {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        match value.format() {
+            PgValueFormat::Binary => {
+                let micros = i64::from_be_bytes(value.as_bytes()?.try_into()?);
+                Ok(Self(time_in_range(micros.div_euclid(1_000).saturating_add(YEAR_2000))))
+            }
+            PgValueFormat::Text => <DateTime<Utc> as Decode<Postgres>>::decode(value).map(Self),
+        }
+    }
+}
+
 column! {
     /// The id of a row.
     #[derive(Copy)]
@@ -130,13 +159,15 @@ column! {
 column! {
     /// A time, as near to it as both databases hold.
     #[derive(Copy)]
-    At is Millis: DateTime<Utc> => |time: DateTime<Utc>| Ok(time.timestamp_millis())
+    At is Millis:
+    Moment => |moment: Moment| Ok(moment.0.timestamp_millis()),
+    DateTime<Utc> => |time: DateTime<Utc>| Ok(time.timestamp_millis())
 }
 
 column! {
     /// A time as text for people. What another hand wrote into SQLite shows as it stands.
     Told is String:
-    DateTime<Utc> => |time| Ok(rfc3339(time)),
+    Moment => |moment: Moment| Ok(rfc3339(moment.0)),
     String => Ok
 }
 

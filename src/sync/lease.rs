@@ -59,19 +59,16 @@ impl Held {
                 Ok(held) => return Ok(held),
                 Err(theirs) => theirs,
             };
-            match &first {
-                Some(first) if first.expires_at < theirs.expires_at || begun.elapsed() > TTL + RENEWED => {
-                    return Err(SyncError::Busy(Box::new(theirs)));
-                }
-                Some(_) => {}
-                None => {
-                    patience.held_up(format!(
-                        "another sync holds the lease ({} on {}): waiting for its end",
-                        theirs.process, theirs.host
-                    ));
-                    first = Some(theirs);
-                }
+            if let Some(first) = &first
+                && (first.expires_at < theirs.expires_at || begun.elapsed() > TTL + RENEWED)
+            {
+                return Err(SyncError::Busy(Box::new(theirs)));
             }
+            patience.held_up(format!(
+                "another sync holds the lease ({} on {}): waiting for its end",
+                theirs.process, theirs.host
+            ));
+            first.get_or_insert(theirs);
             patience.rest(LOOK).await?;
         }
     }

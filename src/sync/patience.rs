@@ -52,12 +52,12 @@ impl Passing for QueueError {
     }
 }
 
-/// Lets through what holds a run up: at once, and the same again after half a minute.
+/// Lets through what holds a run up: at once, and the same again after a while.
 #[derive(Debug, Default)]
 pub struct HeldUp(Option<(String, Instant)>);
 
 /// What still holds a run up after so long is told again.
-const AGAIN: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_secs(10);
 
 impl HeldUp {
     /// Whether to tell people. What differs in its numbers only is the same.
@@ -116,12 +116,13 @@ impl<'t> Patience<'t> {
 
     async fn told_of<T>(&self, who: &str, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
-        tokio::select! {
-            biased;
-            done = &mut work => return done,
-            () = sleep(SILENT) => self.held_up(format!("waiting for {who}")),
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = sleep(SILENT) => self.held_up(format!("waiting for {who}")),
+            }
         }
-        work.await
     }
 
     /// Waits for an answer of Clerk's API, or for a stop.

@@ -53,8 +53,10 @@ pub(super) struct Publisher<'s> {
 pub(super) struct Became {
     /// Clerk ids of messages that took effect, or had none to take.
     pub(super) applied: Vec<String>,
-    /// How many of them were about a difference.
+    /// How many of them were about a difference, and put it right.
     pub(super) repaired: u64,
+    /// How many of them were about a difference, and changed nothing.
+    pub(super) stale: u64,
     /// Clerk ids of messages that are dead letters.
     pub(super) buried: Vec<String>,
     /// Clerk ids of messages that a worker did not understand.
@@ -169,9 +171,13 @@ impl<'s> Publisher<'s> {
             match known.get(message_id) {
                 None => return true,
                 Some(Settled::Applied(Some(Outcome::Ignored))) => became.ignored.push(clerk_id.clone()),
-                Some(Settled::Applied(_)) => {
+                Some(Settled::Applied(outcome)) => {
                     became.applied.push(clerk_id.clone());
-                    became.repaired += u64::from(*is_drift);
+                    let counted = match outcome {
+                        Some(Outcome::Stale) => &mut became.stale,
+                        _ => &mut became.repaired,
+                    };
+                    *counted += u64::from(*is_drift);
                 }
                 Some(Settled::Buried) => became.buried.push(clerk_id.clone()),
             }

@@ -19,7 +19,7 @@ use crate::{
     clerk::api::{PAGE_MAX, Snapshot, UsersQuery, clock_hint, clock_says},
     store::sync::{NewRun, Run, RunResult},
     text::number,
-    time::{Millis, now},
+    time::{Millis, now, rfc3339},
 };
 
 /// What changed so long before a run began is read again at its end: clocks differ.
@@ -48,6 +48,10 @@ pub(super) struct Work<'w> {
     pub(super) notes: Vec<String>,
     /// Rows that claim to be newer than Clerk's answer, and cannot be.
     pub(super) doubtful: u64,
+    /// Users who differ, and whose webhooks may be on their way.
+    pub(super) young: u64,
+    /// Differences of which the table knew something newer when the news of them came.
+    stale: u64,
     /// By Clerk, at the beginning.
     count: u64,
     /// When it was last written down that the run goes on.
@@ -102,6 +106,8 @@ impl Sync {
             publisher,
             notes: Vec::new(),
             doubtful: 0,
+            young: 0,
+            stale: 0,
             count: 0,
             touched: Instant::now(),
         };
@@ -163,6 +169,7 @@ impl Work<'_> {
             self.enter(Phase::Searching).await?;
             self.search().await?;
             if !self.order.dry_run {
+                self.same_instance().await?;
                 self.enter(Phase::Deleting).await?;
                 self.delete().await?;
             }
@@ -173,6 +180,25 @@ impl Work<'_> {
 
     /// Writes down how the run ended, gives the lease back, and reports.
     async fn end(mut self, worked: Result<(), SyncError>) -> Result<Report, SyncError> {
+        if self.run.resumed {
+            self.notes.push(format!(
+                "the run began at {}: what changed here in users whom it had compared before it stopped is for the next run to find",
+                rfc3339(self.run.started_at)
+            ));
+        }
+        if self.young > 0 {
+            let done = if self.order.dry_run { "left to their webhooks" } else { "published all the same" };
+            self.notes.push(format!(
+                "users who changed so lately that their webhooks may come count as in step, and are {done}: {}",
+                number(self.young)
+            ));
+        }
+        if self.stale > 0 {
+            self.notes.push(format!(
+                "differences that were not repaired, because the table knew something newer by then: {}; if a run finds them again, look at their columns version and version_sent, and whether the worker has the same HEADCOUNT_KEEP_CLERK_OBJECT",
+                number(self.stale)
+            ));
+        }
         if self.doubtful > 0 {
             let claim = if self.doubtful == 1 { "row claims" } else { "rows claim" };
             self.notes.push(format!(
@@ -211,6 +237,15 @@ impl Work<'_> {
             under_way: self.publisher.outstanding() as u64,
             notes: self.notes,
         })
+    }
+
+    /// Asks once more whose the key is: where another instance has taken the API's place meanwhile, everybody would be gone.
+    async fn same_instance(&self) -> Result<(), SyncError> {
+        let key = self.patience.asked(self.sync.api.instance()).await?.id;
+        match key == self.instance {
+            true => Ok(()),
+            false => Err(SyncError::OtherInstance { key, table: self.instance.clone(), by_setting: false }),
+        }
     }
 
     async fn enter(&mut self, phase: Phase) -> Result<(), SyncError> {
@@ -365,19 +400,18 @@ impl Work<'_> {
             return Ok(false);
         }
         self.run.counts.repaired += became.repaired;
+        self.stale += became.stale;
         self.run.counts.failed += (became.buried.len() + became.ignored.len()) as u64;
         let (run, store, ids) = (self.run.id, &self.sync.store, became.all());
         self.patience.tried(|| store.settle(run, &ids)).await?;
-        for (ids, why) in [
-            (became.buried, "what was published of it is a dead letter: see headcount dead list --user"),
-            (
-                became.ignored,
-                "a worker of an older version ignored what was published of it: upgrade all workers",
-            ),
-        ] {
-            for clerk_id in ids {
-                self.patience.tell(Told::Failed { clerk_id: Some(clerk_id), why: why.to_owned() });
-            }
+        for clerk_id in became.buried {
+            let why =
+                format!("what was published of it is a dead letter: headcount dead list --user {clerk_id}");
+            self.patience.tell(Told::Failed { clerk_id: Some(clerk_id), why });
+        }
+        for clerk_id in became.ignored {
+            let why = "a worker of an older version ignored what was published of it: upgrade all workers";
+            self.patience.tell(Told::Failed { clerk_id: Some(clerk_id), why: why.to_owned() });
         }
         Ok(true)
     }

@@ -77,6 +77,7 @@ impl Work<'_> {
                 }
                 standing if self.may_come_by_webhook(upsert, &standing, user.read_at) => {
                     page.counts.in_step += u64::from(is_new);
+                    page.young += u64::from(is_new);
                     page.news.push(self.news(clerk_id, user, false, false));
                 }
                 standing => {
@@ -92,7 +93,7 @@ impl Work<'_> {
     /// Publishes what differs, and notes the users as seen. Publish before noting: a crash between reads the page again, and the
     /// inbox absorbs what was published twice.
     async fn note(&mut self, ids: Vec<String>, page: Page, last: bool) -> Result<(), SyncError> {
-        let Page { counts, out_of_step, doubtful, news, told } = page;
+        let Page { counts, out_of_step, doubtful, young, news, told } = page;
         let news = if self.order.dry_run { Vec::new() } else { news };
         let mut published: HashMap<String, String> =
             news.iter().map(|news| (news.clerk_id.clone(), news.message.id.as_str().to_owned())).collect();
@@ -111,6 +112,7 @@ impl Work<'_> {
         self.patience.tried(|| self.sync.store.see(&run, &seen)).await?;
         self.run = run;
         self.doubtful += doubtful;
+        self.young += young;
         told.into_iter().for_each(|told| self.patience.tell(told));
         Ok(())
     }
@@ -144,6 +146,7 @@ struct Page {
     /// Users who were counted as in step before, and are not.
     out_of_step: u64,
     doubtful: u64,
+    young: u64,
     news: Vec<News>,
     told: Vec<Told>,
 }

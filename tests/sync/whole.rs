@@ -185,9 +185,27 @@ async fn who_changed_a_moment_ago_is_counted_once_and_is_no_drift_within_the_gra
     assert_eq!(scene.counted(&["--dry-run"]), [("clerk", 7), ("missing", 7)]);
     scene.world.set("HEADCOUNT_WATCH_GRACE", "1h");
     assert_eq!(scene.counted(&["--dry-run"]), [("clerk", 7), ("in_step", 7)]);
-    // They are brought in step all the same.
-    assert_eq!(scene.counted(&[]), [("clerk", 7), ("in_step", 7)]);
+    // They are brought in step all the same, and it is said.
+    let found = scene.synced(&[]);
+    assert_eq!(counted(&found), [("clerk", 7), ("in_step", 7)]);
+    let note = found["notes"][0].as_str().unwrap();
+    assert!(note.starts_with("users who changed so lately") && note.ends_with(": 7"), "{note}");
     scene.is_in_step().await;
+    scene.close().await;
+}
+
+/// A row that claims a later reading refuses the news, and that is no repair.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_table_refuses_is_not_said_to_be_repaired() {
+    let scene = scene_in_step(World::new(Backends::Embedded), 5).await;
+    let later = now() + 100 * HOUR;
+    let statements =
+        format!("UPDATE users SET first_name = 'Eve', version_sent = {later} WHERE clerk_id = '{}'", user(1));
+    scene.world.sql(&statements).await;
+    let found = scene.synced(&[]);
+    assert_eq!(counted(&found), [("clerk", 5), ("in_step", 4), ("different", 1)]);
+    let note = found["notes"][0].as_str().unwrap();
+    assert!(note.contains("not repaired") && note.contains("version_sent"), "{note}");
     scene.close().await;
 }
 

@@ -173,19 +173,22 @@ impl Requests {
         }
     }
 
-    /// Waits for an answer, and tells of it where there is none for long.
+    /// Waits for an answer, and tells again and again of one that takes long.
     async fn told_of<T>(&self, answer: impl Future<Output = T>) -> T {
         let mut answer = pin!(answer);
-        tokio::select! {
-            biased;
-            answer = &mut answer => return answer,
-            () = sleep(SILENT) => {
-                let so_long = format_duration(SILENT);
-                let why = format!("{} has not answered for {so_long}; waiting", self.host);
-                self.trouble.send_replace(Some(why));
+        let mut silent = Duration::ZERO;
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer,
+                () = sleep(SILENT) => {
+                    silent += SILENT;
+                    let so_long = format_duration(silent);
+                    let why = format!("{} has not answered for {so_long}; waiting", self.host);
+                    self.trouble.send_replace(Some(why));
+                }
             }
         }
-        answer.await
     }
 
     /// Waits until a request may be made.

@@ -39,10 +39,31 @@ fields! {
     Outline { id, created_at, updated_at }
 }
 
+fields! {
+    /// What tells a whole user from a part of one.
+    Parts { deleted, updated_at, email_addresses }
+}
+
 /// The normalized addresses that these users claim: what they are compared by, beside their ids.
 pub fn keys(users: &[Snapshot]) -> Vec<String> {
     let upserts = users.iter().filter_map(|user| user.upsert.as_ref().ok());
     upserts.filter_map(|upsert| Some(upsert.claim.as_ref()?.key.clone())).collect()
+}
+
+/// Whether all is there that Clerk's API gives of a user. A part of one would empty the row.
+fn whole(raw: &RawValue) -> Result<(), PayloadError> {
+    let Some(parts): Option<Parts<'_>> = Field::at("data", Some(raw)).object()? else { return Ok(()) };
+    if Field::at("data.deleted", parts.deleted).flag().ok().flatten() == Some(true) {
+        return Err(Field::at("data.deleted", parts.deleted).error("a user who is deleted"));
+    }
+    for (path, part) in
+        [("data.updated_at", parts.updated_at), ("data.email_addresses", parts.email_addresses)]
+    {
+        if part.is_none_or(|part| part.get() == "null") {
+            return Err(Field::at(path, part).error("missing"));
+        }
+    }
+    Ok(())
 }
 
 impl Snapshot {
@@ -68,7 +89,8 @@ impl Snapshot {
             source: Source::Api { revive: false },
             keep_object,
         };
-        snapshot.upsert = news.upsert(Some(raw), UpsertKind::Updated);
+        let read = news.upsert(Some(raw), UpsertKind::Updated);
+        snapshot.upsert = read.and_then(|upsert| whole(raw).map(|()| upsert));
         snapshot
     }
 

@@ -459,9 +459,22 @@ fn who_is_gone_is_told_with_the_time_of_its_confirmation() {
 }
 
 #[test]
+fn a_part_of_a_user_is_no_user() {
+    for (data, problem) in [
+        (json!({"id": "user_1", "object": "user", "deleted": true}), "data.deleted: a user who is deleted"),
+        (json!({"id": "user_1", "email_addresses": []}), "data.updated_at: missing"),
+        (json!({"id": "user_1", "updated_at": AT}), "data.email_addresses: missing"),
+        (json!({"id": "user_1", "updated_at": AT, "email_addresses": null}), "data.email_addresses: missing"),
+    ] {
+        assert_eq!(snapshot(&data.to_string()).upsert.unwrap_err().detail, problem);
+    }
+}
+
+#[test]
 fn an_id_that_no_message_can_have_gives_a_digest() {
     for id in ["x".repeat(255), "é\\\"".into()] {
-        let data = json!({"id": id.replace("\\\"", "{}"), "updated_at": AT}).to_string();
+        let data =
+            json!({"id": id.replace("\\\"", "{}"), "updated_at": AT, "email_addresses": []}).to_string();
         let read = snapshot(&data);
         assert!(read.clerk_id.is_some());
         let id = read.message("ins_1", false).id;

@@ -112,6 +112,12 @@ impl Looking {
             let lag = self.lag().await;
             let page = self.read(offset).await?;
             let compared = self.compare(&page.users, lag.is_none(), state).await?;
+            if began.is_none() && page.users.is_empty() {
+                let count = self.sync.api.count().await?;
+                if count > 0 {
+                    return Err(SyncError::EmptyList(count));
+                }
+            }
             if began.is_none() {
                 state.newest_in_clerk = page.users.iter().filter_map(|user| user.updated_at).max();
                 state.newest_here = compared.newest_here;

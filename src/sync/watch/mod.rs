@@ -207,7 +207,8 @@ impl Attending<'_> {
                     self.not_looked(state);
                     let before = state.error.take();
                     let mut trouble = Trouble::of(&error, now());
-                    let is_new = before.as_ref().is_none_or(|before| before.message != trouble.message);
+                    let is_new =
+                        before.as_ref().is_none_or(|before| !same(&before.message, &trouble.message));
                     if recovery.failed() || is_new {
                         warn!("Clerk cannot be watched at present: {}", with_hint(&error));
                     }
@@ -325,7 +326,7 @@ impl Attending<'_> {
 
     /// Starts whole runs on schedule.
     async fn keep_to(&self, every: Duration) -> Led {
-        let mut tried_at = None;
+        let (mut tried_at, mut told) = (None, false);
         loop {
             match self.watch.sync.store.real_runs(RUNS).await {
                 Ok(runs) if due::is_scheduled(&runs, every, tried_at, now()) => {
@@ -335,11 +336,27 @@ impl Attending<'_> {
                     tried_at = Some(now());
                 }
                 Ok(_) => {}
-                Err(error) => debug!("whether a sync is due is not known: {error}"),
+                Err(error) if error.is_outage() => debug!("whether a sync is due is not known: {error}"),
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        warn!("whether a sync is due is not known: {error}{}", error.hint_after("; "));
+                    }
+                }
             }
             sleep(SCHEDULE.min(every)).await;
         }
     }
+}
+
+/// Whether two messages differ in their numbers at most: how long to wait, say.
+fn same(one: &str, other: &str) -> bool {
+    let words = |text: &str| {
+        text.split(|c: char| !c.is_alphabetic())
+            .filter(|word| word.len() > 3)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    words(one) == words(other)
 }
 
 /// Whether people have to do something before the next look can succeed.
