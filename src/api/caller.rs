@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{FromRequestParts, State},
+    extract::FromRequestParts,
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
@@ -26,7 +26,6 @@ impl FromRequestParts<Arc<Api>> for Known {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Response> {
-        let State(api): State<Arc<Api>> = State(Arc::clone(api));
         let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
         if let Some(Spent { seconds }) = peer.and_then(|peer| api.limits.strangers_spent(peer)) {
             let much = "too many requests without a valid token came from this address";

@@ -5,7 +5,7 @@
 //!
 //! In a run's order: [`owner`] says whose the table is, `lease` lets one run work at a time, `run` goes through the phases,
 //! `pull` reads page by page, `place` is where it stands, `take` compares a page, `publish` brings what differs to the queue and waits
-//! for it, `patience` says how long, `gone` searches for who is gone. `some` is about single users. [`watch`] notices by itself
+//! for it, `patience` says how long, `gone` searches for who is gone, `notes` says what else people should know. `some` is about single users. [`watch`] notices by itself
 //! and heals, [`instances`] notes whose webhooks come in.
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -27,6 +27,7 @@ pub mod owner;
 mod error;
 mod gone;
 mod lease;
+mod notes;
 mod patience;
 mod place;
 mod publish;

@@ -16,10 +16,10 @@ use super::{
     pull::Reader,
 };
 use crate::{
-    clerk::api::{PAGE_MAX, Snapshot, UsersQuery, clock_hint, clock_says},
+    clerk::api::{PAGE_MAX, Snapshot, UsersQuery},
     store::sync::{NewRun, Run, RunResult},
     text::number,
-    time::{Millis, now, rfc3339},
+    time::{Millis, now},
 };
 
 /// What changed so long before a run began is read again at its end: clocks differ.
@@ -51,7 +51,7 @@ pub(super) struct Work<'w> {
     /// Users who differ, and whose webhooks may be on their way.
     pub(super) young: u64,
     /// Differences of which the table knew something newer when the news of them came.
-    stale: u64,
+    pub(super) stale: u64,
     /// By Clerk, at the beginning.
     count: u64,
     /// When it was last written down that the run goes on.
@@ -180,35 +180,7 @@ impl Work<'_> {
 
     /// Writes down how the run ended, gives the lease back, and reports.
     async fn end(mut self, worked: Result<(), SyncError>) -> Result<Report, SyncError> {
-        if self.run.resumed {
-            self.notes.push(format!(
-                "the run began at {}: what changed here in users whom it had compared before it stopped is for the next run to find",
-                rfc3339(self.run.started_at)
-            ));
-        }
-        if self.young > 0 {
-            let done = if self.order.dry_run { "left to their webhooks" } else { "published all the same" };
-            self.notes.push(format!(
-                "users who changed so lately that their webhooks may come count as in step, and are {done}: {}",
-                number(self.young)
-            ));
-        }
-        if self.stale > 0 {
-            self.notes.push(format!(
-                "differences that were not repaired, because the table knew something newer by then: {}; if a run finds them again, look at their columns version and version_sent, and whether the worker has the same HEADCOUNT_KEEP_CLERK_OBJECT",
-                number(self.stale)
-            ));
-        }
-        if self.doubtful > 0 {
-            let claim = if self.doubtful == 1 { "row claims" } else { "rows claim" };
-            self.notes.push(format!(
-                "{} {claim} to be newer than Clerk's answer, and cannot be: see --verbose; to have Clerk's version, set the column version to 0, or a deleted_at of the future to a time that is past, and sync again",
-                number(self.doubtful)
-            ));
-        }
-        if let Some(offset) = self.sync.api.clock_offset() {
-            self.notes.push(format!("{}; {}", clock_says(offset), clock_hint(offset)));
-        }
+        self.add_notes();
         let (result, over) = match &worked {
             Ok(()) => (RunResult::Done, true),
             Err(SyncError::Stopped) => (RunResult::Stopped, false),

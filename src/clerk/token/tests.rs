@@ -1,3 +1,5 @@
+//! Tokens to accept and to refuse, and keys that come, go and are away.
+
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering::SeqCst},
