@@ -14,7 +14,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::{
-    PATIENCE, eventually,
+    PATIENCE, eventually, eventually_within,
     process::{Backends, Process, World},
     servers::{self, Server},
     traffic::{self, burned, metric, sql},
@@ -64,7 +64,8 @@ async fn one_of_400(refuse: &str) {
     steady(&ingress, "of400", 400).await;
     eventually("the others are applied", async || applied(&worker).await == 399).await;
     let took = begun.elapsed();
-    eventually("the one is dead", async || letters(&world).len() == 1).await;
+    // One that hangs costs a time-out of seconds for each try: half a minute in all, on a machine that is free.
+    eventually_within(2 * PATIENCE, "the one is dead", async || letters(&world).len() == 1).await;
     assert_eq!(letters(&world), [("msg_of400_77".to_owned(), "rejected".to_owned())]);
     assert_eq!(burned(&worker).await, 3.0, "one attempt for each rung of its ladder:\n{}", worker.log());
     assert_eq!(world.users().await.len(), 399);
