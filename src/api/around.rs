@@ -9,7 +9,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-
 use tokio::time::timeout;
 
 use super::{Api, PATIENCE};

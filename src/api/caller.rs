@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts};
 
 use super::{Api, later, limits::Spent};
 use crate::{
-    clerk::token::{Caller, Refused, Terms, Unknown, Verifier},
+    clerk::token::{Caller, Terms, Unknown, Verifier},
     net::{Peer, Problem, Visitor},
     time::now,
 };
@@ -151,12 +151,6 @@ fn is_same_origin(origin: &str, headers: &HeaderMap) -> bool {
     let authority = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
     let fetched = headers.get("sec-fetch-site").is_none_or(|site| site == "same-origin");
     !host.is_empty() && fetched && authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host))
-}
-
-impl From<Refused> for Problem {
-    fn from(refused: Refused) -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, refused.code(), refused.says())
-    }
 }
 
 #[cfg(test)]
