@@ -171,7 +171,7 @@ fn ignored(message_id: &str) -> Incoming {
         fresh_row: Uuid::now_v7(),
         patience_over: false,
     };
-    Incoming { event, event_type: "session.created".into(), received_at: 0 }
+    Incoming { event, event_type: "email.created".into(), received_at: 0 }
 }
 
 /// Ten thousand letters of a group of their own, all the way: captured, claimed, stamped, applied.

@@ -28,6 +28,7 @@ use headcount::{
     },
     net::{Bounds, Client, listen},
     queue::Absent,
+    rules::sessions::Status,
     secret::Secret,
     store::{Store, sync::Holder},
     sync::Sync,
@@ -110,6 +111,7 @@ impl Scene {
             cookie_suffix: Some("abcd1234".into()),
             clerk,
             keep_object: false,
+            sessions: true,
             bounds: Bounds { connections: 1_000, ..Settings::bounds() },
         };
         let (stop, stopped) = watch::channel(false);
@@ -118,7 +120,11 @@ impl Scene {
     }
 
     fn token(&self, clerk_id: &str) -> String {
-        self.signer.session(ISSUER, clerk_id, "sess_1", APP, now())
+        self.token_of(clerk_id, &format!("sess_{clerk_id}"))
+    }
+
+    fn token_of(&self, clerk_id: &str, session: &str) -> String {
+        self.signer.session(ISSUER, clerk_id, session, APP, now())
     }
 }
 
@@ -222,6 +228,8 @@ contract! {
     while_clerk_is_away_known_users_are_answered
     a_user_who_cannot_be_read_is_said_to_be
     a_change_is_told_within_a_second_whoever_made_it
+    a_session_that_has_ended_signs_nobody_in
+    a_user_sees_the_sessions_and_who_acted_in_them
 }
 
 async fn the_row_exists_before_the_first_answer(home: Arc<Home>) {
@@ -466,6 +474,94 @@ async fn a_change_is_told_within_a_second_whoever_made_it(home: Arc<Home>) {
     two.end().await;
 }
 
+async fn a_session_that_has_ended_signs_nobody_in(home: Arc<Home>) {
+    let scene = Scene::new(home).await;
+    let (here, there) = (scene.process().await, scene.process().await);
+    scene.clerk.sign_up("user_ann", now());
+    let (phone, laptop) =
+        (scene.token_of("user_ann", "sess_phone"), scene.token_of("user_ann", "sess_laptop"));
+    let (mut on_phone, mut on_laptop) = (there.stream(&phone, None).await, there.stream(&laptop, None).await);
+    for stream in [&mut on_phone, &mut on_laptop] {
+        assert_eq!(stream.next().await.expect("the row").event, "user");
+    }
+    // Its webhook comes to another process.
+    let end = stores::session("sess_phone", "user_ann", Status::Revoked, now());
+    here.store.apply(Arc::from([end])).await.unwrap();
+    let ended = Instant::now();
+    assert_eq!(on_phone.next().await, None);
+    assert!(ended.elapsed() < Duration::from_secs(5), "{:?}", ended.elapsed());
+    for process in [&here, &there] {
+        for (method, path) in [
+            (Method::GET, "/v1/me"),
+            (Method::GET, "/v1/me/events"),
+            (Method::GET, "/v1/me/sessions"),
+            (Method::POST, "/v1/me/sync"),
+        ] {
+            let answer = process.ask(method, path, &[("authorization", &format!("Bearer {phone}"))]).await;
+            assert_eq!((answer.status, answer.code()), (StatusCode::UNAUTHORIZED, "session_ended"), "{path}");
+        }
+        assert_eq!(process.me(&laptop).await.status, StatusCode::OK);
+    }
+    // The other session's stream goes on.
+    let news = stores::updated("user_ann", now() + 60_000).named("ann2").event();
+    here.store.apply(Arc::from([news])).await.unwrap();
+    assert_eq!(on_laptop.next().await.expect("the change").data["username"], "ann2");
+    // Another user's session of that name is another one.
+    scene.clerk.sign_up("user_bob", now());
+    assert_eq!(here.me(&scene.token_of("user_bob", "sess_phone")).await.status, StatusCode::OK);
+    // Nobody gets a first row by a session that is over.
+    let end = stores::session("sess_cat", "user_cat", Status::Ended, now());
+    here.store.apply(Arc::from([end])).await.unwrap();
+    scene.clerk.sign_up("user_cat", now());
+    let cat = here.me(&scene.token_of("user_cat", "sess_cat")).await;
+    assert_eq!((cat.status, cat.code()), (StatusCode::UNAUTHORIZED, "session_ended"));
+    assert!(here.store.user("user_cat").await.unwrap().is_none_or(|known| known.user.is_none()));
+    here.end().await;
+    there.end().await;
+}
+
+async fn a_user_sees_the_sessions_and_who_acted_in_them(home: Arc<Home>) {
+    let scene = Scene::new(home).await;
+    let process = scene.process().await;
+    scene.clerk.sign_up("user_ann", now());
+    let began = now();
+    let act = json!({ "iss": "https://dashboard.clerk.com", "sid": "sess_boss", "sub": "user_boss" });
+    let at = now() / 1000;
+    let claims = json!({
+        "act": act, "azp": APP, "exp": at + 60, "iat": at, "iss": ISSUER, "nbf": at - 10, "sid": "sess_2",
+        "sts": "active", "sub": "user_ann", "v": 2,
+    });
+    let acted = scene.signer.sign(&scene.signer.header(), &claims);
+    assert_eq!(process.me(&acted).await.status, StatusCode::OK);
+    let plain = scene.token_of("user_ann", "sess_1");
+    let bearer = format!("Bearer {plain}");
+    let listed = async || process.ask(Method::GET, "/v1/me/sessions", &[("authorization", &bearer)]).await;
+    let answer = listed().await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    let mut seen = Vec::new();
+    for one in answer.body["sessions"].as_array().unwrap() {
+        let keys: Vec<_> = one.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["created_at", "current", "ended_at", "id", "last_seen_at", "status"]);
+        for at in ["created_at", "last_seen_at"] {
+            let at = chrono::DateTime::parse_from_rfc3339(one[at].as_str().unwrap()).unwrap();
+            assert!((began - 1_000..=now() + 1_000).contains(&at.timestamp_millis()), "{one}");
+        }
+        let text = |key: &str| one[key].to_string();
+        seen.push([text("id"), text("status"), text("current"), text("ended_at")].join(" "));
+    }
+    seen.sort();
+    assert_eq!(seen, [r#""sess_1" "active" true null"#, r#""sess_2" "active" false null"#]);
+    let noted = scene.home.texts("SELECT CAST(act AS text) FROM sessions WHERE act IS NOT NULL").await;
+    assert_eq!(noted.len(), 1);
+    assert_eq!(serde_json::from_str::<Value>(&noted[0]).unwrap(), act);
+    // It is written once a minute, however often it is seen.
+    for _ in 0..20 {
+        process.me(&plain).await;
+    }
+    assert_eq!(listed().await.body, answer.body);
+    process.end().await;
+}
+
 /// What a request without a token, or with a bad one, is told on each route that is about the caller.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_valid_token_every_route_is_closed() {
@@ -503,7 +599,7 @@ async fn closed(home: Arc<Home>) {
             assert!(!refused.body.to_string().contains(token), "{path}");
         }
     }
-    assert_eq!(about_the_caller, 3);
+    assert_eq!(about_the_caller, 4);
     assert_eq!(scene.clerk.asked(ONE), 0, "nobody is asked for strangers");
     assert_eq!(process.store.totals().await.unwrap().live_users, 0);
     process.end().await;

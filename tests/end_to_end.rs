@@ -129,7 +129,7 @@ async fn the_main_job(backends: Backends) {
     let mut sample = Person::of("user_main", 1_700_000_000_000);
     sample.email = Some("Main@Example.com".into());
     for (id, event) in
-        [("msg_1", "user.created"), ("msg_2", "session.created"), ("msg_3", "organization.created")]
+        [("msg_1", "user.created"), ("msg_2", "email.created"), ("msg_3", "organization.created")]
     {
         let status = poster.post(id, sample.event(event, 1_700_000_000_000).into()).await.unwrap();
         assert_eq!(status, 202, "{event}");

@@ -82,7 +82,7 @@ async fn everything(store: &Arc<dyn Store>, round: u32) -> Result<(), StoreError
     let claims: Vec<_> = claims.iter().map(|claim| (claim.id, claim.round)).collect();
     store.stamp(&claims).await?;
     let day = Duration::from_secs(24 * 3_600);
-    store.prune(&Retention { inbox: day, dead: day, rejections: day }, 10).await?;
+    store.prune(&Retention { inbox: day, dead: day, sessions: day, rejections: day }, 10).await?;
     store.totals().await?;
     Ok(())
 }
@@ -187,7 +187,7 @@ async fn a_store_behind_a_frozen_pooler_answers_and_works_again_when_thawed() {
 /// `front` is what the store connects to, and what is frozen: the server, or a pooler in front of it.
 async fn works_again_when_thawed(server: &Server, front: &Server) {
     let backend = Backend::Postgres { url: Secret::new(front.url()), schema: "public".into() };
-    let config = StoreConfig { backend, policy: KEEP, default_credits: 0, connections: 10 };
+    let config = StoreConfig { backend, policy: KEEP, default_credits: 0, sessions: true, connections: 10 };
     let store = store::open(&config).await.unwrap();
     store.migrate().await.unwrap();
     everything(&store, 0).await.unwrap();

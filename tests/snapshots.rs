@@ -353,12 +353,8 @@ async fn a_reading_before_the_deletion_revives_nobody(home: Arc<Home>) {
 
 /// A message of headcount's own, as the worker reads it.
 fn parsed(message: &headcount::message::Message, keep_object: bool) -> Incoming {
-    let known = Known {
-        message_id: &message.id,
-        origin: message.origin,
-        received_at: message.received_at,
-        keep_object,
-    };
+    let known =
+        Known { origin: message.origin, keep_object, ..Known::webhook(&message.id, message.received_at) };
     let parsed = clerk::parse(&message.body, &known).unwrap();
     let event = Event {
         message_id: message.id.as_str().to_owned(),

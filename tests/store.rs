@@ -130,6 +130,7 @@ async fn at_the_first_migration(home: &Home) -> Arc<dyn Store> {
         "leases",
         "sync_runs",
         "sync_ids",
+        "sessions",
     ] {
         home.sql(&format!("DROP TABLE {table}")).await;
     }
@@ -742,9 +743,15 @@ async fn a_server_that_is_away_is_an_outage_and_no_reason_not_to_open() {
         url: Secret::new("postgres://nobody:hunter2@127.0.0.1:1/none"),
         schema: "public".into(),
     };
-    let store = store::open(&StoreConfig { backend, policy: KEEP, default_credits: 0, connections: 2 })
-        .await
-        .unwrap();
+    let store = store::open(&StoreConfig {
+        backend,
+        policy: KEEP,
+        default_credits: 0,
+        sessions: true,
+        connections: 2,
+    })
+    .await
+    .unwrap();
     let error = apply(&store, [other("m")]).await.unwrap_err();
     assert_eq!(error.class, Class::Outage);
     assert!(!format!("{error:?} {store:?}").contains("hunter2"), "{error:?}");
@@ -753,7 +760,7 @@ async fn a_server_that_is_away_is_an_outage_and_no_reason_not_to_open() {
 #[tokio::test]
 async fn a_url_that_is_none_is_unusable() {
     let backend = Backend::Postgres { url: Secret::new("postgres://host:port/db"), schema: "public".into() };
-    let config = StoreConfig { backend, policy: KEEP, default_credits: 0, connections: 2 };
+    let config = StoreConfig { backend, policy: KEEP, default_credits: 0, sessions: true, connections: 2 };
     assert_eq!(store::open(&config).await.unwrap_err().class, Class::Unusable);
 }
 
@@ -764,7 +771,8 @@ async fn a_file_that_cannot_be_is_unusable() {
     std::fs::write(&text, "no database, and long enough to be seen as such: ".repeat(100)).unwrap();
     for path in [text.join("headcount.db"), text, directory.path().to_owned()] {
         let backend = Backend::Sqlite { path };
-        let config = StoreConfig { backend, policy: KEEP, default_credits: 0, connections: 2 };
+        let config =
+            StoreConfig { backend, policy: KEEP, default_credits: 0, sessions: true, connections: 2 };
         let error = store::open(&config).await.unwrap_err();
         assert_eq!(error.class, Class::Unusable);
         assert!(error.hint.unwrap().contains("HEADCOUNT_DATA_DIR"));
@@ -971,7 +979,7 @@ async fn a_message_that_another_worker_is_committing_is_a_duplicate() {
             let held = home
                 .hold(
                     "INSERT INTO inbox (message_id, event_type, outcome, received_at, processed_at) \
-                     VALUES ('m', 'session.created', 'ignored', now(), now())",
+                     VALUES ('m', 'email.created', 'ignored', now(), now())",
                 )
                 .await;
             let copy = spawn(&store, [other("l"), other("m"), created("ann", 10).event()]);

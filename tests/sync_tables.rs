@@ -638,7 +638,12 @@ async fn ended_and_left_runs_are_pruned_in_steps(home: Arc<Home>) {
                 .await;
         }
     };
-    let forever = Retention { inbox: Duration::MAX, dead: Duration::MAX, rejections: Duration::MAX };
+    let forever = Retention {
+        inbox: Duration::MAX,
+        dead: Duration::MAX,
+        sessions: Duration::MAX,
+        rejections: Duration::MAX,
+    };
     let pruned = async || store.prune(&forever, 10).await.unwrap().rows;
     let ids: Vec<Seen> = (0..15).map(|n| seen(&format!("user_{n:02}"), None)).collect();
     let mut runs = Vec::new();

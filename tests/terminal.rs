@@ -353,10 +353,10 @@ async fn an_edit_that_would_do_something_else_warns_and_its_outcome_is_told() {
             world.run(&arguments)
         };
         let sent = now() - 3_600_000;
-        std::fs::write(&file, sample("user_a").event("session.created", sent)).unwrap();
+        std::fs::write(&file, sample("user_a").event("email.created", sent)).unwrap();
         let refused = edit("a", &[]);
         assert_eq!(refused.status.code(), Some(2));
-        assert!(stderr(&refused).contains("warning: a worker ignores events of the type session.created"));
+        assert!(stderr(&refused).contains("warning: a worker ignores events of the type email.created"));
         assert!(stderr(&refused).contains("--yes"), "{refused:?}");
         until(&world, Status::Open, 3).await;
         let said = stdout(&edit("a", &["--yes"]));

@@ -351,6 +351,7 @@ fn settings() -> Settings {
         ladder: Ladder::default(),
         instance: None,
         keep_object: false,
+        sessions: true,
         silence: Duration::from_millis(300),
     }
 }
@@ -424,7 +425,7 @@ async fn a_batch_of_large_bodies_is_short_and_a_body_of_any_size_passes() {
     let queue = FakeQueue::with(1);
     let body = |bytes: usize| {
         let filler = "x".repeat(bytes);
-        format!(r#"{{"data":{{"filler":"{filler}"}},"object":"event","type":"session.created"}}"#)
+        format!(r#"{{"data":{{"filler":"{filler}"}},"object":"event","type":"email.created"}}"#)
     };
     (0..8).for_each(|n| queue.deliver_body(&format!("large{n}"), body(1024 * 1024)));
     queue.deliver_body("huge", body(6 * 1024 * 1024));

@@ -75,7 +75,8 @@ impl FromRequestParts<Arc<Api>> for Known {
     }
 }
 
-fn unauthorized(code: &'static str, detail: &str) -> Response {
+/// An answer to whom nobody is signed in by.
+pub(super) fn unauthorized(code: &'static str, detail: &str) -> Response {
     let mut response = Problem::new(StatusCode::UNAUTHORIZED, code, detail).into_response();
     let scheme = HeaderValue::from_static("Bearer realm=\"headcount\"");
     response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);

@@ -173,7 +173,7 @@ impl Shop {
 
     /// Whether somebody has brought the user since the caller was looked up.
     async fn is_there(&self, clerk_id: &str) -> bool {
-        matches!(self.lookups.account(clerk_id).await, Some(Ok(Some(_))))
+        matches!(self.lookups.account(clerk_id, None).await, Some(Ok((Some(_), _))))
     }
 
     async fn bring(&self, sync: &Sync, clerk_id: &str) -> Result<Made, String> {
@@ -264,10 +264,9 @@ impl Shop {
 
     async fn apply(&self, message: &Message, patience_over: bool) -> Result<Outcome, String> {
         let known = Known {
-            message_id: &message.id,
             origin: Origin::Api,
-            received_at: message.received_at,
             keep_object: self.keep_object,
+            ..Known::webhook(&message.id, message.received_at)
         };
         let parsed = clerk::parse(&message.body, &known)
             .map_err(|error| format!("what Clerk says of the user cannot be read: {error}"))?;

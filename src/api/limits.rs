@@ -28,6 +28,8 @@ const STRANGER: NonZeroU32 = NonZeroU32::MIN.saturating_add(19);
 const STRANGER_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
 /// A user may ask for Clerk's answer once in so long.
 const SYNC: Duration = Duration::from_secs(10);
+/// A session is noted once in so long.
+const SIGHTING: Duration = Duration::from_secs(60);
 /// So many are remembered before those that are idle are forgotten.
 const REMEMBERED: usize = 50_000;
 
@@ -43,6 +45,7 @@ pub(super) struct Limits {
     users: Keyed<String>,
     strangers: Keyed<IpAddr>,
     syncs: Keyed<String>,
+    sightings: Keyed<String>,
     /// Until when addresses have no requests left.
     spent: Mutex<HashMap<IpAddr, Instant>>,
     clock: DefaultClock,
@@ -50,11 +53,12 @@ pub(super) struct Limits {
 
 impl Limits {
     pub(super) fn new() -> Self {
-        let syncs = Quota::with_period(SYNC).unwrap_or(Quota::per_minute(NonZeroU32::MIN));
+        let once_in = |period| Quota::with_period(period).unwrap_or(Quota::per_minute(NonZeroU32::MIN));
         Self {
             users: RateLimiter::hashmap(Quota::per_second(USER).allow_burst(USER_BURST)),
             strangers: RateLimiter::hashmap(Quota::per_second(STRANGER).allow_burst(STRANGER_BURST)),
-            syncs: RateLimiter::hashmap(syncs),
+            syncs: RateLimiter::hashmap(once_in(SYNC)),
+            sightings: RateLimiter::hashmap(once_in(SIGHTING)),
             spent: Mutex::default(),
             clock: DefaultClock::default(),
         }
@@ -68,6 +72,11 @@ impl Limits {
     /// Counts a request of this user that asks Clerk.
     pub(super) fn sync(&self, clerk_id: &str) -> Result<(), Spent> {
         self.count(&self.syncs, &clerk_id.to_owned())
+    }
+
+    /// Whether this session is to be noted again.
+    pub(super) fn sighting(&self, session_id: &str) -> bool {
+        self.count(&self.sightings, &session_id.to_owned()).is_ok()
     }
 
     /// Counts a request that signed nobody in.

@@ -1,11 +1,14 @@
 //! Owns reading accounts for many requests at a time: those that come while the database is busy are asked for together, so that
 //! the number of requests is no number of queries.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::store::{Store, StoreError, accounts::Account};
+use crate::store::{Store, StoreError, accounts::Account, sessions::Ended};
 
 /// The most accounts of one query.
 const TOGETHER: usize = 500;
@@ -14,11 +17,13 @@ const QUERIES: usize = 3;
 /// The most requests that wait.
 const WAITING: usize = 10_000;
 
-/// An account, as far as the table knows it; or why the database does not say.
-pub(super) type Looked = Result<Option<Arc<Account>>, Arc<StoreError>>;
+/// An account, as far as the table knows it, and whether the session that was asked about has ended; or why the database does
+/// not say.
+pub(super) type Looked = Result<(Option<Arc<Account>>, bool), Arc<StoreError>>;
 
 struct Asked {
     clerk_id: String,
+    session: Option<String>,
     answer: oneshot::Sender<Looked>,
 }
 
@@ -34,10 +39,11 @@ impl Lookups {
         Self(asks)
     }
 
-    /// The account of this Clerk id. `None` for `Looked` where nobody answers any more.
-    pub(super) async fn account(&self, clerk_id: &str) -> Option<Looked> {
+    /// The account of this Clerk id, and one of its sessions. `None` for `Looked` where nobody answers any more.
+    pub(super) async fn account(&self, clerk_id: &str, session: Option<&str>) -> Option<Looked> {
         let (answer, answered) = oneshot::channel();
-        self.0.send(Asked { clerk_id: clerk_id.to_owned(), answer }).await.ok()?;
+        let asked = Asked { clerk_id: clerk_id.to_owned(), session: session.map(str::to_owned), answer };
+        self.0.send(asked).await.ok()?;
         answered.await.ok()
     }
 }
@@ -60,28 +66,27 @@ async fn answer(store: Arc<dyn Store>, mut asked: mpsc::Receiver<Asked>) {
 }
 
 async fn look(store: &dyn Store, asked: Vec<Asked>) {
-    let mut by_id: HashMap<String, Vec<oneshot::Sender<Looked>>> = HashMap::new();
-    for Asked { clerk_id, answer } in asked {
-        by_id.entry(clerk_id).or_default().push(answer);
-    }
-    let ids: Vec<String> = by_id.keys().cloned().collect();
-    let mut tell = |clerk_id: &str, looked: &Looked| {
-        for answer in by_id.remove(clerk_id).unwrap_or_default() {
-            // Whoever hung up needs no answer.
-            let _ = answer.send(looked.clone());
-        }
+    let each_once = |texts: &mut dyn Iterator<Item = &String>| -> Vec<String> {
+        texts.collect::<BTreeSet<_>>().into_iter().cloned().collect()
     };
-    match store.accounts(&ids).await {
-        Ok(accounts) => {
-            for account in accounts {
-                let clerk_id = account.clerk_id().to_owned();
-                tell(&clerk_id, &Ok(Some(Arc::new(account))));
+    let clerk_ids = each_once(&mut asked.iter().map(|one| &one.clerk_id));
+    let sessions = each_once(&mut asked.iter().filter_map(|one| one.session.as_ref()));
+    let answers = match store.accounts(&clerk_ids, &sessions).await {
+        Ok((accounts, ended)) => {
+            let accounts = accounts.into_iter().map(|one| (one.clerk_id().to_owned(), Arc::new(one)));
+            Ok((accounts.collect::<HashMap<_, _>>(), ended.into_iter().collect::<HashSet<Ended>>()))
+        }
+        Err(error) => Err(Arc::new(error)),
+    };
+    for Asked { clerk_id, session, answer } in asked {
+        let looked = match &answers {
+            Ok((accounts, ended)) => {
+                let account = accounts.get(&clerk_id).cloned();
+                Ok((account, session.is_some_and(|session| ended.contains(&(session, clerk_id)))))
             }
-            ids.iter().for_each(|clerk_id| tell(clerk_id, &Ok(None)));
-        }
-        Err(error) => {
-            let error = Arc::new(error);
-            ids.iter().for_each(|clerk_id| tell(clerk_id, &Err(Arc::clone(&error))));
-        }
+            Err(error) => Err(Arc::clone(error)),
+        };
+        // Whoever hung up needs no answer.
+        let _ = answer.send(looked);
     }
 }

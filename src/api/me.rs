@@ -12,8 +12,16 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Api, caller::Known, first::Made, later, limits::Spent, text};
+use super::{
+    Api,
+    caller::{Known, unauthorized},
+    first::Made,
+    later,
+    limits::Spent,
+    text,
+};
 use crate::{
+    clerk::token::Caller,
     net::Problem,
     store::{User, accounts::Account},
     time::Millis,
@@ -98,33 +106,39 @@ impl Shown {
 pub(super) type Found = Arc<Account>;
 
 impl Api {
-    /// The caller's row, committed. It is made first where there is none.
-    pub(super) async fn row(&self, clerk_id: &str) -> Result<Found, Response> {
-        if let Some(found) = self.look(clerk_id).await? {
-            return Ok(found);
-        }
-        match self.first.make(clerk_id).await {
-            Made::Done => match self.look(clerk_id).await? {
-                Some(found) => Ok(found),
-                None => Err(Problem::unavailable("the user is being made at this moment").into_response()),
+    /// The caller's row, committed. It is made first where there is none. The caller's session is noted.
+    pub(super) async fn row(&self, caller: &Caller) -> Result<Found, Response> {
+        let found = match self.look(caller).await? {
+            Some(found) => found,
+            None => match self.first.make(&caller.clerk_id).await {
+                Made::Done => self.look(caller).await?.ok_or_else(|| {
+                    Problem::unavailable("the user is being made at this moment").into_response()
+                })?,
+                made => return Err(refusal(made)),
             },
-            made => Err(refusal(made)),
+        };
+        if let Some(sessions) = &self.sessions {
+            sessions.saw(caller);
         }
+        Ok(found)
     }
 
-    /// The account of a live user; `None` where the table knows nobody.
-    async fn look(&self, clerk_id: &str) -> Result<Option<Found>, Response> {
-        let looked = self.lookups.account(clerk_id).await;
+    /// The account of a live user who is signed in; `None` where the table knows nobody.
+    async fn look(&self, caller: &Caller) -> Result<Option<Found>, Response> {
+        let session = self.sessions.as_ref().map(|_| caller.session_id.as_str());
+        let looked = self.lookups.account(&caller.clerk_id, session).await;
         let looked = looked.ok_or_else(|| Problem::unavailable("this process stops").into_response())?;
-        match looked {
-            Ok(Some(account)) => match &*account {
-                Account::Row(user) if user.deleted_at.is_none() => Ok(Some(account)),
-                Account::Row(_) | Account::Former { .. } => Err(deleted().into_response()),
-            },
-            Ok(None) => Ok(None),
-            Err(error) => {
-                Err(Problem::unavailable(error.to_string()).hinted(error.hint.as_deref()).into_response())
-            }
+        let (account, has_ended) = looked.map_err(|error| {
+            Problem::unavailable(error.to_string()).hinted(error.hint.as_deref()).into_response()
+        })?;
+        match account.as_deref() {
+            Some(Account::Row(user)) if user.deleted_at.is_none() => {}
+            Some(Account::Row(_) | Account::Former { .. }) => return Err(deleted().into_response()),
+            None => {}
+        }
+        match has_ended {
+            true => Err(unauthorized("session_ended", "this session has ended")),
+            false => Ok(account),
         }
     }
 }
@@ -169,7 +183,7 @@ pub(super) async fn show(
     Known(caller): Known,
     headers: HeaderMap,
 ) -> Result<Response, Response> {
-    let found = api.row(&caller.clerk_id).await?;
+    let found = api.row(&caller).await?;
     let Shown { json, tag } = user(&found).and_then(Shown::of).map_err(IntoResponse::into_response)?;
     let tag = format!("\"{tag}\"");
     let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
@@ -198,7 +212,7 @@ pub(super) async fn sync(State(api): State<Arc<Api>>, Known(caller): Known) -> R
         let soon = "this user was read from Clerk less than 10 s ago";
         return Err(later(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", soon), seconds));
     }
-    let before = match api.look(&caller.clerk_id).await? {
+    let before = match api.look(&caller).await? {
         Some(found) => fields(&found).map_err(IntoResponse::into_response)?,
         None => Value::Null,
     };
@@ -206,7 +220,7 @@ pub(super) async fn sync(State(api): State<Arc<Api>>, Known(caller): Known) -> R
         Made::Done => {}
         made => return Err(refusal(made)),
     }
-    let found = api.row(&caller.clerk_id).await?;
+    let found = api.row(&caller).await?;
     let after = fields(&found).map_err(IntoResponse::into_response)?;
     let changed = after.as_object().into_iter().flatten();
     let changed = changed.filter(|(name, value)| before.get(name) != Some(value));

@@ -2,7 +2,7 @@
 //! describes it, and a test compares the two.
 //!
 //! In a request's order: `limits` bounds it, `caller` says who asks, `around` which pages may read the answer and how long it may take, `first` makes the
-//! first row, `lookups` reads rows, `me` answers, `streams` goes on answering. Promises that nobody learns anything about another
+//! first row, `lookups` reads rows, `sessions` notes who is signed in, `me` answers, `streams` goes on answering. Promises that nobody learns anything about another
 //! user, that a row is committed before it is answered, that nobody waits longer than [`PATIENCE`], and that Clerk's API is
 //! asked about callers only.
 
@@ -19,7 +19,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 use tokio::{net::TcpListener, sync::watch};
 
-use self::{first::First, limits::Limits, lookups::Lookups, streams::Streams};
+use self::{first::First, limits::Limits, lookups::Lookups, sessions::Sessions, streams::Streams};
 use crate::{
     clerk::token::Verifier,
     net::{self, Bounds, Problem, places},
@@ -31,11 +31,11 @@ use crate::{
 
 mod around;
 mod caller;
-
 mod first;
 mod limits;
 mod lookups;
 mod me;
+mod sessions;
 mod streams;
 
 /// The longest that a request waits for Clerk and the database.
@@ -60,6 +60,8 @@ pub struct Settings {
     pub clerk: Option<Sync>,
     /// `HEADCOUNT_KEEP_CLERK_OBJECT`
     pub keep_object: bool,
+    /// `HEADCOUNT_SESSIONS`
+    pub sessions: bool,
     /// The connections.
     pub bounds: Bounds,
 }
@@ -80,8 +82,10 @@ pub(crate) struct Api {
     verifier: Verifier,
     cookie_suffix: Option<String>,
     metrics: ApiMetrics,
-    limits: Limits,
+    limits: Arc<Limits>,
     lookups: Lookups,
+    /// Nobody's where no sessions are kept.
+    sessions: Option<Sessions>,
     first: First,
     streams: Streams,
 }
@@ -89,12 +93,14 @@ pub(crate) struct Api {
 /// Serves applications until `stop` becomes true or its sender is gone, then finishes the requests in flight; the caller
 /// bounds that time.
 pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Receiver<bool>) {
-    let Settings { store, verifier, cookie_suffix, clerk, keep_object, bounds } = settings;
+    let Settings { store, verifier, cookie_suffix, clerk, keep_object, sessions, bounds } = settings;
     let (lookups, metrics) = (Lookups::new(Arc::clone(&store)), ApiMetrics::new());
+    let limits = Arc::new(Limits::new());
     let api = Arc::new(Api {
         verifier,
         cookie_suffix,
-        limits: Limits::new(),
+        sessions: sessions.then(|| Sessions::new(Arc::clone(&store), Arc::clone(&limits))),
+        limits,
         first: First::new(Arc::clone(&store), lookups.clone(), clerk, keep_object, metrics.clone()),
         streams: Streams::new(store, metrics.streams.clone(), stop.clone()),
         lookups,
@@ -124,6 +130,7 @@ fn table() -> Vec<Route> {
         looks("/v1/me", me::show),
         acts("/v1/me/sync", me::sync),
         looks("/v1/me/events", streams::stream),
+        looks("/v1/me/sessions", sessions::list),
     ]
 }
 

@@ -36,6 +36,7 @@ use crate::{
     store::{
         Store, User,
         accounts::{Account, Mark},
+        sessions::Ended,
     },
 };
 
@@ -63,6 +64,8 @@ pub(super) struct Streams {
 #[derive(Default)]
 struct Register {
     accounts: HashMap<String, Listened>,
+    /// By session and account: turns true at the session's end.
+    sessions: HashMap<Ended, watch::Sender<bool>>,
     streams: usize,
 }
 
@@ -99,8 +102,8 @@ impl Streams {
         lock(&self.register)
     }
 
-    /// Listens for changes of this account; `None` where too many listen.
-    fn listen(&self, clerk_id: &str) -> Option<Listener> {
+    /// Listens for changes of this account, and for the end of this session; `None` where too many listen.
+    fn listen(&self, clerk_id: &str, session: Option<&str>) -> Option<Listener> {
         let mut register = self.register();
         if register.streams >= STREAMS_MAX {
             return None;
@@ -110,7 +113,12 @@ impl Streams {
         let listened = register.accounts.entry(clerk_id.to_owned());
         let listened = listened.or_insert_with(|| Listened { mark: None, changes: watch::Sender::new(0) });
         let changes = listened.changes.subscribe();
-        Some(Listener { streams: self.clone(), clerk_id: clerk_id.to_owned(), changes })
+        let session = session.map(|session| {
+            let session = (session.to_owned(), clerk_id.to_owned());
+            let ended = register.sessions.entry(session.clone()).or_insert_with(|| watch::Sender::new(false));
+            (session, ended.subscribe())
+        });
+        Some(Listener { streams: self.clone(), clerk_id: clerk_id.to_owned(), changes, session })
     }
 }
 
@@ -118,14 +126,30 @@ fn lock(register: &Mutex<Register>) -> MutexGuard<'_, Register> {
     register.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Looks once which of the accounts have changed.
+/// Looks once which of the accounts have changed, and which of the sessions have ended.
 async fn look(store: &dyn Store, register: &Mutex<Register>) -> Result<(), crate::store::StoreError> {
-    let ids: Vec<String> = lock(register).accounts.keys().cloned().collect();
-    for ids in ids.chunks(TOGETHER) {
-        let marks = store.marks(ids).await?;
+    let (ids, sessions): (Vec<String>, Vec<String>) = {
+        let register = lock(register);
+        (
+            register.accounts.keys().cloned().collect(),
+            register.sessions.keys().map(|(id, _)| id.clone()).collect(),
+        )
+    };
+    let (mut sessions, mut ids) = (sessions.chunks(TOGETHER), ids.chunks(TOGETHER));
+    loop {
+        let (ids, sessions) = match (ids.next(), sessions.next()) {
+            (None, None) => return Ok(()),
+            (ids, sessions) => (ids.unwrap_or_default(), sessions.unwrap_or_default()),
+        };
+        let (marks, ended) = store.marks(ids, sessions).await?;
         let mut marks: HashMap<String, Mark> =
             marks.into_iter().map(|mark| (mark.clerk_id.clone(), mark)).collect();
         let mut register = lock(register);
+        for session in ended {
+            if let Some(ended) = register.sessions.get(&session) {
+                ended.send_replace(true);
+            }
+        }
         for clerk_id in ids {
             let Some(listened) = register.accounts.get_mut(clerk_id) else { continue };
             let mark = marks.remove(clerk_id);
@@ -135,7 +159,6 @@ async fn look(store: &dyn Store, register: &Mutex<Register>) -> Result<(), crate
             }
         }
     }
-    Ok(())
 }
 
 /// One stream's part in the register: ends when dropped.
@@ -143,9 +166,18 @@ struct Listener {
     streams: Streams,
     clerk_id: String,
     changes: watch::Receiver<u64>,
+    session: Option<(Ended, watch::Receiver<bool>)>,
 }
 
 impl Listener {
+    /// Waits for the end of the session.
+    async fn ended(session: Option<watch::Receiver<bool>>) {
+        match session {
+            Some(ended) => until(&ended, |ended| *ended).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// What this stream shows is what the next look is compared with, unless another stream has looked before.
     fn begins_with(&self, user: &User) {
         if let Some(listened) = self.streams.register().accounts.get_mut(&self.clerk_id)
@@ -169,6 +201,11 @@ impl Drop for Listener {
         if last {
             register.accounts.remove(&self.clerk_id);
         }
+        if let Some((session, _)) = &self.session
+            && register.sessions.get(session).is_some_and(|ended| ended.receiver_count() <= 1)
+        {
+            register.sessions.remove(session);
+        }
     }
 }
 
@@ -178,11 +215,12 @@ pub(super) async fn stream(
     Known(caller): Known,
     headers: HeaderMap,
 ) -> Result<Response, Response> {
-    let Some(listener) = api.streams.listen(&caller.clerk_id) else {
+    let session = api.sessions.as_ref().map(|_| caller.session_id.as_str());
+    let Some(listener) = api.streams.listen(&caller.clerk_id, session) else {
         let full = "too many streams are open in this process";
         return Err(Problem::unavailable(full).into_response());
     };
-    let found = api.row(&caller.clerk_id).await?;
+    let found = api.row(&caller).await?;
     let first = user(&found).map_err(IntoResponse::into_response)?;
     listener.begins_with(first);
     let shown = Shown::of(first).map_err(IntoResponse::into_response)?;
@@ -226,6 +264,7 @@ impl Open {
             return None;
         }
         let stop = self.listener.streams.stop.clone();
+        let session = self.listener.session.as_ref().map(|(_, ended)| ended.clone());
         let mut again = false;
         loop {
             let news = async {
@@ -239,6 +278,7 @@ impl Open {
             };
             tokio::select! {
                 () = until(&stop, |stop| *stop) => return None,
+                () = Listener::ended(session.clone()) => return self.ended_with_user().await,
                 () = sleep_until(self.ends) => return None,
                 changed = news => match changed {
                     Ok(Ok(())) => {}
@@ -247,8 +287,8 @@ impl Open {
                 },
             }
             again = false;
-            match self.lookups.account(&self.listener.clerk_id).await? {
-                Ok(Some(account)) => match &*account {
+            match self.lookups.account(&self.listener.clerk_id, None).await? {
+                Ok((Some(account), _)) => match &*account {
                     Account::Row(user) if user.deleted_at.is_none() => {
                         let shown = Shown::of(user).ok()?;
                         if shown.tag != self.shown {
@@ -258,9 +298,17 @@ impl Open {
                     }
                     Account::Row(_) | Account::Former { .. } => return Some(self.end()),
                 },
-                Ok(None) => return Some(self.end()),
+                Ok((None, _)) => return Some(self.end()),
                 Err(_) => again = true,
             }
+        }
+    }
+
+    /// What is told at the end of the session: nothing, unless the user was deleted.
+    async fn ended_with_user(&mut self) -> Option<Bytes> {
+        match self.lookups.account(&self.listener.clerk_id, None).await?.ok()?.0.as_deref() {
+            Some(Account::Row(user)) if user.deleted_at.is_none() => None,
+            Some(Account::Row(_) | Account::Former { .. }) | None => Some(self.end()),
         }
     }
 

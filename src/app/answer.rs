@@ -53,6 +53,7 @@ pub(super) fn settings(
         cookie_suffix: tokens.cookie_suffix,
         clerk,
         keep_object: config.keep_clerk_object,
+        sessions: config.sessions,
         bounds,
     })
 }

@@ -26,13 +26,25 @@ mod field;
 mod json;
 pub mod made_up;
 pub mod secret;
+mod session;
 pub mod signature;
 pub mod stand_in;
 pub mod token;
 mod user;
 
 /// The event types that are read. Each has a label of its own in the metrics.
-pub const TYPES: [&str; 5] = ["user.created", "user.updated", "user.deleted", SNAPSHOT, GONE];
+pub const TYPES: [&str; 10] = [
+    "user.created",
+    "user.updated",
+    "user.deleted",
+    SNAPSHOT,
+    GONE,
+    "session.created",
+    "session.pending",
+    "session.ended",
+    "session.removed",
+    "session.revoked",
+];
 
 /// The type of a user as Clerk's API gave it. Folds like `user.updated`.
 pub const SNAPSHOT: &str = "headcount.user";
@@ -70,19 +82,21 @@ pub struct Known<'m> {
     pub received_at: Millis,
     /// `HEADCOUNT_KEEP_CLERK_OBJECT`
     pub keep_object: bool,
+    /// `HEADCOUNT_SESSIONS`. Without it events about sessions are as any other that headcount does not use.
+    pub sessions: bool,
 }
 
 impl<'m> Known<'m> {
     /// Of a webhook, whose whole object is not kept.
     pub fn webhook(message_id: &'m MessageId, received_at: Millis) -> Self {
-        Self { message_id, origin: Origin::Webhook, received_at, keep_object: false }
+        Self { message_id, origin: Origin::Webhook, received_at, keep_object: false, sessions: true }
     }
 }
 
 /// Reads a message's body.
 ///
 /// # Errors
-/// The body is no Clerk event, or one about a user that lacks what a user needs, or headcount's own news in a webhook. The
+/// The body is no Clerk event, or one about a user or a session that lacks what those need, or headcount's own news in a webhook. The
 /// error names the field.
 pub fn parse(body: &[u8], known: &Known<'_>) -> Result<Parsed, PayloadError> {
     let envelope = Envelope::read(body)?;
@@ -100,13 +114,17 @@ pub fn parse(body: &[u8], known: &Known<'_>) -> Result<Parsed, PayloadError> {
             Field::at("type", envelope.r#type).error("only headcount itself makes events of this type")
         );
     }
-    let Known { message_id, received_at, keep_object, .. } = *known;
+    let Known { message_id, received_at, keep_object, sessions, .. } = *known;
     let news = || Ok(user::News { sent: sent()?, message_id, received_at, source, keep_object });
     let upsert = |user| Change::User(users::Change::Upsert(user));
     let change = match &*event_type {
         "user.created" => upsert(news()?.upsert(envelope.data, UpsertKind::Created)?),
         "user.updated" | SNAPSHOT => upsert(news()?.upsert(envelope.data, UpsertKind::Updated)?),
         "user.deleted" | GONE => news()?.delete(envelope.data)?,
+        kind if sessions && let Some(status) = session::status(kind) => {
+            let heard = session::Heard { sent: sent()?, message_id, received_at };
+            Change::Session(Box::new(heard.news(envelope.data, status)?))
+        }
         // Of an event that headcount does not use nothing is asked, not even a sound timestamp.
         _ => Change::Other,
     };

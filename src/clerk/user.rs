@@ -62,7 +62,7 @@ pub(super) struct News<'a> {
 impl News<'_> {
     pub(super) fn upsert(&self, data: Raw<'_>, kind: UpsertKind) -> Result<Box<Upsert>, PayloadError> {
         let user: User<'_> = content(data)?;
-        let clerk_id = account(user.id)?;
+        let clerk_id = identity("data.id", user.id)?;
         let created_at = Field::at("data.created_at", user.created_at).time()?;
         let updated_at = Field::at("data.updated_at", user.updated_at).time()?;
         let version = Version {
@@ -106,7 +106,7 @@ impl News<'_> {
 
     pub(super) fn delete(&self, data: Raw<'_>) -> Result<Change, PayloadError> {
         let deleted: Deleted<'_> = content(data)?;
-        let clerk_id = account(deleted.id)?;
+        let clerk_id = identity("data.id", deleted.id)?;
         let created_at = Field::at("data.created_at", deleted.created_at).time()?;
         let updated_at = Field::at("data.updated_at", deleted.updated_at).time()?;
         Ok(Change::User(users::Change::Delete { clerk_id, at: self.happened(updated_at, created_at) }))
@@ -119,13 +119,14 @@ impl News<'_> {
 }
 
 /// The object that `data` has to be.
-fn content<'a, T: Deserialize<'a>>(data: Raw<'a>) -> Result<T, PayloadError> {
+pub(super) fn content<'a, T: Deserialize<'a>>(data: Raw<'a>) -> Result<T, PayloadError> {
     let data = Field::at("data", data);
     data.object()?.ok_or_else(|| data.error("missing"))
 }
 
-pub(super) fn account(id: Raw<'_>) -> Result<String, PayloadError> {
-    let id = Field::at("data.id", id);
+/// An id of Clerk's, which has to be there.
+pub(super) fn identity(path: &'static str, id: Raw<'_>) -> Result<String, PayloadError> {
+    let id = Field::at(path, id);
     let name = id.name(ID_MAX)?.ok_or_else(|| id.error("missing"))?;
     if name.contains(char::is_whitespace) {
         return Err(id.error("holds white space"));

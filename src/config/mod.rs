@@ -62,6 +62,7 @@ pub struct Config {
     pub on_delete: OnDelete,
     pub default_credits: i64,
     pub keep_clerk_object: bool,
+    pub sessions: bool,
     pub clerk_instance: Option<String>,
     /// Zero is off.
     pub watch: Duration,
@@ -70,6 +71,7 @@ pub struct Config {
     pub sync_every: Option<Duration>,
     pub inbox_retention: Duration,
     pub dead_retention: Duration,
+    pub session_retention: Duration,
     pub rejection_retention: Duration,
     pub drain_limit: Duration,
     pub log_filter: String,
@@ -245,6 +247,7 @@ impl Config {
             default_credits: raw.number("HEADCOUNT_DEFAULT_CREDITS", i64::MIN, i64::MAX)?,
             keep_clerk_object: raw
                 .choice("HEADCOUNT_KEEP_CLERK_OBJECT", &[("true", true), ("false", false)])?,
+            sessions: raw.choice("HEADCOUNT_SESSIONS", &[("true", true), ("false", false)])?,
             clerk_instance: sync::instance(raw)?,
             watch: raw
                 .duration_or_off("HEADCOUNT_WATCH", Duration::from_secs(1), Duration::from_secs(3600))?
@@ -253,6 +256,7 @@ impl Config {
             sync_every: raw.duration_or_off("HEADCOUNT_SYNC_EVERY", Duration::from_secs(60), 365 * day)?,
             inbox_retention: raw.duration("HEADCOUNT_INBOX_RETENTION", day, 3650 * day)?,
             dead_retention: raw.duration("HEADCOUNT_DEAD_RETENTION", day, 3650 * day)?,
+            session_retention: raw.duration("HEADCOUNT_SESSION_RETENTION", day, 3650 * day)?,
             rejection_retention: raw.duration("HEADCOUNT_REJECTION_RETENTION", day, 3650 * day)?,
             drain_limit: raw.duration(
                 "HEADCOUNT_DRAIN_LIMIT",
@@ -347,6 +351,7 @@ impl Config {
             backend,
             policy: Policy { relink: self.relink, on_delete: self.on_delete },
             default_credits: self.default_credits,
+            sessions: self.sessions,
             // One for each transaction of a worker, and four for readiness, dead letters and people.
             connections: worker::TRANSACTIONS + 4,
         }
@@ -362,6 +367,7 @@ impl Config {
             ladder: self.retry_delays.clone(),
             instance: self.clerk_instance.clone(),
             keep_object: self.keep_clerk_object,
+            sessions: self.sessions,
             silence: worker::SILENCE,
         }
     }
@@ -383,6 +389,7 @@ impl Config {
         Retention {
             inbox: self.inbox_retention,
             dead: self.dead_retention,
+            sessions: self.session_retention,
             rejections: self.rejection_retention,
         }
     }

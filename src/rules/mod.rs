@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::time::Millis;
 
+pub mod sessions;
 pub mod users;
 
 /// A webhook, parsed, on its way into a fold.
@@ -26,6 +27,8 @@ pub struct Event {
 pub enum Change {
     /// `user.*`
     User(users::Change),
+    /// `session.*`
+    Session(Box<sessions::News>),
     /// Any other event type: recorded as ignored.
     Other,
 }
@@ -35,6 +38,7 @@ impl Change {
     pub fn clerk_id(&self) -> Option<&str> {
         match self {
             Self::User(change) => Some(change.clerk_id()),
+            Self::Session(news) => Some(&news.clerk_id),
             Self::Other => None,
         }
     }
@@ -43,6 +47,7 @@ impl Change {
     pub fn at(&self) -> Option<Millis> {
         match self {
             Self::User(change) => Some(change.at()),
+            Self::Session(news) => Some(news.version.at),
             Self::Other => None,
         }
     }
@@ -51,7 +56,7 @@ impl Change {
     pub fn deletes(&self) -> bool {
         match self {
             Self::User(change) => matches!(change, users::Change::Delete { .. }),
-            Self::Other => false,
+            Self::Session(_) | Self::Other => false,
         }
     }
 

@@ -9,18 +9,35 @@ use super::{
     filter::{Dialect as _, Value},
     people::users,
     questions::{Planned, Reading as _},
-    sync::tables::{Works, ask},
+    sessions::{self, Ended, Session, Sighting},
+    sync::tables::Works,
 };
 use crate::time::Millis;
 
 /// What the application asks about accounts.
 #[async_trait]
 pub trait Accounts: Send + Sync {
-    /// The accounts of these Clerk ids, of those that are known, in any order.
-    async fn accounts(&self, clerk_ids: &[String]) -> Result<Vec<Account>, StoreError>;
+    /// The accounts of these Clerk ids, of those that are known, in any order; and which of these sessions have ended.
+    async fn accounts(
+        &self,
+        clerk_ids: &[String],
+        sessions: &[String],
+    ) -> Result<(Vec<Account>, Vec<Ended>), StoreError>;
 
-    /// What tells whether the rows of these Clerk ids have changed, of those that have one, in any order.
-    async fn marks(&self, clerk_ids: &[String]) -> Result<Vec<Mark>, StoreError>;
+    /// What tells whether the rows of these Clerk ids have changed, of those that have one, in any order; and which of these
+    /// sessions have ended.
+    async fn marks(
+        &self,
+        clerk_ids: &[String],
+        sessions: &[String],
+    ) -> Result<(Vec<Mark>, Vec<Ended>), StoreError>;
+
+    /// Notes that tokens of these sessions were seen, of those whose users are live. A session that was seen less than a minute
+    /// before is not written again, and one that has ended stays so.
+    async fn saw_sessions(&self, sightings: &[Sighting]) -> Result<(), StoreError>;
+
+    /// The sessions of this Clerk id, the one last seen first; at most a hundred.
+    async fn sessions_of(&self, clerk_id: &str) -> Result<Vec<Session>, StoreError>;
 }
 
 /// An account that the table knows.
@@ -93,7 +110,11 @@ from_row!(Mark {
 
 #[async_trait]
 impl<S: Works> Accounts for S {
-    async fn accounts(&self, clerk_ids: &[String]) -> Result<Vec<Account>, StoreError> {
+    async fn accounts(
+        &self,
+        clerk_ids: &[String],
+        asked: &[String],
+    ) -> Result<(Vec<Account>, Vec<Ended>), StoreError> {
         let rows = format!("{}{}", users!("WHERE "), S::Db::among("clerk_id", 1));
         let rows = S::Db::whole(rows, [Value::Texts(clerk_ids)])?;
         let mut snapshot = self.snapshot().await?;
@@ -107,19 +128,36 @@ impl<S: Works> Accounts for S {
             let question = S::Db::whole(question, [Value::Texts(clerk_ids)])?;
             former = snapshot.rows(question, Planned::Once).await?;
         }
+        let ended = sessions::ended(&mut snapshot, asked).await?;
         snapshot.end().await?;
         // An account that has a row again is no former one.
         former.retain(|(clerk_id, _)| rows.iter().all(|row| row.clerk_id != *clerk_id));
         let former =
             former.into_iter().map(|(clerk_id, Told(deleted_at))| Account::Former { clerk_id, deleted_at });
-        Ok(rows.into_iter().map(|row| Account::Row(Box::new(row))).chain(former).collect())
+        Ok((rows.into_iter().map(|row| Account::Row(Box::new(row))).chain(former).collect(), ended))
     }
 
-    async fn marks(&self, clerk_ids: &[String]) -> Result<Vec<Mark>, StoreError> {
+    async fn marks(
+        &self,
+        clerk_ids: &[String],
+        asked: &[String],
+    ) -> Result<(Vec<Mark>, Vec<Ended>), StoreError> {
         let question = format!(
             "SELECT clerk_id, id, version, updated_at, deleted_at, subscription_tier, credits_balance FROM users WHERE {}",
             S::Db::among("clerk_id", 1)
         );
-        ask(self, S::Db::whole(question, [Value::Texts(clerk_ids)])?, Planned::Once).await
+        let mut snapshot = self.snapshot().await?;
+        let marks = snapshot.rows(S::Db::whole(question, [Value::Texts(clerk_ids)])?, Planned::Once).await?;
+        let ended = sessions::ended(&mut snapshot, asked).await?;
+        snapshot.end().await?;
+        Ok((marks, ended))
+    }
+
+    async fn saw_sessions(&self, sightings: &[Sighting]) -> Result<(), StoreError> {
+        sessions::saw(self, sightings).await
+    }
+
+    async fn sessions_of(&self, clerk_id: &str) -> Result<Vec<Session>, StoreError> {
+        sessions::of(self, clerk_id).await
     }
 }

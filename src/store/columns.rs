@@ -17,7 +17,11 @@ use super::{
     sync::{RunResult, SeenBy},
     times::{rfc3339, time_in_range},
 };
-use crate::{message::Origin, rules::Outcome, time::Millis};
+use crate::{
+    message::Origin,
+    rules::{Outcome, sessions},
+    time::Millis,
+};
 
 /// A column's value, and what it is in a struct.
 pub(super) trait Column {
@@ -230,6 +234,14 @@ column! {
     SeenByName is SeenBy: String => |name: String| {
         let by = SeenBy::ALL.into_iter().find(|by| by.as_str() == name);
         by.ok_or_else(|| "a way that is new to headcount".into())
+    }
+}
+
+column! {
+    /// Where a session stands. A check of the table's lets no other name in.
+    SessionStatus is sessions::Status: String => |name: String| {
+        let status = sessions::Status::ALL.into_iter().find(|status| status.as_str() == name);
+        status.ok_or_else(|| "a status that is new to headcount".into())
     }
 }
 

@@ -61,6 +61,8 @@ pub struct Retention {
     pub inbox: Duration,
     /// `HEADCOUNT_DEAD_RETENTION`, of letters that are applied or discarded.
     pub dead: Duration,
+    /// `HEADCOUNT_SESSION_RETENTION`, of sessions that have ended.
+    pub sessions: Duration,
     /// `HEADCOUNT_REJECTION_RETENTION`
     pub rejections: Duration,
 }

@@ -14,7 +14,7 @@ use super::{StoreError, errors};
 pub(super) const TABLE: &str = "headcount_migrations";
 
 /// Tables, and the migration that makes them: before it they must not be there.
-const OURS: [(i64, &str); 13] = [
+const OURS: [(i64, &str); 14] = [
     (1, "users"),
     (1, "inbox"),
     (1, "former_clerk_ids"),
@@ -28,6 +28,7 @@ const OURS: [(i64, &str); 13] = [
     (7, "leases"),
     (7, "sync_runs"),
     (7, "sync_ids"),
+    (8, "sessions"),
 ];
 
 macro_rules! migrations {
@@ -64,6 +65,7 @@ macro_rules! migrations {
                 include_str!(concat!("../../migrations/", $dialect, "/0006_users_to_erase.sql")),
             ),
             (7, "sync", include_str!(concat!("../../migrations/", $dialect, "/0007_sync.sql"))),
+            (8, "sessions", include_str!(concat!("../../migrations/", $dialect, "/0008_sessions.sql"))),
         ]
     };
 }

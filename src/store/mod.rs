@@ -43,6 +43,7 @@ mod plain;
 pub mod postgres;
 mod questions;
 mod retry;
+pub mod sessions;
 pub mod sqlite;
 pub mod sync;
 mod times;
@@ -208,6 +209,8 @@ pub struct StoreConfig {
     pub policy: Policy,
     /// `HEADCOUNT_DEFAULT_CREDITS`
     pub default_credits: i64,
+    /// `HEADCOUNT_SESSIONS`
+    pub sessions: bool,
     /// Connections to PostgreSQL at most.
     pub connections: u32,
 }
@@ -241,11 +244,12 @@ pub enum Backend {
 struct Terms {
     policy: Policy,
     default_credits: i64,
+    sessions: bool,
 }
 
 impl Terms {
     fn of(config: &StoreConfig) -> Self {
-        Self { policy: config.policy, default_credits: config.default_credits }
+        Self { policy: config.policy, default_credits: config.default_credits, sessions: config.sessions }
     }
 }
 

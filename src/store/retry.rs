@@ -104,7 +104,7 @@ mod tests {
             fresh_row: uuid::Uuid::nil(),
             patience_over: false,
         };
-        Incoming { event, event_type: "session.created".into(), received_at: 0 }
+        Incoming { event, event_type: "email.created".into(), received_at: 0 }
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
 //! Owns the transaction that a batch is applied in: lock, load, fold, save, record, apply the letters. It stands here
-//! once; each backend lends it a [`Transaction`], and each projection (today [`UsersBatch`]) says what it locks, loads, folds
+//! once; each backend lends it a [`Transaction`], and each projection ([`UsersBatch`], [`sessions`]) says what it loads, folds
 //! and saves.
 //!
 //! Promises that inbox and rows become durable together or not at all, and that batches which run at the same time end as
@@ -15,10 +15,12 @@ use uuid::Uuid;
 use super::{
     Incoming, StoreError, Terms, errors,
     retry::{self, LAST_BEGIN},
+    sessions,
+    sync::tables::{Changing, Words, Works},
     users::{Answer, Statements, UsersBatch},
 };
 use crate::{
-    rules::{Change, Event, Outcome, users::OnDelete},
+    rules::{Change, Event, Outcome, sessions::News, users::OnDelete},
     time::Millis,
 };
 
@@ -90,15 +92,20 @@ pub(super) trait Transaction: Statements + Sized {
 pub(super) struct Remembered {
     /// Those of its messages that the inbox has.
     pub(super) messages: HashSet<String>,
-    /// Those of its Clerk ids that are former ids, with the times of their deletions.
-    pub(super) former: HashMap<String, Millis>,
+    /// Those of its Clerk ids that are former ids.
+    pub(super) former: HashMap<String, Gone>,
+}
+
+/// What is remembered of a former Clerk id.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gone {
+    /// The row that it had, where it had one.
+    pub(super) user_id: Option<Uuid>,
+    pub(super) deleted_at: Millis,
 }
 
 /// Applies a batch, again where it lost a race. The outcomes stand in the order of the batch.
-pub(super) async fn apply<S: Transactions>(
-    store: &S,
-    batch: &[Incoming],
-) -> Result<Vec<Outcome>, StoreError> {
+pub(super) async fn apply<S: Works>(store: &S, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
     let mut attempt = Attempt { store, last_begin: Instant::now() + LAST_BEGIN, met: BTreeSet::new() };
     retry::races(batch, &mut attempt).await
 }
@@ -110,7 +117,7 @@ struct Attempt<'s, S> {
     met: BTreeSet<String>,
 }
 
-impl<S: Transactions> retry::Attempt for Attempt<'_, S> {
+impl<S: Works> retry::Attempt for Attempt<'_, S> {
     async fn run(&mut self, batch: &[Incoming]) -> Result<Vec<Outcome>, StoreError> {
         let mut tx = self.store.begin(Purpose::Batch(batch.len(), self.last_begin)).await?;
         let done = within(&mut tx, self.store.terms(), batch, &mut self.met).await;
@@ -122,7 +129,7 @@ impl<S: Transactions> retry::Attempt for Attempt<'_, S> {
 
 /// The transaction of a batch, but for its begin and end.
 async fn within(
-    tx: &mut impl Transaction,
+    tx: &mut impl Changing<Db: Words>,
     terms: &Terms,
     batch: &[Incoming],
     met: &mut BTreeSet<String>,
@@ -146,15 +153,23 @@ async fn within(
     // Fold what is new: each event by the rules of its family. An event of no family is ignored.
     let fresh = Fresh::of(batch, &remembered.messages);
     let mut decided = vec![Outcome::Ignored; fresh.positions.len()];
+    let accounts = terms.sessions.then(|| sessions::accounts(&rows, &remembered.former));
     let (places, news) = fresh.family(|change| matches!(change, Change::User(_)));
     let folded = users.fold(rows, remembered.former, &news)?;
     for (place, outcome) in places.into_iter().zip(&folded.outcomes) {
         decided[place] = *outcome;
     }
-    let outcomes = fresh.outcomes(&decided);
 
-    // Save, and record.
+    // Save, and record. What hangs on accounts follows them.
     users.save(tx, &folded).await?;
+    if let Some(accounts) = accounts {
+        let (places, news) = fresh.sessions();
+        let outcomes = sessions::apply(tx, accounts, &folded, &news).await?;
+        for (place, outcome) in places.into_iter().zip(outcomes) {
+            decided[place] = outcome;
+        }
+    }
+    let outcomes = fresh.outcomes(&decided);
     let entries = fresh.entries(&decided);
     if !entries.is_empty() {
         tx.record(&entries).await?;
@@ -172,7 +187,7 @@ async fn within(
 }
 
 /// Applies a batch, with what is checked at a commit only, and takes all of it back.
-pub(super) async fn rehearse<S: Transactions>(store: &S, batch: &[Incoming]) -> Result<(), StoreError> {
+pub(super) async fn rehearse<S: Works>(store: &S, batch: &[Incoming]) -> Result<(), StoreError> {
     let mut tx = store.begin(Purpose::Few).await?;
     within(&mut tx, store.terms(), batch, &mut BTreeSet::new()).await?;
     tx.check_deferred().await
@@ -180,14 +195,14 @@ pub(super) async fn rehearse<S: Transactions>(store: &S, batch: &[Incoming]) -> 
 
 /// Whether the database takes a batch: writes a row of ours, takes it out again, and has every statement of a batch checked.
 /// Leaves no row and fires no trigger of the application's on users.
-pub(super) async fn ready<S: Transactions>(store: &S) -> Result<(), StoreError> {
+pub(super) async fn ready<S: Works>(store: &S) -> Result<(), StoreError> {
     let mut tx = store.begin(Purpose::Ready).await?;
     let asked = ask(&mut tx, store.terms()).await;
     // A disk that is full or a log that cannot be flushed shows itself here at the latest.
     tx.end(asked).await
 }
 
-async fn ask(tx: &mut impl Transaction, terms: &Terms) -> Result<(), StoreError> {
+async fn ask(tx: &mut impl Changing<Db: Words>, terms: &Terms) -> Result<(), StoreError> {
     // First, because it says best that the server is a standby or read-only. With an id of its own, so that two processes
     // that ask at once never meet.
     let message = format!("headcount asks {}", Uuid::now_v7());
@@ -195,6 +210,9 @@ async fn ask(tx: &mut impl Transaction, terms: &Terms) -> Result<(), StoreError>
         return Err(errors::hidden());
     }
     tx.check_user_statements(terms.default_credits).await?;
+    if terms.sessions {
+        sessions::check(tx).await?;
+    }
     tx.check_statements(terms.policy.on_delete == OnDelete::Erase).await
 }
 
@@ -278,6 +296,16 @@ impl<'a> Fresh<'a> {
         family.map(|(place, event)| (place, event.clone())).unzip()
     }
 
+    /// What is said of sessions, each with its place among those to be folded.
+    fn sessions(&self) -> (Vec<usize>, Vec<&'a News>) {
+        let events = self.positions.iter().map(|&position| &self.batch[position].event).enumerate();
+        let news = events.filter_map(|(place, event)| match &event.change {
+            Change::Session(news) => Some((place, news.as_ref())),
+            Change::User(_) | Change::Other => None,
+        });
+        news.unzip()
+    }
+
     /// One outcome per message of the batch, given one per event to be folded. A second copy is a duplicate of what took
     /// effect; where nothing did, it shares the first one's fate.
     fn outcomes(&self, decided: &[Outcome]) -> Vec<Outcome> {
@@ -311,7 +339,7 @@ mod tests {
             fresh_row: uuid::Uuid::nil(),
             patience_over: false,
         };
-        Incoming { event, event_type: "session.created".into(), received_at: 0 }
+        Incoming { event, event_type: "email.created".into(), received_at: 0 }
     }
 
     #[test]

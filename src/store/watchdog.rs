@@ -36,6 +36,7 @@ use super::{
         Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
         Status,
     },
+    sessions::{Ended, Session, Sighting},
     sync::{
         Holder, InstanceRow, Known, Lease, NewRun, Owner, Run, Seen, SeenBy, Settled, SyncTables, Taken,
         Unseen,
@@ -243,8 +244,10 @@ watched!(Users {
 });
 
 watched!(Accounts {
-    [READY] accounts(&clerk_ids: [String]) -> Vec<Account>;
-    [READY] marks(&clerk_ids: [String]) -> Vec<Mark>;
+    [READY] accounts(&clerk_ids: [String], &sessions: [String]) -> (Vec<Account>, Vec<Ended>);
+    [READY] marks(&clerk_ids: [String], &sessions: [String]) -> (Vec<Mark>, Vec<Ended>);
+    [READY] saw_sessions(&sightings: [Sighting]) -> ();
+    [READY] sessions_of(&clerk_id: str) -> Vec<Session>;
 });
 
 watched!(Schema {

@@ -176,6 +176,7 @@ mod tests {
             backend: Backend::Sqlite { path: home.path().join("headcount.db") },
             policy: Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep },
             default_credits: 0,
+            sessions: true,
             connections: 4,
         };
         let store = store::open(&config).await.unwrap();

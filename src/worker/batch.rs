@@ -70,7 +70,7 @@ pub(super) enum Progress {
     /// Its transaction has committed.
     Committed {
         verdicts: Vec<(Held, Verdict)>,
-        /// What it did to users; empty where there was nothing to change.
+        /// What it changed rows by; empty where there was nothing to change.
         changed: Vec<Kind>,
         tried: Span,
     },
@@ -99,7 +99,7 @@ pub(super) struct Pipeline {
     pub(super) metrics: WorkerMetrics,
     /// Moments are counted from it.
     epoch: Instant,
-    /// Transactions of this worker that changed a user.
+    /// Transactions of this worker that changed a row.
     successes: AtomicU64,
 }
 
@@ -273,6 +273,7 @@ impl Pipeline {
                 origin: message.origin,
                 received_at: message.received_at,
                 keep_object: self.settings.keep_object,
+                sessions: self.settings.sessions,
             };
             match clerk::parse(&message.body, &known) {
                 Ok(parsed) => {
@@ -352,7 +353,7 @@ impl Pipeline {
                 }
             }
             let kind = Kind::of(&incoming.event_type);
-            if changes_users(*outcome) && !changed.contains(&kind) {
+            if changes_rows(*outcome) && !changed.contains(&kind) {
                 changed.push(kind);
             }
             let verdict = Verdict::of_outcome(*outcome, &held.delivery.message);
@@ -373,8 +374,8 @@ fn failed_alone(part: Part, error: StoreError, tried: Span) -> Option<Progress> 
     Some(Progress::FailedAlone(Box::new(Failed { held, account, kind, error, tried })))
 }
 
-/// Whether an outcome proves that the database takes changes of users.
-fn changes_users(outcome: Outcome) -> bool {
+/// Whether an outcome proves that the database takes changes.
+fn changes_rows(outcome: Outcome) -> bool {
     match outcome {
         Outcome::Created | Outcome::Updated | Outcome::Deleted | Outcome::Relinked | Outcome::Revived => true,
         Outcome::Stale | Outcome::Duplicate | Outcome::Ignored | Outcome::Waiting | Outcome::Buried => false,

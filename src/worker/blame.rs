@@ -182,7 +182,7 @@ pub struct Blame {
 }
 
 impl Blame {
-    /// A transaction that changed a user has committed.
+    /// A transaction that changed a row has committed.
     pub fn succeeded(&mut self, kind: Kind, tried: Span) {
         self.succeeded.entry(kind).or_default().add(tried);
         self.failing.remove(&kind);

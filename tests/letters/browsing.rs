@@ -171,7 +171,7 @@ async fn counts_stay_true_whatever_happens(home: Arc<Home>) {
     store.edit(id, Bytes::new(), &by("ann")).await.unwrap();
     store.restore(&all(), 2, &by("ann")).await.unwrap();
     check("edit and restore").await;
-    let retention = Retention { inbox: DAY, dead: Duration::ZERO, rejections: DAY };
+    let retention = Retention { inbox: DAY, dead: Duration::ZERO, sessions: DAY, rejections: DAY };
     while store.prune(&retention, 3).await.unwrap().rows > 0 {
         check("pruning").await;
     }
@@ -260,7 +260,7 @@ async fn where_the_extension_may_not_be_installed_texts_are_found_without_it() {
     url.set_username(&name).unwrap();
     let backend = Backend::Postgres { url: Secret::new(url.to_string()), schema: "ours".into() };
     let policy = Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep };
-    let config = StoreConfig { backend, policy, default_credits: 0, connections: 2 };
+    let config = StoreConfig { backend, policy, default_credits: 0, sessions: true, connections: 2 };
 
     let store = headcount::store::open(&config).await.unwrap();
     let migrating = std::process::Command::new(env!("CARGO_BIN_EXE_headcount"))

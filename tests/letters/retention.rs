@@ -45,7 +45,12 @@ async fn retention_takes_small_steps(home: Arc<Home>) {
     assert_eq!(home.number("SELECT count(*) FROM dead_letter_contents").await, 5);
     assert_eq!(home.number("SELECT count(*) FROM inbox").await, 1);
     assert_eq!(home.number("SELECT count(*) FROM users").await, 5);
-    let forever = Retention { inbox: Duration::MAX, dead: Duration::MAX, rejections: Duration::MAX };
+    let forever = Retention {
+        inbox: Duration::MAX,
+        dead: Duration::MAX,
+        sessions: Duration::MAX,
+        rejections: Duration::MAX,
+    };
     assert!(drain(&store, &forever, 100).await.is_empty());
     assert!(drain(&store, &KEPT, 0).await.is_empty());
 }

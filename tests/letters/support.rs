@@ -96,7 +96,7 @@ pub(crate) async fn variety(store: &Arc<dyn Store>) -> Vec<Captured> {
 
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 3_600);
 
-pub(crate) const KEPT: Retention = Retention { inbox: DAY, dead: DAY, rejections: DAY };
+pub(crate) const KEPT: Retention = Retention { inbox: DAY, dead: DAY, sessions: DAY, rejections: DAY };
 
 pub(crate) async fn drain(store: &Arc<dyn Store>, retention: &Retention, limit: u32) -> Vec<u64> {
     let mut steps = Vec::new();

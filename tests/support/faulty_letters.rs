@@ -48,6 +48,7 @@ impl FaultyLetters {
             backend: Backend::Sqlite { path: directory.path().join("headcount.db") },
             policy: Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep },
             default_credits: 0,
+            sessions: true,
             connections: 4,
         };
         let store = store::open(&config).await.unwrap();

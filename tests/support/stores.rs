@@ -4,7 +4,7 @@ use std::{future::Future, path::PathBuf, sync::Arc};
 
 use headcount::{
     rules::{
-        Change, Event, Outcome,
+        Change, Event, Outcome, sessions,
         users::{self, Claim, OnDelete, Policy, Profile, Relink, Source, Upsert, UpsertKind, Version},
     },
     secret::Secret,
@@ -96,7 +96,13 @@ impl Home {
     }
 
     pub(crate) fn config(&self, policy: Policy) -> StoreConfig {
-        StoreConfig { backend: self.backend.clone(), policy, default_credits: CREDITS, connections: 10 }
+        StoreConfig {
+            backend: self.backend.clone(),
+            policy,
+            default_credits: CREDITS,
+            sessions: true,
+            connections: 10,
+        }
     }
 
     /// Opens the same schema or file once more, as another process would.
@@ -309,8 +315,28 @@ pub(crate) fn deleted(clerk_id: &str, at: Millis) -> Incoming {
     incoming(&format!("{clerk_id}:Deleted:{at}"), "user.deleted", change)
 }
 
+/// What an event says of a session. It is of the same time as its version.
+#[allow(dead_code, reason = "the tests of sessions use it")]
+pub(crate) fn session(id: &str, clerk_id: &str, status: sessions::Status, at: Millis) -> Incoming {
+    let event_type = match status {
+        sessions::Status::Active => "session.created".to_owned(),
+        ended => format!("session.{}", ended.as_str()),
+    };
+    let message_id = format!("{id}:{event_type}:{at}");
+    let version = sessions::Version { at, sent: at, message_id: message_id.clone() };
+    let news = sessions::News {
+        id: id.to_owned(),
+        clerk_id: clerk_id.to_owned(),
+        version,
+        status,
+        created_at: at,
+        last_seen_at: at,
+    };
+    incoming(&message_id, &event_type, Change::Session(Box::new(news)))
+}
+
 pub(crate) fn other(message_id: &str) -> Incoming {
-    incoming(message_id, "session.created", Change::Other)
+    incoming(message_id, "email.created", Change::Other)
 }
 
 fn incoming(message_id: &str, event_type: &str, change: Change) -> Incoming {

@@ -350,7 +350,7 @@ impl fmt::Display for Fact {
             Kind::Created => "user.created",
             Kind::Updated => "user.updated",
             Kind::Deleted => "user.deleted",
-            Kind::Other => "session.created",
+            Kind::Other => "email.created",
         };
         write!(f, "#{:<2} t={} {what} {}", self.label, self.at - BEGINNING, self.clerk_id())?;
         if let Some(address) = self.address {

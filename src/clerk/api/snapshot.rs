@@ -9,7 +9,7 @@ use serde_json::{json, value::RawValue};
 use super::super::{
     GONE, SNAPSHOT,
     field::{Field, PayloadError, Raw, fields},
-    user::{News, account},
+    user::{News, identity},
 };
 use crate::{
     message::{Message, MessageId, Origin},
@@ -74,7 +74,7 @@ impl Snapshot {
             outline.map(|outline| (outline.id, outline.created_at, outline.updated_at)).unwrap_or_default();
         let time = |path, raw: Raw<'_>| Field::at(path, raw).time().ok().flatten();
         let mut snapshot = Self {
-            clerk_id: account(id).ok(),
+            clerk_id: identity("data.id", id).ok(),
             read_at,
             created_at: time("data.created_at", created_at),
             updated_at: time("data.updated_at", updated_at),

@@ -433,10 +433,9 @@ async fn a_snapshot_is_folded_as_it_was_read() {
     let read = api.user("user_000").await.unwrap().unwrap();
     let message = read.message(INSTANCE, false);
     let known = Known {
-        message_id: &message.id,
         origin: message.origin,
-        received_at: message.received_at,
         keep_object: true,
+        ..Known::webhook(&message.id, message.received_at)
     };
     let parsed = clerk::parse(&message.body, &known).unwrap();
     let Change::User(users::Change::Upsert(folded)) = parsed.change else { panic!() };

@@ -281,7 +281,8 @@ impl Person {
                 "client_id": base62("client_2", rng),
                 "created_at": sent,
                 "expire_at": sent + 604_800_000,
-                "id": base62("sess_2", rng),
+                // The same each time, so that events sent one by one are about one session.
+                "id": base62("sess_2", &mut dice(&format!("session {}", self.id))),
                 "last_active_at": sent,
                 "object": "session",
                 "status": if verb == "created" { "active" } else { verb },
@@ -461,12 +462,16 @@ mod tests {
     fn other_types_are_other_types() {
         let person = Person::of("user_1", AT);
         for event_type in
-            ["session.created", "organization.created", "email.created", "sms.created", "role.deleted", "x"]
+            ["organization.created", "email.created", "sms.created", "role.deleted", "session.touched", "x"]
         {
             let body = person.event(event_type, AT);
             assert!(matches!(parsed(&body).change, Change::Other), "{event_type}");
             assert!((300..2000).contains(&body.len()));
         }
+        let begun = parsed(&person.event("session.created", AT)).change;
+        let ended = parsed(&person.event("session.ended", AT + 1)).change;
+        let (Change::Session(begun), Change::Session(ended)) = (begun, ended) else { panic!() };
+        assert_eq!((&begun.id, begun.clerk_id.as_str()), (&ended.id, "user_1"));
         let deleted = parsed(&person.event("user.deleted", AT)).change;
         assert!(
             matches!(deleted, Change::User(users::Change::Delete { clerk_id, at: AT }) if clerk_id == "user_1")

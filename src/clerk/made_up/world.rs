@@ -417,7 +417,7 @@ mod tests {
                     let claim = born[&clerk_id].clone();
                     assert!(gone.insert(clerk_id, claim).is_none());
                 }
-                (Kind::Other, Change::Other) | (Kind::Duplicate, _) => {}
+                (Kind::Other, Change::Session(_) | Change::Other) | (Kind::Duplicate, _) => {}
                 (Kind::Forged, Change::User(users::Change::Upsert(user))) => {
                     assert!(!born.contains_key(&user.clerk_id))
                 }

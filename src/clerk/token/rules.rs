@@ -1,6 +1,6 @@
 //! Owns which tokens sign a person in. Pure: the time comes in. The signature is checked elsewhere.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::time::Millis;
@@ -41,8 +41,21 @@ pub struct Caller {
     pub session_id: String,
     /// When the token was issued, in milliseconds since the Unix epoch.
     pub issued_at: Option<Millis>,
-    /// Who acts as this user, where somebody does: Clerk's id of the impersonator.
-    pub actor: Option<String>,
+    /// Who acts as this user, where somebody does.
+    pub act: Option<Actor>,
+}
+
+/// Who acts as a user: the claim `act`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Actor {
+    /// Clerk's id of the impersonator.
+    pub sub: Option<String>,
+    /// The impersonator's own session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sid: Option<String>,
+    /// Who says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iss: Option<String>,
 }
 
 /// Which rule a token breaks.
@@ -152,11 +165,6 @@ pub(super) struct Claims {
     act: Option<Actor>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-struct Actor {
-    sub: Option<String>,
-}
-
 /// Judges by the header alone whether a token can sign anybody in.
 pub(super) fn class(header: &Header) -> Result<(), Refused> {
     if header.alg != "RS256" {
@@ -197,8 +205,9 @@ pub(super) fn judge(claims: Claims, terms: &Terms, now: Millis) -> Result<Caller
             _ => return Err(Refused::Party),
         }
     }
-    let actor = act.and_then(|act| act.sub).filter(|actor| is_id(actor));
-    Ok(Caller { clerk_id, session_id, issued_at: iat.map(millis), actor })
+    let id = |text: Option<String>| text.filter(|text| is_id(text));
+    let act = act.map(|act| Actor { sub: id(act.sub), sid: id(act.sid), iss: id(act.iss) });
+    Ok(Caller { clerk_id, session_id, issued_at: iat.map(millis), act })
 }
 
 fn is_id(text: &str) -> bool {
@@ -279,7 +288,8 @@ mod tests {
         );
         let caller = judge(claims, &terms(&[], false), NOW * 1000).unwrap();
         assert_eq!(caller.clerk_id, "user_1");
-        assert_eq!(caller.actor.as_deref(), Some("user_2"));
+        let act = serde_json::to_value(caller.act).unwrap();
+        assert_eq!(act, json!({ "iss": "https://dashboard.clerk.com", "sid": "sess_2", "sub": "user_2" }));
         assert_eq!(caller.issued_at, Some((NOW - 5) * 1000));
     }
 

@@ -116,7 +116,7 @@ pub(super) fn deleted(clerk_id: &str, at: Millis) -> Event {
 }
 
 pub(super) fn other() -> Event {
-    event("session.created", rules::Change::Other)
+    event("email.created", rules::Change::Other)
 }
 
 fn event(message_id: &str, change: rules::Change) -> Event {

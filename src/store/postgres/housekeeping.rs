@@ -79,6 +79,9 @@ const LETTERS: &str = "DELETE FROM dead_letters WHERE id = ANY(ARRAY(SELECT id F
 const REJECTIONS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id FROM rejections \
      WHERE at < $1 ORDER BY at, id LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
+const SESSIONS: &str = "DELETE FROM sessions WHERE id = ANY(ARRAY(SELECT id FROM sessions \
+     WHERE ended_at < $1 ORDER BY ended_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
+
 const SURPLUS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id FROM rejections \
      ORDER BY at DESC, id DESC OFFSET $1 LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
@@ -111,6 +114,7 @@ async fn step(connections: &Connections, retention: &Retention, limit: u32) -> R
         (INBOX, retention.inbox),
         (IGNORED, retention.inbox.min(Retention::IGNORED)),
         (LETTERS, retention.dead),
+        (SESSIONS, retention.sessions),
         (REJECTIONS, retention.rejections),
         (SYNC_IDS, Retention::LEFT_RUNS),
         (&SYNC_RUNS, Retention::RUNS),

@@ -77,6 +77,7 @@ impl Reading for Tx {
         mut question: QueryBuilder<Postgres>,
         planned: Planned,
     ) -> Result<Vec<T>, StoreError> {
+        self.in_time()?;
         let question = question.build_query_as().persistent(planned == Planned::Once);
         Ok(question.fetch_all(self).await?)
     }

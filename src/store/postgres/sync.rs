@@ -6,7 +6,7 @@ use sqlx::{Postgres, QueryBuilder};
 use super::{PostgresStore, connections::Tx};
 use crate::store::{
     StoreError,
-    sync::tables::{Changing, Words, Works},
+    sync::tables::{Changing, Kind, Words, Works},
 };
 
 // A run fills its table faster than the statistics follow, so that the planner would read it whole if it were free to.
@@ -26,10 +26,30 @@ impl Words for Postgres {
     fn members(n: usize) -> String {
         format!("jsonb_each_text(CAST(${n} AS jsonb))")
     }
+
+    fn records(name: &str, n: usize, columns: &[(&str, Kind)]) -> String {
+        let columns = columns.iter().map(|(column, kind)| {
+            let kind = match kind {
+                Kind::Text => "text",
+                Kind::Id => "uuid",
+                Kind::Time => "timestamptz",
+                Kind::Number => "bigint",
+                Kind::Flag => "boolean",
+            };
+            format!("{column} {kind}")
+        });
+        let columns = columns.collect::<Vec<_>>().join(", ");
+        format!("jsonb_to_recordset(CAST(${n} AS jsonb)) AS {name} ({columns})")
+    }
+
+    fn held_with_others(table: &str) -> String {
+        format!(" FOR SHARE OF {table}")
+    }
 }
 
 impl Changing for Tx {
     async fn run(&mut self, mut statement: QueryBuilder<Postgres>) -> Result<u64, StoreError> {
+        self.in_time()?;
         Ok(statement.build().execute(self).await?.rows_affected())
     }
 }

@@ -16,7 +16,7 @@ use crate::{
         errors,
         plain::OURSELVES,
         times::time_or_null,
-        unit::{Lock, Purpose, Remembered, Transaction, Transactions},
+        unit::{Gone, Lock, Purpose, Remembered, Transaction, Transactions},
     },
     time::Millis,
 };
@@ -57,8 +57,8 @@ impl Transactions for PostgresStore {
 const LOCK: &str = "SELECT pg_advisory_xact_lock(k) \
      FROM (SELECT DISTINCT k FROM unnest($1::bigint[]) AS k ORDER BY k) AS s";
 
-const REMEMBERED: &str = "SELECT message_id, NULL::timestamptz FROM inbox WHERE message_id = ANY($1) \
-     UNION ALL SELECT clerk_id, deleted_at FROM former_clerk_ids WHERE clerk_id = ANY($2)";
+const REMEMBERED: &str = "SELECT message_id, NULL::timestamptz, NULL::uuid FROM inbox WHERE message_id = ANY($1) \
+     UNION ALL SELECT clerk_id, deleted_at, user_id FROM former_clerk_ids WHERE clerk_id = ANY($2)";
 
 // The time of the statement, not of the transaction, so that it follows that of the batch this one waited for.
 const RECORD: &str = "INSERT INTO inbox \
@@ -121,12 +121,12 @@ impl Transaction for Tx {
     async fn remembered(&mut self, messages: &[&str], clerk_ids: &[&str]) -> Result<Remembered, StoreError> {
         self.in_time()?;
         let remembered = sqlx::query_as(REMEMBERED).bind(messages).bind(clerk_ids);
-        let rows: Vec<(String, Option<At>)> = remembered.fetch_all(self).await?;
+        let rows: Vec<(String, Option<At>, Option<Uuid>)> = remembered.fetch_all(self).await?;
         let (mut messages, mut former) = (HashSet::new(), HashMap::new());
-        for (id, deleted_at) in rows {
+        for (id, deleted_at, user_id) in rows {
             match deleted_at {
                 None => drop(messages.insert(id)),
-                Some(At(at)) => drop(former.insert(id, at)),
+                Some(At(deleted_at)) => drop(former.insert(id, Gone { user_id, deleted_at })),
             }
         }
         Ok(Remembered { messages, former })

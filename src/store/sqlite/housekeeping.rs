@@ -69,6 +69,9 @@ const LETTERS: &str = "DELETE FROM dead_letters WHERE id IN (SELECT id FROM dead
 const REJECTIONS: &str = "DELETE FROM rejections WHERE id IN (SELECT id FROM rejections \
      WHERE at < ?1 ORDER BY at, id LIMIT ?2)";
 
+const SESSIONS: &str = "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions \
+     WHERE ended_at < ?1 ORDER BY ended_at LIMIT ?2)";
+
 const SURPLUS: &str = "DELETE FROM rejections WHERE id IN (SELECT id FROM rejections \
      ORDER BY at DESC, id DESC LIMIT ?2 OFFSET ?1)";
 
@@ -92,6 +95,7 @@ async fn step(tx: &mut SqliteConnection, retention: &Retention, limit: u32) -> R
         (INBOX, retention.inbox),
         (IGNORED, retention.inbox.min(Retention::IGNORED)),
         (LETTERS, retention.dead),
+        (SESSIONS, retention.sessions),
         (REJECTIONS, retention.rejections),
         (SYNC_IDS, Retention::LEFT_RUNS),
         (&SYNC_RUNS, Retention::RUNS),

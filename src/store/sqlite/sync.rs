@@ -6,7 +6,7 @@ use super::{SqliteStore, writing::Writing};
 use crate::store::{
     StoreError,
     questions::{Decoded, Planned, Reading},
-    sync::tables::{Changing, Words, Works},
+    sync::tables::{Changing, Kind, Words, Works},
 };
 
 impl Words for Sqlite {
@@ -22,6 +22,17 @@ impl Words for Sqlite {
 
     fn members(n: usize) -> String {
         format!("json_each(${n})")
+    }
+
+    fn records(name: &str, n: usize, columns: &[(&str, Kind)]) -> String {
+        let columns = columns.iter().map(|(column, _)| format!("value->>'{column}' AS {column}"));
+        let columns = columns.collect::<Vec<_>>().join(", ");
+        format!("(SELECT {columns} FROM json_each(${n})) AS {name}")
+    }
+
+    // The one writer holds everything.
+    fn held_with_others(_: &str) -> String {
+        String::new()
     }
 }
 

@@ -12,10 +12,10 @@ use crate::{
     rules::Outcome,
     store::{
         Incoming, StoreError, Terms,
-        columns::At,
+        columns::{At, Id},
         plain::OURSELVES,
         times::{rfc3339, time_or_null},
-        unit::{Lock, Purpose, Remembered, Transaction, Transactions},
+        unit::{Gone, Lock, Purpose, Remembered, Transaction, Transactions},
     },
     time::Millis,
 };
@@ -86,13 +86,16 @@ impl Transaction for Writing {
         .bind(Json(messages))
         .fetch_all(self.connection()?)
         .await?;
-        let former: Vec<(String, At)> = sqlx::query_as(
-            "SELECT clerk_id, deleted_at FROM former_clerk_ids WHERE clerk_id IN (SELECT value FROM json_each(?1))",
+        let former: Vec<(String, Option<Id>, At)> = sqlx::query_as(
+            "SELECT clerk_id, user_id, deleted_at FROM former_clerk_ids WHERE clerk_id IN (SELECT value FROM json_each(?1))",
         )
         .bind(Json(clerk_ids))
         .fetch_all(self.connection()?)
         .await?;
-        let former = former.into_iter().map(|(clerk_id, At(at))| (clerk_id, at)).collect();
+        let former = former.into_iter().map(|(clerk_id, user_id, At(deleted_at))| {
+            (clerk_id, Gone { user_id: user_id.map(|Id(id)| id), deleted_at })
+        });
+        let former = former.collect();
         Ok(Remembered { messages: known.into_iter().collect(), former })
     }
 

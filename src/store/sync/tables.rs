@@ -38,6 +38,22 @@ pub(in crate::store) trait Words: Dialect {
 
     /// The members of a JSON object as rows, with the columns `key` and `value`.
     fn members(n: usize) -> String;
+
+    /// The objects of a JSON array as rows of the table `name`, whose columns are their members.
+    fn records(name: &str, n: usize, columns: &[(&str, Kind)]) -> String;
+
+    /// Ends a `SELECT` whose rows of this table others may hold too, but not change, before the transaction ends.
+    fn held_with_others(table: &str) -> String;
+}
+
+/// What a column of [`Words::records`] holds.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) enum Kind {
+    Text,
+    Id,
+    Time,
+    Number,
+    Flag,
 }
 
 /// A transaction that changes tables.
@@ -69,7 +85,7 @@ macro_rules! change {
     };
 }
 
-pub(super) use change;
+pub(in crate::store) use change;
 
 /// Asks one question of a snapshot.
 pub(in crate::store) async fn ask<S: Works, T: Decoded>(

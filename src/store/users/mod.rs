@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::{
     StoreError, Terms, errors,
-    unit::{Lock, Transaction},
+    unit::{Gone, Lock, Transaction},
 };
 use crate::{
     rules::{
@@ -15,7 +15,6 @@ use crate::{
         users::{self, ChangedRow, Folded, FormerId, Loaded, Row},
     },
     store::Incoming,
-    time::Millis,
 };
 
 mod columns;
@@ -120,9 +119,10 @@ impl<'b> UsersBatch<'b> {
     pub(super) fn fold(
         &self,
         rows: Vec<Row>,
-        former: HashMap<String, Millis>,
+        former: HashMap<String, Gone>,
         events: &[Event],
     ) -> Result<Folded, StoreError> {
+        let former = former.into_iter().map(|(clerk_id, gone)| (clerk_id, gone.deleted_at)).collect();
         let folded = users::fold(&self.terms.policy, Loaded { rows, former }, events);
         match folded.outcomes.len() == events.len() {
             true => Ok(folded),

@@ -87,6 +87,7 @@ impl Scene {
             backend: Backend::Sqlite { path: home.path().join("headcount.db") },
             policy: Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep },
             default_credits: 0,
+            sessions: true,
             connections: 4,
         };
         let store = store::open(&config).await.unwrap();
@@ -134,10 +135,9 @@ impl Scene {
     /// As a worker does, unless it cannot be read.
     async fn apply(&self, message: &Message) {
         let known = Known {
-            message_id: &message.id,
             origin: message.origin,
-            received_at: message.received_at,
             keep_object: false,
+            ..Known::webhook(&message.id, message.received_at)
         };
         let Ok(parsed) = clerk::parse(&message.body, &known) else { return };
         let event = Event {

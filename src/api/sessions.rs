@@ -1,0 +1,149 @@
+//! Owns the caller's sessions: noting them, and showing them to their user. Promises that noting costs no request any time, and
+//! writes a session once a minute at most.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use axum::{
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, header};
+use serde::Serialize;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tracing::debug;
+
+use super::{Api, caller::Known, limits::Limits, text};
+use crate::{
+    clerk::token::Caller,
+    net::Problem,
+    store::{
+        Store,
+        sessions::{Session, Sighting},
+    },
+    time::{now, rfc3339},
+};
+
+/// The most sightings of one statement.
+const TOGETHER: usize = 500;
+/// The most that wait to be written. More than these are forgotten: they come again.
+const WAITING: usize = 10_000;
+/// How long a user who looks at the sessions waits for the newest to be written.
+const WRITTEN: Duration = Duration::from_secs(1);
+
+enum Work {
+    Note(Sighting),
+    /// Tell once all that came before is written.
+    Tell(oneshot::Sender<()>),
+}
+
+/// Notes sessions, beside the requests.
+pub(super) struct Sessions {
+    store: Arc<dyn Store>,
+    limits: Arc<Limits>,
+    work: mpsc::Sender<Work>,
+}
+
+impl Sessions {
+    /// Starts to note, until it is dropped.
+    pub(super) fn new(store: Arc<dyn Store>, limits: Arc<Limits>) -> Self {
+        let (work, waiting) = mpsc::channel(WAITING);
+        tokio::spawn(write(Arc::clone(&store), waiting));
+        Self { store, limits, work }
+    }
+
+    /// A token of this session was seen.
+    pub(super) fn saw(&self, caller: &Caller) {
+        if !self.limits.sighting(&caller.session_id) {
+            return;
+        }
+        let act = caller.act.as_ref().and_then(|act| serde_json::to_string(act).ok());
+        let sighting =
+            Sighting { id: caller.session_id.clone(), clerk_id: caller.clerk_id.clone(), at: now(), act };
+        // Where there is no room, the next minute brings it.
+        let _ = self.work.try_send(Work::Note(sighting));
+    }
+
+    /// Waits until what was seen before is written, but not for long.
+    async fn written(&self) {
+        let (tell, told) = oneshot::channel();
+        let written = async {
+            if self.work.send(Work::Tell(tell)).await.is_ok() {
+                let _ = told.await;
+            }
+        };
+        // A database that takes no writes shows what it has.
+        let _ = timeout(WRITTEN, written).await;
+    }
+}
+
+async fn write(store: Arc<dyn Store>, mut waiting: mpsc::Receiver<Work>) {
+    let mut together = Vec::new();
+    while waiting.recv_many(&mut together, TOGETHER).await > 0 {
+        let (mut seen, mut tell) = (HashMap::new(), Vec::new());
+        for work in together.drain(..) {
+            match work {
+                Work::Note(sighting) => drop(seen.insert(sighting.id.clone(), sighting)),
+                Work::Tell(answer) => tell.push(answer),
+            }
+        }
+        let seen: Vec<Sighting> = seen.into_values().collect();
+        if !seen.is_empty()
+            && let Err(error) = store.saw_sessions(&seen).await
+        {
+            debug!("{} sessions that were seen are not noted: {error}", seen.len());
+        }
+        for answer in tell {
+            let _ = answer.send(());
+        }
+    }
+}
+
+/// What `GET /v1/me/sessions` answers.
+#[derive(Serialize)]
+struct Shown<'s> {
+    sessions: Vec<One<'s>>,
+}
+
+#[derive(Serialize)]
+struct One<'s> {
+    id: &'s str,
+    status: &'static str,
+    /// It is the one that asks.
+    current: bool,
+    created_at: String,
+    last_seen_at: String,
+    ended_at: Option<String>,
+}
+
+impl<'s> One<'s> {
+    fn of(session: &'s Session, current: &str) -> Self {
+        Self {
+            id: &session.id,
+            status: session.status.as_str(),
+            current: session.id == current,
+            created_at: rfc3339(session.created_at),
+            last_seen_at: rfc3339(session.last_seen_at),
+            ended_at: session.ended_at.map(rfc3339),
+        }
+    }
+}
+
+/// `GET /v1/me/sessions`
+pub(super) async fn list(State(api): State<Arc<Api>>, Known(caller): Known) -> Result<Response, Response> {
+    let Some(sessions) = &api.sessions else {
+        let off = Problem::new(StatusCode::NOT_FOUND, "not_found", "no sessions are kept here");
+        return Err(off.hint("set HEADCOUNT_SESSIONS to true").into_response());
+    };
+    api.row(&caller).await?;
+    sessions.written().await;
+    let known = sessions.store.sessions_of(&caller.clerk_id).await.map_err(|error| {
+        Problem::unavailable(error.to_string()).hinted(error.hint.as_deref()).into_response()
+    })?;
+    let shown = known.iter().map(|session| One::of(session, &caller.session_id));
+    let json = text(&Shown { sessions: shown.collect() });
+    let json = json.map_err(IntoResponse::into_response)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+}

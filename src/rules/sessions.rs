@@ -1,0 +1,210 @@
+//! Owns the rules that fold events into sessions, and end them with their users: pure code, no I/O, no clock, no SQL.
+//!
+//! Promises that whatever the order, duplication and split of the events, the sessions come out the same; that an end is
+//! final, and of several ends the earliest counts; and that a session of a deleted user has ended.
+
+use std::collections::{BTreeMap, HashMap};
+
+use uuid::Uuid;
+
+use super::Outcome;
+use crate::time::Millis;
+
+/// Which of two pieces of news about a session is newer. Ordered field by field, as written here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// `data.updated_at`, or the envelope's time where that is missing.
+    pub at: Millis,
+    /// The envelope's `timestamp` (0 where missing).
+    pub sent: Millis,
+    /// The last tie-breaker.
+    pub message_id: String,
+}
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Status {
+    /// Its user is signed in.
+    Active,
+    /// Its user has still to do something, such as choosing an organization.
+    Pending,
+    /// It is over: signed out, expired, or its user was deleted.
+    Ended,
+    /// It is over: its client has signed out of all sessions.
+    Removed,
+    /// It is over: somebody ended it from elsewhere.
+    Revoked,
+}
+
+impl Status {
+    /// Each status.
+    pub const ALL: [Self; 5] = [Self::Active, Self::Pending, Self::Ended, Self::Removed, Self::Revoked];
+
+    /// The stable name: in the table and in answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Pending => "pending",
+            Self::Ended => "ended",
+            Self::Removed => "removed",
+            Self::Revoked => "revoked",
+        }
+    }
+
+    /// Whether nobody is signed in by the session any more.
+    pub fn is_end(self) -> bool {
+        match self {
+            Self::Active | Self::Pending => false,
+            Self::Ended | Self::Removed | Self::Revoked => true,
+        }
+    }
+}
+
+/// What an event says of a session.
+#[derive(Clone, Debug)]
+pub struct News {
+    /// Clerk's id of the session: `sid` in its tokens.
+    pub id: String,
+    /// Whose session it is.
+    pub clerk_id: String,
+    /// Where this stands among the session's news.
+    pub version: Version,
+    /// What it is from then on. An end came at the version's time.
+    pub status: Status,
+    /// When it began.
+    pub created_at: Millis,
+    /// When its user was last seen in it.
+    pub last_seen_at: Millis,
+}
+
+/// One row of `sessions`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Clerk's id of the session.
+    pub id: String,
+    /// Whose session it is.
+    pub clerk_id: String,
+    /// The row of that account in `users`, as far as it is known.
+    pub user_id: Option<Uuid>,
+    /// Of the newest event. The default where only tokens were seen.
+    pub version: Version,
+    /// Of the earliest end, else of the newest event.
+    pub status: Status,
+    /// The earliest that is known.
+    pub created_at: Millis,
+    /// The latest that is known.
+    pub last_seen_at: Millis,
+    /// Of the earliest end.
+    pub ended_at: Option<Millis>,
+    /// That end is the deletion of its user.
+    pub with_user: bool,
+}
+
+/// What the tables say of an account, after the batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Its row, or the one that it had.
+    pub user_id: Option<Uuid>,
+    /// When it was deleted.
+    pub deleted_at: Option<Millis>,
+}
+
+/// The sessions to be written, and one outcome per event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Folded {
+    /// Those that differ from what was loaded, by id.
+    pub rows: Vec<Row>,
+    /// In the order of the events.
+    pub outcomes: Vec<Outcome>,
+}
+
+/// Folds what a batch says of sessions and of accounts into the sessions that it touches.
+///
+/// `loaded` are the sessions that the news is about, and those of the accounts that the batch has changed; `accounts` has every
+/// account that either is about.
+pub fn fold(loaded: Vec<Row>, accounts: &HashMap<String, Account>, news: &[&News]) -> Folded {
+    let before: BTreeMap<String, Row> = loaded.into_iter().map(|row| (row.id.clone(), row)).collect();
+    let mut after = before.clone();
+    let mut outcomes = Vec::with_capacity(news.len());
+    for news in news {
+        let outcome = match after.get_mut(&news.id) {
+            None => {
+                after.insert(news.id.clone(), begun(news));
+                Outcome::Created
+            }
+            Some(row) => match take(row, news) {
+                true => Outcome::Updated,
+                false => Outcome::Stale,
+            },
+        };
+        outcomes.push(outcome);
+    }
+    for row in after.values_mut() {
+        if let Some(account) = accounts.get(&row.clerk_id) {
+            follow(row, account);
+        }
+    }
+    let changed = after.into_values().filter(|row| before.get(&row.id) != Some(row));
+    Folded { rows: changed.collect(), outcomes }
+}
+
+fn begun(news: &News) -> Row {
+    let mut row = Row {
+        id: news.id.clone(),
+        clerk_id: news.clerk_id.clone(),
+        user_id: None,
+        version: news.version.clone(),
+        status: news.status,
+        created_at: news.created_at,
+        last_seen_at: news.last_seen_at,
+        ended_at: None,
+        with_user: false,
+    };
+    end(&mut row, news);
+    row
+}
+
+/// Answers whether the session is another one than before, for people.
+fn take(row: &mut Row, news: &News) -> bool {
+    let before = Row { version: Version::default(), ..row.clone() };
+    row.created_at = row.created_at.min(news.created_at);
+    row.last_seen_at = row.last_seen_at.max(news.last_seen_at);
+    if news.version > row.version {
+        row.version = news.version.clone();
+        row.clerk_id.clone_from(&news.clerk_id);
+        if row.ended_at.is_none() {
+            row.status = news.status;
+        }
+    }
+    end(row, news);
+    Row { version: Version::default(), ..row.clone() } != before
+}
+
+/// Ends a session, if the news is an end and none was known to be earlier.
+fn end(row: &mut Row, news: &News) {
+    if news.status.is_end() {
+        end_at(row, (news.version.at, false, news.status));
+    }
+}
+
+/// An end: when, whether it is the deletion of the user, and as what. Of two the lesser counts.
+type End = (Millis, bool, Status);
+
+fn end_at(row: &mut Row, end: End) {
+    let known = row.ended_at.map(|at| (at, row.with_user, row.status));
+    if known.is_none_or(|known| end < known) {
+        (row.ended_at, row.with_user, row.status) = (Some(end.0), end.1, end.2);
+    }
+}
+
+/// A session has the row of its account, and ends with it. It goes on where an account that was taken for deleted lives again.
+fn follow(row: &mut Row, account: &Account) {
+    row.user_id = account.user_id.or(row.user_id);
+    match account.deleted_at {
+        Some(at) => end_at(row, (at, true, Status::Ended)),
+        None if row.with_user => {
+            (row.ended_at, row.with_user, row.status) = (None, false, Status::Active);
+        }
+        None => {}
+    }
+}
