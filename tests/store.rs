@@ -131,6 +131,7 @@ async fn at_the_first_migration(home: &Home) -> Arc<dyn Store> {
         "sync_runs",
         "sync_ids",
         "sessions",
+        "anonymous_visitors",
     ] {
         home.sql(&format!("DROP TABLE {table}")).await;
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use governor::{
-    Quota, RateLimiter,
+    DefaultDirectRateLimiter, NotUntil, Quota, RateLimiter,
     clock::{Clock, DefaultClock},
     middleware::NoOpMiddleware,
     state::keyed::HashMapStateStore,
@@ -30,6 +30,12 @@ const STRANGER_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
 const SYNC: Duration = Duration::from_secs(10);
 /// A session is noted once in so long.
 const SIGHTING: Duration = Duration::from_secs(60);
+/// Visitors who begin at one address, per second, ...
+const VISITOR: NonZeroU32 = NonZeroU32::MIN;
+/// ... and at once; ...
+const VISITOR_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(59);
+/// ... and at all addresses, per second and at once.
+const VISITORS: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
 /// So many are remembered before those that are idle are forgotten.
 const REMEMBERED: usize = 50_000;
 
@@ -46,6 +52,8 @@ pub(super) struct Limits {
     strangers: Keyed<IpAddr>,
     syncs: Keyed<String>,
     sightings: Keyed<String>,
+    visitors: Keyed<IpAddr>,
+    all_visitors: DefaultDirectRateLimiter,
     /// Until when addresses have no requests left.
     spent: Mutex<HashMap<IpAddr, Instant>>,
     clock: DefaultClock,
@@ -59,6 +67,8 @@ impl Limits {
             strangers: RateLimiter::hashmap(Quota::per_second(STRANGER).allow_burst(STRANGER_BURST)),
             syncs: RateLimiter::hashmap(once_in(SYNC)),
             sightings: RateLimiter::hashmap(once_in(SIGHTING)),
+            visitors: RateLimiter::hashmap(Quota::per_second(VISITOR).allow_burst(VISITOR_BURST)),
+            all_visitors: RateLimiter::direct(Quota::per_second(VISITORS)),
             spent: Mutex::default(),
             clock: DefaultClock::default(),
         }
@@ -77,6 +87,14 @@ impl Limits {
     /// Whether this session is to be noted again.
     pub(super) fn sighting(&self, session_id: &str) -> bool {
         self.count(&self.sightings, &session_id.to_owned()).is_ok()
+    }
+
+    /// Counts a visitor who begins at this address.
+    pub(super) fn visitor(&self, peer: Option<IpAddr>) -> Result<(), Spent> {
+        if let Some(peer) = peer {
+            self.count(&self.visitors, &network(peer))?;
+        }
+        self.all_visitors.check().map_err(|until| self.spent_until(&until))
     }
 
     /// Counts a request that signed nobody in.
@@ -107,10 +125,11 @@ impl Limits {
         if of.len() > REMEMBERED {
             of.retain_recent();
         }
-        of.check_key(key).map_err(|until| {
-            let wait = until.wait_time_from(self.clock.now());
-            Spent { seconds: wait.as_secs() + 1 }
-        })
+        of.check_key(key).map_err(|until| self.spent_until(&until))
+    }
+
+    fn spent_until(&self, until: &NotUntil<<DefaultClock as Clock>::Instant>) -> Spent {
+        Spent { seconds: until.wait_time_from(self.clock.now()).as_secs() + 1 }
     }
 }
 
@@ -148,6 +167,17 @@ mod tests {
         let spent = limits.sync("user_ann").unwrap_err();
         assert!((9..=11).contains(&spent.seconds), "{spent:?}");
         assert_eq!(limits.sync("user_bob"), Ok(()));
+    }
+
+    #[test]
+    fn so_many_visitors_begin_at_one_address_and_at_all() {
+        let limits = Limits::new();
+        let ann = Some("192.0.2.1".parse().unwrap());
+        let begun = (0..100).filter(|_| limits.visitor(ann).is_ok()).count();
+        assert!((60..=62).contains(&begun), "{begun}");
+        let others = (0..400).map(|n| Some(IpAddr::from([198, 51, 100 + (n / 200) as u8, (n % 200) as u8])));
+        let begun = begun + others.filter(|other| limits.visitor(*other).is_ok()).count();
+        assert!((200..=220).contains(&begun), "{begun}");
     }
 
     #[test]

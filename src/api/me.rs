@@ -16,9 +16,9 @@ use super::{
     Api,
     caller::{Known, unauthorized},
     first::Made,
-    later,
+    json, later,
     limits::Spent,
-    text,
+    text, unavailable,
 };
 use crate::{
     clerk::token::Caller,
@@ -128,9 +128,7 @@ impl Api {
         let session = self.sessions.as_ref().map(|_| caller.session_id.as_str());
         let looked = self.lookups.account(&caller.clerk_id, session).await;
         let looked = looked.ok_or_else(|| Problem::unavailable("this process stops").into_response())?;
-        let (account, has_ended) = looked.map_err(|error| {
-            Problem::unavailable(error.to_string()).hinted(error.hint.as_deref()).into_response()
-        })?;
+        let (account, has_ended) = looked.map_err(|error| unavailable(&error))?;
         match account.as_deref() {
             Some(Account::Row(user)) if user.deleted_at.is_none() => {}
             Some(Account::Row(_) | Account::Former { .. }) => return Err(deleted().into_response()),
@@ -225,8 +223,7 @@ pub(super) async fn sync(State(api): State<Arc<Api>>, Known(caller): Known) -> R
     let changed = after.as_object().into_iter().flatten();
     let changed = changed.filter(|(name, value)| before.get(name) != Some(value));
     let changed: Vec<&str> = changed.map(|(name, _)| name.as_str()).collect();
-    let json = text(&Synced { user: after.clone(), changed }).map_err(IntoResponse::into_response)?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+    json(&Synced { user: after.clone(), changed })
 }
 
 fn fields(found: &Account) -> Result<Value, Problem> {

@@ -2,7 +2,8 @@
 //! describes it, and a test compares the two.
 //!
 //! In a request's order: `limits` bounds it, `caller` says who asks, `around` which pages may read the answer and how long it may take, `first` makes the
-//! first row, `lookups` reads rows, `sessions` notes who is signed in, `me` answers, `streams` goes on answering. Promises that nobody learns anything about another
+//! first row, `lookups` reads rows, `sessions` notes who is signed in, `me` answers, `streams` goes on answering, `visitors` are those who have not signed
+//! in. Promises that nobody learns anything about another
 //! user, that a row is committed before it is answered, that nobody waits longer than [`PATIENCE`], and that Clerk's API is
 //! asked about callers only.
 
@@ -10,6 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
+    extract::DefaultBodyLimit,
     handler::Handler,
     middleware,
     response::{IntoResponse, Response},
@@ -23,7 +25,7 @@ use self::{first::First, limits::Limits, lookups::Lookups, sessions::Sessions, s
 use crate::{
     clerk::token::Verifier,
     net::{self, Bounds, Problem, places},
-    store::Store,
+    store::{Store, StoreError},
     sync::Sync,
     telemetry::metrics::{ApiMetrics, ListenerMetrics},
     terminal::safe_json,
@@ -37,12 +39,16 @@ mod lookups;
 mod me;
 mod sessions;
 mod streams;
+mod visitors;
 
 /// The longest that a request waits for Clerk and the database.
 pub const PATIENCE: Duration = Duration::from_millis(4_500);
 
 /// How long Clerk's API is asked again for a first row.
 pub const ASKED: Duration = Duration::from_millis(1_500);
+
+/// The longest body of a request, in bytes.
+const BODY_MAX: usize = 4 * 1024;
 
 /// The document that describes the API.
 pub const OPENAPI: &str = include_str!("../../openapi-app.json");
@@ -62,6 +68,8 @@ pub struct Settings {
     pub keep_object: bool,
     /// `HEADCOUNT_SESSIONS`
     pub sessions: bool,
+    /// `HEADCOUNT_ANONYMOUS_RETENTION`
+    pub anonymous_retention: Duration,
     /// The connections.
     pub bounds: Bounds,
 }
@@ -79,6 +87,7 @@ impl Settings {
 
 /// What the requests share.
 pub(crate) struct Api {
+    store: Arc<dyn Store>,
     verifier: Verifier,
     cookie_suffix: Option<String>,
     metrics: ApiMetrics,
@@ -88,12 +97,22 @@ pub(crate) struct Api {
     sessions: Option<Sessions>,
     first: First,
     streams: Streams,
+    anonymous_retention: Duration,
 }
 
 /// Serves applications until `stop` becomes true or its sender is gone, then finishes the requests in flight; the caller
 /// bounds that time.
 pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Receiver<bool>) {
-    let Settings { store, verifier, cookie_suffix, clerk, keep_object, sessions, bounds } = settings;
+    let Settings {
+        store,
+        verifier,
+        cookie_suffix,
+        clerk,
+        keep_object,
+        sessions,
+        anonymous_retention,
+        bounds,
+    } = settings;
     let (lookups, metrics) = (Lookups::new(Arc::clone(&store)), ApiMetrics::new());
     let limits = Arc::new(Limits::new());
     let api = Arc::new(Api {
@@ -102,7 +121,9 @@ pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Recei
         sessions: sessions.then(|| Sessions::new(Arc::clone(&store), Arc::clone(&limits))),
         limits,
         first: First::new(Arc::clone(&store), lookups.clone(), clerk, keep_object, metrics.clone()),
-        streams: Streams::new(store, metrics.streams.clone(), stop.clone()),
+        streams: Streams::new(Arc::clone(&store), metrics.streams.clone(), stop.clone()),
+        store,
+        anonymous_retention,
         lookups,
         metrics,
     });
@@ -131,6 +152,8 @@ fn table() -> Vec<Route> {
         acts("/v1/me/sync", me::sync),
         looks("/v1/me/events", streams::stream),
         looks("/v1/me/sessions", sessions::list),
+        acts("/v1/anonymous", visitors::begin),
+        acts("/v1/me/claim", visitors::claim),
     ]
 }
 
@@ -147,6 +170,7 @@ fn router(api: Arc<Api>) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&api), around::answer))
         .layer(middleware::map_response(private))
+        .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(api)
 }
 
@@ -173,6 +197,17 @@ async fn private(mut response: Response) -> Response {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+/// An answer of JSON.
+fn json(value: &impl Serialize) -> Result<Response, Response> {
+    let json = text(value).map_err(IntoResponse::into_response)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+}
+
+/// What the database says where it does not do what it was asked.
+fn unavailable(error: &StoreError) -> Response {
+    Problem::unavailable(error.to_string()).hinted(error.hint.as_deref()).into_response()
 }
 
 /// The text of a JSON answer.

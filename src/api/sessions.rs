@@ -7,7 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use http::{StatusCode, header};
+use http::StatusCode;
 use serde::Serialize;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Api, caller::Known, limits::Limits, text};
+use super::{Api, caller::Known, json, limits::Limits, unavailable};
 use crate::{
     clerk::token::Caller,
     net::Problem,
@@ -41,7 +41,6 @@ enum Work {
 
 /// Notes sessions, beside the requests.
 pub(super) struct Sessions {
-    store: Arc<dyn Store>,
     limits: Arc<Limits>,
     work: mpsc::Sender<Work>,
 }
@@ -50,8 +49,8 @@ impl Sessions {
     /// Starts to note, until it is dropped.
     pub(super) fn new(store: Arc<dyn Store>, limits: Arc<Limits>) -> Self {
         let (work, waiting) = mpsc::channel(WAITING);
-        tokio::spawn(write(Arc::clone(&store), waiting));
-        Self { store, limits, work }
+        tokio::spawn(write(store, waiting));
+        Self { limits, work }
     }
 
     /// A token of this session was seen.
@@ -139,11 +138,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, Known(caller): Known) -> R
     };
     api.row(&caller).await?;
     sessions.written().await;
-    let known = sessions.store.sessions_of(&caller.clerk_id).await.map_err(|error| {
-        Problem::unavailable(error.to_string()).hinted(error.hint.as_deref()).into_response()
-    })?;
+    let known = api.store.sessions_of(&caller.clerk_id).await.map_err(|error| unavailable(&error))?;
     let shown = known.iter().map(|session| One::of(session, &caller.session_id));
-    let json = text(&Shown { sessions: shown.collect() });
-    let json = json.map_err(IntoResponse::into_response)?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+    json(&Shown { sessions: shown.collect() })
 }

@@ -54,6 +54,7 @@ pub(super) fn settings(
         clerk,
         keep_object: config.keep_clerk_object,
         sessions: config.sessions,
+        anonymous_retention: config.anonymous_retention,
         bounds,
     })
 }

@@ -72,6 +72,7 @@ pub struct Config {
     pub inbox_retention: Duration,
     pub dead_retention: Duration,
     pub session_retention: Duration,
+    pub anonymous_retention: Duration,
     pub rejection_retention: Duration,
     pub drain_limit: Duration,
     pub log_filter: String,
@@ -257,6 +258,7 @@ impl Config {
             inbox_retention: raw.duration("HEADCOUNT_INBOX_RETENTION", day, 3650 * day)?,
             dead_retention: raw.duration("HEADCOUNT_DEAD_RETENTION", day, 3650 * day)?,
             session_retention: raw.duration("HEADCOUNT_SESSION_RETENTION", day, 3650 * day)?,
+            anonymous_retention: raw.duration("HEADCOUNT_ANONYMOUS_RETENTION", day / 24, 3650 * day)?,
             rejection_retention: raw.duration("HEADCOUNT_REJECTION_RETENTION", day, 3650 * day)?,
             drain_limit: raw.duration(
                 "HEADCOUNT_DRAIN_LIMIT",

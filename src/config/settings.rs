@@ -53,6 +53,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { variable: "HEADCOUNT_INBOX_RETENTION", key: "inbox_retention", default: "14d" },
     Setting { variable: "HEADCOUNT_DEAD_RETENTION", key: "dead_retention", default: "90d" },
     Setting { variable: "HEADCOUNT_SESSION_RETENTION", key: "session_retention", default: "90d" },
+    Setting { variable: "HEADCOUNT_ANONYMOUS_RETENTION", key: "anonymous_retention", default: "30d" },
     Setting { variable: "HEADCOUNT_REJECTION_RETENTION", key: "rejection_retention", default: "7d" },
     Setting { variable: "HEADCOUNT_DRAIN_LIMIT", key: "drain_limit", default: "25s" },
     Setting { variable: "RUST_LOG", key: "log", default: "info" },

@@ -11,6 +11,7 @@ use super::{
     questions::{Planned, Reading as _},
     sessions::{self, Ended, Session, Sighting},
     sync::tables::Works,
+    visitors::{self, Claim, Visitor},
 };
 use crate::time::Millis;
 
@@ -35,6 +36,13 @@ pub trait Accounts: Send + Sync {
     /// Notes that tokens of these sessions were seen, of those whose users are live. A session that was seen less than a minute
     /// before is not written again, and one that has ended stays so.
     async fn saw_sessions(&self, sightings: &[Sighting]) -> Result<(), StoreError>;
+
+    /// Keeps a visitor who has just begun.
+    async fn begin_visitor(&self, visitor: &Visitor) -> Result<(), StoreError>;
+
+    /// Gives the visitor of the token with this hash to the live user of this Clerk id, unless another has it by now. Once it is the
+    /// user's, the answer stays the same.
+    async fn claim_visitor(&self, token_hash: &str, clerk_id: &str, at: Millis) -> Result<Claim, StoreError>;
 
     /// The sessions of this Clerk id, the one last seen first; at most a hundred.
     async fn sessions_of(&self, clerk_id: &str) -> Result<Vec<Session>, StoreError>;
@@ -155,6 +163,14 @@ impl<S: Works> Accounts for S {
 
     async fn saw_sessions(&self, sightings: &[Sighting]) -> Result<(), StoreError> {
         sessions::saw(self, sightings).await
+    }
+
+    async fn begin_visitor(&self, visitor: &Visitor) -> Result<(), StoreError> {
+        visitors::begin(self, visitor).await
+    }
+
+    async fn claim_visitor(&self, token_hash: &str, clerk_id: &str, at: Millis) -> Result<Claim, StoreError> {
+        visitors::claim(self, token_hash, clerk_id, at).await
     }
 
     async fn sessions_of(&self, clerk_id: &str) -> Result<Vec<Session>, StoreError> {

@@ -14,7 +14,7 @@ use super::{StoreError, errors};
 pub(super) const TABLE: &str = "headcount_migrations";
 
 /// Tables, and the migration that makes them: before it they must not be there.
-const OURS: [(i64, &str); 14] = [
+const OURS: [(i64, &str); 15] = [
     (1, "users"),
     (1, "inbox"),
     (1, "former_clerk_ids"),
@@ -29,6 +29,7 @@ const OURS: [(i64, &str); 14] = [
     (7, "sync_runs"),
     (7, "sync_ids"),
     (8, "sessions"),
+    (9, "anonymous_visitors"),
 ];
 
 macro_rules! migrations {
@@ -66,6 +67,11 @@ macro_rules! migrations {
             ),
             (7, "sync", include_str!(concat!("../../migrations/", $dialect, "/0007_sync.sql"))),
             (8, "sessions", include_str!(concat!("../../migrations/", $dialect, "/0008_sessions.sql"))),
+            (
+                9,
+                "anonymous visitors",
+                include_str!(concat!("../../migrations/", $dialect, "/0009_anonymous_visitors.sql")),
+            ),
         ]
     };
 }
@@ -142,7 +148,9 @@ mod tests {
                 "0004_retention_clock",
                 "0005_letters_tell_the_outcome",
                 "0006_users_to_erase",
-                "0007_sync"
+                "0007_sync",
+                "0008_sessions",
+                "0009_anonymous_visitors"
             ]
         );
         assert!(names(POSTGRES).is_sorted());

@@ -49,6 +49,7 @@ pub mod sync;
 mod times;
 mod unit;
 mod users;
+pub mod visitors;
 mod watchdog;
 
 pub use people::{Former, PastEvent, Totals, User, UserHistory, UserQuery, Users};

@@ -41,6 +41,7 @@ use super::{
         Holder, InstanceRow, Known, Lease, NewRun, Owner, Run, Seen, SeenBy, Settled, SyncTables, Taken,
         Unseen,
     },
+    visitors::{Claim, Visitor},
 };
 use crate::{datafile::Examined, message::Rejected, rules::Outcome, time::Millis};
 
@@ -247,6 +248,8 @@ watched!(Accounts {
     [READY] accounts(&clerk_ids: [String], &sessions: [String]) -> (Vec<Account>, Vec<Ended>);
     [READY] marks(&clerk_ids: [String], &sessions: [String]) -> (Vec<Mark>, Vec<Ended>);
     [READY] saw_sessions(&sightings: [Sighting]) -> ();
+    [READY] begin_visitor(&visitor: Visitor) -> ();
+    [READY] claim_visitor(&token_hash: str, &clerk_id: str, at: Millis) -> Claim;
     [READY] sessions_of(&clerk_id: str) -> Vec<Session>;
 });
 

@@ -1,7 +1,7 @@
 //! Owns what is kept for a while only in PostgreSQL: samples of rejected requests, and small steps of forgetting. Each
 //! step is one statement in the order of an index, passes over what is locked, and holds nothing longer than that.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
 use async_trait::async_trait;
 
@@ -82,6 +82,10 @@ const REJECTIONS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id 
 const SESSIONS: &str = "DELETE FROM sessions WHERE id = ANY(ARRAY(SELECT id FROM sessions \
      WHERE ended_at < $1 ORDER BY ended_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
+/// That nobody can claim any more.
+const VISITORS: &str = "DELETE FROM anonymous_visitors WHERE id = ANY(ARRAY(SELECT id FROM anonymous_visitors \
+     WHERE claimed_by IS NULL AND expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
+
 const SURPLUS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id FROM rejections \
      ORDER BY at DESC, id DESC OFFSET $1 LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
@@ -115,6 +119,7 @@ async fn step(connections: &Connections, retention: &Retention, limit: u32) -> R
         (IGNORED, retention.inbox.min(Retention::IGNORED)),
         (LETTERS, retention.dead),
         (SESSIONS, retention.sessions),
+        (VISITORS, Duration::ZERO),
         (REJECTIONS, retention.rejections),
         (SYNC_IDS, Retention::LEFT_RUNS),
         (&SYNC_RUNS, Retention::RUNS),

@@ -1,7 +1,7 @@
 //! Owns what is kept for a while only in SQLite: samples of rejected requests, and small steps of forgetting, each in the
 //! order of an index.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
@@ -72,6 +72,10 @@ const REJECTIONS: &str = "DELETE FROM rejections WHERE id IN (SELECT id FROM rej
 const SESSIONS: &str = "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions \
      WHERE ended_at < ?1 ORDER BY ended_at LIMIT ?2)";
 
+/// That nobody can claim any more.
+const VISITORS: &str = "DELETE FROM anonymous_visitors WHERE id IN (SELECT id FROM anonymous_visitors \
+     WHERE claimed_by IS NULL AND expires_at < ?1 ORDER BY expires_at LIMIT ?2)";
+
 const SURPLUS: &str = "DELETE FROM rejections WHERE id IN (SELECT id FROM rejections \
      ORDER BY at DESC, id DESC LIMIT ?2 OFFSET ?1)";
 
@@ -96,6 +100,7 @@ async fn step(tx: &mut SqliteConnection, retention: &Retention, limit: u32) -> R
         (IGNORED, retention.inbox.min(Retention::IGNORED)),
         (LETTERS, retention.dead),
         (SESSIONS, retention.sessions),
+        (VISITORS, Duration::ZERO),
         (REJECTIONS, retention.rejections),
         (SYNC_IDS, Retention::LEFT_RUNS),
         (&SYNC_RUNS, Retention::RUNS),

@@ -1,0 +1,114 @@
+//! Owns anonymous visitors of the application: giving each an id and a secret token, and giving the id to the user who brings
+//! that token, once. The token is shown once, and kept as a hash only.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use hmac_sha256::Hash;
+use http::{StatusCode, request::Parts};
+use rand::{RngExt as _, distr::Alphanumeric};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Api, caller::Known, json, later, limits::Spent, me::deleted, unavailable};
+use crate::{
+    net::{Peer, Problem},
+    store::visitors::{Claim, Claimed, Visitor},
+    time::{Millis, now, rfc3339},
+};
+
+/// The characters of an id after its prefix.
+const ID: usize = 24;
+/// The bytes of a token.
+const TOKEN: usize = 32;
+
+/// What `POST /v1/anonymous` answers.
+#[derive(Serialize)]
+struct Begun<'v> {
+    id: &'v str,
+    token: &'v str,
+    expires_at: String,
+}
+
+/// `POST /v1/anonymous`
+pub(super) async fn begin(State(api): State<Arc<Api>>, parts: Parts) -> Result<Response, Response> {
+    let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
+    if let Err(Spent { seconds }) = api.limits.visitor(peer) {
+        let much = "too many visitors began here";
+        let much = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", much);
+        return Err(later(much, seconds));
+    }
+    let (visitor, token) = visitor(api.anonymous_retention);
+    api.store.begin_visitor(&visitor).await.map_err(|error| unavailable(&error))?;
+    let begun = Begun { id: &visitor.id, token: &token, expires_at: rfc3339(visitor.expires_at) };
+    let mut response = json(&begun)?;
+    *response.status_mut() = StatusCode::CREATED;
+    Ok(response)
+}
+
+/// What `POST /v1/me/claim` is sent.
+#[derive(Deserialize)]
+struct Asked {
+    token: String,
+}
+
+/// What it answers.
+#[derive(Serialize)]
+struct Answer {
+    anonymous_id: String,
+    claimed_by: Uuid,
+    claimed_at: String,
+}
+
+/// `POST /v1/me/claim`
+pub(super) async fn claim(
+    State(api): State<Arc<Api>>,
+    Known(caller): Known,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Response> {
+    let asked: Asked = body.ok().and_then(|body| serde_json::from_slice(&body).ok()).ok_or_else(|| {
+        Problem::new(StatusCode::BAD_REQUEST, "bad_request", "the body is no JSON object with a token")
+            .hint("send {\"token\":\"…\"}, the token of POST /v1/anonymous")
+            .into_response()
+    })?;
+    api.row(&caller).await?;
+    let claimed = api.store.claim_visitor(&hash(&asked.token), &caller.clerk_id, now()).await;
+    match claimed.map_err(|error| unavailable(&error))? {
+        Claim::Yours(Claimed { anonymous_id, claimed_by, claimed_at }) => {
+            json(&Answer { anonymous_id, claimed_by, claimed_at: rfc3339(claimed_at) })
+        }
+        Claim::Another => {
+            let other = "another user has claimed this visitor";
+            Err(Problem::new(StatusCode::CONFLICT, "claimed_by_another", other).into_response())
+        }
+        Claim::Unknown => {
+            let unknown = "no visitor has this token, or it has expired";
+            Err(Problem::new(StatusCode::NOT_FOUND, "unknown_token", unknown).into_response())
+        }
+        Claim::Nobody => Err(deleted().into_response()),
+    }
+}
+
+/// A new one, with its token.
+fn visitor(kept: Duration) -> (Visitor, String) {
+    let (mut rng, began) = (rand::rng(), now());
+    let id: String = (0..ID).map(|_| char::from(rng.sample(Alphanumeric))).collect();
+    let token = URL_SAFE_NO_PAD.encode(rng.random::<[u8; TOKEN]>());
+    let kept = Millis::try_from(kept.as_millis()).unwrap_or(Millis::MAX);
+    let visitor = Visitor {
+        id: format!("anon_{id}"),
+        token_hash: hash(&token),
+        created_at: began,
+        expires_at: began.saturating_add(kept),
+    };
+    (visitor, token)
+}
+
+fn hash(token: &str) -> String {
+    Hash::hash(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
