@@ -38,6 +38,7 @@ soak: ## Run the tests with many more rounds and cases (SOAK=1; an hour or so)
 	$(suite) --no-run
 	SOAK=1 scripts/servers run -- $(suite) $(soak_options)
 	scripts/fuzz-api target/debug/headcount
+	scripts/tokens-like-clerk target/debug/headcount
 
 lint: ## Check format, lints and documentation; warnings are errors
 	cargo fmt --all --check

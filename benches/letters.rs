@@ -55,6 +55,7 @@ async fn main() {
         backend: Backend::Postgres { url: Secret::new(url.clone()), schema: SCHEMA.into() },
         policy: Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep },
         default_credits: 0,
+        sessions: true,
         connections: 4,
     };
     let store = store::open(&config).await.expect("a store");

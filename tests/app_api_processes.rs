@@ -24,6 +24,7 @@ use support::{
     clerk::{populate, stand_in, user},
     eventually,
     process::{Backends, Process, World},
+    traffic::metric_of,
 };
 
 const ISSUER: &str = "https://clerk.example.com";
@@ -65,6 +66,7 @@ macro_rules! on_both {
 
 on_both! {
     processes_of_the_api_and_of_the_worker_share_one_table
+    webhooks_of_sessions_begin_and_end_them_unless_they_are_off
 }
 
 async fn processes_of_the_api_and_of_the_worker_share_one_table(backends: Backends) {
@@ -98,6 +100,40 @@ async fn processes_of_the_api_and_of_the_worker_share_one_table(backends: Backen
     world.clean_up().await;
 }
 
+async fn webhooks_of_sessions_begin_and_end_them_unless_they_are_off(backends: Backends) {
+    let (mut world, clerk, signer) = answering(backends).await;
+    populate(clerk.world(), 1);
+    let person = Person::of(user(0), now());
+    let body = |event: &str| Bytes::from(person.event(event, now()));
+    let begun: Value = serde_json::from_slice(&body("session.created")).unwrap();
+    let session = begun["data"]["id"].as_str().unwrap().to_owned();
+    let token = || signer.session(ISSUER, &user(0), &session, "", now());
+    for keeps in ["false", "true"] {
+        world.set("HEADCOUNT_SESSIONS", keeps);
+        let up = world.start(&["up"]);
+        eventually("the tables are made", async || me(&up, &token()).await.0 == StatusCode::OK).await;
+        for event in ["session.created", "session.ended", "session.touched"] {
+            let posted = up.poster().post(&format!("msg_{keeps}_{event}"), body(event)).await.unwrap();
+            assert_eq!(posted, 202, "{event}");
+        }
+        let settled = async |outcome: &str| metric_of(&up, "headcount_events_total", outcome).await;
+        match keeps {
+            "false" => {
+                eventually("all are ignored", async || settled("ignored").await == 3.0).await;
+                assert_eq!(me(&up, &token()).await.0, StatusCode::OK);
+            }
+            _ => {
+                eventually("one is ignored", async || settled("ignored").await == 1.0).await;
+                eventually("the session ends", async || me(&up, &token()).await.1["code"] == "session_ended")
+                    .await;
+                assert_eq!(world.users().await.len(), 1, "the user inside is no news");
+            }
+        }
+        up.stop();
+    }
+    world.clean_up().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_not_there_is_waited_for_and_nobody_waits_long() {
     let (mut world, clerk, signer) = answering(Backends::Embedded).await;
@@ -112,6 +148,56 @@ async fn a_database_that_is_not_there_is_waited_for_and_nobody_waits_long() {
     let ready = process.told("/readyz").await;
     assert_eq!(ready["ready"], false, "{ready}");
     process.stop();
+}
+
+/// Answers every request with this document.
+fn publish(document: &Value) -> String {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/jwks.json", listener.local_addr().unwrap());
+    let body = document.to_string();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn doctor_says_whose_tokens_count() {
+    let mut world = World::new(Backends::Embedded);
+    let signer = Signer::new("ins_1").unwrap();
+    let line = |world: &World| {
+        let said = String::from_utf8(world.run(&["doctor"]).stdout).unwrap();
+        said.lines()
+            .find(|line| line.split_whitespace().nth(1) == Some("tokens"))
+            .unwrap_or_default()
+            .to_owned()
+    };
+    assert_eq!(line(&world), "");
+    world.set("CLERK_JWT_ISSUER_DOMAIN", ISSUER);
+    world.set("CLERK_JWKS_URL", "http://127.0.0.1:1/jwks.json");
+    let away = line(&world);
+    assert!(away.starts_with("FAILED ") && away.contains(ISSUER) && away.contains("127.0.0.1"), "{away}");
+    world.set("CLERK_JWKS_URL", &publish(&signer.key_set()));
+    let read = line(&world);
+    assert!(read.starts_with("ok ") && read.ends_with("its keys can be read"), "{read}");
+    world.set("HEADCOUNT_CLERK_INSTANCE", "ins_2");
+    let other = line(&world);
+    assert!(other.starts_with("warning ") && other.contains("ins_1; the table belongs to ins_2"), "{other}");
+    world.set("CLERK_JWT_KEY", &signer.pem());
+    let given = line(&world);
+    assert!(
+        given.starts_with("ok ") && given.ends_with("where the key in CLERK_JWT_KEY has signed them"),
+        "{given}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

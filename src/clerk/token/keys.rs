@@ -133,6 +133,24 @@ impl Keys {
         }))))
     }
 
+    /// The ids of the keys that the instance publishes now, sorted; `None` where people gave one.
+    ///
+    /// # Errors
+    /// Why they cannot be read.
+    pub async fn published(&self) -> Option<Result<Vec<String>, String>> {
+        let Source::Published(published) = &self.0 else { return None };
+        published.fetch(Duration::ZERO).await;
+        let known = published.known();
+        Some(match &known.trouble {
+            Some(why) => Err(why.clone()),
+            None => {
+                let mut ids: Vec<String> = known.keys.keys().cloned().collect();
+                ids.sort();
+                Ok(ids)
+            }
+        })
+    }
+
     /// The key of this id.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! Owns what `doctor` says about Clerk: the key and its instance, the clocks, whose webhooks come in, and what the watch last said.
+//! Owns what `doctor` says about Clerk: the key and its instance, the clocks, whose webhooks come in, what the watch last said, and
+//! whose session tokens count.
 //! Promises to take no longer than [`LIMIT`] for Clerk's API, to change nothing, and never to print the key.
 
 use std::{sync::Arc, time::Duration};
@@ -6,7 +7,10 @@ use std::{sync::Arc, time::Duration};
 use super::Check;
 use crate::{
     app,
-    clerk::api::{Api, ApiError, Instance, clock_hint, clock_says},
+    clerk::{
+        api::{Api, ApiError, Instance, clock_hint, clock_says},
+        token::Keys,
+    },
     config::Config,
     failure::Failure,
     ops::sync::{Notice, Watch, watch},
@@ -26,7 +30,7 @@ const LATE: u64 = 300;
 
 /// Checks all of it.
 pub(super) async fn checks(config: &Config) -> Vec<Check> {
-    let (answer, known) = tokio::join!(ask(config), known(config));
+    let (answer, known, keys) = tokio::join!(ask(config), known(config), keys(config));
     // Where the database does not answer, the line about the database says so.
     let (instances, watch) = known.unwrap_or_default();
     let mut checks = key(config, answer, &instances, watch.as_ref());
@@ -35,7 +39,54 @@ pub(super) async fn checks(config: &Config) -> Vec<Check> {
     if elsewhere || (config.clerk_secret_key.is_some() && !config.watch.is_zero()) {
         checks.extend(watched(watch));
     }
+    checks.extend(tokens(config, keys, &instances));
     checks
+}
+
+/// The keys of session tokens: their ids where they are published, nothing where one was given.
+async fn keys(config: &Config) -> Option<Result<Option<Vec<String>>, String>> {
+    let keys = Keys::new(&config.tokens()?.keys);
+    Some(match keys {
+        Ok(keys) => keys.published().await.transpose(),
+        Err(problem) => Err(problem),
+    })
+}
+
+/// Whose session tokens the application's API takes.
+fn tokens(
+    config: &Config,
+    keys: Option<Result<Option<Vec<String>>, String>>,
+    instances: &[InstanceRow],
+) -> Option<Check> {
+    let issuer = config.tokens()?.terms.issuer;
+    let learned = instances.iter().find(|row| row.owner).map(|row| row.instance_id.as_str());
+    let table = config.clerk_instance.as_deref().or(learned);
+    Some(match keys? {
+        Err(why) => Check::failed(
+            "tokens",
+            Failure::new(format!("the keys of session tokens of {issuer} cannot be read: {why}")).hint(
+                "check CLERK_PUBLISHABLE_KEY and this machine's way to that host, or set CLERK_JWT_KEY",
+            ),
+        ),
+        Ok(None) => Check::ok(
+            "tokens",
+            format!("session tokens of {issuer} count where the key in CLERK_JWT_KEY has signed them"),
+        ),
+        // Clerk names an instance's key after the instance.
+        Ok(Some(ids)) => match table
+            .filter(|table| ids.iter().all(|id| id.starts_with("ins_") && id != table))
+        {
+            Some(table) => Check::warning(
+                "tokens",
+                format!(
+                    "session tokens of {issuer} count, whose key is of {}; the table belongs to {table}",
+                    ids.join(", ")
+                ),
+                "take CLERK_PUBLISHABLE_KEY and CLERK_SECRET_KEY from one instance's page in the Clerk dashboard",
+            ),
+            None => Check::ok("tokens", format!("session tokens of {issuer} count; its keys can be read")),
+        },
+    })
 }
 
 /// What Clerk's API answered.
