@@ -13,7 +13,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use headcount::{
-    clerk::stand_in::{StandIn, tokens::Signer},
+    clerk::{
+        made_up::Person,
+        stand_in::{StandIn, tokens::Signer},
+    },
     net::Client,
     time::now,
 };
