@@ -21,7 +21,10 @@ use stores::Home;
 /// Columns that an application has no use for.
 const OURS: [(&str, &[&str]); 3] = [
     ("users", &["version_sent", "version_kind", "version_message_id", "email_key", "erased"]),
-    ("sessions", &["ended_with_user", "version", "version_sent", "version_message_id"]),
+    (
+        "sessions",
+        &["own_status", "own_ended_at", "user_deleted_at", "version", "version_sent", "version_message_id"],
+    ),
     ("anonymous_visitors", &["token_hash"]),
 ];
 

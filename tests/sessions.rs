@@ -28,7 +28,7 @@ use headcount::{
     time::{Millis, now},
 };
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
-use stores::{Home, KEEP, apply, contract, created, deleted, other, row, session};
+use stores::{Home, KEEP, apply, contract, created, deleted, row, session};
 
 contract! {
     sessions_come_out_the_same_in_any_order
@@ -239,18 +239,32 @@ async fn who_lives_again_goes_on(home: Arc<Home>) {
     apply(&store, [created("ann", 5).event()]).await.unwrap();
     apply(&store, [session("s1", "ann", Active, 10), session("s2", "ann", Ended, 12)]).await.unwrap();
     apply(&store, [deleted("ann", 20)]).await.unwrap();
-    let mut again = created("ann", 5).message("again").event();
-    if let Change::User(headcount::rules::users::Change::Upsert(upsert)) = &mut again.event.change {
-        upsert.version.sent = 40;
-        upsert.source = headcount::rules::users::Source::Api { revive: true };
-    }
+    let again = revived("ann", 40);
     assert_eq!(apply(&store, [again]).await.unwrap(), [Revived]);
     assert_eq!(line(&store, "ann", "s1").await, (Active, 10, 10, None), "it had ended by mistake");
     assert_eq!(line(&store, "ann", "s2").await, (Ended, 12, 12, Some(12)));
+    // What had ended by itself stays so, though the deletion came first.
+    apply(&store, [session("s3", "ann", Pending, 41)]).await.unwrap();
+    apply(&store, [session("s1", "ann", Revoked, 60), deleted("ann", 50)]).await.unwrap();
+    assert_eq!(line(&store, "ann", "s1").await, (Ended, 10, 60, Some(50)));
+    let again = revived("ann", 70);
+    assert_eq!(apply(&store, [again]).await.unwrap(), [Revived]);
+    assert_eq!(line(&store, "ann", "s1").await, (Revoked, 10, 60, Some(60)));
+    assert_eq!(line(&store, "ann", "s3").await, (Pending, 41, 41, None));
+}
+
+/// News that the account lives after all, as Clerk's API gave it then and a person asked for it.
+fn revived(clerk_id: &str, at: Millis) -> Incoming {
+    let mut again = created(clerk_id, 5).message(format!("{clerk_id} again at {at}")).event();
+    if let Change::User(headcount::rules::users::Change::Upsert(upsert)) = &mut again.event.change {
+        upsert.version.sent = at;
+        upsert.source = headcount::rules::users::Source::Api { revive: true };
+    }
+    again
 }
 
 fn sighting(id: &str, clerk_id: &str, at: Millis) -> Sighting {
-    Sighting { id: id.into(), clerk_id: clerk_id.into(), at, act: None }
+    Sighting { id: id.into(), clerk_id: clerk_id.into(), at, issued_at: at, act: None }
 }
 
 async fn a_session_that_was_seen_is_noted_once_a_minute(home: Arc<Home>) {
@@ -276,13 +290,21 @@ async fn a_session_that_was_seen_is_noted_once_a_minute(home: Arc<Home>) {
         assert_eq!(noted, 1, "at {at}");
     }
     assert_eq!(line(&store, "ann", "s").await, (Active, 99_000, 400_000, None));
+    // Who was pending, and is signed in by a later token, is active.
+    apply(&store, [session("p", "ann", Pending, 450_000)]).await.unwrap();
+    store.saw_sessions(&[sighting("p", "ann", 449_000)]).await.unwrap();
+    assert_eq!(line(&store, "ann", "p").await, (Pending, 450_000, 450_000, None));
+    store.saw_sessions(&[sighting("p", "ann", 451_000)]).await.unwrap();
+    assert_eq!(line(&store, "ann", "p").await, (Active, 450_000, 451_000, None));
+    assert_eq!(apply(&store, [session("p", "ann", Pending, 440_000)]).await.unwrap(), [Updated]);
+    assert_eq!(line(&store, "ann", "p").await, (Active, 440_000, 451_000, None));
     // Many at a time, the same twice, strangers too.
     let many: Vec<_> =
         (0..500).map(|n| sighting(&format!("m{n}"), ["ann", "nobody"][n % 2], 500_000)).collect();
     store.saw_sessions(&many).await.unwrap();
     store.saw_sessions(&many).await.unwrap();
     store.saw_sessions(&[]).await.unwrap();
-    assert_eq!(home.number("SELECT count(*) FROM sessions").await, 251);
+    assert_eq!(home.number("SELECT count(*) FROM sessions").await, 252);
     assert_eq!(store.sessions_of("ann").await.unwrap().len(), 100);
 }
 
@@ -334,8 +356,7 @@ async fn without_sessions_nothing_is_kept(home: Arc<Home>) {
     home.store().await;
     let config = store::StoreConfig { sessions: false, ..home.config(KEEP) };
     let store = store::open(&config).await.unwrap();
-    // As the worker reads their events then.
-    let batch = [created("ann", 5).event(), other("m1"), deleted("ann", 20)];
+    let batch = [created("ann", 5).event(), session("s1", "ann", Active, 10), deleted("ann", 20)];
     assert_eq!(apply(&store, batch).await.unwrap(), [Created, Ignored, Deleted]);
     assert_eq!(home.number("SELECT count(*) FROM sessions").await, 0);
     store.ready().await.unwrap();

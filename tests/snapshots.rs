@@ -36,6 +36,7 @@ contract! {
     the_last_sign_in_alone_is_taken_in
     an_older_version_or_reading_changes_nothing
     a_deleted_account_stays_deleted_where_nobody_asked
+    who_lives_again_and_leaves_in_one_batch_is_known_as_deleted
     a_kept_row_lives_again_with_its_applications_columns
     an_erased_row_lives_again_with_its_applications_columns
     an_id_deleted_before_it_was_seen_lives_again
@@ -341,6 +342,21 @@ async fn a_relinked_former_id_lives_again_in_a_row_of_its_own(home: Arc<Home>) {
     assert!(ann.id != before.id && ann.credits_balance != 7 && ann.email.is_none());
     lives_on(&home, &store, "ann").await;
     assert_eq!(rows(&store).await.len(), 2);
+}
+
+async fn who_lives_again_and_leaves_in_one_batch_is_known_as_deleted(home: Arc<Home>) {
+    let store = home.store().await;
+    apply(&store, [deleted("ann", 20)]).await.unwrap();
+    let batch = [
+        revive(created("ann", 10).verified(X), 50).event(),
+        deleted("ann", 60),
+        created("bob", 70).verified(X).event(),
+    ];
+    assert_eq!(apply(&store, batch).await.unwrap(), [Revived, Deleted, Relinked]);
+    let known = "SELECT count(*) FROM former_clerk_ids WHERE clerk_id = 'ann' AND user_id IS NOT NULL";
+    assert_eq!(home.number(known).await, 1);
+    assert_eq!(apply(&store, [updated("ann", 55).verified(X).event()]).await.unwrap(), [Stale]);
+    assert_eq!(store.live_users().await.unwrap(), 1);
 }
 
 async fn a_reading_before_the_deletion_revives_nobody(home: Arc<Home>) {

@@ -13,9 +13,11 @@ CREATE TABLE sessions (
     ended_at timestamptz,
     -- Who acted in the user's place: the claim act of a token.
     act jsonb,
-    -- That end is the deletion of the user.
-    ended_with_user boolean NOT NULL DEFAULT false,
-    -- Of the newest event: Clerk's time in milliseconds, and what breaks ties, in this order.
+    -- What its own events say, and apart from that the deletion of its user.
+    own_status text NOT NULL,
+    own_ended_at timestamptz,
+    user_deleted_at timestamptz,
+    -- Of the newest event or token: Clerk's time in milliseconds, and what breaks ties, in this order.
     version bigint NOT NULL,
     version_sent bigint NOT NULL,
     version_message_id text NOT NULL

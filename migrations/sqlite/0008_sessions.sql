@@ -13,9 +13,11 @@ CREATE TABLE sessions (
     ended_at TEXT,
     -- Who acted in the user's place: the claim act of a token; JSON text.
     act TEXT,
-    -- That end is the deletion of the user.
-    ended_with_user INTEGER NOT NULL DEFAULT 0,
-    -- Of the newest event: Clerk's time in milliseconds, and what breaks ties, in this order.
+    -- What its own events say, and apart from that the deletion of its user.
+    own_status TEXT NOT NULL,
+    own_ended_at TEXT,
+    user_deleted_at TEXT,
+    -- Of the newest event or token: Clerk's time in milliseconds, and what breaks ties, in this order.
     version INTEGER NOT NULL,
     version_sent INTEGER NOT NULL,
     version_message_id TEXT NOT NULL

@@ -29,7 +29,7 @@ const STRANGER_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
 /// A user may ask for Clerk's answer once in so long.
 const SYNC: Duration = Duration::from_secs(10);
 /// A session is noted once in so long.
-const SIGHTING: Duration = Duration::from_secs(60);
+const SIGHTING: Duration = Duration::from_secs(61);
 /// Visitors who begin at one address, per second, ...
 const VISITOR: NonZeroU32 = NonZeroU32::MIN;
 /// ... and at once; ...
@@ -38,6 +38,8 @@ const VISITOR_BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(59);
 const VISITORS: NonZeroU32 = NonZeroU32::MIN.saturating_add(199);
 /// So many are remembered before those that are idle are forgotten.
 const REMEMBERED: usize = 50_000;
+/// How often that is done at most.
+const TIDIED: Duration = Duration::from_secs(1);
 
 /// There is no more for now.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub(super) struct Limits {
     /// Until when addresses have no requests left.
     spent: Mutex<HashMap<IpAddr, Instant>>,
     clock: DefaultClock,
+    /// When those that are idle were last forgotten.
+    tidied: Mutex<Instant>,
 }
 
 impl Limits {
@@ -71,6 +75,7 @@ impl Limits {
             all_visitors: RateLimiter::direct(Quota::per_second(VISITORS)),
             spent: Mutex::default(),
             clock: DefaultClock::default(),
+            tidied: Mutex::new(Instant::now()),
         }
     }
 
@@ -84,9 +89,9 @@ impl Limits {
         self.count(&self.syncs, &clerk_id.to_owned())
     }
 
-    /// Whether this session is to be noted again.
-    pub(super) fn sighting(&self, session_id: &str) -> bool {
-        self.count(&self.sightings, &session_id.to_owned()).is_ok()
+    /// Whether this session, as seen with this actor, is to be noted again.
+    pub(super) fn sighting(&self, session_id: &str, act: Option<&str>) -> bool {
+        self.count(&self.sightings, &format!("{session_id} {}", act.unwrap_or_default())).is_ok()
     }
 
     /// Counts a visitor who begins at this address.
@@ -122,8 +127,13 @@ impl Limits {
     }
 
     fn count<K: Clone + Eq + std::hash::Hash>(&self, of: &Keyed<K>, key: &K) -> Result<(), Spent> {
-        if of.len() > REMEMBERED {
+        // It looks at all of them: for each request that would be too often.
+        if of.len() > REMEMBERED
+            && let Ok(mut tidied) = self.tidied.try_lock()
+            && tidied.elapsed() >= TIDIED
+        {
             of.retain_recent();
+            *tidied = Instant::now();
         }
         of.check_key(key).map_err(|until| self.spent_until(&until))
     }

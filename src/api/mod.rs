@@ -19,7 +19,10 @@ use axum::{
 };
 use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 
 use self::{first::First, limits::Limits, lookups::Lookups, sessions::Sessions, streams::Streams};
 use crate::{
@@ -46,6 +49,9 @@ pub const PATIENCE: Duration = Duration::from_millis(4_500);
 
 /// How long Clerk's API is asked again for a first row.
 pub const ASKED: Duration = Duration::from_millis(1_500);
+
+/// How many requests at a time ask the database for more than a row.
+const TURNS: usize = 2;
 
 /// The longest body of a request, in bytes.
 const BODY_MAX: usize = 4 * 1024;
@@ -98,6 +104,8 @@ pub(crate) struct Api {
     first: First,
     streams: Streams,
     anonymous_retention: Duration,
+    /// Whoever asks the database for more than a row waits for one of these, so that connections are left for the rest.
+    turns: Semaphore,
 }
 
 /// Serves applications until `stop` becomes true or its sender is gone, then finishes the requests in flight; the caller
@@ -124,6 +132,7 @@ pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Recei
         streams: Streams::new(Arc::clone(&store), metrics.streams.clone(), stop.clone()),
         store,
         anonymous_retention,
+        turns: Semaphore::new(TURNS),
         lookups,
         metrics,
     });
@@ -194,7 +203,7 @@ async fn openapi() -> Response {
 /// Keeps answers about one user out of caches that others share, and keeps browsers from guessing their type.
 async fn private(mut response: Response) -> Response {
     let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("private, no-cache"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

@@ -13,7 +13,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tracing::debug;
+use tracing::{info, warn};
 
 use super::{Api, caller::Known, json, limits::Limits, unavailable};
 use crate::{
@@ -55,12 +55,17 @@ impl Sessions {
 
     /// A token of this session was seen.
     pub(super) fn saw(&self, caller: &Caller) {
-        if !self.limits.sighting(&caller.session_id) {
+        let act = caller.act.as_ref().and_then(|act| serde_json::to_string(act).ok());
+        if !self.limits.sighting(&caller.session_id, act.as_deref()) {
             return;
         }
-        let act = caller.act.as_ref().and_then(|act| serde_json::to_string(act).ok());
-        let sighting =
-            Sighting { id: caller.session_id.clone(), clerk_id: caller.clerk_id.clone(), at: now(), act };
+        let sighting = Sighting {
+            id: caller.session_id.clone(),
+            clerk_id: caller.clerk_id.clone(),
+            at: now(),
+            issued_at: caller.issued_at.unwrap_or_default(),
+            act,
+        };
         // Where there is no room, the next minute brings it.
         let _ = self.work.try_send(Work::Note(sighting));
     }
@@ -79,7 +84,7 @@ impl Sessions {
 }
 
 async fn write(store: Arc<dyn Store>, mut waiting: mpsc::Receiver<Work>) {
-    let mut together = Vec::new();
+    let (mut together, mut failing) = (Vec::new(), false);
     while waiting.recv_many(&mut together, TOGETHER).await > 0 {
         let (mut seen, mut tell) = (HashMap::new(), Vec::new());
         for work in together.drain(..) {
@@ -89,10 +94,14 @@ async fn write(store: Arc<dyn Store>, mut waiting: mpsc::Receiver<Work>) {
             }
         }
         let seen: Vec<Sighting> = seen.into_values().collect();
-        if !seen.is_empty()
-            && let Err(error) = store.saw_sessions(&seen).await
-        {
-            debug!("{} sessions that were seen are not noted: {error}", seen.len());
+        if !seen.is_empty() {
+            let saw = store.saw_sessions(&seen).await;
+            let was_failing = std::mem::replace(&mut failing, saw.is_err());
+            match saw {
+                Err(error) if !was_failing => warn!("sessions whose tokens are seen are not noted: {error}"),
+                Ok(()) if was_failing => info!("sessions whose tokens are seen are noted again"),
+                Ok(()) | Err(_) => {}
+            }
         }
         for answer in tell {
             let _ = answer.send(());
@@ -138,6 +147,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, Known(caller): Known) -> R
     };
     api.row(&caller).await?;
     sessions.written().await;
+    let _turn = api.turns.acquire().await;
     let known = api.store.sessions_of(&caller.clerk_id).await.map_err(|error| unavailable(&error))?;
     let shown = known.iter().map(|session| One::of(session, &caller.session_id));
     json(&Shown { sessions: shown.collect() })

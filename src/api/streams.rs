@@ -65,7 +65,7 @@ pub(super) struct Streams {
 struct Register {
     accounts: HashMap<String, Listened>,
     /// By session and account: turns true at the session's end.
-    sessions: HashMap<Ended, watch::Sender<bool>>,
+    sessions: HashMap<Ended, Session>,
     streams: usize,
 }
 
@@ -75,6 +75,13 @@ struct Listened {
     mark: Option<Mark>,
     /// How often it has changed since.
     changes: watch::Sender<u64>,
+    streams: usize,
+}
+
+/// A session whose end is listened for.
+struct Session {
+    ended: watch::Sender<bool>,
+    streams: usize,
 }
 
 impl Streams {
@@ -111,12 +118,16 @@ impl Streams {
         register.streams += 1;
         self.open.increment(1.0);
         let listened = register.accounts.entry(clerk_id.to_owned());
-        let listened = listened.or_insert_with(|| Listened { mark: None, changes: watch::Sender::new(0) });
+        let listened =
+            listened.or_insert_with(|| Listened { mark: None, changes: watch::Sender::new(0), streams: 0 });
+        listened.streams += 1;
         let changes = listened.changes.subscribe();
         let session = session.map(|session| {
             let session = (session.to_owned(), clerk_id.to_owned());
-            let ended = register.sessions.entry(session.clone()).or_insert_with(|| watch::Sender::new(false));
-            (session, ended.subscribe())
+            let known = register.sessions.entry(session.clone());
+            let known = known.or_insert_with(|| Session { ended: watch::Sender::new(false), streams: 0 });
+            known.streams += 1;
+            (session, known.ended.subscribe())
         });
         Some(Listener { streams: self.clone(), clerk_id: clerk_id.to_owned(), changes, session })
     }
@@ -146,8 +157,8 @@ async fn look(store: &dyn Store, register: &Mutex<Register>) -> Result<(), crate
             marks.into_iter().map(|mark| (mark.clerk_id.clone(), mark)).collect();
         let mut register = lock(register);
         for session in ended {
-            if let Some(ended) = register.sessions.get(&session) {
-                ended.send_replace(true);
+            if let Some(session) = register.sessions.get(&session) {
+                session.ended.send_replace(true);
             }
         }
         for clerk_id in ids {
@@ -193,18 +204,19 @@ impl Drop for Listener {
         let mut register = self.streams.register();
         register.streams -= 1;
         self.streams.open.decrement(1.0);
-        // The receiver that is dropped next is the last one.
-        let last = register
-            .accounts
-            .get(&self.clerk_id)
-            .is_some_and(|listened| listened.changes.receiver_count() <= 1);
-        if last {
-            register.accounts.remove(&self.clerk_id);
+        if let Some(listened) = register.accounts.get_mut(&self.clerk_id) {
+            listened.streams -= 1;
+            if listened.streams == 0 {
+                register.accounts.remove(&self.clerk_id);
+            }
         }
-        if let Some((session, _)) = &self.session
-            && register.sessions.get(session).is_some_and(|ended| ended.receiver_count() <= 1)
+        if let Some((id, _)) = &self.session
+            && let Some(session) = register.sessions.get_mut(id)
         {
-            register.sessions.remove(session);
+            session.streams -= 1;
+            if session.streams == 0 {
+                register.sessions.remove(id);
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac_sha256::Hash;
-use http::{StatusCode, request::Parts};
+use http::{HeaderValue, StatusCode, header, request::Parts};
 use rand::{RngExt as _, distr::Alphanumeric};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -44,10 +44,12 @@ pub(super) async fn begin(State(api): State<Arc<Api>>, parts: Parts) -> Result<R
         return Err(later(much, seconds));
     }
     let (visitor, token) = visitor(api.anonymous_retention);
+    let _turn = api.turns.acquire().await;
     api.store.begin_visitor(&visitor).await.map_err(|error| unavailable(&error))?;
     let begun = Begun { id: &visitor.id, token: &token, expires_at: rfc3339(visitor.expires_at) };
     let mut response = json(&begun)?;
     *response.status_mut() = StatusCode::CREATED;
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
 
@@ -77,6 +79,7 @@ pub(super) async fn claim(
             .into_response()
     })?;
     api.row(&caller).await?;
+    let _turn = api.turns.acquire().await;
     let claimed = api.store.claim_visitor(&hash(&asked.token), &caller.clerk_id, now()).await;
     match claimed.map_err(|error| unavailable(&error))? {
         Claim::Yours(Claimed { anonymous_id, claimed_by, claimed_at }) => {

@@ -77,7 +77,7 @@ pub struct News {
     pub last_seen_at: Millis,
 }
 
-/// One row of `sessions`.
+/// One row of `sessions`: what its own events say, and the deletion of its user apart from that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Clerk's id of the session.
@@ -86,18 +86,28 @@ pub struct Row {
     pub clerk_id: String,
     /// The row of that account in `users`, as far as it is known.
     pub user_id: Option<Uuid>,
-    /// Of the newest event. The default where only tokens were seen.
+    /// Of the newest event, or of the last token that was issued, if that is newer.
     pub version: Version,
-    /// Of the earliest end, else of the newest event.
-    pub status: Status,
+    /// By its own events: of the earliest end, else of the newest event.
+    pub own_status: Status,
     /// The earliest that is known.
     pub created_at: Millis,
     /// The latest that is known.
     pub last_seen_at: Millis,
-    /// Of the earliest end.
-    pub ended_at: Option<Millis>,
-    /// That end is the deletion of its user.
-    pub with_user: bool,
+    /// By its own events: the earliest end.
+    pub own_ended_at: Option<Millis>,
+    /// When its user was deleted, as far as that is known.
+    pub user_deleted_at: Option<Millis>,
+}
+
+impl Row {
+    /// Where the session stands, and when it ended: by itself or with its user, whichever came first.
+    pub fn shown(&self) -> (Status, Option<Millis>) {
+        match (self.own_ended_at, self.user_deleted_at) {
+            (own, Some(deleted)) if own.is_none_or(|own| deleted < own) => (Status::Ended, Some(deleted)),
+            (own, _) => (self.own_status, own),
+        }
+    }
 }
 
 /// What the tables say of an account, after the batch.
@@ -141,7 +151,8 @@ pub fn fold(loaded: Vec<Row>, accounts: &HashMap<String, Account>, news: &[&News
     }
     for row in after.values_mut() {
         if let Some(account) = accounts.get(&row.clerk_id) {
-            follow(row, account);
+            row.user_id = account.user_id.or(row.user_id);
+            row.user_deleted_at = account.deleted_at;
         }
     }
     let changed = after.into_values().filter(|row| before.get(&row.id) != Some(row));
@@ -149,19 +160,17 @@ pub fn fold(loaded: Vec<Row>, accounts: &HashMap<String, Account>, news: &[&News
 }
 
 fn begun(news: &News) -> Row {
-    let mut row = Row {
+    Row {
         id: news.id.clone(),
         clerk_id: news.clerk_id.clone(),
         user_id: None,
         version: news.version.clone(),
-        status: news.status,
+        own_status: news.status,
         created_at: news.created_at,
         last_seen_at: news.last_seen_at,
-        ended_at: None,
-        with_user: false,
-    };
-    end(&mut row, news);
-    row
+        own_ended_at: news.status.is_end().then_some(news.version.at),
+        user_deleted_at: None,
+    }
 }
 
 /// Answers whether the session is another one than before, for people.
@@ -172,39 +181,15 @@ fn take(row: &mut Row, news: &News) -> bool {
     if news.version > row.version {
         row.version = news.version.clone();
         row.clerk_id.clone_from(&news.clerk_id);
-        if row.ended_at.is_none() {
-            row.status = news.status;
+        if row.own_ended_at.is_none() {
+            row.own_status = news.status;
         }
     }
-    end(row, news);
-    Row { version: Version::default(), ..row.clone() } != before
-}
-
-/// Ends a session, if the news is an end and none was known to be earlier.
-fn end(row: &mut Row, news: &News) {
     if news.status.is_end() {
-        end_at(row, (news.version.at, false, news.status));
-    }
-}
-
-/// An end: when, whether it is the deletion of the user, and as what. Of two the lesser counts.
-type End = (Millis, bool, Status);
-
-fn end_at(row: &mut Row, end: End) {
-    let known = row.ended_at.map(|at| (at, row.with_user, row.status));
-    if known.is_none_or(|known| end < known) {
-        (row.ended_at, row.with_user, row.status) = (Some(end.0), end.1, end.2);
-    }
-}
-
-/// A session has the row of its account, and ends with it. It goes on where an account that was taken for deleted lives again.
-fn follow(row: &mut Row, account: &Account) {
-    row.user_id = account.user_id.or(row.user_id);
-    match account.deleted_at {
-        Some(at) => end_at(row, (at, true, Status::Ended)),
-        None if row.with_user => {
-            (row.ended_at, row.with_user, row.status) = (None, false, Status::Active);
+        let (end, known) = ((news.version.at, news.status), row.own_ended_at.map(|at| (at, row.own_status)));
+        if known.is_none_or(|known| end < known) {
+            (row.own_ended_at, row.own_status) = (Some(end.0), end.1);
         }
-        None => {}
     }
+    Row { version: Version::default(), ..row.clone() } != before
 }

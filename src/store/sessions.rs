@@ -35,6 +35,8 @@ pub struct Sighting {
     pub clerk_id: String,
     /// When.
     pub at: Millis,
+    /// When the token was issued: its user was signed in then.
+    pub issued_at: Millis,
     /// Who acts in the user's place, as JSON text, where somebody does.
     pub act: Option<String>,
 }
@@ -69,7 +71,7 @@ const SEEN_EVERY: Millis = 60_000;
 const SESSIONS_MAX: i64 = 100;
 
 /// The columns, in the order in which they are written.
-const COLUMNS: [(&str, Kind); 11] = [
+const COLUMNS: [(&str, Kind); 13] = [
     ("id", Kind::Text),
     ("clerk_id", Kind::Text),
     ("user_id", Kind::Id),
@@ -77,44 +79,54 @@ const COLUMNS: [(&str, Kind); 11] = [
     ("created_at", Kind::Time),
     ("last_seen_at", Kind::Time),
     ("ended_at", Kind::Time),
-    ("ended_with_user", Kind::Flag),
+    ("own_status", Kind::Text),
+    ("own_ended_at", Kind::Time),
+    ("user_deleted_at", Kind::Time),
     ("version", Kind::Number),
     ("version_sent", Kind::Number),
     ("version_message_id", Kind::Text),
 ];
 
-type Read = (String, String, Option<Id>, SessionStatus, At, At, Option<At>, bool, i64, i64, String);
+/// What is loaded of a session.
+const LOADED: &str = "id, clerk_id, user_id, own_status, created_at, last_seen_at, own_ended_at, user_deleted_at, \
+     version, version_sent, version_message_id";
 
-fn names() -> String {
-    COLUMNS.map(|(name, _)| name).join(", ")
-}
+type Loaded = (String, String, Option<Id>, SessionStatus, At, At, Option<At>, Option<At>, i64, i64, String);
 
-fn row(read: Read) -> Row {
-    let (id, clerk_id, user_id, status, created_at, last_seen_at, ended_at, with_user, at, sent, message_id) =
-        read;
+fn row(loaded: Loaded) -> Row {
+    let (id, clerk_id, user_id, status, created_at, last_seen_at, ended_at, deleted_at, at, sent, message_id) =
+        loaded;
     Row {
         id,
         clerk_id,
         user_id: user_id.map(|Id(id)| id),
         version: Version { at, sent, message_id },
-        status: status.0,
+        own_status: status.0,
         created_at: created_at.0,
         last_seen_at: last_seen_at.0,
-        ended_at: ended_at.map(|At(at)| at),
-        with_user,
+        own_ended_at: ended_at.map(|At(at)| at),
+        user_deleted_at: deleted_at.map(|At(at)| at),
     }
 }
 
+fn names() -> String {
+    COLUMNS.map(|(name, _)| name).join(", ")
+}
+
 fn object(row: &Row) -> Result<Json, StoreError> {
+    let text = |at| Ok::<_, StoreError>(time_or_null(at)?.map(rfc3339));
+    let (status, ended_at) = row.shown();
     Ok(json!({
         "id": row.id,
         "clerk_id": row.clerk_id,
         "user_id": row.user_id,
-        "status": row.status.as_str(),
-        "created_at": rfc3339(time(row.created_at)?),
-        "last_seen_at": rfc3339(time(row.last_seen_at)?),
-        "ended_at": time_or_null(row.ended_at)?.map(rfc3339),
-        "ended_with_user": row.with_user,
+        "status": status.as_str(),
+        "created_at": text(Some(row.created_at))?,
+        "last_seen_at": text(Some(row.last_seen_at))?,
+        "ended_at": text(ended_at)?,
+        "own_status": row.own_status.as_str(),
+        "own_ended_at": text(row.own_ended_at)?,
+        "user_deleted_at": text(row.user_deleted_at)?,
         "version": row.version.at,
         "version_sent": row.version.sent,
         "version_message_id": row.version.message_id,
@@ -171,13 +183,12 @@ async fn load<T: Reading<Db: Words>>(
     clerk_ids: &[String],
 ) -> Result<Vec<Row>, StoreError> {
     let question = format!(
-        "SELECT {} FROM sessions WHERE {} OR {}",
-        names(),
+        "SELECT {LOADED} FROM sessions WHERE {} OR {}",
         T::Db::among("id", 1),
         T::Db::among("clerk_id", 2)
     );
     let question = T::Db::whole(question, [Value::Texts(ids), Value::Texts(clerk_ids)])?;
-    let rows: Vec<Read> = tx.rows(question, Planned::Once).await?;
+    let rows: Vec<Loaded> = tx.rows(question, Planned::Once).await?;
     Ok(rows.into_iter().map(row).collect())
 }
 
@@ -227,31 +238,39 @@ pub(super) async fn ended<R: Reading<Db: Words>>(
 
 /// Notes sessions of live users, each once in a minute.
 pub(super) async fn saw<S: Works>(store: &S, sightings: &[Sighting]) -> Result<(), StoreError> {
-    const GIVEN: [(&str, Kind); 5] = [
+    const GIVEN: [(&str, Kind); 6] = [
         ("id", Kind::Text),
         ("clerk_id", Kind::Text),
         ("at", Kind::Time),
         ("due", Kind::Time),
+        ("issued", Kind::Number),
         ("act", Kind::Text),
     ];
-    // The user's row is held meanwhile, in the order in which batches hold rows: a deletion waits, or is waited for and seen.
+    // The user's row is held meanwhile: a deletion waits, or is seen. Nobody is waited for, because noting is worth no delay.
     let statement = format!(
-        "INSERT INTO sessions AS known (id, clerk_id, user_id, status, created_at, last_seen_at, act, version, version_sent, \
-         version_message_id) SELECT g.id, g.clerk_id, u.id, '{status}', g.at, g.at, CAST(g.act AS {json}), 0, 0, '' \
+        "INSERT INTO sessions AS known (id, clerk_id, user_id, status, own_status, created_at, last_seen_at, act, version, \
+         version_sent, version_message_id) SELECT g.id, g.clerk_id, u.id, '{active}', '{active}', g.at, g.at, \
+         CAST(g.act AS {json}), g.issued, 0, '' \
          FROM {given} JOIN users AS u ON u.clerk_id = g.clerk_id LEFT JOIN sessions AS s ON s.id = g.id \
          WHERE u.deleted_at IS NULL AND (s.id IS NULL OR (s.ended_at IS NULL AND s.clerk_id = g.clerk_id \
-         AND (s.last_seen_at <= g.due OR (s.act IS NULL AND g.act IS NOT NULL)))) ORDER BY u.id, g.id{held} \
+         AND (s.last_seen_at <= g.due OR (s.act IS NULL AND g.act IS NOT NULL) \
+         OR (s.own_status <> '{active}' AND s.version < g.issued)))) ORDER BY u.id, g.id{held} \
          ON CONFLICT (id) DO UPDATE SET act = coalesce(known.act, excluded.act), \
-         last_seen_at = CASE WHEN known.last_seen_at < excluded.last_seen_at THEN excluded.last_seen_at ELSE known.last_seen_at END \
+         last_seen_at = CASE WHEN known.last_seen_at < excluded.last_seen_at THEN excluded.last_seen_at ELSE known.last_seen_at END, \
+         status = CASE WHEN known.version < excluded.version THEN excluded.status ELSE known.status END, \
+         own_status = CASE WHEN known.version < excluded.version THEN excluded.own_status ELSE known.own_status END, \
+         version_sent = CASE WHEN known.version < excluded.version THEN 0 ELSE known.version_sent END, \
+         version_message_id = CASE WHEN known.version < excluded.version THEN '' ELSE known.version_message_id END, \
+         version = CASE WHEN known.version < excluded.version THEN excluded.version ELSE known.version END \
          WHERE known.ended_at IS NULL",
-        status = Status::Active.as_str(),
+        active = Status::Active.as_str(),
         json = S::Db::JSON,
         given = S::Db::records("g", 1, &GIVEN),
-        held = S::Db::held_with_others("u"),
+        held = S::Db::held_if_free("u"),
     );
-    let given = sightings.iter().map(|Sighting { id, clerk_id, at, act }| {
+    let given = sightings.iter().map(|Sighting { id, clerk_id, at, issued_at, act }| {
         let (at, due) = (rfc3339(time(*at)?), rfc3339(time(at - SEEN_EVERY)?));
-        Ok(json!({ "id": id, "clerk_id": clerk_id, "at": at, "due": due, "act": act }))
+        Ok(json!({ "id": id, "clerk_id": clerk_id, "at": at, "due": due, "issued": issued_at, "act": act }))
     });
     let given = given.collect::<Result<Vec<_>, StoreError>>()?;
     let given = Json::Array(given).to_string();

@@ -71,10 +71,11 @@ pub(super) async fn claim<S: Works>(
     clerk_id: &str,
     at: Millis,
 ) -> Result<Claim, StoreError> {
-    // The user's row is held meanwhile, so that nobody who is being deleted takes anything over.
+    // The user's row is held meanwhile: nobody who is being deleted takes anything over, and two claims of one user take turns,
+    // whatever the application does in a trigger.
     let user = format!(
         "SELECT u.id FROM users AS u WHERE u.clerk_id = $1 AND u.deleted_at IS NULL{}",
-        S::Db::held_with_others("u")
+        S::Db::held("u")
     );
     // Of two that claim at once one waits, and then finds it claimed.
     let take = "UPDATE anonymous_visitors SET claimed_by = $2, claimed_at = $3 \

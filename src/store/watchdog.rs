@@ -247,10 +247,10 @@ watched!(Users {
 watched!(Accounts {
     [READY] accounts(&clerk_ids: [String], &sessions: [String]) -> (Vec<Account>, Vec<Ended>);
     [READY] marks(&clerk_ids: [String], &sessions: [String]) -> (Vec<Mark>, Vec<Ended>);
-    [READY] saw_sessions(&sightings: [Sighting]) -> ();
-    [READY] begin_visitor(&visitor: Visitor) -> ();
-    [READY] claim_visitor(&token_hash: str, &clerk_id: str, at: Millis) -> Claim;
-    [READY] sessions_of(&clerk_id: str) -> Vec<Session>;
+    [PEOPLE] saw_sessions(&sightings: [Sighting]) -> ();
+    [PEOPLE] begin_visitor(&visitor: Visitor) -> ();
+    [PEOPLE] claim_visitor(&token_hash: str, &clerk_id: str, at: Millis) -> Claim;
+    [PEOPLE] sessions_of(&clerk_id: str) -> Vec<Session>;
 });
 
 watched!(Schema {

@@ -141,16 +141,16 @@ impl Memory {
                 self.write(change)?;
             }
         }
+        for id in folded.revived {
+            self.former.remove(&id);
+            self.former_order.retain(|former| *former != id);
+        }
         for former in folded.former {
             let id = former.clerk_id.clone();
             if self.former.insert(id.clone(), former).is_some() {
                 return Err(format!("{id} is remembered as deleted twice"));
             }
             self.former_order.push(id);
-        }
-        for id in folded.revived {
-            self.former.remove(&id);
-            self.former_order.retain(|former| *former != id);
         }
         match self.rows.values().find(|row| self.former.contains_key(&row.clerk_id)) {
             Some(row) => Err(format!("{} is remembered as deleted and holds a row", row.clerk_id)),

@@ -3,7 +3,7 @@
 //! that a key which its source has dropped is dropped here too, within minutes.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -139,16 +139,9 @@ impl Keys {
     /// Why they cannot be read.
     pub async fn published(&self) -> Option<Result<Vec<String>, String>> {
         let Source::Published(published) = &self.0 else { return None };
-        published.fetch(Duration::ZERO).await;
-        let known = published.known();
-        Some(match &known.trouble {
-            Some(why) => Err(why.clone()),
-            None => {
-                let mut ids: Vec<String> = known.keys.keys().cloned().collect();
-                ids.sort();
-                Ok(ids)
-            }
-        })
+        Some(
+            published.ask().await.map(|keys| keys.into_keys().collect::<BTreeSet<_>>().into_iter().collect()),
+        )
     }
 
     /// The key of this id.
@@ -202,26 +195,34 @@ impl Published {
             return;
         }
         *asked = Some(Instant::now());
+        let answer = self.ask().await;
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        match answer {
+            Ok(keys) => {
+                if known.trouble.is_some() {
+                    info!("the keys of session tokens can be read again");
+                }
+                *known = Known { keys, fetched: Some(Instant::now()), trouble: None };
+            }
+            Err(why) => {
+                if known.trouble.is_none() {
+                    warn!("the keys of session tokens cannot be read: {why}; known keys stay valid");
+                }
+                known.trouble = Some(why);
+            }
+        }
+    }
+
+    /// Asks one place after the other.
+    async fn ask(&self) -> Result<HashMap<String, Arc<DecodingKey>>, String> {
         let mut trouble = None;
         for place in &self.places {
             match place.ask().await {
-                Ok(keys) => {
-                    let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-                    if known.trouble.is_some() {
-                        info!("the keys of session tokens can be read again");
-                    }
-                    *known = Known { keys, fetched: Some(Instant::now()), trouble: None };
-                    return;
-                }
+                Ok(keys) => return Ok(keys),
                 Err(why) => trouble = Some(format!("{} {why}", host(&place.url))),
             }
         }
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let why = trouble.unwrap_or_else(|| "there is no address to ask".to_owned());
-        if known.trouble.is_none() {
-            warn!("the keys of session tokens cannot be read: {why}; known keys stay valid");
-        }
-        known.trouble = Some(why);
+        Err(trouble.unwrap_or_else(|| "there is no address to ask".to_owned()))
     }
 }
 

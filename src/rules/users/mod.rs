@@ -247,10 +247,10 @@ pub struct Folded {
     /// the addresses that are yielded, update the rows that exist, insert the new ones (under [`Relink::Match`] a new
     /// row may have the Clerk id that a changed row had).
     pub rows: Vec<ChangedRow>,
+    /// Former ids to forget, because their accounts live again. Forget them first: one may have left again.
+    pub revived: Vec<String>,
     /// Ids to remember as deleted, each once.
     pub former: Vec<FormerId>,
-    /// Former ids to forget, because their accounts live again.
-    pub revived: Vec<String>,
     /// One per event, in the order given to [`fold()`].
     pub outcomes: Vec<Outcome>,
 }

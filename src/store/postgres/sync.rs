@@ -34,7 +34,6 @@ impl Words for Postgres {
                 Kind::Id => "uuid",
                 Kind::Time => "timestamptz",
                 Kind::Number => "bigint",
-                Kind::Flag => "boolean",
             };
             format!("{column} {kind}")
         });
@@ -42,8 +41,12 @@ impl Words for Postgres {
         format!("jsonb_to_recordset(CAST(${n} AS jsonb)) AS {name} ({columns})")
     }
 
-    fn held_with_others(table: &str) -> String {
-        format!(" FOR SHARE OF {table}")
+    fn held(table: &str) -> String {
+        format!(" FOR NO KEY UPDATE OF {table}")
+    }
+
+    fn held_if_free(table: &str) -> String {
+        format!(" FOR SHARE OF {table} SKIP LOCKED")
     }
 }
 

@@ -30,8 +30,11 @@ impl Words for Sqlite {
         format!("(SELECT {columns} FROM json_each(${n})) AS {name}")
     }
 
-    // The one writer holds everything.
-    fn held_with_others(_: &str) -> String {
+    fn held(_: &str) -> String {
+        String::new()
+    }
+
+    fn held_if_free(_: &str) -> String {
         String::new()
     }
 }

@@ -1,4 +1,4 @@
-//! Owns how the statements of sync run on both databases: in which transactions, and the words that one database has other
+//! Owns how statements that stand once (those of sync, sessions and visitors) run on both databases: in which transactions, and the words that one database has other
 //! ones for. Gives each store that has them the whole seam.
 
 use std::time::Duration;
@@ -42,8 +42,13 @@ pub(in crate::store) trait Words: Dialect {
     /// The objects of a JSON array as rows of the table `name`, whose columns are their members.
     fn records(name: &str, n: usize, columns: &[(&str, Kind)]) -> String;
 
-    /// Ends a `SELECT` whose rows of this table others may hold too, but not change, before the transaction ends.
-    fn held_with_others(table: &str) -> String;
+    /// Ends a `SELECT` whose rows of this table nobody else changes before the transaction ends. Foreign keys wait for none of
+    /// them.
+    fn held(table: &str) -> String;
+
+    /// Ends a `SELECT` whose rows of this table others may hold too, but not change, before the transaction ends. Rows that
+    /// somebody holds otherwise are left out.
+    fn held_if_free(table: &str) -> String;
 }
 
 /// What a column of [`Words::records`] holds.
@@ -53,7 +58,6 @@ pub(in crate::store) enum Kind {
     Id,
     Time,
     Number,
-    Flag,
 }
 
 /// A transaction that changes tables.

@@ -153,14 +153,15 @@ impl<'b> UsersBatch<'b> {
             let written = tx.insert(&writes.new, self.terms.default_credits).await?;
             errors::all_written("users", written, writes.new.len())?;
         }
+        // Forgotten before remembered: who lives again and leaves again in one batch is remembered as that.
+        if !folded.revived.is_empty() {
+            let revived: Vec<&str> = folded.revived.iter().map(String::as_str).collect();
+            tx.forget(&revived).await?;
+        }
         if !folded.former.is_empty() {
             let mut former: Vec<&FormerId> = folded.former.iter().collect();
             former.sort_by(|one, other| one.clerk_id.cmp(&other.clerk_id));
             tx.remember(&former).await?;
-        }
-        if !folded.revived.is_empty() {
-            let revived: Vec<&str> = folded.revived.iter().map(String::as_str).collect();
-            tx.forget(&revived).await?;
         }
         Ok(())
     }
