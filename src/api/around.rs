@@ -47,7 +47,7 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request, next: 
 }
 
 fn late() -> Problem {
-    Problem::unavailable("there was no answer in time; what was begun goes on")
+    Problem::unavailable("there was no answer in time")
 }
 
 fn allow(headers: &mut HeaderMap, party: HeaderValue, asks: bool) {

@@ -27,13 +27,14 @@ impl FromRequestParts<Arc<Api>> for Known {
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Response> {
         let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
-        if let Some(Spent { seconds }) = peer.and_then(|peer| api.limits.strangers_spent(peer)) {
-            let much = "too many requests without a valid token came from this address";
-            return Err(later(
-                Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", much),
-                seconds,
-            ));
-        }
+        // Whoever has a valid token is no stranger, whoever else is at the address: an application's own server, say.
+        let refuse = |code, detail| match peer.and_then(|peer| api.limits.stranger(peer).err()) {
+            None => unauthorized(code, detail),
+            Some(Spent { seconds }) => {
+                let much = "too many requests without a valid token came from this address";
+                later(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", much), seconds)
+            }
+        };
         let caller = match token(&parts.headers, api.cookie_suffix.as_deref(), &api.verifier) {
             Some(Token { text, from_cookie }) => {
                 if from_cookie && !is_meant(&parts.method, &parts.headers, api.verifier.terms()) {
@@ -42,8 +43,7 @@ impl FromRequestParts<Arc<Api>> for Known {
                 api.verifier.verify(text, now()).await
             }
             None => {
-                peer.inspect(|peer| api.limits.stranger(*peer));
-                return Err(unauthorized(
+                return Err(refuse(
                     "token_missing",
                     "send Clerk's session token as  Authorization: Bearer <token>",
                 ));
@@ -63,10 +63,7 @@ impl FromRequestParts<Arc<Api>> for Known {
                     }
                 }
             }
-            Err(Unknown::Refused(refused)) => {
-                peer.inspect(|peer| api.limits.stranger(*peer));
-                Err(unauthorized(refused.code(), refused.says()))
-            }
+            Err(Unknown::Refused(refused)) => Err(refuse(refused.code(), refused.says())),
             Err(Unknown::KeysAway(why)) => {
                 Err(Problem::unavailable(format!("nobody can say who signed this token: {why}"))
                     .into_response())

@@ -2,10 +2,9 @@
 //! forgotten.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -56,8 +55,6 @@ pub(super) struct Limits {
     sightings: Keyed<String>,
     visitors: Keyed<IpAddr>,
     all_visitors: DefaultDirectRateLimiter,
-    /// Until when addresses have no requests left.
-    spent: Mutex<HashMap<IpAddr, Instant>>,
     clock: DefaultClock,
     /// When those that are idle were last forgotten.
     tidied: Mutex<Instant>,
@@ -73,7 +70,6 @@ impl Limits {
             sightings: RateLimiter::hashmap(once_in(SIGHTING)),
             visitors: RateLimiter::hashmap(Quota::per_second(VISITOR).allow_burst(VISITOR_BURST)),
             all_visitors: RateLimiter::direct(Quota::per_second(VISITORS)),
-            spent: Mutex::default(),
             clock: DefaultClock::default(),
             tidied: Mutex::new(Instant::now()),
         }
@@ -103,27 +99,8 @@ impl Limits {
     }
 
     /// Counts a request that signed nobody in.
-    pub(super) fn stranger(&self, peer: IpAddr) {
-        let network = network(peer);
-        if let Err(spent) = self.count(&self.strangers, &network) {
-            let mut all = self.spent();
-            if all.len() > REMEMBERED {
-                let now = Instant::now();
-                all.retain(|_, until| *until > now);
-            }
-            all.insert(network, Instant::now() + Duration::from_secs(spent.seconds));
-        }
-    }
-
-    /// Whether strangers at this address have no requests left. Asking costs nothing.
-    pub(super) fn strangers_spent(&self, peer: IpAddr) -> Option<Spent> {
-        let until = *self.spent().get(&network(peer))?;
-        let left = until.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then(|| Spent { seconds: left.as_secs() + 1 })
-    }
-
-    fn spent(&self) -> MutexGuard<'_, HashMap<IpAddr, Instant>> {
-        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn stranger(&self, peer: IpAddr) -> Result<(), Spent> {
+        self.count(&self.strangers, &network(peer))
     }
 
     fn count<K: Clone + Eq + std::hash::Hash>(&self, of: &Keyed<K>, key: &K) -> Result<(), Spent> {
@@ -161,13 +138,11 @@ mod tests {
         let (ann, bob) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
         for _ in 0..USER_BURST.get() {
             assert_eq!(limits.user("user_ann"), Ok(()));
-            assert_eq!(limits.strangers_spent(ann), None);
-            limits.stranger(ann);
+            assert_eq!(limits.stranger(ann), Ok(()));
         }
         assert!(limits.user("user_ann").is_err() || limits.user("user_ann").is_err());
-        (0..5).for_each(|_| limits.stranger(ann));
-        assert!(limits.strangers_spent(ann).is_some_and(|spent| spent.seconds >= 1));
-        assert_eq!((limits.user("user_bob"), limits.strangers_spent(bob)), (Ok(()), None));
+        assert!((0..5).any(|_| limits.stranger(ann).is_err_and(|spent| spent.seconds >= 1)));
+        assert_eq!((limits.user("user_bob"), limits.stranger(bob)), (Ok(()), Ok(())));
     }
 
     #[test]

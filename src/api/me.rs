@@ -18,7 +18,7 @@ use super::{
     first::Made,
     json, later,
     limits::Spent,
-    text, unavailable,
+    text,
 };
 use crate::{
     clerk::token::Caller,
@@ -128,7 +128,7 @@ impl Api {
         let session = self.sessions.as_ref().map(|_| caller.session_id.as_str());
         let looked = self.lookups.account(&caller.clerk_id, session).await;
         let looked = looked.ok_or_else(|| Problem::unavailable("this process stops").into_response())?;
-        let (account, has_ended) = looked.map_err(|error| unavailable(&error))?;
+        let (account, has_ended) = looked.map_err(|error| self.unavailable(&error))?;
         match account.as_deref() {
             Some(Account::Row(user)) if user.deleted_at.is_none() => {}
             Some(Account::Row(_) | Account::Former { .. }) => return Err(deleted().into_response()),

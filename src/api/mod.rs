@@ -7,11 +7,13 @@
 //! user, that a row is committed before it is answered, that nobody waits longer than [`PATIENCE`], and that Clerk's API is
 //! asked about callers only.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
-    extract::DefaultBodyLimit,
     handler::Handler,
     middleware,
     response::{IntoResponse, Response},
@@ -23,6 +25,7 @@ use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
 };
+use tracing::warn;
 
 use self::{first::First, limits::Limits, lookups::Lookups, sessions::Sessions, streams::Streams};
 use crate::{
@@ -53,8 +56,8 @@ pub const ASKED: Duration = Duration::from_millis(1_500);
 /// How many requests at a time ask the database for more than a row.
 const TURNS: usize = 2;
 
-/// The longest body of a request, in bytes.
-const BODY_MAX: usize = 4 * 1024;
+/// How often it is logged why applications are answered 503.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// The document that describes the API.
 pub const OPENAPI: &str = include_str!("../../openapi-app.json");
@@ -106,6 +109,8 @@ pub(crate) struct Api {
     anonymous_retention: Duration,
     /// Whoever asks the database for more than a row waits for one of these, so that connections are left for the rest.
     turns: Semaphore,
+    /// When it was last logged that the database does not do what it was asked.
+    told: Mutex<Option<Instant>>,
 }
 
 /// Serves applications until `stop` becomes true or its sender is gone, then finishes the requests in flight; the caller
@@ -133,6 +138,7 @@ pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Recei
         store,
         anonymous_retention,
         turns: Semaphore::new(TURNS),
+        told: Mutex::default(),
         lookups,
         metrics,
     });
@@ -179,7 +185,6 @@ fn router(api: Arc<Api>) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&api), around::answer))
         .layer(middleware::map_response(private))
-        .layer(DefaultBodyLimit::max(BODY_MAX))
         .with_state(api)
 }
 
@@ -214,9 +219,17 @@ fn json(value: &impl Serialize) -> Result<Response, Response> {
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
-/// What the database says where it does not do what it was asked.
-fn unavailable(error: &StoreError) -> Response {
-    Problem::unavailable(error.to_string()).hinted(error.hint.as_deref()).into_response()
+impl Api {
+    /// The answer where the database does not do what it was asked. Why is for operators, not for strangers.
+    fn unavailable(&self, error: &StoreError) -> Response {
+        let told = self.told.try_lock().ok().filter(|told| told.is_none_or(|at| at.elapsed() >= TOLD_EVERY));
+        if let Some(mut told) = told {
+            *told = Some(Instant::now());
+            warn!("applications are answered 503: {error}{}", error.hint_after("; hint: "));
+        }
+        Problem::unavailable("the database does not do what it was asked; headcount's log says why")
+            .into_response()
+    }
 }
 
 /// The text of a JSON answer.

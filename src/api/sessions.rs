@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{Api, caller::Known, json, limits::Limits, unavailable};
+use super::{Api, caller::Known, json, limits::Limits};
 use crate::{
     clerk::token::Caller,
     net::Problem,
@@ -148,7 +148,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>, Known(caller): Known) -> R
     api.row(&caller).await?;
     sessions.written().await;
     let _turn = api.turns.acquire().await;
-    let known = api.store.sessions_of(&caller.clerk_id).await.map_err(|error| unavailable(&error))?;
+    let known = api.store.sessions_of(&caller.clerk_id).await.map_err(|error| api.unavailable(&error))?;
     let shown = known.iter().map(|session| One::of(session, &caller.session_id));
     json(&Shown { sessions: shown.collect() })
 }

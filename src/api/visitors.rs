@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    body::Bytes,
-    extract::{State, rejection::BytesRejection},
+    body::{Body, HttpBody as _, to_bytes},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -13,9 +13,10 @@ use hmac_sha256::Hash;
 use http::{HeaderValue, StatusCode, header, request::Parts};
 use rand::{RngExt as _, distr::Alphanumeric};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{Api, caller::Known, json, later, limits::Spent, me::deleted, unavailable};
+use super::{Api, caller::Known, json, later, limits::Spent, me::deleted};
 use crate::{
     net::{Peer, Problem},
     store::visitors::{Claim, Claimed, Visitor},
@@ -26,6 +27,11 @@ use crate::{
 const ID: usize = 24;
 /// The bytes of a token.
 const TOKEN: usize = 32;
+
+/// The longest body, in bytes, ...
+const BODY_MAX: usize = 4 * 1024;
+/// ... and how long it may take to arrive.
+const ARRIVAL: Duration = Duration::from_secs(2);
 
 /// What `POST /v1/anonymous` answers.
 #[derive(Serialize)]
@@ -45,7 +51,7 @@ pub(super) async fn begin(State(api): State<Arc<Api>>, parts: Parts) -> Result<R
     }
     let (visitor, token) = visitor(api.anonymous_retention);
     let _turn = api.turns.acquire().await;
-    api.store.begin_visitor(&visitor).await.map_err(|error| unavailable(&error))?;
+    api.store.begin_visitor(&visitor).await.map_err(|error| api.unavailable(&error))?;
     let begun = Begun { id: &visitor.id, token: &token, expires_at: rfc3339(visitor.expires_at) };
     let mut response = json(&begun)?;
     *response.status_mut() = StatusCode::CREATED;
@@ -71,9 +77,21 @@ struct Answer {
 pub(super) async fn claim(
     State(api): State<Arc<Api>>,
     Known(caller): Known,
-    body: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Result<Response, Response> {
-    let asked: Asked = body.ok().and_then(|body| serde_json::from_slice(&body).ok()).ok_or_else(|| {
+    let large = || {
+        let large = format!("the body is longer than {BODY_MAX} bytes");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", large).into_response()
+    };
+    if body.size_hint().lower() > BODY_MAX as u64 {
+        return Err(large());
+    }
+    let body = timeout(ARRIVAL, to_bytes(body, BODY_MAX)).await.map_err(|_| {
+        let slow = "the body did not arrive in time";
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", slow).into_response()
+    })?;
+    let body = body.map_err(|_| large())?;
+    let asked: Asked = serde_json::from_slice(&body).map_err(|_| {
         Problem::new(StatusCode::BAD_REQUEST, "bad_request", "the body is no JSON object with a token")
             .hint("send {\"token\":\"…\"}, the token of POST /v1/anonymous")
             .into_response()
@@ -81,7 +99,7 @@ pub(super) async fn claim(
     api.row(&caller).await?;
     let _turn = api.turns.acquire().await;
     let claimed = api.store.claim_visitor(&hash(&asked.token), &caller.clerk_id, now()).await;
-    match claimed.map_err(|error| unavailable(&error))? {
+    match claimed.map_err(|error| api.unavailable(&error))? {
         Claim::Yours(Claimed { anonymous_id, claimed_by, claimed_at }) => {
             json(&Answer { anonymous_id, claimed_by, claimed_at: rfc3339(claimed_at) })
         }

@@ -74,8 +74,9 @@ impl Config {
 fn parties(raw: &Raw) -> Result<Vec<String>, ConfigError> {
     const VARIABLE: &str = "HEADCOUNT_AUTHORIZED_PARTIES";
     let origin = |text: &str| {
-        let url =
-            Url::parse(text).ok().filter(|url| url.has_host() && url.path().trim_matches('/').is_empty());
+        let url = Url::parse(text)
+            .ok()
+            .filter(|url| url.has_host() && !text.contains('*') && url.path().trim_matches('/').is_empty());
         let origin = url.map(|url| url.origin().ascii_serialization());
         origin.ok_or_else(|| format!("{text:?} is no origin"))
     };
@@ -224,6 +225,7 @@ mod tests {
             ("CLERK_JWKS_URL", "https://app:hunter2@clerk.example.com"),
             ("HEADCOUNT_AUTHORIZED_PARTIES", "app.example.com"),
             ("HEADCOUNT_AUTHORIZED_PARTIES", "https://app.example.com/path"),
+            ("HEADCOUNT_AUTHORIZED_PARTIES", "https://*.example.com"),
             ("HEADCOUNT_ALLOW_MISSING_AZP", "maybe"),
         ] {
             let error = read(&[KEY, (variable, value)]).unwrap_err();

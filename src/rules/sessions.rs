@@ -151,7 +151,7 @@ pub fn fold(loaded: Vec<Row>, accounts: &HashMap<String, Account>, news: &[&News
     }
     for row in after.values_mut() {
         if let Some(account) = accounts.get(&row.clerk_id) {
-            row.user_id = account.user_id.or(row.user_id);
+            row.user_id = account.user_id;
             row.user_deleted_at = account.deleted_at;
         }
     }

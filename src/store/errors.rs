@@ -234,6 +234,11 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
     let (class, hint) = match refused {
         Some(Err(hint)) => (Class::Unusable, Some(hint.into())),
         Some(Ok(hint)) => (Class::Outage, Some(hint.into())),
+        // What is missing there is not headcount's.
+        None if raised(error) => (
+            sqlstate(code),
+            Some("look at the application's triggers on headcount's tables; they run with headcount's search_path".into()),
+        ),
         None => (sqlstate(code), hint(code)),
     };
     StoreError { class, code: code.into(), message, hint, source: None }

@@ -683,6 +683,10 @@ async fn flooded(home: Arc<Home>) {
     assert!(much(&asked) > 0 && much(&asked) < 600, "{} of 600", much(&asked));
     let strangers = flood(600, Method::GET, "/v1/me", "x.y.z".into()).await;
     assert!(much(&strangers) > 0, "{strangers:?}");
+    // Whoever has a token is answered, though the address has no requests of strangers left.
+    scene.clerk.sign_up("user_bob", now());
+    assert_eq!(process.me("x.y.z").await.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(process.me(&scene.token("user_bob")).await.status, StatusCode::OK);
     Arc::into_inner(process).unwrap().end().await;
 }
 

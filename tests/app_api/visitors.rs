@@ -7,6 +7,7 @@ contract! {
     two_users_claim_at_once_and_one_gets_it
     a_visitor_whom_nobody_claims_in_time_is_forgotten
     an_application_moves_its_data_with_the_claim
+    claims_of_one_user_take_turns_whatever_the_application_does
     a_token_is_shown_once_and_kept_nowhere
 }
 
@@ -51,18 +52,12 @@ async fn a_visitor_is_claimed_once_and_the_answer_stays(home: Arc<Home>) {
         let unknown = process.claim(&ann, &format!("{token}x")).await;
         assert_eq!((unknown.status, unknown.code()), (StatusCode::NOT_FOUND, "unknown_token"));
     }
-    for body in [
-        "",
-        "null",
-        "[]",
-        "{}",
-        r#"{"token":7}"#,
-        "token",
-        &format!(r#"{{"token":"{}"}}"#, "x".repeat(5_000)),
-    ] {
+    for body in ["", "null", "[]", "{}", r#"{"token":7}"#, "token"] {
         let refused = one.claim_with(&ann, body.to_owned()).await;
         assert_eq!((refused.status, refused.code()), (StatusCode::BAD_REQUEST, "bad_request"), "{body:.20}");
     }
+    let large = one.claim_with(&ann, format!(r#"{{"token":"{}"}}"#, "x".repeat(5_000))).await;
+    assert_eq!((large.status, large.code()), (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"));
     // Her second visitor is another one, and after her deletion she claims none.
     let (_, second) = two.visitor().await;
     one.store.apply(Arc::from([stores::deleted("user_ann", now() + 1)])).await.unwrap();
@@ -172,6 +167,59 @@ async fn an_application_moves_its_data_with_the_claim(home: Arc<Home>) {
     let moved = format!("SELECT count(*) FROM carts WHERE user_id = '{user}' AND visitor_id = '{visitor}'");
     assert_eq!(scene.home.number(&moved).await, 1);
     assert_eq!(scene.home.number("SELECT count(*) FROM carts WHERE user_id IS NULL").await, 1);
+    process.end().await;
+}
+
+async fn claims_of_one_user_take_turns_whatever_the_application_does(home: Arc<Home>) {
+    let scene = Scene::new(home).await;
+    let (one, two) = (scene.process().await, scene.process().await);
+    scene.clerk.sign_up("user_ann", now());
+    let ann = scene.token("user_ann");
+    one.me(&ann).await;
+    let pay = "UPDATE users SET credits_balance = credits_balance + 1 WHERE id = NEW.claimed_by;";
+    scene.home.sql(&if scene.home.is_postgres() {
+        format!(
+            "CREATE FUNCTION pay() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {pay} RETURN NULL; END $$; \
+             CREATE TRIGGER pay AFTER UPDATE ON anonymous_visitors FOR EACH ROW EXECUTE FUNCTION pay()"
+        )
+    } else {
+        format!("CREATE TRIGGER pay AFTER UPDATE ON anonymous_visitors BEGIN {pay} END")
+    })
+    .await;
+    let mut visitors = Vec::new();
+    for _ in 0..10 {
+        visitors.push(one.visitor().await.1);
+    }
+    let claims = visitors.iter().enumerate().map(|(n, token)| [&one, &two][n % 2].claim(&ann, token));
+    for claimed in futures_util::future::join_all(claims).await {
+        assert_eq!(claimed.status, StatusCode::OK, "{claimed:?}");
+    }
+    assert_eq!(one.me(&ann).await.body["credits_balance"], stores::CREDITS + 10);
+    one.end().await;
+    two.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_whose_body_does_not_come_is_ended() {
+    Home::sqlite().await.run(without_a_body).await;
+}
+
+async fn without_a_body(home: Arc<Home>) {
+    use tokio::io::AsyncReadExt as _;
+    let scene = Scene::new(home).await;
+    let process = scene.process().await;
+    scene.clerk.sign_up("user_ann", now());
+    let token = scene.token("user_ann");
+    for (length, status) in [(100_u64, "408"), (99_999_999_999, "413")] {
+        let mut socket = TcpStream::connect(process.url.trim_start_matches("http://")).await.unwrap();
+        let head = format!(
+            "POST /v1/me/claim HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\nContent-Length: {length}\r\n\r\n"
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        tokio::time::timeout(PATIENCE, socket.read_exact(&mut answer)).await.expect("an answer").unwrap();
+        assert_eq!(std::str::from_utf8(&answer).unwrap(), format!("HTTP/1.1 {status}"));
+    }
     process.end().await;
 }
 
