@@ -223,7 +223,7 @@ pub(super) async fn sync(State(api): State<Arc<Api>>, Known(caller): Known) -> R
     let changed = after.as_object().into_iter().flatten();
     let changed = changed.filter(|(name, value)| before.get(name) != Some(value));
     let changed: Vec<&str> = changed.map(|(name, _)| name.as_str()).collect();
-    json(&Synced { user: after.clone(), changed })
+    Ok(json(&Synced { user: after.clone(), changed }))
 }
 
 fn fields(found: &Account) -> Result<Value, Problem> {

@@ -214,9 +214,11 @@ async fn private(mut response: Response) -> Response {
 }
 
 /// An answer of JSON.
-fn json(value: &impl Serialize) -> Result<Response, Response> {
-    let json = text(value).map_err(IntoResponse::into_response)?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+fn json(value: &impl Serialize) -> Response {
+    match text(value) {
+        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(problem) => problem.into_response(),
+    }
 }
 
 impl Api {

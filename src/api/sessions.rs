@@ -150,5 +150,5 @@ pub(super) async fn list(State(api): State<Arc<Api>>, Known(caller): Known) -> R
     let _turn = api.turns.acquire().await;
     let known = api.store.sessions_of(&caller.clerk_id).await.map_err(|error| api.unavailable(&error))?;
     let shown = known.iter().map(|session| One::of(session, &caller.session_id));
-    json(&Shown { sessions: shown.collect() })
+    Ok(json(&Shown { sessions: shown.collect() }))
 }

@@ -53,7 +53,7 @@ pub(super) async fn begin(State(api): State<Arc<Api>>, parts: Parts) -> Result<R
     let _turn = api.turns.acquire().await;
     api.store.begin_visitor(&visitor).await.map_err(|error| api.unavailable(&error))?;
     let begun = Begun { id: &visitor.id, token: &token, expires_at: rfc3339(visitor.expires_at) };
-    let mut response = json(&begun)?;
+    let mut response = json(&begun);
     *response.status_mut() = StatusCode::CREATED;
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
@@ -101,7 +101,7 @@ pub(super) async fn claim(
     let claimed = api.store.claim_visitor(&hash(&asked.token), &caller.clerk_id, now()).await;
     match claimed.map_err(|error| api.unavailable(&error))? {
         Claim::Yours(Claimed { anonymous_id, claimed_by, claimed_at }) => {
-            json(&Answer { anonymous_id, claimed_by, claimed_at: rfc3339(claimed_at) })
+            Ok(json(&Answer { anonymous_id, claimed_by, claimed_at: rfc3339(claimed_at) }))
         }
         Claim::Another => {
             let other = "another user has claimed this visitor";
