@@ -89,7 +89,11 @@ async fn write(store: Arc<dyn Store>, mut waiting: mpsc::Receiver<Work>) {
         let (mut seen, mut tell) = (HashMap::new(), Vec::new());
         for work in together.drain(..) {
             match work {
-                Work::Note(sighting) => drop(seen.insert(sighting.id.clone(), sighting)),
+                Work::Note(mut sighting) => {
+                    let earlier = seen.remove(&sighting.id).and_then(|earlier: Sighting| earlier.act);
+                    sighting.act = sighting.act.or(earlier);
+                    seen.insert(sighting.id.clone(), sighting);
+                }
                 Work::Tell(answer) => tell.push(answer),
             }
         }

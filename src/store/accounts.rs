@@ -33,7 +33,7 @@ pub trait Accounts: Send + Sync {
         sessions: &[String],
     ) -> Result<(Vec<Mark>, Vec<Ended>), StoreError>;
 
-    /// Notes that tokens of these sessions were seen, of those whose users are live. A session that was seen less than a minute
+    /// Notes that tokens of these sessions, each once, were seen, of those whose users are live and not held by somebody. A session that was seen less than a minute
     /// before is not written again, and one that has ended stays so.
     async fn saw_sessions(&self, sightings: &[Sighting]) -> Result<(), StoreError>;
 
