@@ -298,14 +298,16 @@ async fn a_small_lock_table_makes_batches_smaller_and_no_outage() {
     for setting in ["HEADCOUNT_BATCH_MAX", "HEADCOUNT_PREFETCH"] {
         world.set(setting, "2000");
     }
+    // One batch after the other: what one has to share with the next might be too little for a single message.
+    world.set("HEADCOUNT_BATCH_WAIT", "8s");
     assert!(world.run(&["migrate"]).status.success());
     let ingress = world.start(&["ingress"]);
     steady(&ingress, "locks", 2000).await;
-    // However small the batches of a busy machine are, the hundred places that are left do for few of them.
+    // However small the batches of a busy machine are, the 300 places that are left do for few of them.
     let mut crowd = <sqlx::PgConnection as sqlx::Connection>::connect(&database.url()).await.unwrap();
     let crowded = "DO $$ BEGIN FOR n IN 1..1000000 LOOP PERFORM pg_advisory_lock(n); END LOOP; \
                    EXCEPTION WHEN out_of_memory THEN NULL; END $$; \
-                   SELECT pg_advisory_unlock(n) FROM generate_series(1, 100) AS n";
+                   SELECT pg_advisory_unlock(n) FROM generate_series(1, 300) AS n";
     sqlx::raw_sql(crowded).execute(&mut crowd).await.unwrap();
     let before = database.log().matches("out of shared memory").count();
     let worker = world.start(&["worker"]);
