@@ -155,6 +155,9 @@ async fn an_application_moves_its_data_with_the_claim(home: Arc<Home>) {
     }
     let failed = process.claim(&ann, &token).await;
     assert_eq!(failed.status, StatusCode::SERVICE_UNAVAILABLE, "{failed:?}");
+    // What the database says is for operators.
+    assert_eq!(failed.body["detail"], "the database does not do what it was asked; headcount's log says why");
+    assert!(failed.body["hint"].is_null(), "{failed:?}");
     assert_eq!(
         scene.home.number("SELECT count(*) FROM anonymous_visitors WHERE claimed_by IS NOT NULL").await,
         0
