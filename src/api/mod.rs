@@ -24,6 +24,7 @@ use serde::Serialize;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
+    time::timeout,
 };
 use tracing::warn;
 
@@ -128,10 +129,12 @@ pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Recei
     } = settings;
     let (lookups, metrics) = (Lookups::new(Arc::clone(&store)), ApiMetrics::new());
     let limits = Arc::new(Limits::new());
+    let (sessions, writing) =
+        sessions.then(|| Sessions::new(Arc::clone(&store), Arc::clone(&limits))).unzip();
     let api = Arc::new(Api {
         verifier,
         cookie_suffix,
-        sessions: sessions.then(|| Sessions::new(Arc::clone(&store), Arc::clone(&limits))),
+        sessions,
         limits,
         first: First::new(Arc::clone(&store), lookups.clone(), clerk, keep_object, metrics.clone()),
         streams: Streams::new(Arc::clone(&store), metrics.streams.clone(), stop.clone()),
@@ -143,6 +146,10 @@ pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Recei
         metrics,
     });
     net::serve(listener, router(api), bounds, ListenerMetrics::new("application"), stop).await;
+    if let Some(writing) = writing {
+        // What was seen last is written too, if the database takes it soon.
+        let _ = timeout(sessions::WRITTEN, writing).await;
+    }
 }
 
 /// A route: its method, its path, and its handler.

@@ -11,6 +11,7 @@ use http::StatusCode;
 use serde::Serialize;
 use tokio::{
     sync::{mpsc, oneshot},
+    task::JoinHandle,
     time::timeout,
 };
 use tracing::{info, warn};
@@ -31,7 +32,7 @@ const TOGETHER: usize = 500;
 /// The most that wait to be written. More than these are forgotten: they come again.
 const WAITING: usize = 10_000;
 /// How long a user who looks at the sessions waits for the newest to be written.
-const WRITTEN: Duration = Duration::from_secs(1);
+pub(super) const WRITTEN: Duration = Duration::from_secs(1);
 
 enum Work {
     Note(Sighting),
@@ -46,11 +47,11 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    /// Starts to note, until it is dropped.
-    pub(super) fn new(store: Arc<dyn Store>, limits: Arc<Limits>) -> Self {
+    /// Starts to note, until it is dropped; the task ends once all that was seen is written.
+    pub(super) fn new(store: Arc<dyn Store>, limits: Arc<Limits>) -> (Self, JoinHandle<()>) {
         let (work, waiting) = mpsc::channel(WAITING);
-        tokio::spawn(write(store, waiting));
-        Self { limits, work }
+        let writing = tokio::spawn(write(store, waiting));
+        (Self { limits, work }, writing)
     }
 
     /// A token of this session was seen.
