@@ -24,6 +24,7 @@ pub mod letters;
 pub mod rejections;
 pub mod sync;
 pub mod retention;
+pub mod tiers;
 pub mod ops;
 pub mod cli;
 pub mod telemetry;

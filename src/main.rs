@@ -68,17 +68,12 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
                     .hint("copy it from the endpoint's page in the Clerk dashboard; it starts with whsec_")
                     .hint("to try headcount without Clerk: headcount up --demo"));
             }
-            let roles = Roles {
-                ingress: Some(config.signing_secrets.clone()),
-                worker: false,
-                api: None,
-                migrate: false,
-            };
+            let roles = Roles { ingress: Some(config.signing_secrets.clone()), ..Roles::default() };
             serve(&config, roles, |_, _| {}).await
         }
         Command::Worker => {
             info!("queue: {}; users: {}", config.queue_choice(), config.store_choice());
-            let roles = Roles { ingress: None, worker: true, api: None, migrate: false };
+            let roles = Roles { worker: true, ..Roles::default() };
             serve(&config, roles, |_, _| {}).await
         }
         Command::Api => {
@@ -88,7 +83,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
                     .hint("set CLERK_PUBLISHABLE_KEY to the key on the page of API keys in the Clerk dashboard; it starts with pk_")
                     .hint("or set CLERK_JWT_ISSUER_DOMAIN to the address of its Frontend API"));
             };
-            let roles = Roles { ingress: None, worker: false, api: Some(tokens), migrate: false };
+            let roles = Roles { api: Some(tokens), ..Roles::default() };
             serve(&config, roles, |_, _| {}).await
         }
         Command::Migrate => migrate(&config, &mut output).await,
@@ -114,7 +109,13 @@ async fn up(config: &Config, demo: bool) -> Result<(), Failure> {
     };
     let demo = if demo { Some(Demo::prepare(config).await?) } else { None };
     let config = demo.as_ref().map_or(config, |demo| &demo.config);
-    let roles = Roles { ingress: Some(secrets), worker: true, api: config.tokens(), migrate: true };
+    let roles = Roles {
+        ingress: Some(secrets),
+        worker: true,
+        api: config.tokens(),
+        pages: demo.as_ref().map(Demo::pages),
+        migrate: true,
+    };
     let (stop_demo, demo_stop) = watch::channel(false);
     let result = serve(config, roles, |addresses, store| {
         if let Some(demo) = &demo {

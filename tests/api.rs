@@ -300,6 +300,40 @@ async fn every_route_answers_as_documented() {
         assert_eq!(user["events"].as_array().unwrap().len(), 1);
     }
     assert_eq!(server.get("/users/nobody", "/users/{ref}").await.status, 404);
+    let grant = "/users/{ref}/grant";
+    let json_headers = "Content-Type: application/json\r\n";
+    let put = async |who: &str, body: Value| {
+        server.ask("PUT", &format!("/users/{who}/grant"), grant, json_headers, &body.to_string()).await
+    };
+    let wish = json!({"tier": "premium_lifetime", "until": "30d", "note": "a founding member"});
+    let granted = put("ada@example.com", wish.clone()).await.json();
+    assert_eq!((&granted["tier"], &granted["from"]), (&json!("premium_lifetime"), &json!("grant")));
+    assert_eq!(granted["grant"]["note"], "a founding member");
+    assert_eq!(granted["grant"]["granted_by"], "api");
+    let user = server.get("/users/user_1", "/users/{ref}").await.json();
+    assert_eq!((&user["tier"], &user["user"]["subscription_tier"]), (&granted, &json!("premium_lifetime")));
+    for (body, code) in [
+        (json!({"tier": ""}), 400),
+        (json!({"tier": "pro", "until": "yesterday"}), 400),
+        (json!({"tier": "pro", "until": "2001-01-01"}), 400),
+        (json!({"tier": "pro", "untl": "30d"}), 400),
+        (json!({}), 400),
+    ] {
+        assert_eq!(put("user_1", body.clone()).await.status, code, "{body}");
+    }
+    assert_eq!(put("nobody", wish).await.status, 404);
+    assert_eq!(server.ask("PUT", "/users/user_1/grant", grant, "", "tier=pro").await.status, 415);
+    let foreign = "Content-Type: application/json\r\nOrigin: https://evil.example\r\n";
+    assert_eq!(server.ask("PUT", "/users/user_1/grant", grant, foreign, "{}").await.status, 403);
+    assert_eq!(server.ask("DELETE", "/users/user_1/grant", grant, foreign, "{}").await.status, 403);
+    let revoked = server
+        .ask("DELETE", "/users/user_1/grant", grant, json_headers, r#"{"note":"a refund"}"#)
+        .await
+        .json();
+    assert_eq!((&revoked["tier"], &revoked["from"]), (&json!("free"), &json!("application")));
+    assert_eq!(revoked["past_grants"][0]["ended_note"], "a refund");
+    assert_eq!(server.ask("DELETE", "/users/user_1/grant", grant, "", "").await.status, 200, "again");
+    assert_eq!(server.ask("DELETE", "/users/nobody/grant", grant, "", "").await.status, 404);
     let only_a_letter = server.get("/users/user_of_a_letter", "/users/{ref}").await;
     assert!(only_a_letter.json()["hint"].as_str().unwrap().contains("GET /api/v1/dead/"));
     let rejections = server.get("/rejections?limit=5", "/rejections").await.json();

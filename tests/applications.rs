@@ -174,7 +174,14 @@ async fn an_exhausted_lock_table_is_unclear() {
     // A server of its own: whoever else uses it would be out of locks too.
     let server = Server::postgres();
     let backend = Backend::Postgres { url: Secret::new(server.url()), schema: "public".into() };
-    let config = StoreConfig { backend, policy: KEEP, default_credits: 0, sessions: true, connections: 2 };
+    let config = StoreConfig {
+        backend,
+        policy: KEEP,
+        default_credits: 0,
+        sessions: true,
+        billing: None,
+        connections: 2,
+    };
     let store = store::open(&config).await.unwrap();
     store.migrate().await.unwrap();
     let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(&server.url()).await.unwrap();

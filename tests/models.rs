@@ -19,13 +19,26 @@ use std::{
 use stores::Home;
 
 /// Columns that an application has no use for.
-const OURS: [(&str, &[&str]); 3] = [
+const OURS: [(&str, &[&str]); 5] = [
     ("users", &["version_sent", "version_kind", "version_message_id", "email_key", "erased"]),
     (
         "sessions",
         &["own_status", "own_ended_at", "user_deleted_at", "version", "version_sent", "version_message_id"],
     ),
     ("anonymous_visitors", &["token_hash"]),
+    (
+        "subscription_items",
+        &[
+            "is_default",
+            "lapses_at",
+            "version_sent",
+            "version_message_id",
+            "plan_version",
+            "plan_version_sent",
+            "plan_version_message_id",
+        ],
+    ),
+    ("tier_grants", &[]),
 ];
 
 /// Each column of a table: its type in SQL, and whether it may be null.

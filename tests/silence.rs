@@ -187,7 +187,14 @@ async fn a_store_behind_a_frozen_pooler_answers_and_works_again_when_thawed() {
 /// `front` is what the store connects to, and what is frozen: the server, or a pooler in front of it.
 async fn works_again_when_thawed(server: &Server, front: &Server) {
     let backend = Backend::Postgres { url: Secret::new(front.url()), schema: "public".into() };
-    let config = StoreConfig { backend, policy: KEEP, default_credits: 0, sessions: true, connections: 10 };
+    let config = StoreConfig {
+        backend,
+        policy: KEEP,
+        default_credits: 0,
+        sessions: true,
+        billing: None,
+        connections: 10,
+    };
     let store = store::open(&config).await.unwrap();
     store.migrate().await.unwrap();
     everything(&store, 0).await.unwrap();

@@ -749,6 +749,7 @@ async fn a_server_that_is_away_is_an_outage_and_no_reason_not_to_open() {
         policy: KEEP,
         default_credits: 0,
         sessions: true,
+        billing: None,
         connections: 2,
     })
     .await
@@ -761,7 +762,14 @@ async fn a_server_that_is_away_is_an_outage_and_no_reason_not_to_open() {
 #[tokio::test]
 async fn a_url_that_is_none_is_unusable() {
     let backend = Backend::Postgres { url: Secret::new("postgres://host:port/db"), schema: "public".into() };
-    let config = StoreConfig { backend, policy: KEEP, default_credits: 0, sessions: true, connections: 2 };
+    let config = StoreConfig {
+        backend,
+        policy: KEEP,
+        default_credits: 0,
+        sessions: true,
+        billing: None,
+        connections: 2,
+    };
     assert_eq!(store::open(&config).await.unwrap_err().class, Class::Unusable);
 }
 
@@ -772,8 +780,14 @@ async fn a_file_that_cannot_be_is_unusable() {
     std::fs::write(&text, "no database, and long enough to be seen as such: ".repeat(100)).unwrap();
     for path in [text.join("headcount.db"), text, directory.path().to_owned()] {
         let backend = Backend::Sqlite { path };
-        let config =
-            StoreConfig { backend, policy: KEEP, default_credits: 0, sessions: true, connections: 2 };
+        let config = StoreConfig {
+            backend,
+            policy: KEEP,
+            default_credits: 0,
+            sessions: true,
+            billing: None,
+            connections: 2,
+        };
         let error = store::open(&config).await.unwrap_err();
         assert_eq!(error.class, Class::Unusable);
         assert!(error.hint.unwrap().contains("HEADCOUNT_DATA_DIR"));

@@ -48,3 +48,5 @@ mod waiting;
 mod killed;
 #[path = "sync/letters.rs"]
 mod letters;
+#[path = "sync/billing.rs"]
+mod billing;

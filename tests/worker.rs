@@ -352,6 +352,7 @@ fn settings() -> Settings {
         instance: None,
         keep_object: false,
         sessions: true,
+        billing: false,
         silence: Duration::from_millis(300),
     }
 }

@@ -49,3 +49,31 @@ export const anonymousVisitors = pgTable("anonymous_visitors", {
   claimedBy: uuid("claimed_by"),
   claimedAt: timestamp("claimed_at", { withTimezone: true }),
 })
+
+export const subscriptionItems = pgTable("subscription_items", {
+  id: text("id").primaryKey(),
+  subscriptionId: text("subscription_id"),
+  clerkId: text("clerk_id").notNull(),
+  status: text("status").notNull(),
+  planSlug: text("plan_slug"),
+  amount: bigint("amount", { mode: "number" }),
+  currency: text("currency"),
+  period: text("period"),
+  periodStart: timestamp("period_start", { withTimezone: true }),
+  periodEnd: timestamp("period_end", { withTimezone: true }),
+  canceledAt: timestamp("canceled_at", { withTimezone: true }),
+  version: bigint("version", { mode: "number" }).notNull(),
+})
+
+export const tierGrants = pgTable("tier_grants", {
+  id: uuid("id").primaryKey(),
+  userId: uuid("user_id").notNull(),
+  tier: text("tier").notNull(),
+  until: timestamp("until", { withTimezone: true }),
+  note: text("note"),
+  grantedBy: text("granted_by").notNull(),
+  grantedAt: timestamp("granted_at", { withTimezone: true }).notNull(),
+  endedAt: timestamp("ended_at", { withTimezone: true }),
+  endedBy: text("ended_by"),
+  endedNote: text("ended_note"),
+})

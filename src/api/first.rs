@@ -152,6 +152,12 @@ impl Shop {
             true => return Made::Done,
             false => self.bring(sync, clerk_id).await,
         };
+        let brought = match brought {
+            Ok(Made::Done) if sync.billing && why == Why::Asked => {
+                self.bring_subscription(sync, clerk_id).await.map(|()| Made::Done)
+            }
+            brought => brought,
+        };
         // Once for an outage, not for each user who asks in it.
         let was_failing = self.failing.swap(brought.is_err(), Relaxed);
         match &brought {
@@ -196,6 +202,18 @@ impl Shop {
         }
         debug!(clerk_id, outcome = outcome.as_str(), "read {clerk_id}, who asked, from Clerk's API");
         Ok(Made::Done)
+    }
+
+    /// Applies what Clerk says that the user pays for.
+    async fn bring_subscription(&self, sync: &Sync, clerk_id: &str) -> Result<(), String> {
+        // Read first: what comes meanwhile is not ended.
+        let known = self.store.items(&[], &[clerk_id.to_owned()]).await.map_err(|error| error.to_string())?;
+        let reading = sync.api.subscription(clerk_id).await.map_err(|error| error.to_string())?;
+        let Some(reading) = reading.filter(|reading| reading.news.is_ok()) else { return Ok(()) };
+        if let Some(message) = reading.message(&known, self.instance(sync).await?) {
+            self.apply(&message, false).await?;
+        }
+        Ok(())
     }
 
     /// Clerk does not know a caller. Where the table does, the account was deleted in Clerk.

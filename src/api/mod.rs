@@ -80,6 +80,8 @@ pub struct Settings {
     pub sessions: bool,
     /// `HEADCOUNT_ANONYMOUS_RETENTION`
     pub anonymous_retention: Duration,
+    /// Pages beside the answers.
+    pub pages: Option<Router>,
     /// The connections.
     pub bounds: Bounds,
 }
@@ -125,6 +127,7 @@ pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Recei
         keep_object,
         sessions,
         anonymous_retention,
+        pages,
         bounds,
     } = settings;
     let (lookups, metrics) = (Lookups::new(Arc::clone(&store)), ApiMetrics::new());
@@ -145,7 +148,7 @@ pub async fn serve(listener: TcpListener, settings: Settings, stop: watch::Recei
         lookups,
         metrics,
     });
-    net::serve(listener, router(api), bounds, ListenerMetrics::new("application"), stop).await;
+    net::serve(listener, router(api, pages), bounds, ListenerMetrics::new("application"), stop).await;
     if let Some(writing) = writing {
         // What was seen last is written too, if the database takes it soon.
         let _ = timeout(sessions::WRITTEN, writing).await;
@@ -184,9 +187,13 @@ pub fn routes() -> Vec<(String, String)> {
     table().into_iter().map(|route| (route.method.to_string(), route.path.to_owned())).collect()
 }
 
-fn router(api: Arc<Api>) -> Router {
+fn router(api: Arc<Api>, pages: Option<Router>) -> Router {
     let routes =
         table().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.answer));
+    let routes = match pages {
+        Some(pages) => routes.merge(pages.with_state(())),
+        None => routes,
+    };
     routes
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)

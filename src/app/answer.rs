@@ -38,6 +38,7 @@ pub(super) fn settings(
             queue: Arc::new(Absent),
             grace: Duration::ZERO,
             instance: config.clerk_instance.clone(),
+            billing: config.billing.is_some(),
             holder: Holder::of("api"),
         }),
         None => {
@@ -55,6 +56,7 @@ pub(super) fn settings(
         keep_object: config.keep_clerk_object,
         sessions: config.sessions,
         anonymous_retention: config.anonymous_retention,
+        pages: None,
         bounds,
     })
 }

@@ -17,6 +17,7 @@
 //! | the worker | with a worker | settles what it holds |
 //! | capture of dead letters, of rejected requests; retention | with a worker | finish their step |
 //! | noting whose webhooks come in | with a worker | writes down the last ones |
+//! | tiers that follow the time, in one process of all | with a worker | gives its lease back |
 //! | the watch over Clerk, in one process of all | with a worker and a key | gives its lease back |
 //! | replays through the API | with a worker | finish their step |
 
@@ -31,6 +32,7 @@ pub use self::open::{
     existing_queue, existing_store, exposed, look_at_queue, open_queue, open_store, split_table,
 };
 use crate::{
+    api,
     clerk::signature::Verifier,
     config::{Config, Tokens},
     failure::Failure,
@@ -49,8 +51,8 @@ mod answer;
 mod open;
 mod work;
 
-/// What a process does.
-#[derive(Clone, Debug)]
+/// What a process does; nothing by default.
+#[derive(Clone, Debug, Default)]
 pub struct Roles {
     /// Takes webhooks in, verified with these secrets.
     pub ingress: Option<Vec<Secret>>,
@@ -58,6 +60,8 @@ pub struct Roles {
     pub worker: bool,
     /// Answers applications whose users' tokens count by these settings.
     pub api: Option<Tokens>,
+    /// Pages beside those answers.
+    pub pages: Option<axum::Router>,
     /// Applies the migrations first.
     pub migrate: bool,
 }
@@ -153,7 +157,7 @@ pub async fn run(
         tasks.spawn(take_in(listener, ingress(config, &queue, verifier), stop.clone()));
     }
     if let (Some((listener, tokens)), Some(store)) = (app, &store) {
-        let settings = answer::settings(config, tokens, store)?;
+        let settings = api::Settings { pages: roles.pages, ..answer::settings(config, tokens, store)? };
         tasks.spawn(answer::serve(listener, settings, stop.clone()));
     }
     if let Some(store) = &worked {

@@ -21,6 +21,7 @@ use crate::{
         watch::{RATE, Watch},
     },
     telemetry::metrics,
+    tiers::follow,
     time::{now, rfc3339},
     worker,
 };
@@ -43,6 +44,7 @@ pub(super) async fn run(
     }
     let seen = worker::Seen::default();
     let (captured, rejected, kept) = (Arc::clone(&store), Arc::clone(&store), Arc::clone(&store));
+    let (followed, tiers) = (Arc::clone(&store), config.billing.clone());
     let (met, instance) = (Arc::clone(&store), config.clerk_instance.clone());
     let watch = watch_over_clerk(&config, &queue, &store, notices);
     let worker = worker::run(Arc::clone(&queue), store, config.worker(), seen.clone(), health, stop.clone());
@@ -52,6 +54,7 @@ pub(super) async fn run(
             rejections::run(Arc::clone(&queue), rejected, stop.clone()),
             retention::run(kept, config.retention(), stop.clone()),
             instances::run(seen, met, instance, stop.clone()),
+            follow::run(followed, tiers, stop.clone()),
             async {
                 if let Some(watch) = watch {
                     sync::watch::run(watch, stop.clone()).await;
@@ -87,6 +90,7 @@ fn watch_over_clerk(
                 queue: Arc::clone(queue),
                 grace: config.watch_grace,
                 instance: config.clerk_instance.clone(),
+                billing: config.billing.is_some(),
                 holder: Holder::of("worker"),
             };
             Some(Watch { sync, api, every, schedule, notices })

@@ -153,6 +153,12 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// A whole number.
+    pub(super) fn number(&self) -> Result<Option<i64>, PayloadError> {
+        let Some(raw) = self.raw else { return Ok(None) };
+        whole(raw.get()).map(Some).ok_or_else(|| self.unexpected("a whole number", raw))
+    }
+
     /// `true` or `false`.
     pub(super) fn flag(&self) -> Result<Option<bool>, PayloadError> {
         match self.raw.map(|raw| (raw, raw.get())) {

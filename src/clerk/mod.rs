@@ -14,7 +14,7 @@ use self::field::{Field, fields};
 use crate::{
     message::{EVENT_TYPE_MAX, MessageId, Origin, PROBE},
     rules::{
-        Change,
+        Change, Version,
         users::{self, Source, UpsertKind},
     },
     text::clean,
@@ -22,6 +22,7 @@ use crate::{
 };
 
 pub mod api;
+mod billing;
 mod field;
 mod json;
 pub mod made_up;
@@ -33,7 +34,7 @@ pub mod token;
 mod user;
 
 /// The event types that are read. Each has a label of its own in the metrics.
-pub const TYPES: [&str; 10] = [
+pub const TYPES: [&str; 26] = [
     "user.created",
     "user.updated",
     "user.deleted",
@@ -44,6 +45,22 @@ pub const TYPES: [&str; 10] = [
     "session.ended",
     "session.removed",
     "session.revoked",
+    "subscription.created",
+    "subscription.updated",
+    "subscription.active",
+    "subscription.pastDue",
+    "subscriptionItem.created",
+    "subscriptionItem.updated",
+    "subscriptionItem.active",
+    "subscriptionItem.canceled",
+    "subscriptionItem.upcoming",
+    "subscriptionItem.ended",
+    "subscriptionItem.abandoned",
+    "subscriptionItem.incomplete",
+    "subscriptionItem.pastDue",
+    "subscriptionItem.expired",
+    "subscriptionItem.freeTrialEnding",
+    SUBSCRIPTION,
 ];
 
 /// The type of a user as Clerk's API gave it. Folds like `user.updated`.
@@ -51,6 +68,9 @@ pub const SNAPSHOT: &str = "headcount.user";
 
 /// The type of the news that Clerk's API does not know an account any more. Folds like `user.deleted`.
 pub const GONE: &str = "headcount.user_gone";
+
+/// The type of a user's subscription items as Clerk's API gave them.
+pub const SUBSCRIPTION: &str = "headcount.subscription";
 
 /// What the types of headcount's own news begin with. A webhook has none of them.
 const OURS: &str = "headcount.";
@@ -84,20 +104,43 @@ pub struct Known<'m> {
     pub keep_object: bool,
     /// `HEADCOUNT_SESSIONS`. Without it events about sessions are as any other that headcount does not use.
     pub sessions: bool,
+    /// `HEADCOUNT_BILLING`. The same for events about subscriptions.
+    pub billing: bool,
 }
 
 impl<'m> Known<'m> {
     /// Of a webhook, whose whole object is not kept.
     pub fn webhook(message_id: &'m MessageId, received_at: Millis) -> Self {
-        Self { message_id, origin: Origin::Webhook, received_at, keep_object: false, sessions: true }
+        Self {
+            message_id,
+            origin: Origin::Webhook,
+            received_at,
+            keep_object: false,
+            sessions: true,
+            billing: true,
+        }
+    }
+}
+
+/// What is known of an event about a session or a subscription, beside its `data`.
+struct Heard<'m> {
+    /// The envelope's `timestamp`.
+    sent: Option<Millis>,
+    message_id: &'m MessageId,
+    received_at: Millis,
+}
+
+impl Heard<'_> {
+    fn version(&self, at: Millis) -> Version {
+        Version { at, sent: self.sent.unwrap_or_default(), message_id: self.message_id.as_str().to_owned() }
     }
 }
 
 /// Reads a message's body.
 ///
 /// # Errors
-/// The body is no Clerk event, or one about a user or a session that lacks what those need, or headcount's own news in a webhook. The
-/// error names the field.
+/// The body is no Clerk event, or one about a user, a session or a subscription that lacks what those need, or headcount's own news in
+/// a webhook. The error names the field.
 pub fn parse(body: &[u8], known: &Known<'_>) -> Result<Parsed, PayloadError> {
     let envelope = Envelope::read(body)?;
     let event_type = envelope.event_type()?;
@@ -114,7 +157,8 @@ pub fn parse(body: &[u8], known: &Known<'_>) -> Result<Parsed, PayloadError> {
             Field::at("type", envelope.r#type).error("only headcount itself makes events of this type")
         );
     }
-    let Known { message_id, received_at, keep_object, sessions, .. } = *known;
+    let Known { message_id, received_at, keep_object, sessions, billing, .. } = *known;
+    let heard = || Ok(Heard { sent: sent()?, message_id, received_at });
     let news = || Ok(user::News { sent: sent()?, message_id, received_at, source, keep_object });
     let upsert = |user| Change::User(users::Change::Upsert(user));
     let change = match &*event_type {
@@ -122,8 +166,11 @@ pub fn parse(body: &[u8], known: &Known<'_>) -> Result<Parsed, PayloadError> {
         "user.updated" | SNAPSHOT => upsert(news()?.upsert(envelope.data, UpsertKind::Updated)?),
         "user.deleted" | GONE => news()?.delete(envelope.data)?,
         kind if sessions && let Some(status) = session::status(kind) => {
-            let heard = session::Heard { sent: sent()?, message_id, received_at };
-            Change::Session(Box::new(heard.news(envelope.data, status)?))
+            Change::Session(Box::new(heard()?.session(envelope.data, status)?))
+        }
+        SUBSCRIPTION if billing => Change::Subscription(Box::new(heard()?.reading(&envelope)?)),
+        kind if billing && let Some(kind) = billing::Kind::of(kind) => {
+            Change::Subscription(Box::new(heard()?.billing(envelope.data, kind)?))
         }
         // Of an event that headcount does not use nothing is asked, not even a sound timestamp.
         _ => Change::Other,
@@ -143,22 +190,30 @@ pub fn event_type(body: &[u8]) -> String {
     kind.map_or_else(|_| "unknown".into(), |kind| clean(&kind, EVENT_TYPE_MAX))
 }
 
-/// The account that a body is about, as far as it tells: its own id in events about users, and `user_id` in those about
-/// their sessions, addresses and the like. Never fails.
+/// The account that a body is about, as far as it tells: its own id in events about users, who pays in those about subscriptions, and
+/// `user_id` in those about their sessions, addresses and the like. Never fails.
 pub fn whose(body: &[u8]) -> Option<String> {
-    fields! { About { id, user_id } }
+    fields! { About { id, user_id, payer } }
     let envelope = Envelope::read(body).ok()?;
     let about: About<'_> = Field::at("data", envelope.data).object().ok()??;
     let event_type = envelope.event_type().ok()?;
     let is_user = event_type.starts_with("user.") || [SNAPSHOT, GONE].contains(&&*event_type);
+    let payer = match &*event_type {
+        SUBSCRIPTION => Field::at("payer", envelope.payer).any_text().ok()?.map(Cow::into_owned),
+        _ if is_user => None,
+        _ => billing::payer(about.payer).ok(),
+    };
+    if let Some(payer) = payer {
+        return Some(clean(&payer, ID_MAX));
+    }
     let id = Field::at("data.id", if is_user { about.id } else { about.user_id }).any_text().ok()??;
     (!id.is_empty()).then(|| clean(&id, ID_MAX))
 }
 
 fields! {
     /// What surrounds every event (Clerk: "Webhooks overview, payload structure"). It holds no id of the event: that is
-    /// the header `svix-id`. Only headcount's own news has `revive`.
-    Envelope { r#type, timestamp, instance_id, revive, data }
+    /// the header `svix-id`. Only headcount's own news has `revive`, `payer` and `unmentioned`.
+    Envelope { r#type, timestamp, instance_id, revive, payer, unmentioned, data }
 }
 
 impl<'a> Envelope<'a> {

@@ -2,14 +2,11 @@
 //! what the rules fold. The user object inside is no news about the user. Never looks at the envelope.
 
 use super::{
+    Heard,
     field::{Field, PayloadError, Raw, fields},
     user::{content, identity},
 };
-use crate::{
-    message::MessageId,
-    rules::sessions::{News, Status, Version},
-    time::Millis,
-};
+use crate::rules::sessions::{News, Status};
 
 fields! {
     /// `data` of each of the five, as far as it is kept.
@@ -28,16 +25,8 @@ pub(super) fn status(event_type: &str) -> Option<Status> {
     }
 }
 
-/// What is known of an event beside its `data`.
-pub(super) struct Heard<'m> {
-    /// The envelope's `timestamp`.
-    pub(super) sent: Option<Millis>,
-    pub(super) message_id: &'m MessageId,
-    pub(super) received_at: Millis,
-}
-
 impl Heard<'_> {
-    pub(super) fn news(&self, data: Raw<'_>, by_type: Status) -> Result<News, PayloadError> {
+    pub(super) fn session(&self, data: Raw<'_>, by_type: Status) -> Result<News, PayloadError> {
         let session: Session<'_> = content(data)?;
         let id = identity("data.id", session.id)?;
         let clerk_id = identity("data.user_id", session.user_id)?;
@@ -50,11 +39,7 @@ impl Heard<'_> {
         Ok(News {
             id,
             clerk_id,
-            version: Version {
-                at,
-                sent: self.sent.unwrap_or_default(),
-                message_id: self.message_id.as_str().to_owned(),
-            },
+            version: self.version(at),
             status: as_said(by_type, said.as_deref()),
             created_at,
             last_seen_at: last_active_at.unwrap_or(created_at),
@@ -81,7 +66,9 @@ mod tests {
     use super::*;
     use crate::{
         clerk::{self, Known},
+        message::MessageId,
         rules::Change,
+        time::Millis,
     };
 
     const AT: Millis = 1_760_000_000_123;

@@ -126,7 +126,11 @@ pub(super) fn content<'a, T: Deserialize<'a>>(data: Raw<'a>) -> Result<T, Payloa
 
 /// An id of Clerk's, which has to be there.
 pub(super) fn identity(path: &'static str, id: Raw<'_>) -> Result<String, PayloadError> {
-    let id = Field::at(path, id);
+    identity_at(Field::at(path, id))
+}
+
+/// The same, anywhere.
+pub(super) fn identity_at(id: Field<'_>) -> Result<String, PayloadError> {
     let name = id.name(ID_MAX)?.ok_or_else(|| id.error("missing"))?;
     if name.contains(char::is_whitespace) {
         return Err(id.error("holds white space"));

@@ -81,7 +81,7 @@ pub enum Command {
     /// machine.
     Status(Listing),
 
-    /// List users, or show what happened to one
+    /// List users, show what happened to one, or grant one a tier
     #[command(subcommand)]
     Users(Users),
 
@@ -124,8 +124,16 @@ pub struct Listing {
 pub enum Users {
     /// List users, newest first
     List(UserList),
-    /// Show one user and what happened to it
+    /// Show one user, where the tier comes from, and what happened to it
     Show(UserShow),
+    /// Grant a user a tier, which outranks every subscription
+    ///
+    /// It takes the place of what was granted to the user before, and stays with the row when a returning user gets it back.
+    Grant(UserGrant),
+    /// End what was granted to a user
+    ///
+    /// The tier then follows from the user's subscription; it is free where HEADCOUNT_BILLING is off.
+    Revoke(UserRevoke),
 }
 
 /// Arguments of `users list`.
@@ -158,6 +166,46 @@ pub struct UserShow {
     /// Our id, a Clerk id (also a former one), or an e-mail address
     #[arg(value_name = "ID")]
     pub reference: String,
+
+    /// How to print it.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// Arguments of `users grant`.
+#[derive(Debug, Args)]
+pub struct UserGrant {
+    /// Our id, a Clerk id (also a former one), or an e-mail address
+    #[arg(value_name = "ID")]
+    pub reference: String,
+
+    /// The tier, such as premium_lifetime
+    #[arg(value_name = "TIER")]
+    pub tier: String,
+
+    /// When it ends: 2027-01-31T12:00:00Z, 2027-01-31 (its midnight in UTC), or after how long: 30d. Without it: never
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+
+    /// Why, for whoever asks later
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+
+    /// How to print it.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// Arguments of `users revoke`.
+#[derive(Debug, Args)]
+pub struct UserRevoke {
+    /// Our id, a Clerk id (also a former one), or an e-mail address
+    #[arg(value_name = "ID")]
+    pub reference: String,
+
+    /// Why, for whoever asks later
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
 
     /// How to print it.
     #[command(flatten)]
@@ -242,6 +290,9 @@ mod tests {
             "headcount status --json",
             "headcount users list ada --deleted --limit 5 --json",
             "headcount users show user_1 --json",
+            "headcount users grant user_1 premium_lifetime",
+            "headcount users grant user_1 pro --until 30d --note because --json",
+            "headcount users revoke user_1 --note oops --json",
             "headcount doctor --json",
             "headcount dead groups --json",
             "headcount dead groups --status all --since 2h",
@@ -283,6 +334,8 @@ mod tests {
             "headcount send user.created --file x --user user_1",
             "headcount users list --limit 0",
             "headcount users list --after x",
+            "headcount users grant user_1",
+            "headcount users revoke",
             "headcount send user.created --secret whsec_x",
             "headcount dead",
             "headcount dead list --status dead",

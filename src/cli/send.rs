@@ -51,7 +51,7 @@ const FAR_OFF: f64 = 1e9;
                         headcount send user.created --count 10000 --user 'user_{i}' --email 'u{i}@example.com'"
 )]
 pub struct Send {
-    /// The event's type: user.created, user.updated, user.deleted, session.created, any other
+    /// The event's type: user.created, user.updated, user.deleted, session.created, subscriptionItem.active, any other
     #[arg(value_name = "TYPE", required_unless_present = "file", value_parser = event_type)]
     pub event_type: Option<String>,
 
@@ -60,7 +60,7 @@ pub struct Send {
     pub url: Option<String>,
 
     /// Send this body as it is; - reads stdin
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["user", "email"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["user", "email", "plan"])]
     pub file: Option<PathBuf>,
 
     /// The Clerk id of the event's user [default: a new one]
@@ -70,6 +70,10 @@ pub struct Send {
     /// The user's primary e-mail address [default: made up from the id]
     #[arg(long, value_name = "ADDRESS")]
     pub email: Option<String>,
+
+    /// The slug of the plan of subscription.* and subscriptionItem.* [default: premium_monthly]
+    #[arg(long, value_name = "PLAN")]
+    pub plan: Option<String>,
 
     /// How many to send
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -136,7 +140,13 @@ pub async fn run(args: &Send, config: &Config, output: &mut Output) -> Result<()
 /// Where the bodies come from.
 enum Source {
     Given(Bytes),
-    Made { instance: String, event_type: String, user: Option<String>, email: Option<String> },
+    Made {
+        instance: String,
+        event_type: String,
+        user: Option<String>,
+        email: Option<String>,
+        plan: Option<String>,
+    },
 }
 
 impl Source {
@@ -151,14 +161,17 @@ impl Source {
             (None, 1) => Some(user_id(&mut rand::rng())),
             (user, _) => user.clone(),
         };
-        Ok(Self::Made { instance: instance.to_owned(), event_type, user, email: args.email.clone() })
+        let (email, plan) = (args.email.clone(), args.plan.clone());
+        Ok(Self::Made { instance: instance.to_owned(), event_type, user, email, plan })
     }
 
     /// The body of event `n`, from 1.
     fn body(&self, n: u64) -> Bytes {
-        let (instance, event_type, user, email) = match self {
+        let (instance, event_type, user, email, plan) = match self {
             Self::Given(body) => return body.clone(),
-            Self::Made { instance, event_type, user, email } => (instance, event_type, user, email),
+            Self::Made { instance, event_type, user, email, plan } => {
+                (instance, event_type, user, email, plan)
+            }
         };
         let numbered = |text: &String| text.replace("{i}", &n.to_string());
         let id = user.as_ref().map_or_else(|| user_id(&mut rand::rng()), numbered);
@@ -166,6 +179,7 @@ impl Source {
         let born = if event_type == "user.created" { now } else { now - ACCOUNT_AGE };
         let mut sample = Person::of(id, born);
         sample.updated_at = now;
+        sample.plan.clone_from(plan);
         if let Some(email) = email {
             sample.email = Some(numbered(email));
         }

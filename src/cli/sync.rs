@@ -132,6 +132,7 @@ pub async fn run(args: Sync, config: &Config, output: &mut Output) -> Result<(),
         queue: Arc::clone(&queue),
         grace: config.watch_grace,
         instance: config.clerk_instance.clone(),
+        billing: config.billing.is_some(),
         holder: Holder::of("headcount sync"),
     };
     let result = if args.users.is_empty() {
@@ -191,7 +192,7 @@ async fn all(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(), 
     } else {
         print(&report, args.no_wait, output)?;
     }
-    let Report { counts, under_way, .. } = report;
+    let Report { counts, under_way, subscriptions, .. } = report;
     if under_way > 0 && !args.no_wait {
         let left = changes(under_way);
         return Err(Failure::new(format!("{left} published, and not applied"))
@@ -201,7 +202,7 @@ async fn all(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(), 
         return Err(Failure::new(format!("{} could not be brought in step", users(counts.failed)))
             .hint("see above: the others are; headcount sync USER tells more of one"));
     }
-    differs(args, &counts)
+    differs(args, &counts, subscriptions)
 }
 
 fn users(users: u64) -> String {
@@ -218,8 +219,12 @@ fn changes(changes: u64) -> String {
     }
 }
 
-fn differs(args: &Sync, counts: &Counts) -> Result<(), Failure> {
+fn differs(args: &Sync, counts: &Counts, subscriptions: u64) -> Result<(), Failure> {
     let to_repair = counts.missing + counts.outdated + counts.different + counts.gone;
+    if args.exit_code && to_repair + counts.buried_alive == 0 && subscriptions > 0 {
+        return Err(Failure::new(format!("the subscriptions of {} differ", users(subscriptions)))
+            .hint("bring them in step: headcount sync"));
+    }
     let differing = to_repair + counts.buried_alive;
     if !args.exit_code || differing == 0 {
         return Ok(());
@@ -292,7 +297,8 @@ async fn some(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(),
         return Err(Failure::new("neither Clerk nor this table knows such a user")
             .hint("give a Clerk id (user_…), our id, or an e-mail address"));
     }
-    differs(args, &counts)
+    let otherwise = found.iter().filter(|one| one.pays_otherwise()).count();
+    differs(args, &counts, otherwise as u64)
 }
 
 fn line(one: &One, dry_run: bool) -> String {
@@ -306,7 +312,13 @@ fn line(one: &One, dry_run: bool) -> String {
         (None, None) if dry_run && one.differs() => "; nothing was changed".to_owned(),
         (None, None) => String::new(),
     };
-    format!("{clerk_id}: {standing}{}{done}", updated.unwrap_or_default())
+    let paid = one.subscription.as_ref().map(|paid| match (paid.differs, paid.outcome) {
+        (false, _) => "; subscription in step".to_owned(),
+        (true, Some(outcome)) => format!("; subscription {}", outcome.as_str()),
+        (true, None) if dry_run => "; subscription differs".to_owned(),
+        (true, None) => "; subscription published".to_owned(),
+    });
+    format!("{clerk_id}: {standing}{}{done}{}", updated.unwrap_or_default(), paid.unwrap_or_default())
 }
 
 fn counts(found: &[One]) -> Counts {
@@ -318,7 +330,7 @@ fn counts(found: &[One]) -> Counts {
         match &one.standing {
             Some(Difference::Gone) => counts.gone += 1,
             Some(Difference::Row(standing)) => counts.note(standing),
-            Some(Difference::Unlisted | Difference::Deleted) | None => {}
+            Some(Difference::Unlisted | Difference::Deleted | Difference::Subscription) | None => {}
         }
     }
     counts

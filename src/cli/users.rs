@@ -1,17 +1,22 @@
-//! Owns `users list` and `users show`: rows, and what happened to one user.
+//! Owns `users list`, `users show`, `users grant` and `users revoke`: rows, what happened to one user, and which tier people gave it.
 
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use crate::{
     app,
-    cli::{UserList, UserShow, Users, output::Output},
+    cli::{UserGrant, UserList, UserRevoke, UserShow, Users, dead::actor, output::Output},
     config::Config,
     failure::Failure,
     store::{
         Store, StoreError, User, UserHistory, UserQuery,
         letters::{Filter, Letter, Letters, Page, Status},
+        tiers::TierReport,
     },
     text::quoted,
+    tiers::grant::{self, GrantError, Wish},
+    time::now,
 };
 
 /// Prints what was asked for.
@@ -24,9 +29,19 @@ pub async fn run(args: Users, config: &Config, output: &mut Output) -> Result<()
     let result = match args {
         Users::List(args) => list(&args, store.as_ref(), output).await,
         Users::Show(args) => show(&args, &store, output).await,
+        Users::Grant(args) => granted(&args, store.as_ref(), output).await,
+        Users::Revoke(args) => revoked(&args, store.as_ref(), output).await,
     };
     store.close().await;
     result
+}
+
+/// What `users show --json` prints.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    history: UserHistory,
+    tier: Option<TierReport>,
 }
 
 async fn list(args: &UserList, store: &dyn Store, output: &mut Output) -> Result<(), Failure> {
@@ -68,10 +83,14 @@ async fn show(args: &UserShow, store: &Arc<dyn Store>, output: &mut Output) -> R
     let Some(history) = found else {
         return Err(unknown(&args.reference, app::letters(store).as_ref()).await);
     };
+    let tier = match &history.user {
+        Some(user) => store.tier(user.id).await?,
+        None => None,
+    };
     if args.listing.json {
-        return output.json(&history);
+        return output.json(&Shown { history, tier });
     }
-    describe(&history, output)?;
+    describe(&history, tier.as_ref(), output)?;
     let ids = history.user.iter().map(|user| user.clerk_id.as_str());
     for id in ids.chain(history.former.iter().map(|former| former.clerk_id.as_str())) {
         let open = about(id, Some(Status::Open), app::letters(store).as_ref()).await;
@@ -82,6 +101,38 @@ async fn show(args: &UserShow, store: &Arc<dyn Store>, output: &mut Output) -> R
         }
     }
     Ok(())
+}
+
+async fn granted(args: &UserGrant, store: &dyn Store, output: &mut Output) -> Result<(), Failure> {
+    let wish = Wish::read(&args.tier, args.until.as_deref(), now())?;
+    let tier = wish.grant(store, &args.reference, &actor(args.note.as_deref())).await?;
+    if args.listing.json {
+        return output.json(&tier);
+    }
+    output.line(format!("{} is on {}: {}", args.reference, tier.tier, tier.why()))
+}
+
+async fn revoked(args: &UserRevoke, store: &dyn Store, output: &mut Output) -> Result<(), Failure> {
+    let (tier, had) = grant::revoke(store, &args.reference, &actor(args.note.as_deref())).await?;
+    if args.listing.json {
+        return output.json(&tier);
+    }
+    if !had {
+        output.line(format!("nothing was granted to {}", args.reference))?;
+    }
+    output.line(format!("{} is on {}: {}", args.reference, tier.tier, tier.why()))
+}
+
+impl From<GrantError> for Failure {
+    fn from(error: GrantError) -> Self {
+        let failure = match &error {
+            GrantError::Unreadable { .. } => Failure::usage(error.to_string()),
+            GrantError::Unknown(_) | GrantError::NoRow(_) | GrantError::Store(_) => {
+                Failure::new(error.to_string())
+            }
+        };
+        error.hint().into_iter().fold(failure, Failure::hint)
+    }
 }
 
 /// A user without a row may have dead letters all the same.
@@ -111,7 +162,7 @@ async fn about(
     letters.list(&filter, &Page { limit: 1, after: None }).await
 }
 
-fn describe(history: &UserHistory, output: &mut Output) -> Result<(), Failure> {
+fn describe(history: &UserHistory, tier: Option<&TierReport>, output: &mut Output) -> Result<(), Failure> {
     match &history.user {
         Some(user) => {
             let claim = match (&user.email, &user.clerk_email) {
@@ -136,7 +187,14 @@ fn describe(history: &UserHistory, output: &mut Output) -> Result<(), Failure> {
                 ),
                 ("phone", text(user.phone.as_ref())),
                 ("username", text(user.username.as_ref())),
-                ("tier, credits", format!("{}, {}", user.subscription_tier, user.credits_balance)),
+                (
+                    "tier",
+                    match tier {
+                        Some(tier) => format!("{} ({})", tier.tier, tier.why()),
+                        None => user.subscription_tier.clone(),
+                    },
+                ),
+                ("credits", user.credits_balance.to_string()),
                 ("created", user.created_at.clone()),
                 ("updated", user.updated_at.clone()),
             ] {
@@ -144,6 +202,12 @@ fn describe(history: &UserHistory, output: &mut Output) -> Result<(), Failure> {
             }
         }
         None => output.line("deleted before it was ever seen: there is no row")?,
+    }
+    for item in tier.iter().flat_map(|tier| &tier.items) {
+        output.line(format!("{:<14} {}", "item", item.says()))?;
+    }
+    for past in tier.iter().flat_map(|tier| &tier.past_grants) {
+        output.line(format!("{:<14} {}, {}", "past grant", past.tier, past.says()))?;
     }
     for former in &history.former {
         output.line(format!("{:<14} {} (deleted {})", "former id", former.clerk_id, former.deleted_at))?;

@@ -1,5 +1,11 @@
 //! Owns reading who may ask the application's API: the instance whose session tokens count, its keys, and the application's
-//! origins. Pure. Promises that no error holds a key.
+//! origins; and which plans give which of its tiers. Promises that no error holds a key.
+
+use std::{
+    io::ErrorKind,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
 
 use url::Url;
 
@@ -7,6 +13,7 @@ use super::{Config, ConfigError, raw::Raw, wrong};
 use crate::{
     clerk::token::{Address, Issuer, KeySource, Terms, cookie_suffix},
     net::is_loopback,
+    rules::subscriptions::tiers::{PastDue, Tiers},
 };
 
 /// Whose session tokens count.
@@ -68,6 +75,45 @@ impl Config {
         }
         Some(tokens)
     }
+}
+
+impl Config {
+    /// Has the demo's tokens count, and no others; lets tiers follow subscriptions; and listens for applications at another port
+    /// where none was chosen and the usual one is taken.
+    #[must_use]
+    pub fn with_demo_tokens(mut self, tokens: Tokens) -> Self {
+        if self.tokens.is_some() {
+            let warning = "session tokens of your Clerk instance do not count: the demo signs up made-up people, with tokens of its own";
+            self.warnings.push(warning.into());
+        }
+        self.tokens = Some(tokens);
+        if self.billing.is_none() {
+            self.billing = Tiers::parse("", PastDue::Keep).ok().map(Arc::new);
+        }
+        let taken = |at: SocketAddr| {
+            [self.listen, self.ops_listen].contains(&at)
+                || TcpListener::bind(at).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+        };
+        if !self.chosen.api_listen && taken(self.api_listen) {
+            self.api_listen.set_port(0);
+        }
+        self
+    }
+}
+
+/// `HEADCOUNT_BILLING`, `HEADCOUNT_TIERS`, `HEADCOUNT_PAST_DUE`; `None` is off. And what looks like a mistake.
+pub(super) fn billing(raw: &Raw) -> Result<(Option<Arc<Tiers>>, Option<String>), ConfigError> {
+    let on = raw.choice("HEADCOUNT_BILLING", &[("off", false), ("clerk", true)])?;
+    let past_due = raw.choice("HEADCOUNT_PAST_DUE", &[("keep", PastDue::Keep), ("drop", PastDue::Drop)])?;
+    let hint =
+        "write slugs of plans with their tiers, the best first, such as pro_annual=premium,pro=premium,basic";
+    let tiers = raw.parse("HEADCOUNT_TIERS", hint, |text| Tiers::parse(text, past_due))?;
+    let unused =
+        ["HEADCOUNT_TIERS", "HEADCOUNT_PAST_DUE"].into_iter().find(|name| raw.written(name).is_some());
+    let warning = unused
+        .filter(|_| !on)
+        .map(|name| format!("{} has no effect, because HEADCOUNT_BILLING is off", raw.name(name)));
+    Ok((on.then(|| Arc::new(tiers)), warning))
 }
 
 /// `HEADCOUNT_AUTHORIZED_PARTIES`: origins, as browsers write them.

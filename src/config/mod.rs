@@ -7,6 +7,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +17,10 @@ use crate::{
     failure::Failure,
     net::TrustedProxies,
     queue::{Ladder, QueueConfig},
-    rules::users::{OnDelete, Policy, Relink},
+    rules::{
+        subscriptions::tiers::Tiers,
+        users::{OnDelete, Policy, Relink},
+    },
     secret::Secret,
     store::{Backend, StoreConfig, housekeeping::Retention},
     telemetry::logs::LogFormat,
@@ -63,6 +67,8 @@ pub struct Config {
     pub default_credits: i64,
     pub keep_clerk_object: bool,
     pub sessions: bool,
+    /// `HEADCOUNT_BILLING`, `HEADCOUNT_TIERS` and `HEADCOUNT_PAST_DUE`; `None` is off.
+    pub billing: Option<Arc<Tiers>>,
     pub clerk_instance: Option<String>,
     /// Zero is off.
     pub watch: Duration,
@@ -92,6 +98,7 @@ struct Chosen {
     watch: bool,
     watch_grace: bool,
     sync_every: bool,
+    api_listen: bool,
 }
 
 /// A setting that cannot be used, and what to do.
@@ -158,7 +165,8 @@ impl Config {
         warn("CLERK_SECRET_KEY", warning.into_iter().collect());
         let (clerk_api_url, warning) = sync::api_url(raw)?;
         warn("CLERK_API_URL", warning.into_iter().collect());
-        let (tokens, warning) = app::tokens(raw)?;
+        let (tokens, of_tokens) = app::tokens(raw)?;
+        let (billing, of_billing) = app::billing(raw)?;
         let amqp_url = secret("AMQP_URL");
         if let Some(url) = &amqp_url {
             warn("AMQP_URL", address::amqp(url.expose()).map_err(|wrong| of("AMQP_URL", wrong))?.warnings);
@@ -170,7 +178,7 @@ impl Config {
             address.agrees(schema).map_err(|wrong| of("DATABASE_URL", wrong))?;
             warn("DATABASE_URL", address.warnings);
         }
-        warnings.extend(warning);
+        warnings.extend(of_tokens.into_iter().chain(of_billing));
         let day = Duration::from_secs(24 * 3600);
         let config = Self {
             signing_secrets: clerk::secret::list(
@@ -249,6 +257,7 @@ impl Config {
             keep_clerk_object: raw
                 .choice("HEADCOUNT_KEEP_CLERK_OBJECT", &[("true", true), ("false", false)])?,
             sessions: raw.choice("HEADCOUNT_SESSIONS", &[("true", true), ("false", false)])?,
+            billing,
             clerk_instance: sync::instance(raw)?,
             watch: raw
                 .duration_or_off("HEADCOUNT_WATCH", Duration::from_secs(1), Duration::from_secs(3600))?
@@ -275,6 +284,7 @@ impl Config {
                 watch: raw.written("HEADCOUNT_WATCH").is_some(),
                 watch_grace: raw.written("HEADCOUNT_WATCH_GRACE").is_some(),
                 sync_every: raw.written("HEADCOUNT_SYNC_EVERY").is_some(),
+                api_listen: raw.written("HEADCOUNT_API_LISTEN").is_some(),
             },
         };
         if config.listen == config.ops_listen && config.listen.port() != 0 {
@@ -354,6 +364,7 @@ impl Config {
             policy: Policy { relink: self.relink, on_delete: self.on_delete },
             default_credits: self.default_credits,
             sessions: self.sessions,
+            billing: self.billing.clone(),
             // One for each transaction of a worker, and four for readiness, dead letters and people.
             connections: worker::TRANSACTIONS + 4,
         }
@@ -370,6 +381,7 @@ impl Config {
             instance: self.clerk_instance.clone(),
             keep_object: self.keep_clerk_object,
             sessions: self.sessions,
+            billing: self.billing.is_some(),
             silence: worker::SILENCE,
         }
     }
@@ -491,6 +503,10 @@ mod tests {
             ("HEADCOUNT_SYNC_EVERY", "30s"),
             ("HEADCOUNT_SYNC_EVERY", "366d"),
             ("HEADCOUNT_KEEP_CLERK_OBJECT", "yes"),
+            ("HEADCOUNT_BILLING", "on"),
+            ("HEADCOUNT_TIERS", "pro=a=b"),
+            ("HEADCOUNT_TIERS", "pro,pro"),
+            ("HEADCOUNT_PAST_DUE", "maybe"),
             ("HEADCOUNT_INBOX_RETENTION", "0s"),
             ("HEADCOUNT_DRAIN_LIMIT", "0s"),
             ("HEADCOUNT_LOG_FORMAT", "xml"),

@@ -7,7 +7,19 @@ use uuid::Uuid;
 use crate::time::Millis;
 
 pub mod sessions;
+pub mod subscriptions;
 pub mod users;
+
+/// Which of two pieces of news about a session or a subscription item is newer. Ordered field by field, as written here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// `updated_at`, or the envelope's time where that is missing.
+    pub at: Millis,
+    /// The envelope's `timestamp` (0 where missing).
+    pub sent: Millis,
+    /// The last tie-breaker.
+    pub message_id: String,
+}
 
 /// A webhook, parsed, on its way into a fold.
 #[derive(Clone, Debug)]
@@ -29,6 +41,8 @@ pub enum Change {
     User(users::Change),
     /// `session.*`
     Session(Box<sessions::News>),
+    /// `subscription.*`, `subscriptionItem.*`
+    Subscription(Box<subscriptions::News>),
     /// Any other event type: recorded as ignored.
     Other,
 }
@@ -39,6 +53,7 @@ impl Change {
         match self {
             Self::User(change) => Some(change.clerk_id()),
             Self::Session(news) => Some(&news.clerk_id),
+            Self::Subscription(news) => Some(&news.payer),
             Self::Other => None,
         }
     }
@@ -48,6 +63,7 @@ impl Change {
         match self {
             Self::User(change) => Some(change.at()),
             Self::Session(news) => Some(news.version.at),
+            Self::Subscription(news) => Some(news.at),
             Self::Other => None,
         }
     }
@@ -56,7 +72,7 @@ impl Change {
     pub fn deletes(&self) -> bool {
         match self {
             Self::User(change) => matches!(change, users::Change::Delete { .. }),
-            Self::Session(_) | Self::Other => false,
+            Self::Session(_) | Self::Subscription(_) | Self::Other => false,
         }
     }
 

@@ -7,19 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use uuid::Uuid;
 
-use super::Outcome;
+use super::{Outcome, Version};
 use crate::time::Millis;
-
-/// Which of two pieces of news about a session is newer. Ordered field by field, as written here.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version {
-    /// `data.updated_at`, or the envelope's time where that is missing.
-    pub at: Millis,
-    /// The envelope's `timestamp` (0 where missing).
-    pub sent: Millis,
-    /// The last tie-breaker.
-    pub message_id: String,
-}
 
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     message::Origin,
-    rules::{Outcome, sessions},
+    rules::{Outcome, sessions, subscriptions},
     time::Millis,
 };
 
@@ -241,6 +241,14 @@ column! {
     /// Where a session stands. A check of the table's lets no other name in.
     SessionStatus is sessions::Status: String => |name: String| {
         let status = sessions::Status::ALL.into_iter().find(|status| status.as_str() == name);
+        status.ok_or_else(|| "a status that is new to headcount".into())
+    }
+}
+
+column! {
+    /// Where a subscription item stands. A check of the table's lets no other name in.
+    ItemStatus is subscriptions::Status: String => |name: String| {
+        let status = subscriptions::Status::ALL.into_iter().find(|status| status.as_str() == name);
         status.ok_or_else(|| "a status that is new to headcount".into())
     }
 }

@@ -14,7 +14,7 @@ use super::{StoreError, errors};
 pub(super) const TABLE: &str = "headcount_migrations";
 
 /// Tables, and the migration that makes them: before it they must not be there.
-const OURS: [(i64, &str); 15] = [
+const OURS: [(i64, &str); 17] = [
     (1, "users"),
     (1, "inbox"),
     (1, "former_clerk_ids"),
@@ -30,6 +30,8 @@ const OURS: [(i64, &str); 15] = [
     (7, "sync_ids"),
     (8, "sessions"),
     (9, "anonymous_visitors"),
+    (10, "subscription_items"),
+    (10, "tier_grants"),
 ];
 
 macro_rules! migrations {
@@ -71,6 +73,11 @@ macro_rules! migrations {
                 9,
                 "anonymous visitors",
                 include_str!(concat!("../../migrations/", $dialect, "/0009_anonymous_visitors.sql")),
+            ),
+            (
+                10,
+                "subscriptions",
+                include_str!(concat!("../../migrations/", $dialect, "/0010_subscriptions.sql")),
             ),
         ]
     };

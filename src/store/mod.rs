@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use self::watchdog::Watched;
 use crate::{
     datafile::Examined,
-    rules::{Event, Outcome, users::Policy},
+    rules::{Event, Outcome, subscriptions::tiers::Tiers, users::Policy},
     time::Millis,
 };
 
@@ -45,7 +45,9 @@ mod questions;
 mod retry;
 pub mod sessions;
 pub mod sqlite;
+mod subscriptions;
 pub mod sync;
+pub mod tiers;
 mod times;
 mod unit;
 mod users;
@@ -124,6 +126,7 @@ pub trait Store:
     + housekeeping::Rejections
     + housekeeping::Housekeeping
     + sync::SyncTables
+    + tiers::UserTiers
 {
     /// Closes the connections, within a few seconds.
     async fn close(&self);
@@ -212,6 +215,8 @@ pub struct StoreConfig {
     pub default_credits: i64,
     /// `HEADCOUNT_SESSIONS`
     pub sessions: bool,
+    /// `HEADCOUNT_BILLING`, `HEADCOUNT_TIERS`, `HEADCOUNT_PAST_DUE`; `None` is off.
+    pub billing: Option<Arc<Tiers>>,
     /// Connections to PostgreSQL at most.
     pub connections: u32,
 }
@@ -241,16 +246,22 @@ pub enum Backend {
 }
 
 /// What of it a batch is folded and saved by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Terms {
     policy: Policy,
     default_credits: i64,
     sessions: bool,
+    billing: Option<Arc<Tiers>>,
 }
 
 impl Terms {
     fn of(config: &StoreConfig) -> Self {
-        Self { policy: config.policy, default_credits: config.default_credits, sessions: config.sessions }
+        Self {
+            policy: config.policy,
+            default_credits: config.default_credits,
+            sessions: config.sessions,
+            billing: config.billing.clone(),
+        }
     }
 }
 

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     rules::{
-        Outcome,
-        sessions::{self, Account, News, Row, Status, Version},
+        Outcome, Version,
+        sessions::{self, Account, News, Row, Status},
         users,
     },
     time::Millis,
@@ -107,10 +107,6 @@ fn row(loaded: Loaded) -> Row {
         own_ended_at: ended_at.map(|At(at)| at),
         user_deleted_at: deleted_at.map(|At(at)| at),
     }
-}
-
-fn names() -> String {
-    COLUMNS.map(|(name, _)| name).join(", ")
 }
 
 fn object(row: &Row) -> Result<Json, StoreError> {
@@ -200,17 +196,9 @@ async fn save<T: Changing<Db: Words>>(tx: &mut T, rows: &[Row]) -> Result<(), St
 }
 
 async fn write<T: Changing<Db: Words>>(tx: &mut T, rows: &[Row]) -> Result<u64, StoreError> {
-    let names = names();
-    let set: Vec<String> = COLUMNS[1..].iter().map(|(name, _)| format!("{name} = excluded.{name}")).collect();
-    let statement = format!(
-        "INSERT INTO sessions ({names}) SELECT {names} FROM {} WHERE true ORDER BY id \
-         ON CONFLICT (id) DO UPDATE SET {}",
-        T::Db::records("given", 1, &COLUMNS),
-        set.join(", ")
-    );
     let rows = rows.iter().map(object).collect::<Result<Vec<_>, StoreError>>()?;
     let rows = Json::Array(rows).to_string();
-    tx.run(T::Db::whole(statement, [Value::Text(&rows)])?).await
+    tx.run(T::Db::whole(T::Db::upsert("sessions", &COLUMNS), [Value::Text(&rows)])?).await
 }
 
 /// Has the database check the statements above, and writes no row.

@@ -1,5 +1,5 @@
 //! Owns the transaction that a batch is applied in: lock, load, fold, save, record, apply the letters. It stands here
-//! once; each backend lends it a [`Transaction`], and each projection ([`UsersBatch`], [`sessions`]) says what it loads, folds
+//! once; each backend lends it a [`Transaction`], and each projection ([`UsersBatch`], [`sessions`], [`subscriptions`]) says what it loads, folds
 //! and saves.
 //!
 //! Promises that inbox and rows become durable together or not at all, and that batches which run at the same time end as
@@ -15,12 +15,13 @@ use uuid::Uuid;
 use super::{
     Incoming, StoreError, Terms, errors,
     retry::{self, LAST_BEGIN},
-    sessions,
+    sessions, subscriptions,
     sync::tables::{Changing, Words, Works},
+    tiers,
     users::{Answer, Statements, UsersBatch},
 };
 use crate::{
-    rules::{Change, Event, Outcome, sessions::News, users::OnDelete},
+    rules::{Change, Event, Outcome, users::OnDelete},
     time::Millis,
 };
 
@@ -154,6 +155,7 @@ async fn within(
     let fresh = Fresh::of(batch, &remembered.messages);
     let mut decided = vec![Outcome::Ignored; fresh.positions.len()];
     let accounts = terms.sessions.then(|| sessions::accounts(&rows, &remembered.former));
+    let billing = terms.billing.as_ref().map(|tiers| (tiers, subscriptions::holders(&rows)));
     let (places, news) = fresh.family(|change| matches!(change, Change::User(_)));
     let folded = users.fold(rows, remembered.former, &news)?;
     for (place, outcome) in places.into_iter().zip(&folded.outcomes) {
@@ -163,8 +165,21 @@ async fn within(
     // Save, and record. What hangs on accounts follows them.
     users.save(tx, &folded).await?;
     if let Some(accounts) = accounts {
-        let (places, news) = fresh.sessions();
+        let (places, news) = fresh.news(|change| match change {
+            Change::Session(news) => Some(news.as_ref()),
+            Change::User(_) | Change::Subscription(_) | Change::Other => None,
+        });
         let outcomes = sessions::apply(tx, accounts, &folded, &news).await?;
+        for (place, outcome) in places.into_iter().zip(outcomes) {
+            decided[place] = outcome;
+        }
+    }
+    if let Some((tiers, holders)) = billing {
+        let (places, news) = fresh.news(|change| match change {
+            Change::Subscription(news) => Some(news.as_ref()),
+            Change::User(_) | Change::Session(_) | Change::Other => None,
+        });
+        let outcomes = subscriptions::apply(tx, tiers, &holders, &folded, &news).await?;
         for (place, outcome) in places.into_iter().zip(outcomes) {
             decided[place] = outcome;
         }
@@ -181,7 +196,7 @@ async fn within(
     let about = tx.apply_letters(&effective).await?;
     if terms.policy.on_delete == OnDelete::Erase {
         let gone = sorted(about.iter().map(String::as_str).chain(deleted(batch)));
-        tx.erase_letters(&gone).await?;
+        erase_beside(tx, &gone).await?;
     }
     Ok(outcomes)
 }
@@ -213,12 +228,19 @@ async fn ask(tx: &mut impl Changing<Db: Words>, terms: &Terms) -> Result<(), Sto
     if terms.sessions {
         sessions::check(tx).await?;
     }
-    tx.check_statements(terms.policy.on_delete == OnDelete::Erase).await
+    if terms.billing.is_some() {
+        subscriptions::check(tx).await?;
+    }
+    let erases = terms.policy.on_delete == OnDelete::Erase;
+    if erases {
+        tiers::erase_notes(tx, &[]).await?;
+    }
+    tx.check_statements(erases).await
 }
 
 /// One small step of erasing users that were deleted while deletions were kept, then their letters. Answers how many users
 /// it found.
-pub(super) async fn erase_kept<S: Transactions>(store: &S, limit: u32) -> Result<u64, StoreError> {
+pub(super) async fn erase_kept<S: Works>(store: &S, limit: u32) -> Result<u64, StoreError> {
     if store.terms().policy.on_delete != OnDelete::Erase {
         return Ok(0);
     }
@@ -230,13 +252,22 @@ pub(super) async fn erase_kept<S: Transactions>(store: &S, limit: u32) -> Result
     .await
 }
 
-async fn erase_step(tx: &mut impl Transaction, limit: u32) -> Result<u64, StoreError> {
+async fn erase_step(tx: &mut impl Changing<Db: Words>, limit: u32) -> Result<u64, StoreError> {
     let mut clerk_ids = tx.erase_kept(limit).await?;
     if clerk_ids.is_empty() {
         clerk_ids = tx.kept_letters(limit).await?;
     }
-    tx.erase_letters(&sorted(clerk_ids.iter().map(String::as_str))).await?;
+    erase_beside(tx, &sorted(clerk_ids.iter().map(String::as_str))).await?;
     Ok(clerk_ids.len() as u64)
+}
+
+/// Erases what is personal of deleted users in other tables than their own.
+async fn erase_beside(tx: &mut impl Changing<Db: Words>, clerk_ids: &[&str]) -> Result<(), StoreError> {
+    if clerk_ids.is_empty() {
+        return Ok(());
+    }
+    tx.erase_letters(clerk_ids).await?;
+    tiers::erase_notes(tx, clerk_ids).await
 }
 
 fn message_id(incoming: &Incoming) -> &str {
@@ -296,14 +327,10 @@ impl<'a> Fresh<'a> {
         family.map(|(place, event)| (place, event.clone())).unzip()
     }
 
-    /// What is said of sessions, each with its place among those to be folded.
-    fn sessions(&self) -> (Vec<usize>, Vec<&'a News>) {
+    /// What `is_news` makes of the changes to be folded, each with its place among them.
+    fn news<N>(&self, is_news: impl Fn(&'a Change) -> Option<N>) -> (Vec<usize>, Vec<N>) {
         let events = self.positions.iter().map(|&position| &self.batch[position].event).enumerate();
-        let news = events.filter_map(|(place, event)| match &event.change {
-            Change::Session(news) => Some((place, news.as_ref())),
-            Change::User(_) | Change::Other => None,
-        });
-        news.unzip()
+        events.filter_map(|(place, event)| Some((place, is_news(&event.change)?))).unzip()
     }
 
     /// One outcome per message of the batch, given one per event to be folded. A second copy is a duplicate of what took

@@ -41,8 +41,10 @@ use super::{
         Holder, InstanceRow, Known, Lease, NewRun, Owner, Run, Seen, SeenBy, Settled, SyncTables, Taken,
         Unseen,
     },
+    tiers::{TierReport, UserTiers},
     visitors::{Claim, Visitor},
 };
+use crate::rules::subscriptions::Row as Item;
 use crate::{datafile::Examined, message::Rejected, rules::Outcome, time::Millis};
 
 /// How long a call may take.
@@ -251,6 +253,17 @@ watched!(Accounts {
     [PEOPLE] begin_visitor(&visitor: Visitor) -> ();
     [PEOPLE] claim_visitor(&token_hash: str, &clerk_id: str, at: Millis) -> Claim;
     [PEOPLE] sessions_of(&clerk_id: str) -> Vec<Session>;
+});
+
+watched!(UserTiers {
+    [PEOPLE] grant(user: Uuid, &tier: str, until: Option<Millis>, &by: Actor) -> Option<TierReport>;
+    [PEOPLE] revoke(user: Uuid, &by: Actor) -> Option<(TierReport, bool)>;
+    [PEOPLE] tier(user: Uuid) -> Option<TierReport>;
+    [HOUSEKEEPING] lapsed(limit: u32) -> Vec<String>;
+    [HOUSEKEEPING] payers(?after: str, limit: u32) -> Vec<String>;
+    [PEOPLE] unlisted_payers(run: Uuid, ?after: str, limit: u32) -> Vec<String>;
+    [HOUSEKEEPING] settle_tiers(&clerk_ids: [String]) -> u64;
+    [PEOPLE] items(&ids: [String], &payers: [String]) -> Vec<Item>;
 });
 
 watched!(Schema {

@@ -5,7 +5,7 @@
 //!
 //! In a run's order: [`owner`] says whose the table is, `lease` lets one run work at a time, `run` goes through the phases,
 //! `pull` reads page by page, `place` is where it stands, `take` compares a page, `publish` brings what differs to the queue and waits
-//! for it, `patience` says how long, `gone` searches for who is gone, `notes` says what else people should know. `some` is about single users. [`watch`] notices by itself
+//! for it, `patience` says how long, `gone` searches for who is gone, `billing` compares subscriptions, `notes` says what else people should know. `some` is about single users. [`watch`] notices by itself
 //! and heals, [`instances`] notes whose webhooks come in.
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -24,6 +24,7 @@ use crate::{
 };
 
 pub mod owner;
+mod billing;
 mod error;
 mod gone;
 mod lease;
@@ -61,6 +62,8 @@ pub struct Sync {
     pub grace: Duration,
     /// `HEADCOUNT_CLERK_INSTANCE`
     pub instance: Option<String>,
+    /// `HEADCOUNT_BILLING`: subscriptions are kept in step too.
+    pub billing: bool,
     /// This process, for the lease.
     pub holder: Holder,
 }
@@ -111,6 +114,8 @@ pub struct Report {
     pub counts: Counts,
     /// It only looked.
     pub dry_run: bool,
+    /// Users whose subscriptions differed.
+    pub subscriptions: u64,
     /// Changes that were published, and are not applied yet.
     pub under_way: u64,
     /// What else people should know, a sentence each.
@@ -181,6 +186,8 @@ pub enum Difference {
     Unlisted,
     /// The user is deleted here, and Clerk does not know it either.
     Deleted,
+    /// What the user pays for is not as in Clerk.
+    Subscription,
 }
 
 impl Difference {
@@ -195,6 +202,7 @@ impl Difference {
             Self::Gone => "gone",
             Self::Unlisted => "not in Clerk's list",
             Self::Deleted => "deleted, and so in Clerk",
+            Self::Subscription => "subscription",
             Self::Row(Standing::InStep { .. }) => "in step",
             Self::Row(Standing::Newer(_)) => "newer here",
             Self::Row(Standing::Missing) => "missing",
@@ -213,7 +221,8 @@ impl Difference {
             )
             | Self::Gone
             | Self::Unlisted
-            | Self::Deleted => &[],
+            | Self::Deleted
+            | Self::Subscription => &[],
         }
     }
 }

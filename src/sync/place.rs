@@ -15,12 +15,15 @@ pub(super) enum Phase {
     Searching,
     /// Publishes that they are gone.
     Deleting,
+    /// Compares what users pay for.
+    Subscriptions,
     /// Waits until what it published is applied.
     Applying,
 }
 
 impl Phase {
-    const ALL: [Self; 5] = [Self::Reading, Self::Newest, Self::Searching, Self::Deleting, Self::Applying];
+    const ALL: [Self; 6] =
+        [Self::Reading, Self::Newest, Self::Searching, Self::Deleting, Self::Subscriptions, Self::Applying];
 
     /// For people, and in the table.
     pub(super) fn as_str(self) -> &'static str {
@@ -29,6 +32,7 @@ impl Phase {
             Self::Newest => "reading what changed meanwhile",
             Self::Searching => "searching for who is gone",
             Self::Deleting => "deleting who is gone",
+            Self::Subscriptions => "comparing subscriptions",
             Self::Applying => "waiting until all is applied",
         }
     }

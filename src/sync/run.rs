@@ -8,6 +8,7 @@ use tracing::warn;
 
 use super::{
     LEASE, Order, Report, Sync, SyncError, Tell, Told,
+    billing::Subscriptions,
     lease::Held,
     owner::Unknown,
     patience::Patience,
@@ -52,6 +53,8 @@ pub(super) struct Work<'w> {
     pub(super) young: u64,
     /// Differences of which the table knew something newer when the news of them came.
     pub(super) stale: u64,
+    /// What was found of subscriptions.
+    pub(super) subscriptions: Subscriptions,
     /// By Clerk, at the beginning.
     count: u64,
     /// When it was last written down that the run goes on.
@@ -108,6 +111,7 @@ impl Sync {
             doubtful: 0,
             young: 0,
             stale: 0,
+            subscriptions: Subscriptions::default(),
             count: 0,
             touched: Instant::now(),
         };
@@ -174,6 +178,10 @@ impl Work<'_> {
                 self.delete().await?;
             }
         }
+        if self.sync.billing {
+            self.enter(Phase::Subscriptions).await?;
+            self.compare_subscriptions().await?;
+        }
         self.enter(Phase::Applying).await?;
         if self.order.wait { self.apply().await } else { Ok(()) }
     }
@@ -206,6 +214,7 @@ impl Work<'_> {
             resumed: self.run.resumed,
             counts: self.run.counts,
             dry_run: self.order.dry_run,
+            subscriptions: self.subscriptions.differing,
             under_way: self.publisher.outstanding() as u64,
             notes: self.notes,
         })

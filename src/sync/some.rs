@@ -44,6 +44,19 @@ pub struct One {
     pub problem: Option<String>,
     /// What became of what was published; `None` where nothing was, or where it is still on its way.
     pub outcome: Option<Outcome>,
+    /// How the table stands to what the user pays for; `None` where that was not compared.
+    pub subscription: Option<Paid>,
+    #[serde(skip)]
+    message_id: Option<String>,
+}
+
+/// What was found about a user's subscription, and what was done.
+#[derive(Clone, Debug, Serialize)]
+pub struct Paid {
+    /// The table is not as Clerk says.
+    pub differs: bool,
+    /// As [`One::outcome`].
+    pub outcome: Option<Outcome>,
     #[serde(skip)]
     message_id: Option<String>,
 }
@@ -51,7 +64,15 @@ pub struct One {
 impl One {
     /// Something was published, and is not applied yet.
     pub fn is_under_way(&self) -> bool {
-        self.message_id.is_some() && self.outcome.is_none() && self.problem.is_none()
+        let paid = self.subscription.as_ref();
+        let paid = paid.is_some_and(|paid| paid.message_id.is_some() && paid.outcome.is_none());
+        ((self.message_id.is_some() && self.outcome.is_none()) || paid) && self.problem.is_none()
+    }
+
+    /// The messages that were published.
+    fn message_ids(&self) -> impl Iterator<Item = &String> {
+        let paid = self.subscription.as_ref().and_then(|paid| paid.message_id.as_ref());
+        self.message_id.iter().chain(paid)
     }
 
     /// The user could not be read, or what was published of it died.
@@ -61,9 +82,14 @@ impl One {
         self.problem.is_some() && !stays
     }
 
+    /// What the user pays for is not as in Clerk.
+    pub fn pays_otherwise(&self) -> bool {
+        self.subscription.as_ref().is_some_and(|paid| paid.differs)
+    }
+
     /// The table differs from Clerk.
     pub fn differs(&self) -> bool {
-        self.standing.as_ref().is_some_and(Difference::is_one)
+        self.standing.as_ref().is_some_and(Difference::is_one) || self.pays_otherwise()
     }
 }
 
@@ -150,6 +176,7 @@ impl Sync {
             updated_at: None,
             problem: None,
             outcome: None,
+            subscription: None,
             message_id: None,
         };
         let asked = if clerk_id.is_empty() { None } else { self.twice(&clerk_id).await? };
@@ -158,6 +185,9 @@ impl Sync {
             Some(user) => {
                 one.clerk_id = Some(clerk_id);
                 one.updated_at = user.updated_at;
+                if self.billing {
+                    self.paid(&mut one, instance, order, patience).await?;
+                }
                 self.compared(&mut one, &user, instance, order, patience).await?
             }
             None if live.is_empty() => {
@@ -213,6 +243,30 @@ impl Sync {
         Ok(message)
     }
 
+    /// Compares what the user pays for, and publishes what differs. Where Clerk names no subscription, nothing is known.
+    async fn paid(
+        &self,
+        one: &mut One,
+        instance: &str,
+        order: &Order,
+        patience: &Patience<'_>,
+    ) -> Result<(), SyncError> {
+        let payers: Vec<String> = one.clerk_id.iter().cloned().collect();
+        // Read first: what comes meanwhile is not ended.
+        let known = patience.tried(|| self.store.items(&[], &payers)).await?;
+        for payer in &payers {
+            let Some(reading) = self.api.subscription(payer).await? else { continue };
+            let message = reading.message(&known, instance);
+            let mut paid = Paid { differs: message.is_some(), outcome: None, message_id: None };
+            if let Some(message) = message.filter(|_| !order.dry_run) {
+                paid.message_id = Some(message.id.as_str().to_owned());
+                patience.tried(|| self.queue.publish(message.clone())).await?;
+            }
+            one.subscription = Some(paid);
+        }
+        Ok(())
+    }
+
     /// The user; `None` where Clerk said twice that it does not know it.
     async fn twice(&self, clerk_id: &str) -> Result<Option<Snapshot>, SyncError> {
         if let Some(user) = self.api.user(clerk_id).await? {
@@ -227,15 +281,24 @@ impl Sync {
         let until_when = Instant::now() + FOLLOWED;
         loop {
             let under_way = found.iter().filter(|one| one.is_under_way());
-            let ids: Vec<String> = under_way.filter_map(|one| one.message_id.clone()).collect();
+            let ids: Vec<String> = under_way.flat_map(One::message_ids).cloned().collect();
             if ids.is_empty() || Instant::now() > until_when {
                 return Ok(());
             }
             for (message_id, settled) in patience.tried(|| self.store.settled(&ids)).await? {
-                let about = found.iter_mut().filter(|one| one.message_id.as_ref() == Some(&message_id));
+                let about =
+                    found.iter_mut().filter(|one| one.message_ids().any(|known| *known == message_id));
                 about.for_each(|one| match settled {
                     // A name that only a newer headcount knows: it took effect.
-                    Settled::Applied(outcome) => one.outcome = outcome.or(Some(Outcome::Updated)),
+                    Settled::Applied(outcome) => {
+                        let outcome = outcome.or(Some(Outcome::Updated));
+                        match &mut one.subscription {
+                            Some(paid) if paid.message_id.as_ref() == Some(&message_id) => {
+                                paid.outcome = outcome;
+                            }
+                            _ => one.outcome = outcome,
+                        }
+                    }
                     Settled::Buried => {
                         one.problem = Some(format!("it died: headcount dead show {message_id}"));
                     }

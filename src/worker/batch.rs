@@ -274,6 +274,7 @@ impl Pipeline {
                 received_at: message.received_at,
                 keep_object: self.settings.keep_object,
                 sessions: self.settings.sessions,
+                billing: self.settings.billing,
             };
             match clerk::parse(&message.body, &known) {
                 Ok(parsed) => {

@@ -67,6 +67,8 @@ pub struct Settings {
     pub keep_object: bool,
     /// `HEADCOUNT_SESSIONS`
     pub sessions: bool,
+    /// `HEADCOUNT_BILLING`
+    pub billing: bool,
     /// How long something may fail while nothing succeeds before everything that is held goes back to the queue; and how
     /// long a message that failed waits for another's success before it is set aside.
     pub silence: Duration,

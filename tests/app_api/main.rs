@@ -102,6 +102,7 @@ impl Scene {
             queue: Arc::new(Absent),
             grace: Duration::ZERO,
             instance: None,
+            billing: false,
             holder: Holder::of("api"),
         });
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -114,6 +115,7 @@ impl Scene {
             keep_object: false,
             sessions: true,
             anonymous_retention: Duration::from_secs(3_600),
+            pages: None,
             bounds: Bounds { connections: 1_000, ..Settings::bounds() },
         };
         let (stop, stopped) = watch::channel(false);

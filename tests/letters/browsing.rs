@@ -260,7 +260,8 @@ async fn where_the_extension_may_not_be_installed_texts_are_found_without_it() {
     url.set_username(&name).unwrap();
     let backend = Backend::Postgres { url: Secret::new(url.to_string()), schema: "ours".into() };
     let policy = Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep };
-    let config = StoreConfig { backend, policy, default_credits: 0, sessions: true, connections: 2 };
+    let config =
+        StoreConfig { backend, policy, default_credits: 0, sessions: true, billing: None, connections: 2 };
 
     let store = headcount::store::open(&config).await.unwrap();
     let migrating = std::process::Command::new(env!("CARGO_BIN_EXE_headcount"))

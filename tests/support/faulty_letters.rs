@@ -49,6 +49,7 @@ impl FaultyLetters {
             policy: Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep },
             default_credits: 0,
             sessions: true,
+            billing: None,
             connections: 4,
         };
         let store = store::open(&config).await.unwrap();

@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-/// One RabbitMQ, PostgreSQL or PgBouncer server with a directory and a port of its own.
+/// One RabbitMQ, PostgreSQL, PgBouncer or chromedriver with a directory and a port of its own.
 pub struct Server {
     kind: &'static str,
     directory: TempDir,
@@ -47,6 +47,11 @@ impl Server {
             "pgbouncer",
             vec![("PGBOUNCER_SERVER", place), ("PGBOUNCER_OPTIONS", options.to_owned())],
         )
+    }
+
+    /// Starts what drives headless browsers. They end with it.
+    pub fn chromedriver() -> Self {
+        Self::start_new("chromedriver", Vec::new())
     }
 
     fn start_new(kind: &'static str, environment: Vec<(&'static str, String)>) -> Self {
@@ -135,6 +140,7 @@ impl Server {
     pub fn url(&self) -> String {
         match self.kind {
             "rabbitmq" => format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port),
+            "chromedriver" => format!("http://127.0.0.1:{}", self.port),
             _ => format!("postgres://postgres@127.0.0.1:{}/postgres", self.port),
         }
     }

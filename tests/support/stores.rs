@@ -101,6 +101,7 @@ impl Home {
             policy,
             default_credits: CREDITS,
             sessions: true,
+            billing: None,
             connections: 10,
         }
     }
@@ -323,7 +324,7 @@ pub(crate) fn session(id: &str, clerk_id: &str, status: sessions::Status, at: Mi
         ended => format!("session.{}", ended.as_str()),
     };
     let message_id = format!("{id}:{event_type}:{at}");
-    let version = sessions::Version { at, sent: at, message_id: message_id.clone() };
+    let version = headcount::rules::Version { at, sent: at, message_id: message_id.clone() };
     let news = sessions::News {
         id: id.to_owned(),
         clerk_id: clerk_id.to_owned(),

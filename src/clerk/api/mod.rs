@@ -1,9 +1,9 @@
-//! Owns asking Clerk's Backend API about users. Promises bounded answers, a rate below Clerk's quota, and that `None` and
+//! Owns asking Clerk's Backend API about users and what they pay for. Promises bounded answers, a rate below Clerk's quota, and that `None` and
 //! absence from a list are Clerk's own word: what another server answers is an error. Never writes to Clerk, never logs the
 //! key or a user.
 //!
 //! In a request's order: this file says what is asked, `request` asks it, `clock` learns Clerk's time from it, `answer` judges what came back, `snapshot` reads
-//! the users in it.
+//! the users in it, and `billing` asks for their subscriptions.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,6 +16,7 @@ use self::{
     request::{Got, Requests},
 };
 pub use self::{
+    billing::{ItemsPage, Reading},
     clock::{hint as clock_hint, is_wrong as is_clock_wrong, says as clock_says},
     error::{ApiError, Away},
     snapshot::{Snapshot, gone, keys},
@@ -29,6 +30,7 @@ mod request;
 mod clock;
 mod answer;
 mod snapshot;
+mod billing;
 mod error;
 #[cfg(test)]
 mod tests;

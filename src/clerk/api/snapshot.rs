@@ -146,11 +146,11 @@ pub fn gone(clerk_id: &str, confirmed_at: Millis, instance: &str) -> Message {
 }
 
 /// `text`, or its digest where a Clerk id is too long or too strange for the id of a message.
-fn message_id(text: &str) -> MessageId {
+pub(super) fn message_id(text: &str) -> MessageId {
     MessageId::parse(text).unwrap_or_else(|| MessageId::of_body(text.as_bytes()))
 }
 
-fn message(id: MessageId, event_type: &str, read_at: Millis, body: Vec<u8>) -> Message {
+pub(super) fn message(id: MessageId, event_type: &str, read_at: Millis, body: Vec<u8>) -> Message {
     Message {
         id,
         origin: Origin::Api,

@@ -69,6 +69,8 @@ pub struct Person {
     pub locked: bool,
     /// Signed up with Google.
     pub google: bool,
+    /// The slug of the plan that events about the subscription are about; `None`: the usual one.
+    pub plan: Option<String>,
     /// Milliseconds.
     pub created_at: Millis,
     /// Milliseconds.
@@ -111,6 +113,7 @@ impl Person {
             banned: false,
             locked: false,
             google: rng.random_bool(0.3),
+            plan: None,
             created_at,
             updated_at: created_at,
             last_sign_in_at: Some(created_at),
@@ -268,13 +271,65 @@ impl Person {
         })
     }
 
+    /// The item of the user's plan, as Clerk tells it.
+    pub fn item(&self, status: &str, at: Millis) -> Value {
+        let slug = self.plan.as_deref().unwrap_or("premium_monthly");
+        let free = slug == "free_user";
+        json!({
+            "created_at": at,
+            // The same each time, so that events sent one by one are about one item.
+            "id": base62("csubi_2", &mut dice(&format!("item {slug} {}", self.id))),
+            "interval": "month",
+            "is_free_trial": false,
+            "object": "commerce_subscription_item",
+            "period_end": (!free).then_some(at + 2_592_000_000),
+            "period_start": at,
+            "plan": {
+                "amount": if free { 0 } else { 900 },
+                "currency": "USD",
+                "id": base62("cplan_2", &mut dice(&format!("plan {slug}"))),
+                "is_recurring": !free,
+                "name": slug,
+                "slug": slug,
+            },
+            "status": status,
+            "updated_at": at,
+        })
+    }
+
     /// `data` of an event that is about something of the user's.
     fn other(&self, event_type: &str, sent: Millis, rng: &mut StdRng) -> Value {
         let (object, verb) = event_type.split_once('.').unwrap_or((event_type, ""));
         if verb == "deleted" {
             return json!({"deleted": true, "id": base62("obj_2", rng), "object": object});
         }
+        let status = match verb {
+            "canceled" | "upcoming" | "incomplete" | "abandoned" | "ended" | "expired" => verb,
+            "pastDue" => "past_due",
+            _ => "active",
+        };
+        let payer = || {
+            let id = base62("cpayer_2", &mut dice(&format!("payer {}", self.id)));
+            json!({ "id": id, "object": "commerce_payer", "organization_id": "", "user_id": self.id })
+        };
+        let subscription = || base62("csub_2", &mut dice(&format!("subscription {}", self.id)));
         match object {
+            "subscription" => json!({
+                "active_at": self.created_at,
+                "created_at": self.created_at,
+                "id": subscription(),
+                "items": [self.item(status, sent)],
+                "object": "commerce_subscription",
+                "payer": payer(),
+                "status": status,
+                "updated_at": sent,
+            }),
+            "subscriptionItem" => {
+                let mut item = self.item(status, sent);
+                item["payer"] = payer();
+                item["subscription_id"] = json!(subscription());
+                item
+            }
             "session" => json!({
                 "abandon_at": sent + 2_592_000_000,
                 "actor": null,

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri, header
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use serde_json::{Value, json};
+use url::form_urlencoded;
 
 use super::{
     faults::{Faults, Wrong},
@@ -18,9 +19,13 @@ use super::{
 };
 use crate::time::now;
 
+/// What a user's path ends in where the subscription is asked for.
+const SUBSCRIPTION: &str = "/billing/subscription";
+
 /// Answers a request.
 pub(super) async fn answer(world: &World, uri: &Uri, headers: &HeaderMap) -> Response<Body> {
     let path = match uri.path().strip_prefix("/v1/users/") {
+        Some(rest) if rest.ends_with(SUBSCRIPTION) => "/v1/users/{id}/billing/subscription",
         Some(id) if id != "count" => "/v1/users/{id}",
         _ => uri.path(),
     };
@@ -28,7 +33,7 @@ pub(super) async fn answer(world: &World, uri: &Uri, headers: &HeaderMap) -> Res
     if let Some(before) = before {
         before(world, uri.path_and_query().map_or(path, |asked| asked.as_str()));
     }
-    if let Some(id) = uri.path().strip_prefix("/v1/users/").filter(|_| path != uri.path()) {
+    if let Some(id) = uri.path().strip_prefix("/v1/users/").filter(|_| path == "/v1/users/{id}") {
         world.look_for(id).await;
     }
     tokio::time::sleep(faults.delay).await;
@@ -114,11 +119,49 @@ fn sound(world: &World, uri: &Uri, headers: &HeaderMap, faults: &Faults) -> Soun
             }
             Err(refusal) => refusal.into(),
         },
-        path => match path.strip_prefix("/v1/users/").and_then(|id| user(world, id, faults)) {
-            Some(user) => Sound::ok(user.into_bytes()),
-            None => Sound::error(StatusCode::NOT_FOUND, "resource_not_found", "not found", None),
-        },
+        "/v1/billing/subscription_items" => items(world, query),
+        path => {
+            let rest = path.strip_prefix("/v1/users/").unwrap_or_default();
+            let found = match rest.strip_suffix(SUBSCRIPTION) {
+                Some(id) => subscription(world, id),
+                None => user(world, rest, faults),
+            };
+            match found {
+                Some(found) => Sound::ok(found.into_bytes()),
+                None => Sound::error(StatusCode::NOT_FOUND, "resource_not_found", "not found", None),
+            }
+        }
     }
+}
+
+/// What a user pays for, as JSON.
+fn subscription(world: &World, id: &str) -> Option<String> {
+    let items = world.items(id)?;
+    let subscription = json!({
+        "id": format!("csub_{id}"),
+        "object": "commerce_subscription",
+        "instance_id": world.instance(),
+        "payer_id": format!("cpayer_{id}"),
+        "status": "active",
+        "subscription_items": items,
+    });
+    Some(subscription.to_string())
+}
+
+/// A page of what all users pay for, each item with its payer.
+fn items(world: &World, query: &str) -> Sound {
+    let number = |wanted: &str, default: usize| {
+        let found = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == wanted);
+        found.and_then(|(_, value)| value.parse().ok()).unwrap_or(default)
+    };
+    let all = world.all_items();
+    let page = all.iter().skip(number("offset", 0)).take(number("limit", 10)).map(|(user, item)| {
+        let mut item = item.clone();
+        item["payer"] = json!({ "id": format!("cpayer_{user}"), "user_id": user });
+        item
+    });
+    let page: Vec<Value> = page.collect();
+    Sound::json(&json!({ "data": page, "total_count": all.len() }))
 }
 
 fn list(world: &World, query: &str, faults: &Faults) -> Sound {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
@@ -31,6 +32,8 @@ struct State {
     users: HashMap<Arc<str>, Known>,
     by_creation: Index,
     by_change: Index,
+    /// Items by the user who pays, as the API gives them.
+    items: BTreeMap<String, Vec<Value>>,
     faults: Faults,
     before_each: Option<Hook>,
     find: Option<Find>,
@@ -67,6 +70,7 @@ impl Default for World {
             users: HashMap::new(),
             by_creation: Index::new(),
             by_change: Index::new(),
+            items: BTreeMap::new(),
             faults: Faults::default(),
             before_each: None,
             find: None,
@@ -136,6 +140,31 @@ impl World {
         Some(known.person(id))
     }
 
+    /// Has a user pay for these items, in the API's shape, and for no others. A user who is not named here has no subscription.
+    pub fn set_items(&self, user: &str, items: Vec<Value>) {
+        self.state().items.insert(user.to_owned(), items);
+    }
+
+    /// Knows of no subscription of a user's any more.
+    pub fn forget_items(&self, user: &str) {
+        self.state().items.remove(user);
+    }
+
+    /// What a user pays for, or did.
+    pub fn items(&self, user: &str) -> Option<Vec<Value>> {
+        self.state().items.get(user).cloned()
+    }
+
+    /// What all users pay for, each with the user.
+    pub(super) fn all_items(&self) -> Vec<(String, Value)> {
+        let state = self.state();
+        let all = state
+            .items
+            .iter()
+            .flat_map(|(user, items)| items.iter().map(|item| (user.clone(), item.clone())));
+        all.collect()
+    }
+
     /// A user as it is now.
     pub fn person(&self, id: &str) -> Option<Person> {
         self.state().users.get(id).map(|known| known.person(id))
@@ -184,7 +213,8 @@ impl World {
         }
     }
 
-    /// How many requests there were to a path: `/v1/users`, `/v1/users/count`, `/v1/users/{id}`, `/v1/instance`.
+    /// How many requests there were to a path: `/v1/users`, `/v1/users/count`, `/v1/users/{id}`, `/v1/instance`,
+    /// `/v1/users/{id}/billing/subscription`, `/v1/billing/subscription_items`.
     pub fn asked(&self, path: &str) -> u64 {
         self.state().asked.get(path).copied().unwrap_or_default()
     }

@@ -319,7 +319,7 @@ async fn find(letters: &Arc<dyn Letters>, reference: &str) -> Result<LetterDetai
 }
 
 /// The user of the operating system who runs this command, also behind sudo.
-fn actor(note: Option<&str>) -> Actor {
+pub(in crate::cli) fn actor(note: Option<&str>) -> Actor {
     let named = |variable| std::env::var(variable).ok().filter(|name: &String| !name.is_empty());
     let name = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named).or_else(|| {
         use std::os::unix::fs::MetadataExt;

@@ -1,23 +1,26 @@
 //! Owns the demo: made-up people, the webhooks about them, and the stand-in for Clerk's API that knows the same people. Promises
 //! that made-up people never mix with those of a real Clerk instance.
 //!
-//! In order: this file prepares the demo and starts it, `people` says who lives, `stream` plays what happens.
+//! In order: this file prepares the demo and starts it, `people` says who lives, `stream` plays what happens, `page` is an application
+//! that its people sign up to.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 use tracing::info;
 
-use self::people::People;
+use self::{page::Desk, people::People};
 use crate::{
     app::{self, Addresses},
     clerk::{made_up::INSTANCE, stand_in::StandIn},
+    cli::post::Poster,
     config::Config,
     failure::Failure,
     secret::Secret,
     store::Store,
 };
 
+mod page;
 mod people;
 mod stream;
 
@@ -31,6 +34,7 @@ pub struct Demo {
     pub config: Config,
     stand_in: StandIn,
     people: People,
+    desk: Desk,
 }
 
 impl Demo {
@@ -51,8 +55,16 @@ impl Demo {
         let people = people?;
         let cannot = |error| Failure::new(format!("the stand-in for Clerk's API cannot be served: {error}"));
         let stand_in = StandIn::start(people.known()).await.map_err(cannot)?;
+        let desk = Desk::new(people.clone(), format!("http://{}", config.api_listen));
+        let desk = desk.map_err(|problem| Failure::new(format!("the demo cannot sign tokens: {problem}")))?;
         let config = config.clone().with_stand_in(stand_in.url(), stand_in.key(), INSTANCE);
-        Ok(Self { config, stand_in, people })
+        let config = config.with_demo_tokens(desk.tokens());
+        Ok(Self { config, stand_in, people, desk })
+    }
+
+    /// The page of an application that its people sign up to.
+    pub fn pages(&self) -> axum::Router {
+        self.desk.pages()
     }
 
     async fn people(store: &dyn Store, config: &Config) -> Result<People, Failure> {
@@ -73,11 +85,19 @@ impl Demo {
         let url = format!("http://{address}{}", self.config.webhook_path);
         info!("the demo posts {RATE} webhooks per second to {url}; a few get lost on their way");
         info!("look at: headcount status, headcount users list, http://{}/metrics", addresses.ops);
+        if let Some(api) = addresses.api {
+            info!("an application's page, where you sign up and see your row: http://{api}/");
+        }
+        if let Ok(poster) = Poster::new(&url, &secret) {
+            self.desk.post_with(poster);
+        }
         let (clerk, key) = (self.stand_in.url(), self.stand_in.key());
         info!("a stand-in for Clerk's API, not Clerk, knows the made-up users: {clerk}");
         // The key is made up, and of use on this machine only.
         let key = key.expose();
-        info!("to ask it from another terminal: export CLERK_SECRET_KEY={key} CLERK_API_URL={clerk}");
+        info!(
+            "to ask it from another terminal: export HEADCOUNT_BILLING=clerk CLERK_SECRET_KEY={key} CLERK_API_URL={clerk}"
+        );
         info!("then: headcount sync --dry-run, headcount sync USER");
         let people = self.people.clone();
         tokio::spawn(async move {

@@ -77,7 +77,7 @@ struct Edited {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct NoteRequest {
-    note: Option<String>,
+    pub(super) note: Option<String>,
 }
 
 pub(super) async fn select(

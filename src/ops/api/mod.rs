@@ -12,7 +12,7 @@ use axum::{
     handler::Handler,
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{MethodRouter, get, post},
+    routing::{MethodRouter, delete, get, post, put},
 };
 use http::{HeaderMap, Method, StatusCode, header};
 use hyper::body::Body as _;
@@ -127,6 +127,14 @@ fn acts<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> R
     Route { method: Method::POST, path, answer: post(handler) }
 }
 
+fn puts<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
+    Route { method: Method::PUT, path, answer: put(handler) }
+}
+
+fn removes<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
+    Route { method: Method::DELETE, path, answer: delete(handler) }
+}
+
 fn table() -> Vec<Route> {
     vec![
         looks("/openapi.json", openapi),
@@ -134,6 +142,8 @@ fn table() -> Vec<Route> {
         looks("/sync", others::sync),
         looks("/users", others::users),
         looks("/users/{ref}", others::user),
+        puts("/users/{ref}/grant", others::grant),
+        removes("/users/{ref}/grant", others::revoke),
         looks("/rejections", others::rejections),
         looks("/dead", dead::list),
         looks("/dead/groups", dead::groups),
@@ -159,7 +169,7 @@ pub fn routes() -> Vec<(String, String)> {
 pub(super) fn router(api: Arc<Api>) -> Router {
     let guard = middleware::from_fn_with_state(Arc::clone(&api), guarded);
     let routes = table().into_iter().fold(Router::new(), |router, route| {
-        let acts = route.method == Method::POST;
+        let acts = route.method != Method::GET;
         let answer = if acts { route.answer.route_layer(guard.clone()) } else { route.answer };
         router.route(route.path, answer)
     });
@@ -288,21 +298,24 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
         let mut understood = 0;
         for (path, item) in document["paths"].as_object().unwrap() {
-            let content = &item["post"]["requestBody"]["content"]["application/json"];
-            let Some(schema) = content["schema"]["$ref"].as_str() else { continue };
-            let example = content["example"].clone();
-            let result = match schema.rsplit('/').next().unwrap() {
-                "ReplayRequest" => serde_json::from_value::<replays::ReplayRequest>(example).map(drop),
-                "EditRequest" => serde_json::from_value::<dead::EditRequest>(example).map(drop),
-                "NoteRequest" | "DiscardRequest" => {
-                    serde_json::from_value::<dead::NoteRequest>(example).map(drop)
-                }
-                other => panic!("{path}: nobody reads {other}"),
-            };
-            result.unwrap_or_else(|error| panic!("{path}: {error}"));
-            understood += 1;
+            for method in ["post", "put", "delete"] {
+                let content = &item[method]["requestBody"]["content"]["application/json"];
+                let Some(schema) = content["schema"]["$ref"].as_str() else { continue };
+                let example = content["example"].clone();
+                let result = match schema.rsplit('/').next().unwrap() {
+                    "GrantRequest" => serde_json::from_value::<others::GrantRequest>(example).map(drop),
+                    "ReplayRequest" => serde_json::from_value::<replays::ReplayRequest>(example).map(drop),
+                    "EditRequest" => serde_json::from_value::<dead::EditRequest>(example).map(drop),
+                    "NoteRequest" | "DiscardRequest" => {
+                        serde_json::from_value::<dead::NoteRequest>(example).map(drop)
+                    }
+                    other => panic!("{path}: nobody reads {other}"),
+                };
+                result.unwrap_or_else(|error| panic!("{path}: {error}"));
+                understood += 1;
+            }
         }
-        assert_eq!(understood, 4);
+        assert_eq!(understood, 6);
     }
 
     #[test]

@@ -1,16 +1,18 @@
-//! Owns the routes about users, rejected requests, keeping in step with Clerk, and the status of headcount as a whole.
+//! Owns the routes about users and their tiers, rejected requests, keeping in step with Clerk, and the status of headcount as a whole.
 
 use std::sync::Arc;
 
 use axum::{extract::State, response::Response};
 use http::StatusCode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    Api, json,
+    Api,
+    dead::NoteRequest,
+    json,
     problem::Problem,
-    request::{Named, Query},
+    request::{Json, Named, Query},
 };
 use crate::{
     ops::{
@@ -19,9 +21,11 @@ use crate::{
     },
     rejections::{Explanation, SAMPLES, Sample, explain},
     store::{
-        User, UserQuery,
+        StoreError, User, UserHistory, UserQuery,
         letters::{Filter, Page},
+        tiers::TierReport,
     },
+    tiers::grant::{self, GrantError, Wish},
     time::now,
 };
 
@@ -29,6 +33,25 @@ use crate::{
 struct Users {
     users: Vec<User>,
     next: Option<Uuid>,
+}
+
+/// A user, and where the tier comes from; null where there is no row.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    user: UserHistory,
+    tier: Option<TierReport>,
+}
+
+/// The body of a request to grant a tier.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GrantRequest {
+    tier: String,
+    #[serde(default)]
+    until: Option<String>,
+    #[serde(default)]
+    note: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -82,7 +105,59 @@ pub(super) async fn user(State(api): State<Arc<Api>>, Named(reference): Named) -
             None => "give our id, a Clerk id (also a former one) or an e-mail address".into(),
         }));
     };
-    Ok(json(StatusCode::OK, &user))
+    let tier = match &user.user {
+        Some(User { id, .. }) => {
+            let id = *id;
+            api.ask(|store| async move { store.tier(id).await }).await?
+        }
+        None => None,
+    };
+    Ok(json(StatusCode::OK, &Shown { user, tier }))
+}
+
+pub(super) async fn grant(
+    State(api): State<Arc<Api>>,
+    Named(reference): Named,
+    Json(request): Json<GrantRequest>,
+) -> Result<Response, Problem> {
+    let wish = Wish::read(&request.tier, request.until.as_deref(), now())?;
+    let by = api.actor(request.note.as_deref().map(str::trim));
+    let granted = api.ask(|store| async move { passed(wish.grant(store.as_ref(), &reference, &by).await) });
+    Ok(json(StatusCode::OK, &granted.await??))
+}
+
+pub(super) async fn revoke(
+    State(api): State<Arc<Api>>,
+    Named(reference): Named,
+    Json(request): Json<NoteRequest>,
+) -> Result<Response, Problem> {
+    let by = api.actor(request.note.as_deref().map(str::trim));
+    let revoked =
+        api.ask(|store| async move { passed(grant::revoke(store.as_ref(), &reference, &by).await) });
+    let (tier, _) = revoked.await??;
+    Ok(json(StatusCode::OK, &tier))
+}
+
+/// What the database says stands apart from the rest.
+fn passed<T>(result: Result<T, GrantError>) -> Result<Result<T, GrantError>, StoreError> {
+    match result {
+        Err(GrantError::Store(error)) => Err(error),
+        other => Ok(other),
+    }
+}
+
+impl From<GrantError> for Problem {
+    fn from(error: GrantError) -> Self {
+        let problem = match &error {
+            GrantError::Unreadable { .. } => Problem::bad_request(error.to_string()),
+            GrantError::Unknown(_) => {
+                Problem::new(StatusCode::NOT_FOUND, "unknown_user", "no user is known by this id or address")
+            }
+            GrantError::NoRow(_) => Problem::conflict(error.to_string()),
+            GrantError::Store(error) => Problem::unavailable(error.to_string()),
+        };
+        error.hint().into_iter().fold(problem, Problem::hint)
+    }
 }
 
 pub(super) async fn rejections(State(api): State<Arc<Api>>, mut query: Query) -> Result<Response, Problem> {

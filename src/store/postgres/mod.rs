@@ -66,7 +66,7 @@ impl Renewable for PostgresStore {
 
     fn renewed(&self) -> Option<Self> {
         let connections = self.connections.renewed();
-        Some(Self { connections, terms: self.terms })
+        Some(Self { connections, terms: self.terms.clone() })
     }
 
     fn connections(&self) -> usize {

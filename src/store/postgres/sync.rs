@@ -17,6 +17,7 @@ impl Words for Postgres {
     const NOW: &'static str = "now()";
     const A_DAY_AGO: &'static str = "now() - interval '1 day'";
     const JSON: &'static str = "jsonb";
+    const TIME: &'static str = "timestamptz";
     const HELD: &'static str = " FOR UPDATE";
 
     fn later(n: usize) -> String {
@@ -34,6 +35,7 @@ impl Words for Postgres {
                 Kind::Id => "uuid",
                 Kind::Time => "timestamptz",
                 Kind::Number => "bigint",
+                Kind::Flag => "boolean",
             };
             format!("{column} {kind}")
         });

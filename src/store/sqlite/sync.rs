@@ -13,6 +13,7 @@ impl Words for Sqlite {
     const NOW: &'static str = now!();
     const A_DAY_AGO: &'static str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')";
     const JSON: &'static str = "text";
+    const TIME: &'static str = "text";
     // The one writer holds everything.
     const HELD: &'static str = "";
 

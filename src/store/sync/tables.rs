@@ -1,4 +1,4 @@
-//! Owns how statements that stand once (those of sync, sessions and visitors) run on both databases: in which transactions, and the words that one database has other
+//! Owns how statements that stand once (those of sync, sessions, visitors and subscriptions) run on both databases: in which transactions, and the words that one database has other
 //! ones for. Gives each store that has them the whole seam.
 
 use std::time::Duration;
@@ -30,6 +30,8 @@ pub(in crate::store) trait Words: Dialect {
     const A_DAY_AGO: &'static str;
     /// The type of JSON.
     const JSON: &'static str;
+    /// The type of a time.
+    const TIME: &'static str;
     /// Ends a `SELECT` whose row nobody else may change before the transaction ends.
     const HELD: &'static str;
 
@@ -41,6 +43,19 @@ pub(in crate::store) trait Words: Dialect {
 
     /// The objects of a JSON array as rows of the table `name`, whose columns are their members.
     fn records(name: &str, n: usize, columns: &[(&str, Kind)]) -> String;
+
+    /// Inserts the objects of the JSON array that is the first parameter, or overwrites the rows of their ids: the first column.
+    fn upsert(table: &str, columns: &[(&str, Kind)]) -> String {
+        let names = columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let set = columns[1..].iter().map(|(name, _)| format!("{name} = excluded.{name}"));
+        let set = set.collect::<Vec<_>>().join(", ");
+        let id = columns[0].0;
+        format!(
+            "INSERT INTO {table} ({names}) SELECT {names} FROM {} WHERE true ORDER BY {id} \
+             ON CONFLICT ({id}) DO UPDATE SET {set}",
+            Self::records("given", 1, columns)
+        )
+    }
 
     /// Ends a `SELECT` whose rows of this table nobody else changes before the transaction ends. Foreign keys wait for none of
     /// them.
@@ -58,6 +73,7 @@ pub(in crate::store) enum Kind {
     Id,
     Time,
     Number,
+    Flag,
 }
 
 /// A transaction that changes tables.

@@ -88,6 +88,7 @@ impl Scene {
             policy: Policy { relink: Relink::Deleted, on_delete: OnDelete::Keep },
             default_credits: 0,
             sessions: true,
+            billing: None,
             connections: 4,
         };
         let store = store::open(&config).await.unwrap();
@@ -107,6 +108,7 @@ impl Scene {
             queue: queue.clone(),
             grace: Duration::from_secs(60),
             instance: None,
+            billing: false,
             holder: Holder::of("test"),
         };
         let state = State::default();

@@ -1,0 +1,140 @@
+//! Owns bringing subscriptions in step in a whole run: reads the list of all items, and asks for each user who pays here for something
+//! that the list does not have. Promises that nothing ends but what Clerk's whole answer about its user leaves out, and that memory
+//! does not grow with the number of items.
+
+use super::{Difference, SyncError, Told, publish::News, run::Work};
+use crate::{
+    clerk::api::{ApiError, Reading},
+    store::sync::Seen,
+    text::number,
+};
+
+/// So many items stand on the next page again: items move while they are read.
+const OVERLAP: u64 = 50;
+/// A list that is longer does not end.
+const PAGES_MAX: u32 = 100_000;
+/// So many users are looked at at a time.
+const STEP: u32 = 200;
+
+/// What a run found of subscriptions.
+#[derive(Debug, Default)]
+pub(super) struct Subscriptions {
+    /// Users whose subscriptions differed.
+    pub(super) differing: u64,
+    /// Items whose user Clerk did not tell.
+    nameless: u64,
+    /// Users who pay for something here, and of whom Clerk names no subscription.
+    without: u64,
+}
+
+impl Work<'_> {
+    /// Compares what users pay for, and publishes what differs.
+    pub(super) async fn compare_subscriptions(&mut self) -> Result<(), SyncError> {
+        match self.read_items().await {
+            Err(SyncError::Api(error @ ApiError::Refused { .. })) => {
+                self.notes.push(format!("subscriptions were not compared: {error}"));
+                return Ok(());
+            }
+            read => read?,
+        }
+        self.ask_for_unlisted().await?;
+        let Subscriptions { differing, nameless, without } = self.subscriptions;
+        if differing > 0 {
+            let done = if self.order.dry_run { "" } else { ", and are repaired" };
+            self.notes.push(format!("users whose subscriptions differed{done}: {}", number(differing)));
+        }
+        if nameless > 0 {
+            self.notes.push(format!(
+                "subscription items of which Clerk does not tell who pays, and which were left as they are: {}",
+                number(nameless)
+            ));
+        }
+        if without > 0 {
+            self.notes.push(format!(
+                "users who pay for something here, and of whom Clerk names no subscription: {}; nothing of theirs was changed",
+                number(without)
+            ));
+        }
+        Ok(())
+    }
+
+    async fn read_items(&mut self) -> Result<(), SyncError> {
+        let mut offset = 0;
+        for _ in 0..PAGES_MAX {
+            self.hold().await?;
+            let page = self.patience.asked(self.sync.api.subscription_items(offset)).await?;
+            let (store, ids) = (self.sync.store.clone(), page.ids);
+            let known = self.patience.tried(|| store.items(&ids, &[])).await?;
+            self.subscriptions.nameless += page.nameless;
+            let read = ids.len() as u64;
+            self.note_readings(&page.readings, &known, ids).await?;
+            if !page.more || read == 0 {
+                return Ok(());
+            }
+            offset += read.saturating_sub(OVERLAP).max(1);
+        }
+        self.notes.push("the list of subscription items does not end, and was not read further".to_owned());
+        Ok(())
+    }
+
+    /// Asks for each user who pays here for something that was not in the list.
+    async fn ask_for_unlisted(&mut self) -> Result<(), SyncError> {
+        let mut after: Option<String> = None;
+        loop {
+            let (run, store) = (self.run.id, self.sync.store.clone());
+            let payers = self.patience.tried(|| store.unlisted_payers(run, after.as_deref(), STEP)).await?;
+            let Some(last) = payers.last() else { return Ok(()) };
+            after = Some(last.clone());
+            for payer in payers {
+                self.hold().await?;
+                self.touch().await?;
+                // Read first: what comes meanwhile is not ended.
+                let payers = [payer];
+                let known = self.patience.tried(|| store.items(&[], &payers)).await?;
+                match self.patience.asked(self.sync.api.subscription(&payers[0])).await {
+                    Ok(Some(reading)) => {
+                        self.note_readings(std::slice::from_ref(&reading), &known, Vec::new()).await?;
+                    }
+                    Ok(None) => self.subscriptions.without += 1,
+                    Err(SyncError::Api(error)) if error.is_about_one() => {
+                        self.run.counts.failed += 1;
+                        let [payer] = payers;
+                        self.patience.tell(Told::Failed { clerk_id: Some(payer), why: error.to_string() });
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// Publishes what differs, and then notes the items as seen.
+    async fn note_readings(
+        &mut self,
+        readings: &[Reading],
+        known: &[crate::rules::subscriptions::Row],
+        ids: Vec<String>,
+    ) -> Result<(), SyncError> {
+        let mut news = Vec::new();
+        for reading in readings {
+            let Some(message) = reading.message(known, &self.instance) else { continue };
+            // Not the account's own key, under which news about the user may be outstanding.
+            let key = message.id.as_str().to_owned();
+            self.subscriptions.differing += 1;
+            let (clerk_id, difference) = (reading.payer.clone(), Difference::Subscription);
+            self.patience.tell(Told::Differs { clerk_id, difference });
+            news.push(News { clerk_id: key, message, is_drift: false });
+        }
+        if self.order.dry_run {
+            news.clear();
+        }
+        let published = news.iter().map(|news| Seen {
+            clerk_id: news.clerk_id.clone(),
+            message_id: Some(news.message.id.as_str().to_owned()),
+        });
+        let seen: Vec<Seen> =
+            published.chain(ids.into_iter().map(|clerk_id| Seen { clerk_id, message_id: None })).collect();
+        self.publish(news).await?;
+        let run = self.run.clone();
+        self.patience.tried(|| self.sync.store.see(&run, &seen)).await
+    }
+}
