@@ -128,7 +128,7 @@ fn an_event_takes_its_time_from_data_envelope_creation_or_receipt() {
         match parse(body.as_bytes(), &id()).unwrap().change {
             Change::User(users::Change::Upsert(upsert)) => upsert.version.at,
             Change::User(users::Change::Delete { at, .. }) => at,
-            Change::Session(_) | Change::Other => panic!("{body}"),
+            Change::Session(_) | Change::Subscription(_) | Change::Other => panic!("{body}"),
         }
     };
     let (sent, created, updated) = (
@@ -193,9 +193,16 @@ fn other_types_ask_nothing_of_their_data() {
 #[test]
 fn the_listed_types_are_those_that_are_read() {
     for event_type in TYPES {
-        let body = match event_type.starts_with("session.") {
-            true => format!(r#"{{"data":{{"id":"sess_1","user_id":"user_1"}},"type":"{event_type}"}}"#),
-            false => with("/type", Some(&format!("\"{event_type}\""))),
+        let body = match event_type.split('.').next().unwrap() {
+            "session" => format!(r#"{{"data":{{"id":"sess_1","user_id":"user_1"}},"type":"{event_type}"}}"#),
+            "subscription" | "subscriptionItem" => {
+                let data = r#"{"id":"csubi_1","status":"active","payer":{"user_id":"user_1"}}"#;
+                format!(r#"{{"data":{data},"type":"{event_type}"}}"#)
+            }
+            _ if event_type == SUBSCRIPTION => {
+                format!(r#"{{"data":{{"subscription_items":[]}},"payer":"user_1","type":"{event_type}"}}"#)
+            }
+            _ => with("/type", Some(&format!("\"{event_type}\""))),
         };
         let parsed =
             super::parse(body.as_bytes(), &Known { origin: Origin::Api, ..Known::webhook(&id(), RECEIVED) });
@@ -205,7 +212,7 @@ fn the_listed_types_are_those_that_are_read() {
 
 #[test]
 fn no_webhook_can_say_what_only_headcount_says() {
-    for event_type in [SNAPSHOT, GONE, "headcount.anything"] {
+    for event_type in [SNAPSHOT, GONE, SUBSCRIPTION, "headcount.anything"] {
         let body = with("/type", Some(&format!("\"{event_type}\"")));
         let error = parse(body.as_bytes(), &id()).unwrap_err();
         assert_eq!(error.detail, "type: only headcount itself makes events of this type", "{event_type}");

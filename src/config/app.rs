@@ -108,11 +108,14 @@ pub(super) fn billing(raw: &Raw) -> Result<(Option<Arc<Tiers>>, Option<String>),
     let hint =
         "write slugs of plans with their tiers, the best first, such as pro_annual=premium,pro=premium,basic";
     let tiers = raw.parse("HEADCOUNT_TIERS", hint, |text| Tiers::parse(text, past_due))?;
-    let unused =
-        ["HEADCOUNT_TIERS", "HEADCOUNT_PAST_DUE"].into_iter().find(|name| raw.written(name).is_some());
-    let warning = unused
-        .filter(|_| !on)
-        .map(|name| format!("{} has no effect, because HEADCOUNT_BILLING is off", raw.name(name)));
+    let unused = match past_due {
+        _ if on => None,
+        _ if raw.written("HEADCOUNT_TIERS").is_some() => Some("HEADCOUNT_TIERS"),
+        PastDue::Drop => Some("HEADCOUNT_PAST_DUE"),
+        PastDue::Keep => None,
+    };
+    let warning =
+        unused.map(|name| format!("{} has no effect, because HEADCOUNT_BILLING is off", raw.name(name)));
     Ok((on.then(|| Arc::new(tiers)), warning))
 }
 
@@ -257,6 +260,26 @@ mod tests {
             error.message.contains("HEADCOUNT_API_LISTEN") && error.message.contains("8082"),
             "{error:?}"
         );
+    }
+
+    #[test]
+    fn tiers_without_billing_are_warned_of() {
+        for (pairs, warned, on) in [
+            (&[][..], None, false),
+            (&[("HEADCOUNT_TIERS", "pro=premium")], Some("HEADCOUNT_TIERS has no effect"), false),
+            (&[("HEADCOUNT_PAST_DUE", "drop")], Some("HEADCOUNT_PAST_DUE has no effect"), false),
+            (&[("HEADCOUNT_PAST_DUE", "keep")], None, false),
+            (&[("HEADCOUNT_BILLING", "clerk"), ("HEADCOUNT_TIERS", "pro=premium")], None, true),
+        ] {
+            let config = read(pairs).unwrap();
+            assert_eq!(config.billing.is_some(), on, "{pairs:?}");
+            assert_eq!(config.warnings.len(), usize::from(warned.is_some()), "{:?}", config.warnings);
+            assert!(
+                warned.is_none_or(|warned| config.warnings[0].starts_with(warned)),
+                "{:?}",
+                config.warnings
+            );
+        }
     }
 
     #[test]

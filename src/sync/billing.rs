@@ -5,6 +5,8 @@
 use super::{Difference, SyncError, Told, publish::News, run::Work};
 use crate::{
     clerk::api::{ApiError, Reading},
+    message::Message,
+    rules::subscriptions::Row,
     store::sync::Seen,
     text::number,
 };
@@ -67,7 +69,15 @@ impl Work<'_> {
             let known = self.patience.tried(|| store.items(&ids, &[])).await?;
             self.subscriptions.nameless += page.nameless;
             let read = ids.len() as u64;
-            self.note_readings(&page.readings, &known, ids).await?;
+            // What was on the page before, too, is on its way.
+            let run = self.run.id;
+            let new = self.patience.tried(|| store.new_to(run, &ids)).await?;
+            let is_new = |reading: &Reading| match &reading.news {
+                Ok(news) => news.items.iter().any(|item| new.contains(&item.id)),
+                Err(_) => true,
+            };
+            let readings: Vec<Reading> = page.readings.into_iter().filter(is_new).collect();
+            self.note_readings(&readings, &known, ids).await?;
             if !page.more || read == 0 {
                 return Ok(());
             }
@@ -111,28 +121,35 @@ impl Work<'_> {
     async fn note_readings(
         &mut self,
         readings: &[Reading],
-        known: &[crate::rules::subscriptions::Row],
+        known: &[Row],
         ids: Vec<String>,
     ) -> Result<(), SyncError> {
+        // By what nobody else is noted: under the account's own id, news about the user may be outstanding.
+        let differing: Vec<(String, &Reading, Message)> = readings
+            .iter()
+            .filter_map(|reading| {
+                let message = reading.message(known, &self.instance)?;
+                Some((format!("subscription of {}", reading.payer), reading, message))
+            })
+            .collect();
+        let payers: Vec<String> = differing.iter().map(|(payer, ..)| payer.clone()).collect();
+        let (run, store) = (self.run.id, self.sync.store.clone());
+        let new = self.patience.tried(|| store.new_to(run, &payers)).await?;
+        let mut seen: Vec<Seen> =
+            ids.into_iter().chain(payers).map(|clerk_id| Seen { clerk_id, message_id: None }).collect();
         let mut news = Vec::new();
-        for reading in readings {
-            let Some(message) = reading.message(known, &self.instance) else { continue };
-            // Not the account's own key, under which news about the user may be outstanding.
-            let key = message.id.as_str().to_owned();
-            self.subscriptions.differing += 1;
-            let (clerk_id, difference) = (reading.payer.clone(), Difference::Subscription);
-            self.patience.tell(Told::Differs { clerk_id, difference });
-            news.push(News { clerk_id: key, message, is_drift: false });
+        for (payer, reading, message) in differing {
+            if new.contains(&payer) {
+                self.subscriptions.differing += 1;
+                let (clerk_id, difference) = (reading.payer.clone(), Difference::Subscription);
+                self.patience.tell(Told::Differs { clerk_id, difference });
+            }
+            if !self.order.dry_run {
+                let clerk_id = message.id.as_str().to_owned();
+                seen.push(Seen { clerk_id: clerk_id.clone(), message_id: Some(clerk_id.clone()) });
+                news.push(News { clerk_id, message, is_drift: false });
+            }
         }
-        if self.order.dry_run {
-            news.clear();
-        }
-        let published = news.iter().map(|news| Seen {
-            clerk_id: news.clerk_id.clone(),
-            message_id: Some(news.message.id.as_str().to_owned()),
-        });
-        let seen: Vec<Seen> =
-            published.chain(ids.into_iter().map(|clerk_id| Seen { clerk_id, message_id: None })).collect();
         self.publish(news).await?;
         let run = self.run.clone();
         self.patience.tried(|| self.sync.store.see(&run, &seen)).await

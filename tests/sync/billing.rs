@@ -87,7 +87,7 @@ async fn subscriptions_are_brought_in_step_by_whole_runs(backends: Backends) {
     assert_eq!((now[1].0.as_str(), now[1].1.as_str()), ("user_00003", "premium"));
 
     // Nothing ends because Clerk names no subscription.
-    scene.world.sql("UPDATE subscription_items SET id = 'csubi_unknown' WHERE clerk_id = 'user_00002'").await;
+    scene.world.sql("UPDATE subscription_items SET id = 'csubi_unknown' WHERE clerk_id = 'user_00002' AND plan_slug = 'gold'").await;
     scene.clerk.forget_items(&user(2));
     let report = scene.synced(&[]);
     assert!(notes(&report).contains("Clerk names no subscription: 1"), "{report}");

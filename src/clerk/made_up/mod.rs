@@ -527,6 +527,12 @@ mod tests {
         let ended = parsed(&person.event("session.ended", AT + 1)).change;
         let (Change::Session(begun), Change::Session(ended)) = (begun, ended) else { panic!() };
         assert_eq!((&begun.id, begun.clerk_id.as_str()), (&ended.id, "user_1"));
+        let bought = Person { plan: Some("gold".into()), ..person.clone() };
+        for event_type in ["subscription.active", "subscriptionItem.active"] {
+            let Change::Subscription(news) = parsed(&bought.event(event_type, AT)).change else { panic!() };
+            assert_eq!((news.payer.as_str(), news.items.len()), ("user_1", 1), "{event_type}");
+            assert_eq!(news.items[0].plan.as_ref().map(|plan| plan.slug.as_str()), Some("gold"));
+        }
         let deleted = parsed(&person.event("user.deleted", AT)).change;
         assert!(
             matches!(deleted, Change::User(users::Change::Delete { clerk_id, at: AT }) if clerk_id == "user_1")

@@ -76,7 +76,10 @@ async fn events_sent_one_by_one_are_about_one_person() {
         .iter()
         .filter_map(|came| match change(&came.body) {
             Change::User(users::Change::Upsert(user)) => user.claim,
-            Change::User(users::Change::Delete { .. }) | Change::Session(_) | Change::Other => None,
+            Change::User(users::Change::Delete { .. })
+            | Change::Session(_)
+            | Change::Subscription(_)
+            | Change::Other => None,
         })
         .collect();
     assert!(claims.len() == 2 && claims[0] == claims[1]);

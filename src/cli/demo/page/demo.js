@@ -88,7 +88,7 @@ function told(event) {
 function show(user) {
   const before = row
   row = user
-  find("me-title").textContent = [user.first_name, user.last_name].filter(Boolean).join(" ") || user.clerk_id
+  find("me-title").replaceChildren(...names(user))
   find("tier").textContent = user.subscription_tier
   find("credits").textContent = user.credits_balance.toLocaleString()
   find("email").textContent = user.email ?? "none"
@@ -110,6 +110,16 @@ function show(user) {
     entry.prepend(time)
     find("changes").prepend(entry)
   }
+}
+
+// Each name stands for itself: whatever direction one sets, the rest keeps its own.
+function names(user) {
+  const names = [user.first_name, user.last_name].filter(Boolean)
+  return (names.length ? names : [user.clerk_id]).flatMap((name) => {
+    const own = document.createElement("bdi")
+    own.textContent = name
+    return [own, " "]
+  })
 }
 
 const differs = (one, other) => JSON.stringify(one) !== JSON.stringify(other)
