@@ -30,6 +30,7 @@ const OURS: [(&str, &[&str]); 5] = [
         "subscription_items",
         &[
             "is_default",
+            "default_told_at",
             "lapses_at",
             "version_sent",
             "version_message_id",

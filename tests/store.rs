@@ -19,6 +19,7 @@ use std::sync::Arc;
 use headcount::{
     rules::{
         Outcome::{self, *},
+        subscriptions::tiers::{PastDue, Tiers},
         users::{OnDelete, Policy, Relink},
     },
     secret::Secret,
@@ -600,7 +601,10 @@ async fn a_table_or_column_that_apply_needs_and_readiness_misses_is_told(home: A
 }
 
 async fn asking_for_readiness_leaves_nothing_and_fires_nothing(home: Arc<Home>) {
-    let stores = [home.store().await, home.open().await];
+    let tiers = Tiers::parse("", PastDue::Keep).unwrap();
+    let erase = Policy { on_delete: OnDelete::Erase, ..KEEP };
+    let with_billing = StoreConfig { billing: Some(Arc::new(tiers)), ..home.config(erase) };
+    let stores = [home.store().await, store::open(&with_billing).await.unwrap()];
     apply(&stores[0], [created("ann", 10).event()]).await.unwrap();
     home.sql("CREATE TABLE fired (n integer)").await;
     home.sql(if home.is_postgres() {

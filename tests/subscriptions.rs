@@ -41,6 +41,10 @@ contract! {
     who_pays_and_grants_at_once_gets_the_grant
     settings_that_changed_are_followed
     who_revokes_without_billing_leaves_the_rest_to_the_worker
+    without_billing_time_changes_no_tier_but_those_of_grants
+    of_whom_nothing_is_known_the_tier_is_the_applications
+    whom_the_database_refuses_holds_up_no_other
+    a_plan_is_the_default_as_it_was_told_last
     a_trigger_that_skips_a_tier_is_no_success
 }
 
@@ -135,7 +139,7 @@ fn by(note: &str) -> Actor {
 
 /// Settles whatever is due, as the worker does each minute.
 async fn sweep(store: &Arc<dyn Store>) -> u64 {
-    let due = store.lapsed(500).await.unwrap();
+    let due = store.lapsed(&[], 500).await.unwrap();
     store.settle_tiers(&due).await.unwrap()
 }
 
@@ -410,7 +414,7 @@ async fn a_period_that_runs_out_changes_the_tier_without_an_event(home: Arc<Home
     let (one, two) = tokio::join!(sweep(&store), sweep(&store));
     assert_eq!((one + two, tier(&store, "ann").await), (1, "free".into()));
     assert_eq!(tier(&store, "bob").await, "starter", "Clerk says when it is over");
-    assert_eq!(store.lapsed(10).await.unwrap(), [""; 0], "once is enough");
+    assert_eq!(store.lapsed(&[], 10).await.unwrap(), [""; 0], "once is enough");
     let report = store.tier(row(&store, "ann").await.id).await.unwrap().unwrap();
     assert_eq!((report.from, report.item), (TierFrom::Nothing, None));
 }
@@ -432,8 +436,11 @@ async fn a_grant_outranks_events_until_it_ends(home: Arc<Home>) {
         "{}",
         report.why()
     );
-    let again = store.grant(ann, "premium_lifetime", None, &by("twice")).await.unwrap().unwrap();
+    let again = store.grant(ann, "premium_lifetime", None, &by("a friend")).await.unwrap().unwrap();
     assert_eq!(again, report, "the same grant is one");
+    home.sql("UPDATE users SET subscription_tier = 'edited'").await;
+    let again = store.grant(ann, "premium_lifetime", None, &Actor { note: None, ..by("") }).await.unwrap();
+    assert_eq!(again.as_ref(), Some(&report), "and it gives the tier again");
     apply(&store, [one("ann", item("i1", "basic", "ended", 20, None))]).await.unwrap();
     assert_eq!(tier(&store, "ann").await, "premium_lifetime");
 
@@ -653,7 +660,106 @@ async fn who_revokes_without_billing_leaves_the_rest_to_the_worker(home: Arc<Hom
     person.grant(ann, "pro", None, &by("a trial")).await.unwrap().unwrap();
     person.revoke(ann, &by("over")).await.unwrap().unwrap();
     assert_eq!((sweep(&worker).await, tier(&worker, "ann").await), (1, "starter".into()));
-    assert_eq!(worker.lapsed(10).await.unwrap(), [""; 0]);
+    assert_eq!(worker.lapsed(&[], 10).await.unwrap(), [""; 0]);
+}
+
+async fn without_billing_time_changes_no_tier_but_those_of_grants(home: Arc<Home>) {
+    let on = billing(&home).await;
+    let end = now() + 300;
+    for user in ["ann", "bob"] {
+        let bought = one(user, item(user, "basic", "canceled", 10, Some(end)));
+        apply(&on, [created(user, 5).event(), bought]).await.unwrap();
+    }
+    // From now on it is off, and the application keeps the tiers.
+    let off = home.open().await;
+    home.sql("UPDATE users SET subscription_tier = 'gold'").await;
+    off.grant(row(&off, "bob").await.id, "pro", Some(end), &by("a trial")).await.unwrap().unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    assert_eq!(off.lapsed(&[], 10).await.unwrap(), ["bob"]);
+    assert_eq!(off.settle_tiers(&["ann".into(), "bob".into()]).await.unwrap(), 1);
+    assert_eq!((tier(&off, "ann").await, tier(&off, "bob").await), ("gold".into(), "free".into()));
+    // Nothing of it is lost where it is on.
+    assert_eq!((sweep(&on).await, tier(&on, "ann").await), (1, "free".into()));
+}
+
+async fn of_whom_nothing_is_known_the_tier_is_the_applications(home: Arc<Home>) {
+    let store = billing(&home).await;
+    if home.is_postgres() {
+        home.sql("ALTER TABLE users ALTER COLUMN subscription_tier SET DEFAULT 'trial'").await;
+        apply(&store, [created("eve", 5).event()]).await.unwrap();
+        assert_eq!(tier(&store, "eve").await, "trial");
+    }
+    for (user, address) in [("ann", "a@example.com"), ("bob", "b@example.com")] {
+        apply(&store, [created(user, 5).verified(address).event()]).await.unwrap();
+    }
+    apply(&store, [one("bob", item("b", "golf", "active", 10, None))]).await.unwrap();
+    home.sql("UPDATE users SET subscription_tier = 'vip' WHERE clerk_id = 'ann'").await;
+    apply(&store, [deleted("ann", 20), deleted("bob", 20)]).await.unwrap();
+    let back = [("ann2", "a@example.com"), ("bob2", "b@example.com")];
+    apply(&store, back.map(|(user, address)| created(user, 30).verified(address).event())).await.unwrap();
+    assert_eq!((tier(&store, "ann2").await, tier(&store, "bob2").await), ("vip".into(), "free".into()));
+}
+
+async fn whom_the_database_refuses_holds_up_no_other(home: Arc<Home>) {
+    let store = billing(&home).await;
+    let end = now() + 200;
+    for n in 0..5 {
+        let user = format!("user_{n}");
+        let bought = one(&user, item(&format!("i{n}"), "basic", "canceled", 10, Some(end + n)));
+        apply(&store, [created(&user, 5).event(), bought]).await.unwrap();
+    }
+    home.sql(&if home.is_postgres() {
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$; \
+         CREATE TRIGGER refuse BEFORE UPDATE ON users FOR EACH ROW WHEN (NEW.clerk_id = 'user_0') EXECUTE FUNCTION refuse()"
+            .to_owned()
+    } else {
+        "CREATE TRIGGER refuse BEFORE UPDATE ON users WHEN NEW.clerk_id = 'user_0' BEGIN SELECT RAISE(ABORT, 'no'); END".to_owned()
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(store.lapsed(&[], 2).await.unwrap(), ["user_0", "user_1"], "the first is looked at first");
+    assert_eq!(store.lapsed(&["user_0".into()], 2).await.unwrap(), ["user_1", "user_2"]);
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let tiers = config(&home, LIST, PastDue::Keep).billing;
+    let following = tokio::spawn(headcount::tiers::follow::run(Arc::clone(&store), tiers, stopped));
+    for _ in 0..200 {
+        if tier(&store, "user_4").await == "free" {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    stop.send(true).unwrap();
+    following.await.unwrap();
+    for n in 1..5 {
+        assert_eq!(tier(&store, &format!("user_{n}")).await, "free");
+    }
+    assert_eq!(tier(&store, "user_0").await, "starter");
+    assert_eq!(store.lapsed(&[], 10).await.unwrap(), ["user_0"], "it is due until the database takes it");
+}
+
+async fn a_plan_is_the_default_as_it_was_told_last(home: Arc<Home>) {
+    let store = billing(&home).await;
+    apply(&store, [created("ann", 5).event()]).await.unwrap();
+    let told = |id: &str, sent: Millis, is_default: Value| {
+        let mut item = item("i1", "golf", "active", 10, None);
+        item["plan"]["is_default"] = is_default;
+        let data = json!({ "subscription_items": [item] });
+        event(
+            id,
+            &json!({ "type": "headcount.subscription", "timestamp": sent, "payer": "ann", "data": data }),
+        )
+    };
+    for (id, sent, is_default, expected) in [
+        ("m1", 20, Value::Null, "golf"),
+        ("m3", 40, json!(false), "golf"),
+        ("m2", 30, json!(true), "golf"),
+        ("m4", 50, json!(true), "free"),
+        ("m5", 60, Value::Null, "free"),
+        ("m6", 70, json!(false), "golf"),
+    ] {
+        apply(&store, [told(id, sent, is_default)]).await.unwrap();
+        assert_eq!(tier(&store, "ann").await, expected, "{id}");
+    }
 }
 
 async fn a_trigger_that_skips_a_tier_is_no_success(home: Arc<Home>) {

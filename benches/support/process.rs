@@ -30,7 +30,7 @@ pub type Commits = HashMap<String, f64>;
 pub struct Headcount {
     child: Child,
     commits: Arc<Mutex<Commits>>,
-    /// Of the public listener, where it has one: `127.0.0.1:port`.
+    /// Of the public listener, or of the application's: `127.0.0.1:port`.
     pub address: String,
 }
 
@@ -61,6 +61,9 @@ impl Headcount {
             if let Some((_, rest)) = line.split_once("webhooks: http://") {
                 started.address = rest.split('/').next().unwrap_or_default().to_owned();
             }
+            if let Some((_, rest)) = line.split_once("application's API: http://") {
+                started.address = rest.split('/').next().unwrap_or_default().to_owned();
+            }
             if line.contains("operators: http://") {
                 return Ok(started);
             }
@@ -75,6 +78,16 @@ impl Headcount {
     /// The most memory that it held so far, in MB.
     pub fn peak_memory(&self) -> Outcome<f64> {
         peak_memory(self.child.id())
+    }
+
+    /// The processor time that it has taken so far, in seconds.
+    pub fn processor_time(&self) -> Outcome<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        // utime and stime, in ticks of which there are 100 in a second.
+        let ticks =
+            |field: usize| fields.get(field).ok_or("no such field")?.parse::<f64>().map_err(|_| "no number");
+        Ok((ticks(11)? + ticks(12)?) / 100.0)
     }
 
     /// Asks it to stop and waits.

@@ -26,6 +26,7 @@ const RATIOS: &[(&str, &str, &str)] = &[
         "worker draining with no poisoned message, applied",
         "≥ 0.95",
     ),
+    ("known users, closed loop, answered", "reading one row by its Clerk id, nothing else", ""),
     (LARGE, SMALL, "≥ 0.8"),
     (
         "sync, 1,000,000 users, empty table, peak memory",
@@ -40,6 +41,10 @@ const RATIOS: &[(&str, &str, &str)] = &[
 pub enum Kind {
     /// Messages per second.
     PerSecond,
+    /// Millionths of a second.
+    Microseconds,
+    /// Of one core.
+    Percent,
     /// Milliseconds.
     Milliseconds,
     /// Seconds.
@@ -54,6 +59,8 @@ impl Kind {
     fn show(self, figure: f64) -> String {
         match self {
             Self::PerSecond => format!("{figure:.0}/s"),
+            Self::Microseconds => format!("{figure:.0} µs"),
+            Self::Percent => format!("{figure:.1} %"),
             Self::Milliseconds => format!("{figure:.1} ms"),
             Self::Seconds => format!("{figure:.1} s"),
             Self::Megabytes => format!("{figure:.1} MB"),

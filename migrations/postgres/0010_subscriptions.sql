@@ -16,6 +16,8 @@ CREATE TABLE subscription_items (
     currency text,
     -- The plan of whoever pays for none.
     is_default boolean NOT NULL,
+    -- When it was told last whether it is, in Clerk's milliseconds.
+    default_told_at bigint,
     -- month or annual
     period text,
     period_start timestamptz,
@@ -33,7 +35,7 @@ CREATE TABLE subscription_items (
     plan_version_sent bigint,
     plan_version_message_id text
 );
-CREATE INDEX subscription_items_clerk_id ON subscription_items (clerk_id);
+CREATE INDEX subscription_items_clerk_id ON subscription_items (clerk_id, id);
 CREATE INDEX subscription_items_lapses_at ON subscription_items (lapses_at) WHERE lapses_at IS NOT NULL;
 
 -- Tiers that people granted. The one that has not ended outranks every event.

@@ -16,6 +16,8 @@ CREATE TABLE subscription_items (
     currency TEXT,
     -- The plan of whoever pays for none.
     is_default INTEGER NOT NULL,
+    -- When it was told last whether it is, in Clerk's milliseconds.
+    default_told_at INTEGER,
     -- month or annual
     period TEXT,
     period_start TEXT,
@@ -33,7 +35,7 @@ CREATE TABLE subscription_items (
     plan_version_sent INTEGER,
     plan_version_message_id TEXT
 );
-CREATE INDEX subscription_items_clerk_id ON subscription_items (clerk_id);
+CREATE INDEX subscription_items_clerk_id ON subscription_items (clerk_id, id);
 CREATE INDEX subscription_items_lapses_at ON subscription_items (lapses_at) WHERE lapses_at IS NOT NULL;
 
 -- Tiers that people granted. The one that has not ended outranks every event.

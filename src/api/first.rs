@@ -81,6 +81,8 @@ struct Shop {
     making: Mutex<HashMap<(String, Why), Making>>,
     /// The last user could not be read.
     failing: AtomicBool,
+    /// What the last user pays for could not be read.
+    subscription_failing: AtomicBool,
     /// The key's instance, once the table is known to belong to it.
     instance: OnceCell<String>,
 }
@@ -101,6 +103,7 @@ impl First {
             metrics,
             making: Mutex::default(),
             failing: AtomicBool::new(false),
+            subscription_failing: AtomicBool::new(false),
             instance: OnceCell::new(),
         }))
     }
@@ -154,7 +157,15 @@ impl Shop {
         };
         let brought = match brought {
             Ok(Made::Done) if sync.billing && why == Why::Asked => {
-                self.bring_subscription(sync, clerk_id).await.map(|()| Made::Done)
+                // The row is as in Clerk all the same.
+                let paid = self.bring_subscription(sync, clerk_id).await;
+                let was_failing = self.subscription_failing.swap(paid.is_err(), Relaxed);
+                if let Err(why) = paid
+                    && !was_failing
+                {
+                    warn!("what users pay for is not read when they ask for it: {why}");
+                }
+                Ok(Made::Done)
             }
             brought => brought,
         };

@@ -56,8 +56,11 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Of the type of an event; `None` for all other types.
+    /// Of the type of an event that is read; `None` for all other types.
     pub(super) fn of(event_type: &str) -> Option<Self> {
+        if !super::TYPES.contains(&event_type) {
+            return None;
+        }
         if event_type.starts_with("subscription.") {
             return Some(Self::Subscription);
         }
@@ -185,8 +188,8 @@ fn of_data(tail: &'static str) -> &'static str {
 
 /// The plan, where it has a slug; and whether it is told to be the default one. What is only for people, and for the order of plans
 /// that nobody ranked, is left out where it is strange.
-fn plan(plan: Field<'_>) -> Result<(Option<Plan>, bool), PayloadError> {
-    let Some(fields): Option<PlanFields<'_>> = plan.object()? else { return Ok((None, false)) };
+fn plan(plan: Field<'_>) -> Result<(Option<Plan>, Option<bool>), PayloadError> {
+    let Some(fields): Option<PlanFields<'_>> = plan.object()? else { return Ok((None, None)) };
     let fee: Option<Fee<'_>> = Field::at("fee", fields.fee).object().ok().flatten();
     let (fee_amount, fee_currency) = fee.map(|fee| (fee.amount, fee.currency)).unwrap_or_default();
     let amount = |raw| Field::at("amount", raw).number().ok().flatten();
@@ -197,7 +200,7 @@ fn plan(plan: Field<'_>) -> Result<(Option<Plan>, bool), PayloadError> {
         currency: soft_text(fields.currency).or_else(|| soft_text(fee_currency)),
     });
     let is_default = Field::at("is_default", fields.is_default).flag().ok().flatten();
-    Ok((plan, is_default.unwrap_or_default()))
+    Ok((plan, is_default))
 }
 
 /// A short text, where it is one.
@@ -299,7 +302,7 @@ mod tests {
             panic!()
         };
         let mut webhook = news(include_str!("subscription.updated.json")).unwrap().items;
-        webhook[1].is_default = true;
+        (webhook[0].is_default, webhook[1].is_default) = (Some(false), Some(true));
         let versions = |items: &[Mention]| items.iter().map(|item| item.version.at).collect::<Vec<_>>();
         assert_eq!(versions(&read.items), versions(&webhook));
         let mut items = read.items.clone();

@@ -202,6 +202,10 @@ async fn all(args: &Sync, sync: &sync::Sync, output: &mut Output) -> Result<(), 
         return Err(Failure::new(format!("{} could not be brought in step", users(counts.failed)))
             .hint("see above: the others are; headcount sync USER tells more of one"));
     }
+    let Some(subscriptions) = subscriptions else {
+        return Err(Failure::new("subscriptions could not be compared: see the note above")
+            .hint("turn billing on in Clerk, or unset HEADCOUNT_BILLING; users were compared all the same"));
+    };
     differs(args, &counts, subscriptions)
 }
 

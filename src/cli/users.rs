@@ -109,7 +109,12 @@ async fn granted(args: &UserGrant, store: &dyn Store, output: &mut Output) -> Re
     if args.listing.json {
         return output.json(&tier);
     }
-    output.line(format!("{} is on {}: {}", args.reference, tier.tier, tier.why()))
+    output.line(stands(&tier))
+}
+
+/// Whose row it is, too: an address may be another account's than was meant.
+fn stands(report: &TierReport) -> String {
+    format!("{} (row {}) is on {}: {}", report.clerk_id, report.user_id, report.tier, report.why())
 }
 
 async fn revoked(args: &UserRevoke, store: &dyn Store, output: &mut Output) -> Result<(), Failure> {
@@ -120,16 +125,17 @@ async fn revoked(args: &UserRevoke, store: &dyn Store, output: &mut Output) -> R
     if !had {
         output.line(format!("nothing was granted to {}", args.reference))?;
     }
-    output.line(format!("{} is on {}: {}", args.reference, tier.tier, tier.why()))
+    output.line(stands(&tier))
 }
 
 impl From<GrantError> for Failure {
     fn from(error: GrantError) -> Self {
         let failure = match &error {
             GrantError::Unreadable { .. } => Failure::usage(error.to_string()),
-            GrantError::Unknown(_) | GrantError::NoRow(_) | GrantError::Store(_) => {
-                Failure::new(error.to_string())
-            }
+            GrantError::Unknown(_)
+            | GrantError::Unproved { .. }
+            | GrantError::NoRow(_)
+            | GrantError::Store(_) => Failure::new(error.to_string()),
         };
         error.hint().into_iter().fold(failure, Failure::hint)
     }

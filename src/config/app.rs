@@ -1,11 +1,7 @@
 //! Owns reading who may ask the application's API: the instance whose session tokens count, its keys, and the application's
-//! origins; and which plans give which of its tiers. Promises that no error holds a key.
+//! origins; and which plans give which of its tiers. Pure. Promises that no error holds a key.
 
-use std::{
-    io::ErrorKind,
-    net::{SocketAddr, TcpListener},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use url::Url;
 
@@ -78,10 +74,10 @@ impl Config {
 }
 
 impl Config {
-    /// Has the demo's tokens count, and no others; lets tiers follow subscriptions; and listens for applications at another port
-    /// where none was chosen and the usual one is taken.
+    /// Has the demo's tokens count, and no others, and lets tiers follow subscriptions. `is_taken` tells whether somebody listens at an
+    /// address: then the demo listens for applications at another port, if none was chosen.
     #[must_use]
-    pub fn with_demo_tokens(mut self, tokens: Tokens) -> Self {
+    pub fn with_demo_tokens(mut self, tokens: Tokens, is_taken: impl Fn(SocketAddr) -> bool) -> Self {
         if self.tokens.is_some() {
             let warning = "session tokens of your Clerk instance do not count: the demo signs up made-up people, with tokens of its own";
             self.warnings.push(warning.into());
@@ -90,11 +86,8 @@ impl Config {
         if self.billing.is_none() {
             self.billing = Tiers::parse("", PastDue::Keep).ok().map(Arc::new);
         }
-        let taken = |at: SocketAddr| {
-            [self.listen, self.ops_listen].contains(&at)
-                || TcpListener::bind(at).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
-        };
-        if !self.chosen.api_listen && taken(self.api_listen) {
+        let taken = [self.listen, self.ops_listen].contains(&self.api_listen) || is_taken(self.api_listen);
+        if taken && !self.chosen.api_listen {
             self.api_listen.set_port(0);
         }
         self

@@ -85,7 +85,7 @@ pub struct Mark {
     pub updated_at: String,
     /// When the account was deleted.
     pub deleted_at: Option<String>,
-    /// The application's.
+    /// The application's, or what [`UserTiers`](super::tiers::UserTiers) decide.
     pub subscription_tier: String,
     /// The application's.
     pub credits_balance: i64,

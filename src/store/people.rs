@@ -62,7 +62,7 @@ pub struct User {
     pub unsafe_metadata: Option<serde_json::Value>,
     pub banned: Option<bool>,
     pub locked: Option<bool>,
-    /// The application's.
+    /// The application's, or what [`UserTiers`](super::tiers::UserTiers) decide.
     pub subscription_tier: String,
     /// The application's.
     pub credits_balance: i64,

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The columns, in the order in which they are written.
-const COLUMNS: [(&str, Kind); 19] = [
+const COLUMNS: [(&str, Kind); 20] = [
     ("id", Kind::Text),
     ("subscription_id", Kind::Text),
     ("clerk_id", Kind::Text),
@@ -40,6 +40,7 @@ const COLUMNS: [(&str, Kind); 19] = [
     ("amount", Kind::Number),
     ("currency", Kind::Text),
     ("is_default", Kind::Flag),
+    ("default_told_at", Kind::Number),
     ("period", Kind::Text),
     ("period_start", Kind::Time),
     ("period_end", Kind::Time),
@@ -54,7 +55,7 @@ const COLUMNS: [(&str, Kind); 19] = [
 ];
 
 /// What is loaded of an item.
-const LOADED: &str = "id, subscription_id, clerk_id, status, plan_slug, amount, currency, is_default, period, period_start, \
+const LOADED: &str = "id, subscription_id, clerk_id, status, plan_slug, amount, currency, is_default, default_told_at, period, period_start, \
      period_end, canceled_at, version, version_sent, version_message_id, plan_version, plan_version_sent, plan_version_message_id";
 
 struct Loaded {
@@ -66,6 +67,7 @@ struct Loaded {
     amount: Option<i64>,
     currency: Option<String>,
     is_default: bool,
+    default_told_at: Option<i64>,
     period: Option<String>,
     period_start: Option<Millis>,
     period_end: Option<Millis>,
@@ -87,6 +89,7 @@ from_row!(Loaded {
     amount: Option<i64>,
     currency: Option<String>,
     is_default: bool,
+    default_told_at: Option<i64>,
     period: Option<String>,
     period_start: Option<At>,
     period_end: Option<At>,
@@ -123,6 +126,7 @@ fn row(loaded: Loaded) -> Row {
         plan,
         plan_version,
         is_default: loaded.is_default,
+        default_told_at: loaded.default_told_at,
     }
 }
 
@@ -140,6 +144,7 @@ fn object(row: &Row) -> Result<Json, StoreError> {
         "amount": plan.and_then(|plan| plan.amount),
         "currency": plan.and_then(|plan| plan.currency.as_ref()),
         "is_default": row.is_default,
+        "default_told_at": row.default_told_at,
         "period": row.period,
         "period_start": text(row.period_start)?,
         "period_end": text(row.period_end)?,
@@ -169,8 +174,12 @@ pub(super) async fn apply<T: Changing<Db: Words>>(
     news: &[&News],
 ) -> Result<Vec<Outcome>, StoreError> {
     let rows = users.rows.iter().map(|changed| &changed.row);
-    let moved = rows.filter(|row| holders.get(&row.id) != Some(&row.clerk_id)).map(|row| &row.clerk_id);
-    let payers: BTreeSet<&String> = moved.chain(news.iter().map(|news| &news.payer)).collect();
+    // Each with the account that had the row before, where one had.
+    let moved = rows.map(|row| (&row.clerk_id, holders.get(&row.id)));
+    let moved: Vec<(&String, Option<&String>)> =
+        moved.filter(|(clerk_id, before)| *before != Some(*clerk_id)).collect();
+    let accounts = moved.iter().flat_map(|(clerk_id, before)| [Some(*clerk_id), *before]).flatten();
+    let payers: BTreeSet<&String> = accounts.chain(news.iter().map(|news| &news.payer)).collect();
     if payers.is_empty() {
         return Ok(Vec::new());
     }
@@ -179,9 +188,17 @@ pub(super) async fn apply<T: Changing<Db: Words>>(
         news.items.iter().map(|item| &item.id).chain(news.unmentioned.iter().map(|(id, _)| id))
     });
     let named: Vec<String> = named.collect::<BTreeSet<_>>().into_iter().cloned().collect();
-    let folded = subscriptions::fold(load(tx, &named, &payers).await?, news);
+    let loaded = load(tx, &named, &payers).await?;
+    let mut paying: BTreeSet<String> = loaded.iter().map(|row| row.clerk_id.clone()).collect();
+    let folded = subscriptions::fold(loaded, news);
     save(tx, &folded.changed).await?;
-    set_tiers(tx, Some(tiers), &payers, &folded.rows).await?;
+    paying.extend(news.iter().map(|news| news.payer.clone()));
+    // What an account before has paid for gave the row its tier. Where nobody paid for anything, it is the application's.
+    let inherited = moved.iter().filter(|(_, before)| before.is_some_and(|before| paying.contains(before)));
+    let inherited: Vec<String> = inherited.map(|(clerk_id, _)| (*clerk_id).clone()).collect();
+    paying.extend(inherited);
+    let paying: Vec<String> = paying.into_iter().collect();
+    set_tiers(tx, Some(tiers), &paying, &folded.rows).await?;
     Ok(folded.outcomes)
 }
 
@@ -233,43 +250,72 @@ from_row!(Holder {
     now: At,
 });
 
-/// Gives the rows of these accounts the tiers that follow from their grants and from `items`, which has all of theirs. Without `tiers`
-/// grants alone decide. Answers how many were another's before.
+/// Rows of these accounts that are on another tier than follows from their grants and from `items`, which has all of theirs; each with the
+/// tier that follows. Without `tiers` grants alone decide.
+async fn owed<R: Reading<Db: Words>>(
+    reading: &mut R,
+    tiers: Option<&Tiers>,
+    clerk_ids: &[String],
+    items: &[Row],
+) -> Result<Vec<(Holder, String)>, StoreError> {
+    let question = format!(
+        "SELECT u.id, u.clerk_id, u.subscription_tier, g.tier, g.until, {} AS now FROM users AS u \
+         LEFT JOIN tier_grants AS g ON g.user_id = u.id AND g.ended_at IS NULL WHERE {} ORDER BY u.id",
+        R::Db::CLOCK,
+        R::Db::among("u.clerk_id", 1)
+    );
+    let question = R::Db::whole(question, [Value::Texts(clerk_ids)])?;
+    let holders: Vec<Holder> = reading.rows(question, Planned::Once).await?;
+    let mut owned: HashMap<&str, Vec<&Row>> = HashMap::new();
+    items.iter().for_each(|item| owned.entry(&item.clerk_id).or_default().push(item));
+    let owed = holders.into_iter().filter_map(|holder| {
+        let granted = holder.tier.clone().filter(|_| holder.until.is_none_or(|until| holder.now < until));
+        let tier = granted.unwrap_or_else(|| {
+            let own = owned.get(holder.clerk_id.as_str()).into_iter().flatten().copied();
+            let best = tiers.and_then(|tiers| tiers.best(own, holder.now));
+            best.map_or_else(|| FREE.to_owned(), |(_, tier)| tier)
+        });
+        (tier != holder.subscription_tier).then_some((holder, tier))
+    });
+    Ok(owed.collect())
+}
+
+/// Those of these accounts, which pay for these items, whose rows are on another tier than follows.
+pub(super) async fn strays<R: Reading<Db: Words>>(
+    reading: &mut R,
+    tiers: &Tiers,
+    clerk_ids: &[String],
+) -> Result<Vec<String>, StoreError> {
+    let items = load(reading, &[], clerk_ids).await?;
+    let owed = owed(reading, Some(tiers), clerk_ids, &items).await?;
+    Ok(owed.into_iter().map(|(holder, _)| holder.clerk_id).collect())
+}
+
+/// Gives the rows of these accounts the tiers that follow, as [`owed`] says. Answers how many were on another one.
 pub(super) async fn set_tiers<T: Changing<Db: Words>>(
     tx: &mut T,
     tiers: Option<&Tiers>,
     clerk_ids: &[String],
     items: &[Row],
 ) -> Result<u64, StoreError> {
-    let question = format!(
-        "SELECT u.id, u.clerk_id, u.subscription_tier, g.tier, g.until, {} AS now FROM users AS u \
-         LEFT JOIN tier_grants AS g ON g.user_id = u.id AND g.ended_at IS NULL WHERE {} ORDER BY u.id",
-        T::Db::NOW,
-        T::Db::among("u.clerk_id", 1)
-    );
-    let question = T::Db::whole(question, [Value::Texts(clerk_ids)])?;
-    let holders: Vec<Holder> = tx.rows(question, Planned::Once).await?;
-    let changed = holders.into_iter().filter_map(|holder| {
-        let granted = holder.tier.filter(|_| holder.until.is_none_or(|until| holder.now < until));
-        let tier = granted.unwrap_or_else(|| {
-            let own = items.iter().filter(|item| item.clerk_id == holder.clerk_id);
-            let best = tiers.and_then(|tiers| tiers.best(own, holder.now));
-            best.map_or_else(|| FREE.to_owned(), |(_, tier)| tier)
-        });
-        (tier != holder.subscription_tier).then(|| json!({ "id": holder.id, "tier": tier }))
-    });
-    let changed: Vec<Json> = changed.collect();
-    if changed.is_empty() {
+    let owed = owed(tx, tiers, clerk_ids, items).await?;
+    if owed.is_empty() {
         return Ok(0);
     }
-    let written = write_tiers(tx, &changed).await?;
+    let changed: Vec<Json> =
+        owed.into_iter().map(|(holder, tier)| json!({ "id": holder.id, "tier": tier })).collect();
+    let written = write_tiers(tx, "", &changed).await?;
     errors::all_written("users", written, changed.len())?;
     Ok(written)
 }
 
-async fn write_tiers<T: Changing<Db: Words>>(tx: &mut T, changed: &[Json]) -> Result<u64, StoreError> {
+async fn write_tiers<T: Changing<Db: Words>>(
+    tx: &mut T,
+    before: &str,
+    changed: &[Json],
+) -> Result<u64, StoreError> {
     let statement = format!(
-        "UPDATE users SET subscription_tier = t.tier, updated_at = {} FROM {} WHERE users.id = t.id",
+        "{before}UPDATE users SET subscription_tier = t.tier, updated_at = {} FROM {} WHERE users.id = t.id",
         T::Db::NOW,
         T::Db::records("t", 1, &[("id", Kind::Id), ("tier", Kind::Text)])
     );
@@ -277,11 +323,11 @@ async fn write_tiers<T: Changing<Db: Words>>(tx: &mut T, changed: &[Json]) -> Re
     tx.run(T::Db::whole(statement, [Value::Text(&changed)])?).await
 }
 
-/// Has the database check the statements above, and writes no row.
+/// Has the database check the statements above. Writes no row, and fires no trigger of the application's.
 pub(super) async fn check<T: Changing<Db: Words>>(tx: &mut T) -> Result<(), StoreError> {
     load(tx, &[], &[]).await?;
     write(tx, &[]).await?;
     set_tiers(tx, None, &[], &[]).await?;
-    write_tiers(tx, &[]).await?;
+    write_tiers(tx, T::Db::CHECKED, &[]).await?;
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Owns where a user's tier comes from: what people granted, and what follows as time goes by. The items themselves are
 //! `subscriptions`'s; each statement stands here once for both databases.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use serde::Serialize;
 use uuid::Uuid;
@@ -12,9 +14,10 @@ use super::{
     letters::Actor,
     plain::actor,
     questions::{Planned, Reading},
-    subscriptions::{load, set_tiers},
+    subscriptions::{load, set_tiers, strays},
     sync::tables::{Changing, Words, Works, ask, change},
     times::{rfc3339, time_in_range},
+    unit::{Lock, Transaction as _},
 };
 use crate::{
     rules::subscriptions::{
@@ -30,8 +33,8 @@ const GRANTS_MAX: i64 = 100;
 /// What decides `users.subscription_tier`.
 #[async_trait]
 pub trait UserTiers: Send + Sync {
-    /// Grants a tier to this row of `users`, in the place of what was granted before. The same grant once more changes nothing. `None`:
-    /// there is no such row.
+    /// Grants a tier to this row of `users`, in the place of what was granted before. The same grant once more changes nothing, unless it
+    /// has another note. `None`: there is no such row.
     async fn grant(
         &self,
         user: Uuid,
@@ -47,31 +50,52 @@ pub trait UserTiers: Send + Sync {
     /// Where the tier of this row of `users` comes from.
     async fn tier(&self, user: Uuid) -> Result<Option<TierReport>, StoreError>;
 
-    /// Up to `limit` accounts whose tiers may have changed by the passing of time, some of them maybe twice.
-    async fn lapsed(&self, limit: u32) -> Result<Vec<String>, StoreError>;
+    /// Up to `limit` accounts whose tiers may have changed by the passing of time, but for these; some of them maybe twice. Without
+    /// billing, of grants only.
+    async fn lapsed(&self, except: &[String], limit: u32) -> Result<Vec<String>, StoreError>;
+
+    /// Has the tiers of these accounts looked at again as if time had changed them.
+    async fn look_again(&self, clerk_ids: &[String]) -> Result<(), StoreError>;
 
     /// Up to `limit` accounts that pay for items, in their order, from the one after `after`.
     async fn payers(&self, after: Option<&str>, limit: u32) -> Result<Vec<String>, StoreError>;
 
-    /// Up to `limit` users, in the order of their Clerk ids, from the one after `after`, who pay for an item that is not over and that
-    /// a run has not seen. Items of plans that cost nothing do not count.
+    /// One step through the items, at most `limit` of them from the one after `after`: which users pay for one that is not over and
+    /// that a run has not seen. Items of plans that cost nothing do not count, nor do users who are deleted here.
     async fn unlisted_payers(
         &self,
         run: Uuid,
-        after: Option<&str>,
+        after: Option<&(String, String)>,
         limit: u32,
-    ) -> Result<Vec<String>, StoreError>;
+    ) -> Result<Unlisted, StoreError>;
 
     /// Has the tiers of these accounts follow from grants and items as they stand now. Answers how many changed.
     async fn settle_tiers(&self, clerk_ids: &[String]) -> Result<u64, StoreError>;
+
+    /// Those of these accounts, which pay for items, whose rows are on another tier than follows from grants and items. None without
+    /// billing.
+    async fn stray_tiers(&self, payers: &[String]) -> Result<Vec<String>, StoreError>;
 
     /// The items of these ids, and those that these accounts pay for.
     async fn items(&self, ids: &[String], payers: &[String]) -> Result<Vec<Row>, StoreError>;
 }
 
+/// One step of looking for users who pay for what a run did not see.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unlisted {
+    /// Where the next step goes on, payer and item; `None` at the end of the table.
+    pub scanned_to: Option<(String, String)>,
+    /// Who pays, each once in a step.
+    pub payers: Vec<String>,
+}
+
 /// Where a user's tier comes from.
 #[derive(Clone, Debug, Serialize, PartialEq)]
 pub struct TierReport {
+    /// `users.id`
+    pub user_id: Uuid,
+    /// The account that has the row.
+    pub clerk_id: String,
     /// `users.subscription_tier`
     pub tier: String,
     /// What decides it.
@@ -186,47 +210,57 @@ impl<S: Works> UserTiers for S {
         let (name, note) = actor(by);
         let same = format!(
             "SELECT id FROM tier_grants WHERE user_id = $1 AND ended_at IS NULL AND tier = $2 \
-             AND coalesce(until = $3, until IS NULL AND CAST($3 AS {}) IS NULL)",
+             AND coalesce(until = $3, until IS NULL AND CAST($3 AS {}) IS NULL) AND ($4 OR note = $5)",
             S::Db::TIME
         );
         let insert = format!(
             "INSERT INTO tier_grants (id, user_id, tier, until, note, granted_by, granted_at) \
              VALUES ($1, $2, $3, $4, $5, $6, {})",
-            S::Db::NOW
+            S::Db::CLOCK
         );
         change!(self, |tx| {
-            let Some(clerk_id) = hold(tx, user).await? else { return Ok(None) };
-            let values = [Value::Id(Some(user)), Value::Text(tier), Value::TimeOrNull(until)];
+            let Some((clerk_id, erased)) = hold(tx, user).await? else { return Ok(None) };
+            let note = note.as_deref().filter(|_| !erased);
+            let values = [
+                Value::Id(Some(user)),
+                Value::Text(tier),
+                Value::TimeOrNull(until),
+                Value::Flag(note.is_none()),
+                Value::TextOrNull(note),
+            ];
             let same: Vec<(Id,)> = tx.rows(S::Db::whole(same.as_str(), values)?, Planned::Once).await?;
             if same.is_empty() {
-                end(tx, user, by).await?;
+                end(tx, user, &Actor { note: None, ..by.clone() }).await?;
                 let values = [
                     Value::Id(Some(Uuid::now_v7())),
                     Value::Id(Some(user)),
                     Value::Text(tier),
                     Value::TimeOrNull(until),
-                    Value::TextOrNull(note.as_deref()),
+                    Value::TextOrNull(note),
                     Value::Text(&name),
                 ];
                 tx.run(S::Db::whole(insert.as_str(), values)?).await?;
-                follow(tx, tiers.as_deref(), std::slice::from_ref(&clerk_id)).await?;
             }
+            // Also where it stands already: the application may have written another tier.
+            follow(tx, tiers.as_deref(), std::slice::from_ref(&clerk_id)).await?;
             report(tx, tiers.as_deref(), user).await?
         })
     }
 
     async fn revoke(&self, user: Uuid, by: &Actor) -> Result<Option<(TierReport, bool)>, StoreError> {
         let tiers = self.terms().billing.clone();
-        let due = format!("UPDATE subscription_items SET lapses_at = {} WHERE clerk_id = $1", S::Db::NOW);
+        let due = due_again::<S::Db>();
         change!(self, |tx| {
-            let Some(clerk_id) = hold(tx, user).await? else { return Ok(None) };
-            let had = end(tx, user, by).await? > 0;
+            let Some((clerk_id, erased)) = hold(tx, user).await? else { return Ok(None) };
+            let by = Actor { note: by.note.clone().filter(|_| !erased), ..by.clone() };
+            let had = end(tx, user, &by).await? > 0;
             if had {
                 follow(tx, tiers.as_deref(), std::slice::from_ref(&clerk_id)).await?;
             }
             if had && tiers.is_none() {
                 // Workers may let tiers follow subscriptions though this process does not: then they do so within a minute.
-                tx.run(S::Db::whole(due.as_str(), [Value::Text(&clerk_id)])?).await?;
+                let ids = [Value::Texts(std::slice::from_ref(&clerk_id))];
+                tx.run(S::Db::whole(due.as_str(), ids)?).await?;
             }
             report(tx, tiers.as_deref(), user).await?.map(|report| (report, had))
         })
@@ -239,16 +273,31 @@ impl<S: Works> UserTiers for S {
         Ok(report)
     }
 
-    async fn lapsed(&self, limit: u32) -> Result<Vec<String>, StoreError> {
-        let now = S::Db::NOW;
-        let question = format!(
-            "SELECT clerk_id FROM (SELECT clerk_id FROM subscription_items \
-             WHERE lapses_at IS NOT NULL AND lapses_at <= {now} ORDER BY lapses_at LIMIT {limit}) AS i \
-             UNION ALL SELECT clerk_id FROM (SELECT u.clerk_id FROM tier_grants AS g JOIN users AS u ON u.id = g.user_id \
-             WHERE g.ended_at IS NULL AND g.until IS NOT NULL AND g.until <= {now} ORDER BY g.until LIMIT {limit}) AS o"
+    async fn lapsed(&self, except: &[String], limit: u32) -> Result<Vec<String>, StoreError> {
+        let (now, excepted) = (S::Db::CLOCK, S::Db::among("clerk_id", 1));
+        let grants = format!(
+            "SELECT clerk_id FROM (SELECT u.clerk_id FROM tier_grants AS g JOIN users AS u ON u.id = g.user_id \
+             WHERE g.ended_at IS NULL AND g.until IS NOT NULL AND g.until <= {now} AND NOT {} \
+             ORDER BY g.until LIMIT {limit}) AS o",
+            S::Db::among("u.clerk_id", 1)
         );
-        let ids: Vec<(String,)> = ask(self, S::Db::whole(question, [])?, Planned::Once).await?;
+        let question = match self.terms().billing {
+            Some(_) => format!(
+                "{grants} UNION ALL SELECT clerk_id FROM (SELECT clerk_id FROM subscription_items \
+                 WHERE lapses_at IS NOT NULL AND lapses_at <= {now} AND NOT {excepted} ORDER BY lapses_at LIMIT {limit}) AS i"
+            ),
+            None => grants,
+        };
+        let question = S::Db::whole(question, [Value::Texts(except)])?;
+        let ids: Vec<(String,)> = ask(self, question, Planned::Once).await?;
         Ok(ids.into_iter().map(|(id,)| id).collect())
+    }
+
+    async fn look_again(&self, clerk_ids: &[String]) -> Result<(), StoreError> {
+        let statement = due_again::<S::Db>();
+        change!(self, |tx| {
+            tx.run(S::Db::whole(statement.as_str(), [Value::Texts(clerk_ids)])?).await?;
+        })
     }
 
     async fn payers(&self, after: Option<&str>, limit: u32) -> Result<Vec<String>, StoreError> {
@@ -263,28 +312,40 @@ impl<S: Works> UserTiers for S {
     async fn unlisted_payers(
         &self,
         run: Uuid,
-        after: Option<&str>,
+        after: Option<&(String, String)>,
         limit: u32,
-    ) -> Result<Vec<String>, StoreError> {
+    ) -> Result<Unlisted, StoreError> {
         let question = format!(
-            "SELECT DISTINCT i.clerk_id FROM subscription_items AS i WHERE i.clerk_id > $1 AND i.clerk_id NOT LIKE 'org~_%' ESCAPE '~' \
-             AND i.status IN ('active', 'past_due', 'canceled', 'upcoming') AND NOT i.is_default AND coalesce(i.amount, 1) <> 0 \
-             AND NOT EXISTS (SELECT 1 FROM sync_ids AS s WHERE s.run = $2 AND s.clerk_id = i.id) \
-             ORDER BY i.clerk_id LIMIT {limit}"
+            "SELECT i.clerk_id, i.id, i.status IN ('active', 'past_due', 'canceled', 'upcoming') AND NOT i.is_default \
+             AND coalesce(i.amount, 1) <> 0 AND i.clerk_id NOT LIKE 'org~_%' ESCAPE '~' \
+             AND NOT EXISTS (SELECT 1 FROM sync_ids AS s WHERE s.run = $3 AND s.clerk_id = i.id) \
+             AND NOT EXISTS (SELECT 1 FROM former_clerk_ids AS f WHERE f.clerk_id = i.clerk_id) \
+             AND NOT EXISTS (SELECT 1 FROM users AS u WHERE u.clerk_id = i.clerk_id AND u.deleted_at IS NOT NULL) \
+             FROM (SELECT * FROM subscription_items WHERE (clerk_id, id) > ($1, $2) ORDER BY clerk_id, id LIMIT {limit}) AS i \
+             ORDER BY i.clerk_id, i.id"
         );
-        let values = [Value::Text(after.unwrap_or_default()), Value::Id(Some(run))];
-        let ids: Vec<(String,)> = ask(self, S::Db::whole(question, values)?, Planned::Once).await?;
-        Ok(ids.into_iter().map(|(id,)| id).collect())
+        let (payer, item) = after.map_or(("", ""), |(payer, item)| (payer.as_str(), item.as_str()));
+        let values = [Value::Text(payer), Value::Text(item), Value::Id(Some(run))];
+        let rows: Vec<(String, String, bool)> =
+            ask(self, S::Db::whole(question, values)?, Planned::Once).await?;
+        let last = rows.last().filter(|_| rows.len() == limit as usize);
+        let scanned_to = last.map(|(payer, item, _)| (payer.clone(), item.clone()));
+        let mut payers: Vec<String> =
+            rows.into_iter().filter_map(|(payer, _, wanted)| wanted.then_some(payer)).collect();
+        payers.dedup();
+        Ok(Unlisted { scanned_to, payers })
     }
 
     async fn settle_tiers(&self, clerk_ids: &[String]) -> Result<u64, StoreError> {
-        let (now, tiers) = (S::Db::NOW, self.terms().billing.clone());
-        let held = format!(
-            "SELECT u.id FROM users AS u WHERE {} ORDER BY u.id{}",
-            S::Db::among("u.clerk_id", 1),
-            S::Db::held("u")
-        );
+        let (now, tiers) = (S::Db::CLOCK, self.terms().billing.clone());
+        let known = format!("SELECT u.clerk_id FROM users AS u WHERE {}", S::Db::among("u.clerk_id", 1));
+        let held = format!("{known} ORDER BY u.id{}", S::Db::held("u"));
         let over = format!(
+            "SELECT u.clerk_id FROM tier_grants AS g JOIN users AS u ON u.id = g.user_id \
+             WHERE g.ended_at IS NULL AND g.until <= {now} AND {}",
+            S::Db::among("u.clerk_id", 1)
+        );
+        let end = format!(
             "UPDATE tier_grants SET ended_at = {now}, ended_by = $2 WHERE ended_at IS NULL AND until <= {now} \
              AND user_id IN (SELECT id FROM users WHERE {})",
             S::Db::among("clerk_id", 1)
@@ -294,17 +355,36 @@ impl<S: Works> UserTiers for S {
             S::Db::among("clerk_id", 1)
         );
         change!(self, |tx| {
+            // As a batch does it: an account without a row is locked, so that nobody makes the row meanwhile; then the rows.
             let ids = || [Value::Texts(clerk_ids)];
-            let _: Vec<(Id,)> = tx.rows(S::Db::whole(held.as_str(), ids())?, Planned::Once).await?;
-            let over = S::Db::whole(over.as_str(), [Value::Texts(clerk_ids), Value::Text(OVER)])?;
-            let ended = tx.run(over).await?;
-            tx.run(S::Db::whole(lapsed.as_str(), ids())?).await?;
-            match (&tiers, ended) {
-                // Without billing a tier that no grant gave is the application's.
-                (None, 0) => 0,
-                _ => follow(tx, tiers.as_deref(), clerk_ids).await?,
+            let known: Vec<(String,)> = tx.rows(S::Db::whole(known.as_str(), ids())?, Planned::Once).await?;
+            let known: BTreeSet<&str> = known.iter().map(|(clerk_id,)| clerk_id.as_str()).collect();
+            let without_row = clerk_ids.iter().filter(|id| !known.contains(id.as_str()));
+            let without_row: BTreeSet<Lock<'_>> = without_row.map(|id| Lock::Account(id)).collect();
+            tx.lock(&without_row).await?;
+            let _: Vec<(String,)> = tx.rows(S::Db::whole(held.as_str(), ids())?, Planned::Once).await?;
+            let over: Vec<(String,)> = tx.rows(S::Db::whole(over.as_str(), ids())?, Planned::Once).await?;
+            if !over.is_empty() {
+                let values = [Value::Texts(clerk_ids), Value::Text(OVER)];
+                tx.run(S::Db::whole(end.as_str(), values)?).await?;
+            }
+            if tiers.is_some() {
+                tx.run(S::Db::whole(lapsed.as_str(), ids())?).await?;
+                follow(tx, tiers.as_deref(), clerk_ids).await?
+            } else {
+                // A tier that no grant gave is the application's.
+                let over: Vec<String> = over.into_iter().map(|(clerk_id,)| clerk_id).collect();
+                follow(tx, None, &over).await?
             }
         })
+    }
+
+    async fn stray_tiers(&self, payers: &[String]) -> Result<Vec<String>, StoreError> {
+        let Some(tiers) = self.terms().billing.clone() else { return Ok(Vec::new()) };
+        let mut snapshot = self.snapshot().await?;
+        let strays = strays(&mut snapshot, &tiers, payers).await?;
+        snapshot.end().await?;
+        Ok(strays)
     }
 
     async fn items(&self, ids: &[String], payers: &[String]) -> Result<Vec<Row>, StoreError> {
@@ -313,6 +393,11 @@ impl<S: Works> UserTiers for S {
         snapshot.end().await?;
         Ok(rows)
     }
+}
+
+/// Has the items of some accounts be due at once.
+fn due_again<D: Words>() -> String {
+    format!("UPDATE subscription_items SET lapses_at = {} WHERE {}", D::CLOCK, D::among("clerk_id", 1))
 }
 
 /// Erases what people wrote about grants to those of these accounts whose rows are erased.
@@ -330,12 +415,12 @@ pub(super) async fn erase_notes<T: Changing<Db: Words>>(
     Ok(())
 }
 
-/// Holds the row until the transaction ends. Answers its account.
-async fn hold<T: Changing<Db: Words>>(tx: &mut T, user: Uuid) -> Result<Option<String>, StoreError> {
-    let question = format!("SELECT u.clerk_id FROM users AS u WHERE u.id = $1{}", T::Db::held("u"));
+/// Holds the row until the transaction ends. Answers its account, and whether it is erased: then no note is kept.
+async fn hold<T: Changing<Db: Words>>(tx: &mut T, user: Uuid) -> Result<Option<(String, bool)>, StoreError> {
+    let question = format!("SELECT u.clerk_id, u.erased FROM users AS u WHERE u.id = $1{}", T::Db::held("u"));
     let question = T::Db::whole(question, [Value::Id(Some(user))])?;
-    let rows: Vec<(String,)> = tx.rows(question, Planned::Once).await?;
-    Ok(rows.into_iter().next().map(|(clerk_id,)| clerk_id))
+    let rows: Vec<(String, bool)> = tx.rows(question, Planned::Once).await?;
+    Ok(rows.into_iter().next())
 }
 
 /// Ends what is granted to a row. Answers how many grants that was.
@@ -343,7 +428,7 @@ async fn end<T: Changing<Db: Words>>(tx: &mut T, user: Uuid, by: &Actor) -> Resu
     let (name, note) = actor(by);
     let statement = format!(
         "UPDATE tier_grants SET ended_at = {}, ended_by = $2, ended_note = $3 WHERE user_id = $1 AND ended_at IS NULL",
-        T::Db::NOW
+        T::Db::CLOCK
     );
     let values = [Value::Id(Some(user)), Value::Text(&name), Value::TextOrNull(note.as_deref())];
     tx.run(T::Db::whole(statement, values)?).await
@@ -364,7 +449,7 @@ async fn report<R: Reading<Db: Words>>(
     user: Uuid,
 ) -> Result<Option<TierReport>, StoreError> {
     let question =
-        format!("SELECT clerk_id, subscription_tier, {} AS now FROM users WHERE id = $1", R::Db::NOW);
+        format!("SELECT clerk_id, subscription_tier, {} AS now FROM users WHERE id = $1", R::Db::CLOCK);
     let question = R::Db::whole(question, [Value::Id(Some(user))])?;
     let rows: Vec<(String, String, At)> = reading.rows(question, Planned::Once).await?;
     let Some((clerk_id, tier, At(now))) = rows.into_iter().next() else { return Ok(None) };
@@ -375,7 +460,7 @@ async fn report<R: Reading<Db: Words>>(
     let (current, past_grants): (Vec<Grant>, Vec<Grant>) =
         grants.into_iter().partition(|grant| grant.ended_at.is_none());
     let grant = current.into_iter().next();
-    let rows = load(reading, &[], &[clerk_id]).await?;
+    let rows = load(reading, &[], std::slice::from_ref(&clerk_id)).await?;
     let best = tiers.and_then(|tiers| tiers.best(&rows, now));
     let from = match (&grant, &best) {
         (Some(grant), _) if grant.tier == tier => TierFrom::Grant,
@@ -384,6 +469,8 @@ async fn report<R: Reading<Db: Words>>(
         _ => TierFrom::Application,
     };
     Ok(Some(TierReport {
+        user_id: user,
+        clerk_id,
         tier,
         from,
         grant,

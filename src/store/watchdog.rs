@@ -41,11 +41,15 @@ use super::{
         Holder, InstanceRow, Known, Lease, NewRun, Owner, Run, Seen, SeenBy, Settled, SyncTables, Taken,
         Unseen,
     },
-    tiers::{TierReport, UserTiers},
+    tiers::{TierReport, Unlisted, UserTiers},
     visitors::{Claim, Visitor},
 };
-use crate::rules::subscriptions::Row as Item;
-use crate::{datafile::Examined, message::Rejected, rules::Outcome, time::Millis};
+use crate::{
+    datafile::Examined,
+    message::Rejected,
+    rules::{Outcome, subscriptions::Row},
+    time::Millis,
+};
 
 /// How long a call may take.
 #[derive(Clone, Copy)]
@@ -259,11 +263,23 @@ watched!(UserTiers {
     [PEOPLE] grant(user: Uuid, &tier: str, until: Option<Millis>, &by: Actor) -> Option<TierReport>;
     [PEOPLE] revoke(user: Uuid, &by: Actor) -> Option<(TierReport, bool)>;
     [PEOPLE] tier(user: Uuid) -> Option<TierReport>;
-    [HOUSEKEEPING] lapsed(limit: u32) -> Vec<String>;
+    [HOUSEKEEPING] lapsed(&except: [String], limit: u32) -> Vec<String>;
+    [HOUSEKEEPING] look_again(&clerk_ids: [String]) -> ();
     [HOUSEKEEPING] payers(?after: str, limit: u32) -> Vec<String>;
-    [PEOPLE] unlisted_payers(run: Uuid, ?after: str, limit: u32) -> Vec<String>;
     [HOUSEKEEPING] settle_tiers(&clerk_ids: [String]) -> u64;
-    [PEOPLE] items(&ids: [String], &payers: [String]) -> Vec<Item>;
+    [PEOPLE] stray_tiers(&payers: [String]) -> Vec<String>;
+    [PEOPLE] items(&ids: [String], &payers: [String]) -> Vec<Row>;
+    {
+        async fn unlisted_payers(
+            &self,
+            run: Uuid,
+            after: Option<&(String, String)>,
+            limit: u32,
+        ) -> Result<Unlisted, StoreError> {
+            let after = after.cloned();
+            self.call(PEOPLE, move |store| async move { store.unlisted_payers(run, after.as_ref(), limit).await }).await
+        }
+    }
 });
 
 watched!(Schema {

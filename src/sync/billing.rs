@@ -15,8 +15,14 @@ use crate::{
 const OVERLAP: u64 = 50;
 /// A list that is longer does not end.
 const PAGES_MAX: u32 = 100_000;
-/// So many users are looked at at a time.
-const STEP: u32 = 200;
+/// So many items are looked through at a time.
+const STEP: u32 = 2_000;
+
+/// Whether what is outstanding is about a subscription. It stands under its message's id, because under the account's own id news about
+/// the user may be outstanding.
+pub(super) fn is_of_subscription(key: &str) -> bool {
+    key.starts_with("api_")
+}
 
 /// What a run found of subscriptions.
 #[derive(Debug, Default)]
@@ -27,20 +33,25 @@ pub(super) struct Subscriptions {
     nameless: u64,
     /// Users who pay for something here, and of whom Clerk names no subscription.
     without: u64,
+    /// Clerk's API lists none.
+    pub(super) not_compared: bool,
 }
 
 impl Work<'_> {
     /// Compares what users pay for, and publishes what differs.
     pub(super) async fn compare_subscriptions(&mut self) -> Result<(), SyncError> {
         match self.read_items().await {
-            Err(SyncError::Api(error @ ApiError::Refused { .. })) => {
+            // The key may read users, or the run would not be here.
+            Err(SyncError::Api(error @ (ApiError::Refused { .. } | ApiError::Key { .. }))) => {
+                self.subscriptions.not_compared = true;
                 self.notes.push(format!("subscriptions were not compared: {error}"));
                 return Ok(());
             }
             read => read?,
         }
         self.ask_for_unlisted().await?;
-        let Subscriptions { differing, nameless, without } = self.subscriptions;
+        self.put_right_tiers().await?;
+        let Subscriptions { differing, nameless, without, .. } = self.subscriptions;
         if differing > 0 {
             let done = if self.order.dry_run { "" } else { ", and are repaired" };
             self.notes.push(format!("users whose subscriptions differed{done}: {}", number(differing)));
@@ -68,7 +79,7 @@ impl Work<'_> {
             let (store, ids) = (self.sync.store.clone(), page.ids);
             let known = self.patience.tried(|| store.items(&ids, &[])).await?;
             self.subscriptions.nameless += page.nameless;
-            let read = ids.len() as u64;
+            let read = page.items;
             // What was on the page before, too, is on its way.
             let run = self.run.id;
             let new = self.patience.tried(|| store.new_to(run, &ids)).await?;
@@ -89,13 +100,11 @@ impl Work<'_> {
 
     /// Asks for each user who pays here for something that was not in the list.
     async fn ask_for_unlisted(&mut self) -> Result<(), SyncError> {
-        let mut after: Option<String> = None;
+        let mut after: Option<(String, String)> = None;
         loop {
             let (run, store) = (self.run.id, self.sync.store.clone());
-            let payers = self.patience.tried(|| store.unlisted_payers(run, after.as_deref(), STEP)).await?;
-            let Some(last) = payers.last() else { return Ok(()) };
-            after = Some(last.clone());
-            for payer in payers {
+            let step = self.patience.tried(|| store.unlisted_payers(run, after.as_ref(), STEP)).await?;
+            for payer in step.payers {
                 self.hold().await?;
                 self.touch().await?;
                 // Read first: what comes meanwhile is not ended.
@@ -107,14 +116,45 @@ impl Work<'_> {
                     }
                     Ok(None) => self.subscriptions.without += 1,
                     Err(SyncError::Api(error)) if error.is_about_one() => {
-                        self.run.counts.failed += 1;
                         let [payer] = payers;
-                        self.patience.tell(Told::Failed { clerk_id: Some(payer), why: error.to_string() });
+                        self.not_read(payer, error.to_string());
                     }
                     Err(error) => return Err(error),
                 }
             }
+            after = step.scanned_to;
+            if after.is_none() {
+                return Ok(());
+            }
+            self.hold().await?;
+            self.touch().await?;
         }
+    }
+
+    /// Looks whether the tiers follow from what is known here: somebody may have edited them.
+    async fn put_right_tiers(&mut self) -> Result<(), SyncError> {
+        let store = self.sync.store.clone();
+        let mut after: Option<String> = None;
+        loop {
+            let payers = self.patience.tried(|| store.payers(after.as_deref(), STEP)).await?;
+            let Some(last) = payers.last() else { return Ok(()) };
+            after = Some(last.clone());
+            let strays = self.patience.tried(|| store.stray_tiers(&payers)).await?;
+            for clerk_id in strays.iter().cloned() {
+                self.subscriptions.differing += 1;
+                self.patience.tell(Told::Differs { clerk_id, difference: Difference::Subscription });
+            }
+            if !self.order.dry_run && !strays.is_empty() {
+                self.patience.tried(|| store.settle_tiers(&strays)).await?;
+            }
+            self.hold().await?;
+            self.touch().await?;
+        }
+    }
+
+    fn not_read(&mut self, payer: String, why: String) {
+        self.run.counts.failed += 1;
+        self.patience.tell(Told::Failed { clerk_id: Some(payer), why });
     }
 
     /// Publishes what differs, and then notes the items as seen.
@@ -124,6 +164,12 @@ impl Work<'_> {
         known: &[Row],
         ids: Vec<String>,
     ) -> Result<(), SyncError> {
+        for reading in readings {
+            if let Err(error) = &reading.news {
+                let why = format!("what Clerk says of its subscription cannot be read: {error}");
+                self.not_read(reading.payer.clone(), why);
+            }
+        }
         // By what nobody else is noted: under the account's own id, news about the user may be outstanding.
         let differing: Vec<(String, &Reading, Message)> = readings
             .iter()

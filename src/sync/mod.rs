@@ -114,8 +114,8 @@ pub struct Report {
     pub counts: Counts,
     /// It only looked.
     pub dry_run: bool,
-    /// Users whose subscriptions differed.
-    pub subscriptions: u64,
+    /// Users whose subscriptions differed; `None` where they could not be compared.
+    pub subscriptions: Option<u64>,
     /// Changes that were published, and are not applied yet.
     pub under_way: u64,
     /// What else people should know, a sentence each.

@@ -11,19 +11,19 @@ pub(super) enum Phase {
     Reading,
     /// Reads what changed meanwhile.
     Newest,
+    /// Compares what users pay for.
+    Subscriptions,
     /// Looks for users who are gone, and confirms each.
     Searching,
     /// Publishes that they are gone.
     Deleting,
-    /// Compares what users pay for.
-    Subscriptions,
     /// Waits until what it published is applied.
     Applying,
 }
 
 impl Phase {
     const ALL: [Self; 6] =
-        [Self::Reading, Self::Newest, Self::Searching, Self::Deleting, Self::Subscriptions, Self::Applying];
+        [Self::Reading, Self::Newest, Self::Subscriptions, Self::Searching, Self::Deleting, Self::Applying];
 
     /// For people, and in the table.
     pub(super) fn as_str(self) -> &'static str {

@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::{Sync, SyncError, patience::Patience};
+use super::{Sync, SyncError, billing::is_of_subscription, patience::Patience};
 use crate::{
     message::Message,
     queue::{Depth, Source},
@@ -75,8 +75,10 @@ impl Became {
 
 impl<'s> Publisher<'s> {
     pub(super) fn new(sync: &'s Sync, patience: Patience<'s>, outstanding: Vec<(String, String)>) -> Self {
-        let outstanding =
-            outstanding.into_iter().map(|(clerk_id, message_id)| (clerk_id, (message_id, true)));
+        let outstanding = outstanding.into_iter().map(|(clerk_id, message_id)| {
+            let is_drift = !is_of_subscription(&clerk_id);
+            (clerk_id, (message_id, is_drift))
+        });
         Self { sync, patience, outstanding: outstanding.collect(), idle: None, behind_others: false }
     }
 

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::{
     LEASE, Order, Report, Sync, SyncError, Tell, Told,
-    billing::Subscriptions,
+    billing::{Subscriptions, is_of_subscription},
     lease::Held,
     owner::Unknown,
     patience::Patience,
@@ -168,6 +168,11 @@ impl Work<'_> {
             self.read_newest().await?;
             self.compare_counts().await?;
         }
+        // Before the deletions, which may need a person.
+        if self.sync.billing && phase <= Phase::Subscriptions {
+            self.enter(Phase::Subscriptions).await?;
+            self.compare_subscriptions().await?;
+        }
         // Also where a run stopped among the deletions: how many may be deleted is asked anew.
         if self.order.deletions {
             self.enter(Phase::Searching).await?;
@@ -177,10 +182,6 @@ impl Work<'_> {
                 self.enter(Phase::Deleting).await?;
                 self.delete().await?;
             }
-        }
-        if self.sync.billing {
-            self.enter(Phase::Subscriptions).await?;
-            self.compare_subscriptions().await?;
         }
         self.enter(Phase::Applying).await?;
         if self.order.wait { self.apply().await } else { Ok(()) }
@@ -214,7 +215,7 @@ impl Work<'_> {
             resumed: self.run.resumed,
             counts: self.run.counts,
             dry_run: self.order.dry_run,
-            subscriptions: self.subscriptions.differing,
+            subscriptions: (!self.subscriptions.not_compared).then_some(self.subscriptions.differing),
             under_way: self.publisher.outstanding() as u64,
             notes: self.notes,
         })
@@ -386,9 +387,12 @@ impl Work<'_> {
         let (run, store, ids) = (self.run.id, &self.sync.store, became.all());
         self.patience.tried(|| store.settle(run, &ids)).await?;
         for clerk_id in became.buried {
-            let why =
-                format!("what was published of it is a dead letter: headcount dead list --user {clerk_id}");
-            self.patience.tell(Told::Failed { clerk_id: Some(clerk_id), why });
+            let dead = "what was published of it is a dead letter: headcount dead";
+            let (clerk_id, why) = match is_of_subscription(&clerk_id) {
+                true => (None, format!("{dead} show {clerk_id}")),
+                false => (Some(clerk_id.clone()), format!("{dead} list --user {clerk_id}")),
+            };
+            self.patience.tell(Told::Failed { clerk_id, why });
         }
         for clerk_id in became.ignored {
             let why = "a worker of an older version ignored what was published of it: upgrade all workers";

@@ -255,12 +255,33 @@ impl Sync {
         // Read first: what comes meanwhile is not ended.
         let known = patience.tried(|| self.store.items(&[], &payers)).await?;
         for payer in &payers {
-            let Some(reading) = self.api.subscription(payer).await? else { continue };
+            let unreadable = |why: String| Some(format!("what the user pays for cannot be read: {why}"));
+            let reading = match self.api.subscription(payer).await {
+                Ok(Some(reading)) => reading,
+                Ok(None) => continue,
+                // The user is brought in step all the same.
+                Err(error) => {
+                    one.problem = unreadable(error.to_string());
+                    continue;
+                }
+            };
+            if let Err(error) = &reading.news {
+                one.problem = unreadable(error.to_string());
+            }
             let message = reading.message(&known, instance);
             let mut paid = Paid { differs: message.is_some(), outcome: None, message_id: None };
             if let Some(message) = message.filter(|_| !order.dry_run) {
                 paid.message_id = Some(message.id.as_str().to_owned());
                 patience.tried(|| self.queue.publish(message.clone())).await?;
+            }
+            // Somebody may have edited the tier.
+            let strays = patience.tried(|| self.store.stray_tiers(&payers)).await?;
+            if !strays.is_empty() && !paid.differs {
+                paid.differs = true;
+                if !order.dry_run {
+                    patience.tried(|| self.store.settle_tiers(&strays)).await?;
+                    paid.outcome = Some(Outcome::Updated);
+                }
             }
             one.subscription = Some(paid);
         }

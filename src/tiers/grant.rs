@@ -38,6 +38,16 @@ pub enum GrantError {
     /// Nobody is meant.
     #[error("no user is known by {0:?}")]
     Unknown(String),
+    /// The address is not surely that account's.
+    #[error("{address:?} is the address of {clerk_id}, {why}")]
+    Unproved {
+        /// As it was given.
+        address: String,
+        /// Who has it.
+        clerk_id: String,
+        /// Why it is not sure.
+        why: &'static str,
+    },
     /// The id was deleted before it was ever seen, so it has no row.
     #[error("{0} was deleted before it was ever seen, and has no row")]
     NoRow(String),
@@ -54,6 +64,7 @@ impl GrantError {
             Self::Unknown(_) => {
                 Some("give our id, a Clerk id (also a former one) or an e-mail address".to_owned())
             }
+            Self::Unproved { clerk_id, .. } => Some(format!("if that is who you mean, name it: {clerk_id}")),
             Self::NoRow(_) => None,
             Self::Store(error) => error.hint.clone(),
         }
@@ -107,7 +118,19 @@ pub async fn revoke(
 async fn meant(store: &dyn Store, reference: &str) -> Result<Uuid, GrantError> {
     let found = store.user(reference).await?;
     let history = found.ok_or_else(|| GrantError::Unknown(reference.to_owned()))?;
-    history.user.map(|user| user.id).ok_or_else(|| GrantError::NoRow(reference.to_owned()))
+    let user = history.user.ok_or_else(|| GrantError::NoRow(reference.to_owned()))?;
+    // Whoever pays by address may mean somebody else than who claims it.
+    let why = match (&user.deleted_at, user.email_verified) {
+        (Some(_), _) => Some("which is deleted"),
+        (None, false) => Some("which has not verified it"),
+        (None, true) => None,
+    };
+    match why.filter(|_| reference.contains('@')) {
+        Some(why) => {
+            Err(GrantError::Unproved { address: reference.to_owned(), clerk_id: user.clerk_id, why })
+        }
+        None => Ok(user.id),
+    }
 }
 
 fn read_until(text: &str, now: Millis) -> Result<Millis, GrantError> {

@@ -86,6 +86,13 @@ async fn subscriptions_are_brought_in_step_by_whole_runs(backends: Backends) {
     assert_eq!((now[0].0.as_str(), now[0].1.as_str()), ("user_00002", "premium"));
     assert_eq!((now[1].0.as_str(), now[1].1.as_str()), ("user_00003", "premium"));
 
+    // Nor does an edited tier stay.
+    scene.world.sql("UPDATE users SET subscription_tier = 'hacked' WHERE clerk_id = 'user_00005'").await;
+    let looked = scene.sync(&["--dry-run", "--exit-code"]);
+    assert_eq!(looked.status.code(), Some(1), "{}", text(&looked));
+    scene.synced(&[]);
+    assert_eq!(tiers(&scene).await, now);
+
     // Nothing ends because Clerk names no subscription.
     scene.world.sql("UPDATE subscription_items SET id = 'csubi_unknown' WHERE clerk_id = 'user_00002' AND plan_slug = 'gold'").await;
     scene.clerk.forget_items(&user(2));
@@ -107,6 +114,8 @@ async fn a_single_users_subscription_is_brought_in_step(backends: Backends) {
     assert!(said("user_00000").contains("; subscription in step"));
     scene.clerk.set_items(&user(0), vec![item(0, "gold", "active", past), free(0)]);
     assert!(said("user_00000").contains("; subscription created"));
+    scene.world.sql("UPDATE users SET subscription_tier = 'hacked' WHERE clerk_id = 'user_00000'").await;
+    assert!(said("user_00000").contains("; subscription updated"));
     assert_eq!(tiers(&scene).await, [("user_00000".to_owned(), "premium".to_owned())]);
     // Clerk does not list it any more.
     scene.clerk.set_items(&user(0), vec![free(0)]);

@@ -24,6 +24,9 @@ use crate::{
     time::Millis,
 };
 
+/// How long a change may take to reach every server of Clerk's, in milliseconds.
+const LAG: Millis = 10_000;
+
 /// What the API said of one payer's items.
 #[derive(Clone)]
 pub struct Reading {
@@ -44,8 +47,10 @@ pub struct Reading {
 pub struct ItemsPage {
     /// What it says, by payer.
     pub readings: Vec<Reading>,
-    /// The ids of its items, in their order, also of those whose payer is not told.
+    /// The ids of its items whose payer is told, in their order.
     pub ids: Vec<String>,
+    /// How many items it has.
+    pub items: u64,
     /// How many of its items do not tell who pays.
     pub nameless: u64,
     /// The list goes on.
@@ -104,16 +109,17 @@ impl Api {
         let mut page = ItemsPage {
             readings: Vec::new(),
             ids: Vec::new(),
+            items: data.len() as u64,
             nameless: 0,
             more: data.len() >= usize::from(PAGE_MAX),
         };
         let mut by_payer: Vec<(String, Vec<&RawValue>)> = Vec::new();
         for item in &data {
-            page.ids.extend(billing::id_of_item(Some(item)));
             let Some(payer) = billing::payer_of_item(Some(item)) else {
                 page.nameless += 1;
                 continue;
             };
+            page.ids.extend(billing::id_of_item(Some(item)));
             match by_payer.iter_mut().find(|(known, _)| *known == payer) {
                 Some((_, items)) => items.push(item),
                 None => by_payer.push((payer, vec![item])),
@@ -145,17 +151,15 @@ impl Reading {
     }
 
     /// The message that brings it to the table, which knew these items of the payer before the API was asked; `None` where it says
-    /// nothing new.
+    /// nothing new, or cannot be read.
     pub fn message(&self, known: &[Row], instance: &str) -> Option<Message> {
-        let news = match &self.news {
-            Ok(news) => news,
-            // So that people see it among the dead letters.
-            Err(_) => return Some(self.carrying(instance, &[])),
-        };
+        let news = self.news.as_ref().ok()?;
         let own = || known.iter().filter(|row| row.clerk_id == self.payer);
         let differs = news.items.iter().any(|item| is_news(item, known.iter().find(|row| row.id == item.id)));
         let unmentioned: Vec<&Row> = own()
             .filter(|row| self.whole && !row.status.is_over())
+            // What has just been bought may not have reached the server that answered.
+            .filter(|row| row.version.at.saturating_add(LAG) < self.read_at)
             .filter(|row| news.items.iter().all(|item| item.id != row.id))
             .collect();
         (differs || !unmentioned.is_empty()).then(|| self.carrying(instance, &unmentioned))
@@ -193,13 +197,15 @@ impl Reading {
 
 /// Whether it is not as the table has it. What is over, or free, and not known is of no interest.
 fn is_news(item: &Mention, known: Option<&Row>) -> bool {
-    let Some(row) = known else { return !item.status.is_over() && !item.is_default };
+    let Some(row) = known else { return !item.status.is_over() && item.is_default != Some(true) };
     let same = item.status == row.status
         && item.period_start == row.period_start
         && item.period_end == row.period_end
         && (item.plan.is_none() || item.plan == row.plan)
-        && item.is_default <= row.is_default;
-    item.version.at > row.version.at || (item.version.at == row.version.at && !same)
+        && item.is_default.is_none_or(|is_default| is_default == row.is_default);
+    // An item that tells no time of its own has that of its reading.
+    let newer = item.version.at > row.version.at && item.version.at != item.version.sent;
+    newer || (item.version.at >= row.version.at && !same)
 }
 
 impl fmt::Debug for Reading {

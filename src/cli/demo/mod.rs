@@ -4,7 +4,7 @@
 //! In order: this file prepares the demo and starts it, `people` says who lives, `stream` plays what happens, `page` is an application
 //! that its people sign up to.
 
-use std::sync::Arc;
+use std::{io::ErrorKind, net::TcpListener, sync::Arc};
 
 use tokio::sync::watch;
 use tracing::info;
@@ -58,7 +58,8 @@ impl Demo {
         let desk = Desk::new(people.clone(), format!("http://{}", config.api_listen));
         let desk = desk.map_err(|problem| Failure::new(format!("the demo cannot sign tokens: {problem}")))?;
         let config = config.clone().with_stand_in(stand_in.url(), stand_in.key(), INSTANCE);
-        let config = config.with_demo_tokens(desk.tokens());
+        let is_taken = |at| TcpListener::bind(at).is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
+        let config = config.with_demo_tokens(desk.tokens(), is_taken);
         Ok(Self { config, stand_in, people, desk })
     }
 

@@ -21,7 +21,7 @@ use crate::{
     },
     rejections::{Explanation, SAMPLES, Sample, explain},
     store::{
-        StoreError, User, UserHistory, UserQuery,
+        Class, StoreError, User, UserHistory, UserQuery,
         letters::{Filter, Page},
         tiers::TierReport,
     },
@@ -141,7 +141,7 @@ pub(super) async fn revoke(
 /// What the database says stands apart from the rest.
 fn passed<T>(result: Result<T, GrantError>) -> Result<Result<T, GrantError>, StoreError> {
     match result {
-        Err(GrantError::Store(error)) => Err(error),
+        Err(GrantError::Store(error)) if error.class != Class::Permanent => Err(error),
         other => Ok(other),
     }
 }
@@ -153,7 +153,11 @@ impl From<GrantError> for Problem {
             GrantError::Unknown(_) => {
                 Problem::new(StatusCode::NOT_FOUND, "unknown_user", "no user is known by this id or address")
             }
-            GrantError::NoRow(_) => Problem::conflict(error.to_string()),
+            GrantError::NoRow(_) | GrantError::Unproved { .. } => Problem::conflict(error.to_string()),
+            // Trying again would not help.
+            GrantError::Store(error) if error.class == Class::Permanent => {
+                Problem::conflict(format!("the database refuses this tier: {error}"))
+            }
             GrantError::Store(error) => Problem::unavailable(error.to_string()),
         };
         error.hint().into_iter().fold(problem, Problem::hint)

@@ -89,8 +89,8 @@ pub struct Mention {
     pub status: Status,
     /// Clerk leaves it out at times.
     pub plan: Option<Plan>,
-    /// The plan is told to be the one that everybody is on who pays for none.
-    pub is_default: bool,
+    /// The plan is the one that everybody is on who pays for none, or is not. Webhooks do not tell.
+    pub is_default: Option<bool>,
     /// `month` or `annual`.
     pub period: Option<String>,
     /// When the period began, or will.
@@ -140,8 +140,10 @@ pub struct Row {
     pub plan: Option<Plan>,
     /// That mention's.
     pub plan_version: Option<Version>,
-    /// Some mention said that the plan is the default.
+    /// The plan is the one that everybody is on who pays for none, as far as that was told.
     pub is_default: bool,
+    /// When that was told last.
+    pub default_told_at: Option<Millis>,
 }
 
 /// The items to be written, and one outcome per piece of news.
@@ -194,7 +196,7 @@ fn take(rows: &mut BTreeMap<String, Row>, news: &News) -> Outcome {
 
 /// The row but for what only orders news.
 fn told(row: &Row) -> Row {
-    Row { version: Version::default(), plan_version: None, ..row.clone() }
+    Row { version: Version::default(), plan_version: None, default_told_at: None, ..row.clone() }
 }
 
 fn begun(payer: &str, mention: &Mention) -> Row {
@@ -210,14 +212,19 @@ fn begun(payer: &str, mention: &Mention) -> Row {
         canceled_at: mention.canceled_at,
         plan: mention.plan.clone(),
         plan_version: mention.plan.is_some().then(|| mention.version.clone()),
-        is_default: mention.is_default,
+        is_default: mention.is_default.unwrap_or_default(),
+        default_told_at: mention.is_default.map(|_| mention.version.sent),
     }
 }
 
 fn tell(row: &mut Row, payer: &str, mention: &Mention) {
     // An item is of one subscription; which is not told each time.
     row.subscription_id = row.subscription_id.take().max(mention.subscription_id.clone());
-    row.is_default |= mention.is_default;
+    // People can make another plan the default, which changes no item: the time of telling decides.
+    if let Some(is_default) = mention.is_default {
+        let (told_at, known) = (Some(mention.version.sent), (row.default_told_at, row.is_default));
+        (row.default_told_at, row.is_default) = known.max((told_at, is_default));
+    }
     if mention.version > row.version {
         row.version = mention.version.clone();
         payer.clone_into(&mut row.clerk_id);

@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, fmt};
 
 use super::{Row, Status};
-use crate::time::Millis;
+use crate::{terminal, time::Millis};
 
 /// The tier of whoever pays for none.
 pub const FREE: &str = "free";
@@ -50,8 +50,9 @@ impl Tiers {
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             let (slug, tier) = part.split_once('=').unwrap_or((part, part));
             let (slug, tier) = (slug.trim(), tier.trim());
-            if slug.is_empty() || slug.chars().any(char::is_whitespace) || slug.len() > NAME_MAX {
-                return Err(format!("{slug:?} is no slug of a plan"));
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+            if slug.is_empty() || slug.len() > NAME_MAX || !slug.bytes().all(plain) {
+                return Err(format!("{slug:?} is no slug of a plan: those have letters, digits, _ and -"));
             }
             is_name(tier)?;
             if ranked.iter().any(|(known, _)| known == slug) {
@@ -131,8 +132,8 @@ enum Rank<'r> {
 /// # Errors
 /// Why not, as the end of a sentence.
 pub fn is_name(tier: &str) -> Result<(), String> {
-    let plain =
-        !tier.is_empty() && tier.trim() == tier && !tier.chars().any(|c| c.is_control() || ",=".contains(c));
+    let shown = terminal::safe(tier) == tier;
+    let plain = !tier.is_empty() && tier.trim() == tier && shown && !tier.contains([',', '=']);
     match plain {
         true if tier.len() <= NAME_MAX => Ok(()),
         true => Err(format!("a tier's name is longer than {NAME_MAX} bytes")),
@@ -168,6 +169,7 @@ mod tests {
             plan: slug.map(|slug| Plan { slug: slug.trim_end_matches('!').into(), amount, currency: None }),
             plan_version: None,
             is_default: slug.is_some_and(|slug| slug.ends_with('!')),
+            default_told_at: None,
         }
     }
 
@@ -224,10 +226,13 @@ mod tests {
         assert_eq!(read(" a=b ,c, ").unwrap().to_string(), "past due: keep, a=b, c=c");
         assert_eq!(read("a=two words").unwrap().to_string(), "past due: keep, a=two words");
         for (text, problem) in [
-            ("=premium", "\"\" is no slug of a plan"),
+            ("=premium", "\"\" is no slug of a plan: those have letters, digits, _ and -"),
+            ("pro:premium", "\"pro:premium\" is no slug of a plan: those have letters, digits, _ and -"),
+            ("pro;basic", "\"pro;basic\" is no slug of a plan: those have letters, digits, _ and -"),
+            ("pro=\u{202e}x", "\"\\u{202e}x\" is no name of a tier"),
             ("pro=", "\"\" is no name of a tier"),
             ("pro=a=b", "\"a=b\" is no name of a tier"),
-            ("two words=a", "\"two words\" is no slug of a plan"),
+            ("two words=a", "\"two words\" is no slug of a plan: those have letters, digits, _ and -"),
             ("pro=a,pro=b", "\"pro\" is there twice"),
         ] {
             assert_eq!(read(text).unwrap_err(), problem);

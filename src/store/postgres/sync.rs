@@ -16,6 +16,8 @@ const SNAPSHOT: &str = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ON
 impl Words for Postgres {
     const NOW: &'static str = "now()";
     const A_DAY_AGO: &'static str = "now() - interval '1 day'";
+    const CLOCK: &'static str = "statement_timestamp()";
+    const CHECKED: &'static str = "EXPLAIN ";
     const JSON: &'static str = "jsonb";
     const TIME: &'static str = "timestamptz";
     const HELD: &'static str = " FOR UPDATE";

@@ -12,6 +12,9 @@ use crate::store::{
 impl Words for Sqlite {
     const NOW: &'static str = now!();
     const A_DAY_AGO: &'static str = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')";
+    const CLOCK: &'static str = now!();
+    // It has no triggers of whole statements.
+    const CHECKED: &'static str = "";
     const JSON: &'static str = "text";
     const TIME: &'static str = "text";
     // The one writer holds everything.

@@ -28,6 +28,10 @@ pub(in crate::store) trait Words: Dialect {
     const NOW: &'static str;
     /// A day before that.
     const A_DAY_AGO: &'static str;
+    /// The time at which the statement began: after whatever the transaction waited for before.
+    const CLOCK: &'static str;
+    /// Stands before a statement of no row that is to be checked, and to fire no trigger.
+    const CHECKED: &'static str;
     /// The type of JSON.
     const JSON: &'static str;
     /// The type of a time.

@@ -14,7 +14,7 @@ async function token() {
   if (Date.now() - session.at > 45_000) {
     const { clerk_id, session_id } = session
     const answer = await post("/demo/token", { clerk_id, session_id })
-    if (!answer.ok) throw new Error("the demo has started anew: sign up again")
+    if (!answer.ok) throw signOut("The demo has started anew. Sign up again.")
     session = { ...session, ...(await answer.json()), at: Date.now() }
   }
   return session.token
@@ -66,16 +66,22 @@ async function listen() {
     try {
       const headers = { Authorization: `Bearer ${await token()}` }
       const answer = await fetch("/v1/me/events", { headers, signal: mine.signal })
+      if (answer.status === 401) session.at = 0 // It is asked for anew, or the demo has started anew.
+      if (!answer.ok) throw new Error(`live updates are refused (${answer.status})`)
+      const reader = answer.body.getReader()
+      const decoder = new TextDecoder()
       let text = ""
-      for await (const part of answer.body.pipeThrough(new TextDecoderStream())) {
-        const events = (text + part).split("\n\n")
+      for (let part = await reader.read(); !part.done; part = await reader.read()) {
+        const events = (text + decoder.decode(part.value, { stream: true })).split("\n\n")
         text = events.pop()
         events.forEach(told)
       }
     } catch (error) {
       if (mine.signal.aborted) return
+      trouble(error)
     }
-    await new Promise((wake) => setTimeout(wake, 1_000))
+    // Not at once: whatever ended it may last.
+    await new Promise((wake) => setTimeout(wake, 2_000 + Math.random() * 3_000))
   }
 }
 
@@ -95,6 +101,7 @@ function show(user) {
   find("id").textContent = user.id
   find("clerk-id").textContent = user.clerk_id
   find("commands").textContent = [
+    "export HEADCOUNT_BILLING=clerk",
     `headcount users grant ${user.clerk_id} premium_lifetime --note "a friend"`,
     `headcount users revoke ${user.clerk_id}`,
     `headcount send user.updated --user ${user.clerk_id} --email new@example.com`,
@@ -139,6 +146,12 @@ function signOut(why) {
   find("cart").replaceChildren()
   find("changes").replaceChildren()
   find("whose").textContent = why
+  return new Error("nobody is signed in any more")
+}
+
+function trouble(error) {
+  find("trouble").textContent = `That did not work: ${error.message}.`
+  find("trouble").hidden = false
 }
 
 // Does what a button says, once at a time, and tells what went wrong.
@@ -152,8 +165,7 @@ function on(element, event, act) {
     try {
       await act(button)
     } catch (error) {
-      find("trouble").textContent = `That did not work: ${error.message}.`
-      find("trouble").hidden = false
+      trouble(error)
     } finally {
       button.disabled = false
     }
@@ -162,6 +174,7 @@ function on(element, event, act) {
 
 const plan = async (verb) => {
   const answer = await post("/demo/plan", { clerk_id: session.clerk_id, verb })
+  if (answer.status === 404) throw signOut("The demo has started anew. Sign up again.")
   if (!answer.ok) throw new Error("the demo does not answer")
 }
 
@@ -169,5 +182,10 @@ on(find("shelf"), "click", (button) => add(button.dataset.goods))
 on(find("sign-up"), "submit", () => signUp(find("name").value))
 on(find("buy"), "click", () => plan("buy"))
 on(find("end"), "click", () => plan("end"))
-on(find("sync"), "click", async () => show((await ask("POST", "/v1/me/sync", {})).user))
+on(find("sync"), "click", async () => {
+  const mine = session
+  const { user } = await ask("POST", "/v1/me/sync", {})
+  // Whoever has signed out meanwhile stays so.
+  if (session?.clerk_id === mine.clerk_id) show(user)
+})
 on(find("sign-out"), "click", async () => signOut("You have signed out. Put something into the cart."))
