@@ -125,7 +125,7 @@ async fn dump(home: &Home) -> BTreeSet<String> {
 }
 
 /// Where a person's data is, as ARCHITECTURE.md lists it.
-const EVERYWHERE: [&str; 20] = [
+const EVERYWHERE: [&str; 22] = [
     "dead_letter_contents.body",
     "dead_letter_contents.headers",
     "dead_letter_history.note",
@@ -133,6 +133,8 @@ const EVERYWHERE: [&str; 20] = [
     "dead_letters.detail",
     "dead_letters.grp",
     "dead_letters.search",
+    "tier_grants.ended_note",
+    "tier_grants.note",
     "users.clerk",
     "users.clerk_email",
     "users.email",
@@ -177,6 +179,11 @@ async fn plant(store: &Arc<dyn Store>, id: &str) {
     store.edit(edited.id, update.clone().into(), &by(Some(&note))).await.unwrap().unwrap();
     assert_eq!(of("edited").await.clerk_id.as_deref(), Some(id));
     apply(store, [incoming(&message("edited"), &update)]).await.unwrap();
+    let row = row(store, id).await.id;
+    for _ in 0..2 {
+        store.grant(row, "pro", None, &by(Some(&note))).await.unwrap().unwrap();
+        store.revoke(row, &by(Some(&note))).await.unwrap().unwrap();
+    }
 }
 
 fn deletion(id: &str) -> Incoming {
@@ -199,8 +206,13 @@ async fn nothing_personal_is_left_in_any_table_of_a_user_who_is_deleted(home: Ar
     assert_eq!(claimed.len(), 1);
     let replayed = incoming(&claimed[0].message_id, &claimed[0].body);
     assert_eq!(apply(&store, [replayed]).await.unwrap(), [Outcome::Stale]);
+    // Nor is anything kept that people write about the row later.
+    let erased = row(&store, "user_1").await;
+    let note = format!("{MARK} was mistaken");
+    store.grant(erased.id, "pro", None, &by(Some(&note))).await.unwrap().unwrap();
+    store.revoke(erased.id, &by(Some(&note))).await.unwrap().unwrap();
     assert_eq!(dump(&home).await, BTreeSet::new());
-    assert!(row(&store, "user_1").await.deleted_at.is_some());
+    assert!(erased.deleted_at.is_some());
 }
 
 async fn users_deleted_while_deletions_were_kept_are_erased_in_small_steps(home: Arc<Home>) {
