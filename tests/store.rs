@@ -133,6 +133,8 @@ async fn at_the_first_migration(home: &Home) -> Arc<dyn Store> {
         "sync_ids",
         "sessions",
         "anonymous_visitors",
+        "subscription_items",
+        "tier_grants",
     ] {
         home.sql(&format!("DROP TABLE {table}")).await;
     }
