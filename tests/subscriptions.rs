@@ -46,6 +46,7 @@ contract! {
     whom_the_database_refuses_holds_up_no_other
     a_plan_is_the_default_as_it_was_told_last
     a_trigger_that_skips_a_tier_is_no_success
+    an_item_that_goes_to_another_user_leaves_the_first_one_the_rest
 }
 
 const LIST: &str = "pro_annual=premium_monthly,premium_monthly,basic=starter";
@@ -763,17 +764,28 @@ async fn a_plan_is_the_default_as_it_was_told_last(home: Arc<Home>) {
 }
 
 async fn a_trigger_that_skips_a_tier_is_no_success(home: Arc<Home>) {
-    if !home.is_postgres() {
-        return;
-    }
     let store = billing(&home).await;
     apply(&store, [created("ann", 5).event()]).await.unwrap();
-    home.sql(
+    home.sql(if home.is_postgres() {
         "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
-         CREATE TRIGGER keep BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION keep()",
-    )
+         CREATE TRIGGER keep BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION keep()"
+    } else {
+        "CREATE TRIGGER keep BEFORE UPDATE ON users BEGIN SELECT RAISE(IGNORE); END"
+    })
     .await;
     let error = apply(&store, [one("ann", item("i1", "basic", "active", 10, None))]).await.unwrap_err();
     assert!(error.message.contains("0 of 1 rows of users"), "{error}");
     assert_eq!(home.number("SELECT count(*) FROM subscription_items").await, 0);
+}
+
+async fn an_item_that_goes_to_another_user_leaves_the_first_one_the_rest(home: Arc<Home>) {
+    let store = billing(&home).await;
+    apply(&store, [created("ann", 5).event(), created("bob", 5).event()]).await.unwrap();
+    apply(&store, [one("ann", item("i1", "premium_monthly", "active", 10, None))]).await.unwrap();
+    apply(&store, [one("ann", item("i2", "basic", "active", 11, None))]).await.unwrap();
+    apply(&store, [one("bob", item("i2", "basic", "active", 12, None))]).await.unwrap();
+    assert_eq!(
+        (tier(&store, "ann").await, tier(&store, "bob").await),
+        ("premium_monthly".into(), "starter".into())
+    );
 }

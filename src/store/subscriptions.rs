@@ -183,13 +183,18 @@ pub(super) async fn apply<T: Changing<Db: Words>>(
     if payers.is_empty() {
         return Ok(Vec::new());
     }
-    let payers: Vec<String> = payers.into_iter().cloned().collect();
+    let mut payers: Vec<String> = payers.into_iter().cloned().collect();
     let named = news.iter().flat_map(|news| {
         news.items.iter().map(|item| &item.id).chain(news.unmentioned.iter().map(|(id, _)| id))
     });
     let named: Vec<String> = named.collect::<BTreeSet<_>>().into_iter().cloned().collect();
-    let loaded = load(tx, &named, &payers).await?;
+    let mut loaded = load(tx, &named, &payers).await?;
     let mut paying: BTreeSet<String> = loaded.iter().map(|row| row.clerk_id.clone()).collect();
+    if paying.iter().any(|clerk_id| !payers.contains(clerk_id)) {
+        // An item that is named has been another account's so far, whose tier follows from all that it pays for.
+        payers.extend(paying.iter().cloned());
+        loaded = load(tx, &named, &payers).await?;
+    }
     let folded = subscriptions::fold(loaded, news);
     save(tx, &folded.changed).await?;
     paying.extend(news.iter().map(|news| news.payer.clone()));

@@ -32,7 +32,7 @@ const LAG: Millis = 10_000;
 pub struct Reading {
     /// The Clerk id of the user who pays.
     pub payer: String,
-    /// What it says, or why it will be buried.
+    /// What it says, or why it cannot be read.
     pub news: Result<Box<News>, PayloadError>,
     /// When the request began, as [`Api::now`] tells the time.
     read_at: Millis,
