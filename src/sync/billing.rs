@@ -17,6 +17,8 @@ const OVERLAP: u64 = 50;
 const PAGES_MAX: u32 = 100_000;
 /// So many items are looked through at a time.
 const STEP: u32 = 2_000;
+/// So many users' tiers are looked at, and set, at a time.
+const TIERS_STEP: u32 = 500;
 
 /// Whether what is outstanding is about a subscription. It stands under its message's id, because under the account's own id news about
 /// the user may be outstanding.
@@ -134,10 +136,10 @@ impl Work<'_> {
     /// Looks whether the tiers follow from what is known here: somebody may have edited them.
     async fn put_right_tiers(&mut self) -> Result<(), SyncError> {
         let store = self.sync.store.clone();
-        let mut after: Option<String> = None;
+        let (mut after, mut left, mut refusal) = (None::<String>, 0, None);
         loop {
-            let payers = self.patience.tried(|| store.payers(after.as_deref(), STEP)).await?;
-            let Some(last) = payers.last() else { return Ok(()) };
+            let payers = self.patience.tried(|| store.payers(after.as_deref(), TIERS_STEP)).await?;
+            let Some(last) = payers.last() else { break };
             after = Some(last.clone());
             let strays = self.patience.tried(|| store.stray_tiers(&payers)).await?;
             for clerk_id in strays.iter().cloned() {
@@ -145,11 +147,29 @@ impl Work<'_> {
                 self.patience.tell(Told::Differs { clerk_id, difference: Difference::Subscription });
             }
             if !self.order.dry_run && !strays.is_empty() {
-                self.patience.tried(|| store.settle_tiers(&strays)).await?;
+                let settle = || async {
+                    match store.settle_tiers(&strays).await {
+                        Err(error) if !error.is_outage() => Ok(Some(error)),
+                        settled => settled.map(|_| None),
+                    }
+                };
+                if let Some(error) = self.patience.tried(settle).await? {
+                    // The worker sets each alone, so that whom the database refuses holds up no other.
+                    self.patience.tried(|| store.look_again(&strays)).await?;
+                    left += strays.len() as u64;
+                    refusal = Some(error);
+                }
             }
             self.hold().await?;
             self.touch().await?;
         }
+        if let Some(error) = refusal {
+            self.notes.push(format!(
+                "users whose tiers the database did not take together, and which the worker sets one by one within minutes: {}; {error}",
+                number(left)
+            ));
+        }
+        Ok(())
     }
 
     fn not_read(&mut self, payer: String, why: String) {

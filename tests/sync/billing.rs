@@ -86,6 +86,35 @@ async fn subscriptions_are_brought_in_step_by_whole_runs(backends: Backends) {
     assert_eq!((now[0].0.as_str(), now[0].1.as_str()), ("user_00002", "premium"));
     assert_eq!((now[1].0.as_str(), now[1].1.as_str()), ("user_00003", "premium"));
 
+    // Whom the database refuses ends no run, and the worker puts right the others.
+    scene
+        .world
+        .sql("UPDATE users SET subscription_tier = 'hacked' WHERE clerk_id IN ('user_00004', 'user_00005')")
+        .await;
+    scene.world.sql(match scene.world.is_on_postgres() {
+        false => {
+            "CREATE TRIGGER guard BEFORE UPDATE ON users WHEN NEW.clerk_id = 'user_00004' BEGIN SELECT RAISE(ABORT, 'no'); END"
+        }
+        true => {
+            "CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$; \
+             CREATE TRIGGER guard BEFORE UPDATE ON users FOR EACH ROW WHEN (NEW.clerk_id = 'user_00004') EXECUTE FUNCTION guard()"
+        }
+    })
+    .await;
+    let report = scene.synced(&[]);
+    assert!(
+        notes(&report)
+            .contains("did not take together, and which the worker sets one by one within minutes: 2"),
+        "{report}"
+    );
+    scene
+        .world
+        .sql(match scene.world.is_on_postgres() {
+            false => "DROP TRIGGER guard",
+            true => "DROP TRIGGER guard ON users",
+        })
+        .await;
+
     // Nor does an edited tier stay.
     scene.world.sql("UPDATE users SET subscription_tier = 'hacked' WHERE clerk_id = 'user_00005'").await;
     let looked = scene.sync(&["--dry-run", "--exit-code"]);
