@@ -21,6 +21,7 @@ pub mod store;
 // Beside the path.
 pub mod api;
 pub mod letters;
+pub mod processes;
 pub mod rejections;
 pub mod sync;
 pub mod retention;

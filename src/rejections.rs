@@ -1,5 +1,6 @@
 //! Owns samples of requests that the ingress turned away: how they move from the queue into the table, and what they say
-//! about a secret that was rotated or a clock that is wrong. A sample that cannot be read is dropped.
+//! about a secret that was rotated or a clock that is wrong. What ingresses tell about themselves comes the same way, and is
+//! handed on. What cannot be read is dropped.
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use tokio::sync::watch;
 use crate::{
     letters::consume::{self, Sink},
     message::Rejected,
+    processes::Board,
     queue::{Delivery, Queue, Source},
     store::{StoreError, housekeeping::Rejections},
     time::{Millis, now, rfc3339},
@@ -18,12 +20,20 @@ use crate::{
 /// Samples that are older, in milliseconds, say nothing about now.
 const RECENT: Millis = 60 * 60 * 1000;
 
-/// Moves the samples into the table until `stop` turns true.
-pub async fn run(queue: Arc<dyn Queue>, rejections: Arc<dyn Rejections>, stop: watch::Receiver<bool>) {
-    consume::run(queue, Arc::new(Record(rejections)), stop).await;
+/// Moves the samples into the table, and notices onto the board, until `stop` turns true.
+pub async fn run(
+    queue: Arc<dyn Queue>,
+    rejections: Arc<dyn Rejections>,
+    board: Board,
+    stop: watch::Receiver<bool>,
+) {
+    consume::run(queue, Arc::new(Record { rejections, board }), stop).await;
 }
 
-struct Record(Arc<dyn Rejections>);
+struct Record {
+    rejections: Arc<dyn Rejections>,
+    board: Board,
+}
 
 #[async_trait]
 impl Sink for Record {
@@ -32,7 +42,10 @@ impl Sink for Record {
     const SOURCE: Source = Source::Rejections;
 
     fn read(&self, delivery: &Delivery) -> Option<Rejected> {
-        read(&delivery.message.body)
+        match self.board.hear(&delivery.message.body) {
+            true => None,
+            false => read(&delivery.message.body),
+        }
     }
 
     fn bare(&self, sample: Rejected) -> Rejected {
@@ -40,7 +53,7 @@ impl Sink for Record {
     }
 
     async fn take(&self, samples: &[Rejected]) -> Result<(), StoreError> {
-        self.0.record(samples).await
+        self.rejections.record(samples).await
     }
 }
 

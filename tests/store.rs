@@ -135,6 +135,7 @@ async fn at_the_first_migration(home: &Home) -> Arc<dyn Store> {
         "anonymous_visitors",
         "subscription_items",
         "tier_grants",
+        "processes",
     ] {
         home.sql(&format!("DROP TABLE {table}")).await;
     }

@@ -12,6 +12,7 @@
 //! | the operators' listener | every process | last |
 //! | upkeep: depths, troubles, recorders | every process | last |
 //! | counting dead letters | with a worker | last |
+//! | telling about itself | every process | last, with a goodbye |
 //! | the ingress | with an ingress | finishes its requests |
 //! | the application's listener | with an API | ends its streams, finishes its requests |
 //! | the worker | with a worker | settles what it holds |
@@ -21,7 +22,7 @@
 //! | the watch over Clerk, in one process of all | with a worker and a key | gives its lease back |
 //! | replays through the API | with a worker | finish their step |
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -39,10 +40,11 @@ use crate::{
     ingress::{self, Ingress},
     letters::{self, replay::Replayer},
     ops::{self, Ops, api::replays::Operations},
+    processes::{Board, Teller, Way, samples_waiting},
     queue::{Absent, PARTS, Queue},
     secret::Secret,
     stop::until,
-    store::{Batches, Store, letters::Letters},
+    store::{Batches, Store, letters::Letters, processes::Role},
     telemetry::metrics,
     worker,
 };
@@ -139,17 +141,32 @@ pub async fn run(
         queue: Arc::clone(&queue),
         store: store.clone().map(|store| store as Arc<dyn Batches>),
         api: worked.clone().zip(operations.clone()),
-        worker: roles.worker.then_some(worker_health),
+        worker: roles.worker.then(|| worker_health.clone()),
         notices: told,
         metrics: prometheus.clone(),
         token: config.ops_token.clone(),
         bounds: Ops::bounds(),
     };
     beside.spawn(ops::serve(ops_listener, ops, ops_stop));
-    beside.spawn(upkeep(Arc::clone(&queue), prometheus));
+    let (waiting, waits) = watch::channel(None);
+    beside.spawn(upkeep(Arc::clone(&queue), prometheus, waiting));
     if let Some(store) = &worked {
         beside.spawn(letters::count::run(Arc::clone(store) as _));
     }
+
+    // What this process tells about itself: into its database once the schema is there, else through the queue.
+    let (prepared, ready) = watch::channel(!roles.worker);
+    let (stop_telling, telling_stop) = watch::channel(false);
+    let board = Board::default();
+    let way = match &store {
+        Some(store) => {
+            let may_sleep = !config.store().is_local();
+            Way::Store { store: Arc::clone(store), board: board.clone(), may_sleep }
+        }
+        None => Way::Queue { queue: Arc::clone(&queue), waiting: waits },
+    };
+    let teller = Teller::new(told_roles(&roles), addresses.told(), roles.worker.then_some(worker_health), way);
+    let telling = tokio::spawn(teller.run(ready, telling_stop));
 
     // Each ends by itself at a stop.
     let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
@@ -162,7 +179,8 @@ pub async fn run(
     }
     if let Some(store) = &worked {
         let (queue, store) = (Arc::clone(&queue), Arc::clone(store));
-        tasks.spawn(work::run(config.clone(), roles.migrate, queue, store, health, notices, stop.clone()));
+        let outside = work::Outside { health, notices, board, prepared };
+        tasks.spawn(work::run(config.clone(), roles.migrate, queue, store, outside, stop.clone()));
     }
     if let Some(operations) = operations {
         let stop = stop.clone();
@@ -177,9 +195,27 @@ pub async fn run(
     let result = finish(config.drain_limit - closing, tasks, &stop).await;
 
     stop_ops.send_replace(true);
-    close(closing, queue, store).await;
+    stop_telling.send_replace(true);
+    // A part of the time for closing. Who cannot say goodbye is forgotten all the same.
+    let goodbye = closing / 4;
+    let _ = tokio::time::timeout(goodbye, telling).await;
+    close(closing - goodbye, queue, store).await;
     beside.shutdown().await;
     result
+}
+
+impl Addresses {
+    /// As the process tells them, by role.
+    fn told(&self) -> BTreeMap<String, String> {
+        let all = [("ingress", self.ingress), ("api", self.api), ("operators", Some(self.ops))];
+        all.into_iter().filter_map(|(role, at)| Some((role.to_owned(), at?.to_string()))).collect()
+    }
+}
+
+/// What the process tells that it does.
+fn told_roles(roles: &Roles) -> Vec<Role> {
+    let all = [(Role::Ingress, roles.ingress.is_some()), (Role::Worker, roles.worker), (Role::Api, roles.api.is_some())];
+    all.into_iter().filter(|(_, is)| *is).map(|(role, _)| role).collect()
 }
 
 fn ingress(config: &Config, queue: &Arc<dyn Queue>, verifier: Verifier) -> Ingress {
@@ -197,7 +233,11 @@ async fn take_in(
     Ok(())
 }
 
-async fn upkeep(queue: Arc<dyn Queue>, prometheus: PrometheusHandle) {
+async fn upkeep(
+    queue: Arc<dyn Queue>,
+    prometheus: PrometheusHandle,
+    samples: watch::Sender<Option<u64>>,
+) {
     let mut tick = tokio::time::interval(UPKEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -207,10 +247,10 @@ async fn upkeep(queue: Arc<dyn Queue>, prometheus: PrometheusHandle) {
         for part in PARTS {
             metrics::queue_trouble(part, troubles.iter().any(|trouble| trouble.part == part));
         }
-        if let Ok(depths) = queue.depths().await {
-            for depth in depths {
-                metrics::queue_messages(&depth.queue, depth.messages);
-            }
+        let depths = queue.depths().await.unwrap_or_default();
+        samples.send_replace(samples_waiting(&depths));
+        for depth in depths {
+            metrics::queue_messages(&depth.queue, depth.messages);
         }
     }
 }

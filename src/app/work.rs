@@ -12,6 +12,7 @@ use crate::{
     failure::Failure,
     letters::capture,
     pause::Pauses,
+    processes::Board,
     queue::Queue,
     rejections, retention,
     stop::until,
@@ -26,6 +27,18 @@ use crate::{
     worker,
 };
 
+/// What others learn from the worker's role.
+pub(super) struct Outside {
+    /// How the worker is.
+    pub(super) health: watch::Sender<worker::Health>,
+    /// What people should know although everything works.
+    pub(super) notices: watch::Sender<Vec<String>>,
+    /// What ingresses said through the queue.
+    pub(super) board: Board,
+    /// The schema is there.
+    pub(super) prepared: watch::Sender<bool>,
+}
+
 /// Works until `stop` turns true.
 ///
 /// # Errors
@@ -35,13 +48,14 @@ pub(super) async fn run(
     migrate: bool,
     queue: Arc<dyn Queue>,
     store: Arc<dyn Store>,
-    health: watch::Sender<worker::Health>,
-    notices: watch::Sender<Vec<String>>,
+    outside: Outside,
     stop: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
+    let Outside { health, notices, board, prepared } = outside;
     if !prepare(store.as_ref(), migrate, &health, &stop).await? {
         return Ok(());
     }
+    prepared.send_replace(true);
     let seen = worker::Seen::default();
     let (captured, rejected, kept) = (Arc::clone(&store), Arc::clone(&store), Arc::clone(&store));
     let (followed, tiers) = (Arc::clone(&store), config.billing.clone());
@@ -51,7 +65,7 @@ pub(super) async fn run(
     let beside = async {
         tokio::join!(
             capture::run(Arc::clone(&queue), captured, stop.clone()),
-            rejections::run(Arc::clone(&queue), rejected, stop.clone()),
+            rejections::run(Arc::clone(&queue), rejected, board, stop.clone()),
             retention::run(kept, config.retention(), stop.clone()),
             instances::run(seen, met, instance, stop.clone()),
             follow::run(followed, tiers, stop.clone()),

@@ -36,7 +36,8 @@ pub(crate) trait Sink: Send + Sync + 'static {
     /// The queue that they come from.
     const SOURCE: Source;
 
-    /// Reads a delivery. `None` for one that headcount did not write: it is settled and dropped.
+    /// Reads a delivery; may be called again for the same one. `None` for one that does not go into the table: it is settled
+    /// and dropped.
     fn read(&self, delivery: &Delivery) -> Option<Self::Item>;
 
     /// An item that the database refused, reduced to what a row has to have.
@@ -108,6 +109,7 @@ async fn consume<S: Sink>(
         // A delivery that this subscription holds no longer comes again.
         refused.retain(|delivery: &Delivery| subscription.holds(delivery.receipt));
         let items: Vec<S::Item> = batch.iter().filter_map(|delivery| sink.read(delivery)).collect();
+        let moves = !items.is_empty();
         let done = match take(sink, items).await {
             Ok(()) => batch,
             Err(error) if error.class == Class::Permanent || is_for_one(&error, &batch) => {
@@ -117,7 +119,9 @@ async fn consume<S: Sink>(
             }
             Err(error) => return Err(error),
         };
-        moved();
+        if moves {
+            moved();
+        }
         // Commit before settle: a crash here delivers them again, and the table absorbs that.
         let settle = |delivery| Settlement { delivery, action: Action::Done };
         subscription.settle(done.into_iter().map(settle).collect()).await;

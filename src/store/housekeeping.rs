@@ -71,6 +71,9 @@ impl Retention {
     /// How long ignored messages are remembered at most.
     pub const IGNORED: Duration = Duration::from_secs(24 * 3_600);
 
+    /// How long it is remembered what a process said that is gone.
+    pub const PROCESSES: Duration = Duration::from_secs(24 * 3_600);
+
     /// How long runs of sync are kept, but for the newest [`RUNS_KEPT`].
     pub const RUNS: Duration = Duration::from_secs(90 * 24 * 3_600);
 

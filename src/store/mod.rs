@@ -41,6 +41,7 @@ mod migrations;
 mod people;
 mod plain;
 pub mod postgres;
+pub mod processes;
 mod questions;
 mod retry;
 pub mod sessions;
@@ -127,6 +128,7 @@ pub trait Store:
     + housekeeping::Housekeeping
     + sync::SyncTables
     + tiers::UserTiers
+    + processes::Processes
 {
     /// Closes the connections, within a few seconds.
     async fn close(&self);

@@ -36,6 +36,7 @@ use super::{
         Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
         Status,
     },
+    processes::{FreshLetters, ProcessRow, Processes, Telling},
     sessions::{Ended, Session, Sighting},
     sync::{
         Holder, InstanceRow, Known, Lease, NewRun, Owner, Run, Seen, SeenBy, Settled, SyncTables, Taken,
@@ -71,6 +72,8 @@ impl Limit {
 const READY: Limit = Limit::of(Duration::from_secs(6));
 /// More than the database itself gives to a statement of people's.
 const PEOPLE: Limit = Limit::of(Duration::from_secs(35));
+/// What a process says of itself by itself.
+const TELLING: Limit = Limit { asks: false, ..READY };
 const HOUSEKEEPING: Limit = Limit { asks: false, ..PEOPLE };
 /// Tables and indexes of any size are made in it.
 const MIGRATE: Limit = Limit { asks: false, ..Limit::of(Duration::from_secs(3_600)) };
@@ -324,6 +327,13 @@ watched!(Housekeeping {
             self.0.asked.load(Relaxed)
         }
     }
+});
+
+watched!(Processes {
+    [TELLING] tell(&telling: Telling) -> ();
+    [TELLING] leave(id: Uuid) -> ();
+    [PEOPLE] processes() -> Vec<ProcessRow>;
+    [PEOPLE] fresh_letters(since: Millis) -> FreshLetters;
 });
 
 watched!(SyncTables {

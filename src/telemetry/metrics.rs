@@ -1,11 +1,13 @@
 //! Owns every metric's name, type, labels and buckets, and the handles that hot paths keep. Callers hand labels over as
 //! fixed words: this file knows none of their types. A label never carries an id or anything that a stranger can choose.
-//! `tests/docs.rs` compares this file with the documentation.
+//! `tests/docs.rs` compares this file with the documentation. What people see without Prometheus is counted at the same places, in `rates`.
 
 use std::sync::{Arc, OnceLock};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::rates::{self, Counted};
 
 /// A metric's Prometheus type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,8 +264,11 @@ impl IngressMetrics {
     pub fn answered(&self, answer: Answer) {
         self.answers[answer as usize].increment(1);
         if answer == Answer::Queued {
+            rates::count(Counted::Received, 1);
             let last = self.last_webhook.get_or_init(|| gauge!("headcount_last_webhook_timestamp_seconds"));
             last.set(crate::time::now() as f64 / 1000.0);
+        } else {
+            rates::count(Counted::Rejected, 1);
         }
     }
 }
@@ -308,7 +313,7 @@ pub struct WorkerMetrics {
     /// `headcount_batch_seconds`
     pub batch_seconds: Histogram,
     /// `headcount_sync_lag_seconds`
-    pub sync_lag_seconds: Histogram,
+    sync_lag_seconds: Histogram,
     /// `headcount_event_age_seconds`
     pub event_age_seconds: Histogram,
     retries: [Counter; RetryReason::ALL.len()],
@@ -348,13 +353,25 @@ impl WorkerMetrics {
         }
     }
 
+    /// Counts an event that was committed for good. `lag` is how many milliseconds ago it was received, where it is a webhook that
+    /// nobody replayed.
+    pub fn committed(&self, lag: Option<i64>) {
+        rates::count(Counted::Applied, 1);
+        if let Some(lag) = lag {
+            rates::lag(lag);
+            self.sync_lag_seconds.record(lag.max(0) as f64 / 1000.0);
+        }
+    }
+
     /// Counts a message sent to a retry queue.
     pub fn retried(&self, reason: RetryReason) {
+        rates::count(Counted::Retried, 1);
         self.retries[reason as usize].increment(1);
     }
 
     /// Counts a burial.
     pub fn buried(&self, reason: &'static str) {
+        rates::count(Counted::Died, 1);
         self.dead_letters.count(reason);
     }
 }
@@ -376,6 +393,7 @@ impl WatchMetrics {
 
     /// Counts users who were healed.
     pub fn healed(&self, kind: &str, users: u64) {
+        rates::count(Counted::Healed, users);
         self.healed.add(kind, users);
     }
 
@@ -406,6 +424,7 @@ impl Holding {
     pub fn begin() -> Self {
         let held = gauge!("headcount_held_messages");
         held.increment(1.0);
+        rates::hold(1);
         Self(held)
     }
 }
@@ -413,11 +432,13 @@ impl Holding {
 impl Drop for Holding {
     fn drop(&mut self) {
         self.0.decrement(1.0);
+        rates::hold(-1);
     }
 }
 
 /// Counts a death that no worker has counted: the queue gave the message up.
 pub fn given_up(reason: &'static str) {
+    rates::count(Counted::Died, 1);
     counter!("headcount_dead_letters_total", "reason" => reason).increment(1);
 }
 

@@ -1,5 +1,6 @@
-//! Owns logs and metrics. Never a body, an address or a secret in either.
+//! Owns logs, metrics and rates. Never a body, an address or a secret in either.
 
 pub mod logs;
 pub mod metrics;
+pub mod rates;
 pub mod tally;

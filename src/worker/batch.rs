@@ -346,9 +346,8 @@ impl Pipeline {
             if outcome.is_final() {
                 // A replay would measure how long people took, and a bulk reader of Clerk's API how long webhooks go first.
                 let is_webhook = held.delivery.message.origin == Origin::Webhook;
-                if is_webhook && held.delivery.message.round == 0 {
-                    self.metrics.sync_lag_seconds.record(seconds(incoming.received_at, now));
-                }
+                let is_measured = is_webhook && held.delivery.message.round == 0;
+                self.metrics.committed(is_measured.then(|| now.saturating_sub(incoming.received_at)));
                 if let Some(sent) = sent.filter(|_| is_webhook) {
                     self.metrics.event_age_seconds.record(seconds(sent, now));
                 }

@@ -86,6 +86,10 @@ const SESSIONS: &str = "DELETE FROM sessions WHERE id = ANY(ARRAY(SELECT id FROM
 const VISITORS: &str = "DELETE FROM anonymous_visitors WHERE id = ANY(ARRAY(SELECT id FROM anonymous_visitors \
      WHERE claimed_by IS NULL AND expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
+/// Of processes that are gone.
+const PROCESSES: &str = "DELETE FROM processes WHERE id = ANY(ARRAY(SELECT id FROM processes \
+     WHERE expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
+
 const SURPLUS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id FROM rejections \
      ORDER BY at DESC, id DESC OFFSET $1 LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
@@ -121,6 +125,7 @@ async fn step(connections: &Connections, retention: &Retention, limit: u32) -> R
         (SESSIONS, retention.sessions),
         (VISITORS, Duration::ZERO),
         (REJECTIONS, retention.rejections),
+        (PROCESSES, Retention::PROCESSES),
         (SYNC_IDS, Retention::LEFT_RUNS),
         (&SYNC_RUNS, Retention::RUNS),
     ] {

@@ -76,6 +76,10 @@ const SESSIONS: &str = "DELETE FROM sessions WHERE id IN (SELECT id FROM session
 const VISITORS: &str = "DELETE FROM anonymous_visitors WHERE id IN (SELECT id FROM anonymous_visitors \
      WHERE claimed_by IS NULL AND expires_at < ?1 ORDER BY expires_at LIMIT ?2)";
 
+/// Of processes that are gone.
+const PROCESSES: &str = "DELETE FROM processes WHERE id IN (SELECT id FROM processes \
+     WHERE expires_at < ?1 ORDER BY expires_at LIMIT ?2)";
+
 const SURPLUS: &str = "DELETE FROM rejections WHERE id IN (SELECT id FROM rejections \
      ORDER BY at DESC, id DESC LIMIT ?2 OFFSET ?1)";
 
@@ -102,6 +106,7 @@ async fn step(tx: &mut SqliteConnection, retention: &Retention, limit: u32) -> R
         (SESSIONS, retention.sessions),
         (VISITORS, Duration::ZERO),
         (REJECTIONS, retention.rejections),
+        (PROCESSES, Retention::PROCESSES),
         (SYNC_IDS, Retention::LEFT_RUNS),
         (&SYNC_RUNS, Retention::RUNS),
     ] {
