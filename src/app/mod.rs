@@ -99,6 +99,7 @@ pub async fn run(
     for warning in &config.warnings {
         warn!("{warning}");
     }
+    let what = told_roles(&roles);
     let public = match &roles.ingress {
         Some(secrets) => Some((bind("HEADCOUNT_LISTEN", config.listen)?, Verifier::new(secrets)?)),
         None => None,
@@ -165,7 +166,7 @@ pub async fn run(
         }
         None => Way::Queue { queue: Arc::clone(&queue), waiting: waits },
     };
-    let teller = Teller::new(told_roles(&roles), addresses.told(), roles.worker.then_some(worker_health), way);
+    let teller = Teller::new(what, addresses.told(), roles.worker.then_some(worker_health), way);
     let telling = tokio::spawn(teller.run(ready, telling_stop));
 
     // Each ends by itself at a stop.

@@ -12,8 +12,9 @@ use crate::{
     config::Config,
     failure::Failure,
     ops::{
-        status::{self, Overview, StatusError},
+        status::{self, Status, StatusError},
         sync::{Glance, Notice},
+        verdict::{Level, Verdict},
     },
     queue::Depth,
     store::sync::Counts,
@@ -57,12 +58,17 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
 }
 
 fn at_a_glance(
-    status: &Overview,
+    Status { verdict, overview: status, .. }: &Status,
     process: Option<&Process>,
     config: &Config,
     output: &mut Output,
 ) -> Result<(), Failure> {
     let held = process.and_then(|process| process.held);
+    output.line(told(verdict))?;
+    for concern in verdict.concerns.iter().skip(1) {
+        output.line(format!("  {}", concern.text))?;
+    }
+    output.line("")?;
     queues(&status.queues, status.paused.as_deref(), held, config, output)?;
     output.line(format!(
         "users           {}{} live, {} deleted",
@@ -99,6 +105,14 @@ fn at_a_glance(
         ))?;
     }
     Ok(())
+}
+
+/// The verdict as a line.
+pub(super) fn told(verdict: &Verdict) -> String {
+    match verdict.level {
+        Level::Well => verdict.text.clone(),
+        level => format!("{}: {}", level.as_str(), verdict.text),
+    }
 }
 
 /// How the table stands to Clerk.

@@ -31,8 +31,10 @@ use crate::{
 
 pub mod api;
 mod health;
+pub mod processes;
 pub mod status;
 pub mod sync;
+pub mod verdict;
 
 use api::{problem::Problem, replays::Operations};
 

@@ -1,26 +1,51 @@
-//! Owns the overview: queues, users, dead letters, what rejected requests say, and how the table stands to Clerk; for `status` and for the API.
+//! Owns the overview: queues, users, dead letters, what rejected requests say, how the table stands to Clerk, and the verdict on
+//! all of it; for `status` and for the API.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
-use super::sync;
+use super::{
+    processes::{self, Processes},
+    sync,
+    verdict::{Verdict, verdict},
+};
 use crate::{
-    queue::{Depth, Queue, QueueError, Source},
+    queue::{Depth, Queue, QueueError, Source, Trouble},
     rejections::{Explanation, SAMPLES, explain},
     store::{Store, StoreError, Totals, letters},
-    time::now,
+    time::{Millis, now, rfc3339},
 };
+
+/// Letters that died within this time are new, in milliseconds.
+pub const NEW: Millis = 3_600_000;
+
+/// The state of everything, at a glance, and what it means.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// What it means.
+    pub verdict: Verdict,
+    /// The state.
+    #[serde(flatten)]
+    pub overview: Overview,
+    /// Who runs, which has an answer of its own.
+    #[serde(skip)]
+    pub processes: Processes,
+}
 
 /// The state of everything, at a glance.
 #[derive(Debug, Serialize)]
 pub struct Overview {
     /// How many messages wait, by queue.
     pub queues: Vec<Depth>,
+    /// What of the queue does not work for the process that was asked.
+    pub troubles: Vec<Trouble>,
     /// Rows, and the last event.
     pub users: Totals,
     /// Letters by status.
     pub dead_letters: BTreeMap<letters::Status, u64>,
+    /// Open letters by their age.
+    pub open_letters: OpenLetters,
     /// What the newest rejected requests say.
     pub rejections: Vec<Explanation>,
     /// Since when and why the worker of the process that was asked takes no messages. `None` while it works, or where no
@@ -28,6 +53,41 @@ pub struct Overview {
     pub paused: Option<String>,
     /// How keeping in step through Clerk's API stands; `None` where nothing is known of it.
     pub sync: Option<sync::Glance>,
+}
+
+/// Open letters by their age.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct OpenLetters {
+    /// How many of them died within the last hour, at most 10,000.
+    pub last_hour: u64,
+    /// When the oldest one died.
+    pub oldest_died_at: Option<String>,
+}
+
+/// What the queue says.
+#[derive(Clone, Debug)]
+pub struct OfQueue {
+    /// How many messages wait, by queue.
+    pub queues: Vec<Depth>,
+    /// What does not work.
+    pub troubles: Vec<Trouble>,
+}
+
+/// What the database says.
+#[derive(Debug)]
+pub struct OfStore {
+    /// [`Overview::users`]
+    pub users: Totals,
+    /// [`Overview::dead_letters`]
+    pub dead_letters: BTreeMap<letters::Status, u64>,
+    /// [`Overview::open_letters`]
+    pub open_letters: OpenLetters,
+    /// [`Overview::rejections`]
+    pub rejections: Vec<Explanation>,
+    /// [`Overview::sync`]
+    pub sync: Option<sync::Glance>,
+    /// [`Status::processes`]
+    pub processes: Processes,
 }
 
 /// Which of the two does not answer.
@@ -49,15 +109,50 @@ pub async fn read(
     queue: &dyn Queue,
     store: &Arc<dyn Store>,
     paused: Option<String>,
-) -> Result<Overview, StatusError> {
-    let queues = queue.depths().await?;
-    let (users, mut dead_letters) = (store.totals().await?, store.statuses().await?);
-    let samples = store.newest(SAMPLES).await?;
-    for status in letters::Status::ALL {
-        dead_letters.entry(status).or_default();
+) -> Result<Status, StatusError> {
+    let of_queue = OfQueue::read(queue).await?;
+    Ok(Status::of(of_queue, OfStore::read(store).await?, paused, now()))
+}
+
+impl OfQueue {
+    /// Asks the queue.
+    ///
+    /// # Errors
+    /// The queue does not answer.
+    pub async fn read(queue: &dyn Queue) -> Result<Self, QueueError> {
+        Ok(Self { queues: queue.depths().await?, troubles: queue.troubles() })
     }
-    let sync = sync::glance(store).await?;
-    Ok(Overview { queues, users, dead_letters, rejections: explain(&samples, now()), paused, sync })
+}
+
+impl OfStore {
+    /// Asks the database.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn read(store: &Arc<dyn Store>) -> Result<Self, StoreError> {
+        let (users, mut dead_letters) = (store.totals().await?, store.statuses().await?);
+        let samples = store.newest(SAMPLES).await?;
+        for status in letters::Status::ALL {
+            dead_letters.entry(status).or_default();
+        }
+        let fresh = store.fresh_letters(now() - NEW).await?;
+        let open_letters =
+            OpenLetters { last_hour: fresh.since, oldest_died_at: fresh.oldest_open.map(rfc3339) };
+        let (sync, processes) = (sync::glance(store).await?, processes::read(store).await?);
+        let rejections = explain(&samples, now());
+        Ok(Self { users, dead_letters, open_letters, rejections, sync, processes })
+    }
+}
+
+impl Status {
+    /// Of what queue and database said.
+    pub fn of(queue: OfQueue, store: OfStore, paused: Option<String>, now: Millis) -> Self {
+        let OfQueue { queues, troubles } = queue;
+        let OfStore { users, dead_letters, open_letters, rejections, sync, processes } = store;
+        let overview =
+            Overview { queues, troubles, users, dead_letters, open_letters, rejections, paused, sync };
+        Self { verdict: verdict(&overview, &processes, now), overview, processes }
+    }
 }
 
 /// How many workers consume events: one that is paused does not.

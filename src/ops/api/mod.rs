@@ -139,6 +139,7 @@ fn table() -> Vec<Route> {
     vec![
         looks("/openapi.json", openapi),
         looks("/status", others::status),
+        looks("/processes", others::processes),
         looks("/sync", others::sync),
         looks("/users", others::users),
         looks("/users/{ref}", others::user),

@@ -1,4 +1,4 @@
-//! Owns the routes about users and their tiers, rejected requests, keeping in step with Clerk, and the status of headcount as a whole.
+//! Owns the routes about users and their tiers, rejected requests, processes, keeping in step with Clerk, and the status of headcount as a whole.
 
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     ops::{
+        processes,
         status::{self, StatusError},
         sync,
     },
@@ -71,6 +72,11 @@ pub(super) async fn status(State(api): State<Arc<Api>>) -> Result<Response, Prob
         }
     });
     Ok(json(StatusCode::OK, &read.await??))
+}
+
+pub(super) async fn processes(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
+    let processes = api.ask(|store| async move { processes::read(&store).await }).await?;
+    Ok(json(StatusCode::OK, &processes))
 }
 
 pub(super) async fn sync(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
