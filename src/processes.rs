@@ -383,7 +383,9 @@ impl Pen {
     /// Waits a moment for what it writes.
     async fn end(&mut self) {
         if let Some(mut writing) = self.writing.take()
-            && timeout(Duration::from_secs(1), &mut writing).await.is_ok_and(|written| matches!(written, Ok(Ok(()))))
+            && timeout(Duration::from_secs(1), &mut writing)
+                .await
+                .is_ok_and(|written| matches!(written, Ok(Ok(()))))
         {
             self.told = true;
         }
@@ -444,7 +446,8 @@ mod tests {
             listeners: [("ingress".to_owned(), "0.0.0.0:8080".to_owned())].into(),
             rates: Rates {
                 until: told_at / SLOT * SLOT,
-                slots: [(told_at / SLOT * SLOT - SLOT, rates::Counts::default().with(Counted::Received, 3))].into(),
+                slots: [(told_at / SLOT * SLOT - SLOT, rates::Counts::default().with(Counted::Received, 3))]
+                    .into(),
                 ..Rates::default()
             },
         }
@@ -489,8 +492,14 @@ mod tests {
         assert!(board.hear(&notice(&hostile, false)));
         let (heard, _) = board.clear();
         let [heard] = &heard[..] else { panic!("{heard:?}") };
-        assert!(heard.version.len() <= WORD_MAX && !heard.version.contains('\u{1b}') && !heard.host.contains('\n'));
-        assert!(heard.listeners.len() <= LISTENERS_MAX && heard.listeners.values().all(|at| at.len() <= WORD_MAX));
+        assert!(
+            heard.version.len() <= WORD_MAX
+                && !heard.version.contains('\u{1b}')
+                && !heard.host.contains('\n')
+        );
+        assert!(
+            heard.listeners.len() <= LISTENERS_MAX && heard.listeners.values().all(|at| at.len() <= WORD_MAX)
+        );
         assert!(heard.told_at <= now() && heard.started_at > 0);
         hostile.version = "v".repeat(NOTICE_MAX);
         assert!(board.hear(&notice(&hostile, false)) && board.clear().0.is_empty());
@@ -525,7 +534,10 @@ mod tests {
     #[test]
     fn a_pause_is_told_with_its_beginning() {
         let (since, why) = split("since 2025-10-09T08:53:20.123Z: the database is away: no route");
-        assert_eq!((since, why.as_deref()), (Some(1_760_000_000_123), Some("the database is away: no route")));
+        assert_eq!(
+            (since, why.as_deref()),
+            (Some(1_760_000_000_123), Some("the database is away: no route"))
+        );
         assert_eq!(split("away"), (None, Some("away".into())));
     }
 }

@@ -215,7 +215,11 @@ impl Addresses {
 
 /// What the process tells that it does.
 fn told_roles(roles: &Roles) -> Vec<Role> {
-    let all = [(Role::Ingress, roles.ingress.is_some()), (Role::Worker, roles.worker), (Role::Api, roles.api.is_some())];
+    let all = [
+        (Role::Ingress, roles.ingress.is_some()),
+        (Role::Worker, roles.worker),
+        (Role::Api, roles.api.is_some()),
+    ];
     all.into_iter().filter(|(_, is)| *is).map(|(role, _)| role).collect()
 }
 
@@ -234,11 +238,7 @@ async fn take_in(
     Ok(())
 }
 
-async fn upkeep(
-    queue: Arc<dyn Queue>,
-    prometheus: PrometheusHandle,
-    samples: watch::Sender<Option<u64>>,
-) {
+async fn upkeep(queue: Arc<dyn Queue>, prometheus: PrometheusHandle, samples: watch::Sender<Option<u64>>) {
     let mut tick = tokio::time::interval(UPKEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -2,7 +2,7 @@
 //! lines. Promises data on stdout, everything else on stderr, and the exit codes of [`crate::failure::Exit`]. A secret is never an
 //! argument: others can read those in the list of processes.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use uuid::Uuid;
@@ -22,6 +22,7 @@ pub mod status;
 pub mod sync;
 mod table;
 pub mod users;
+mod watch;
 #[cfg(test)]
 mod testing;
 
@@ -78,8 +79,8 @@ pub enum Command {
     /// Show queue depths, workers, users, the last webhook, lag and dead letters
     ///
     /// The lag is the time from receipt to commit of the last event. The last webhook is known where an ingress runs on this
-    /// machine.
-    Status(Listing),
+    /// machine. The first line says whether all is well, or what is most wrong.
+    Status(Status),
 
     /// List users, show what happened to one, or grant one a tier
     #[command(subcommand)]
@@ -101,6 +102,29 @@ pub enum Command {
 
     /// Check configuration, queue, database, secret and clock, and say how to fix what is wrong
     Doctor(Listing),
+}
+
+/// Arguments of `status`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Status {
+    /// Show it again and again, until Ctrl-C
+    #[arg(long, conflicts_with = "json")]
+    pub watch: bool,
+
+    /// How often
+    #[arg(long, value_name = "TIME", default_value = "2s", requires = "watch", value_parser = interval)]
+    pub every: Duration,
+
+    /// How to print it.
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// A time between two looks: from 100 ms to an hour.
+fn interval(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|_| "write it like 2s".to_owned())?;
+    let bounds = Duration::from_millis(100)..=Duration::from_secs(3_600);
+    if bounds.contains(&time) { Ok(time) } else { Err("it has to be from 100ms to 1h".into()) }
 }
 
 /// Arguments of `up`.
@@ -288,6 +312,8 @@ mod tests {
             "headcount send --file body.json",
             "headcount send session.created --file -",
             "headcount status --json",
+            "headcount status --watch",
+            "headcount status --watch --every 500ms",
             "headcount users list ada --deleted --limit 5 --json",
             "headcount users show user_1 --json",
             "headcount users grant user_1 premium_lifetime",
@@ -337,6 +363,9 @@ mod tests {
             "headcount users grant user_1",
             "headcount users revoke",
             "headcount send user.created --secret whsec_x",
+            "headcount status --every 2s",
+            "headcount status --watch --json",
+            "headcount status --watch --every 1ms",
             "headcount dead",
             "headcount dead list --status dead",
             "headcount dead list --limit 0",

@@ -23,6 +23,15 @@ pub struct Output {
     open: bool,
     /// Of the terminal, where there is one.
     columns: Option<usize>,
+    /// It is a terminal that can be steered.
+    on_terminal: bool,
+}
+
+/// The size of a terminal.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Size {
+    pub(super) columns: usize,
+    pub(super) rows: usize,
 }
 
 impl Output {
@@ -32,12 +41,36 @@ impl Output {
             io::stdout().is_terminal().then(|| terminal_size::terminal_size_of(io::stdout())).flatten();
         // A terminal that does not know its size says 0.
         let columns = size.map(|(columns, _)| usize::from(columns.0)).filter(|columns| *columns > 0);
-        Self { columns, ..Self::to(io::stdout()) }
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let on_terminal = io::stdout().is_terminal() && !is_dumb;
+        Self { columns, on_terminal, ..Self::to(io::stdout()) }
     }
 
     /// Anything else, for tests.
     pub fn to(to: impl Write + Send + 'static) -> Self {
-        Self { to: Box::new(to), open: true, columns: None }
+        Self { to: Box::new(to), open: true, columns: None, on_terminal: false }
+    }
+
+    /// Whether this is a terminal on which what was written can be written over.
+    pub(super) fn is_terminal(&self) -> bool {
+        self.on_terminal
+    }
+
+    /// How large the terminal is now.
+    pub(super) fn size(&self) -> Size {
+        // A terminal that does not know its size says 0.
+        let size = terminal_size::terminal_size_of(io::stdout());
+        let known = size.map(|(columns, rows)| (usize::from(columns.0), usize::from(rows.0)));
+        let (columns, rows) = known.filter(|(columns, rows)| *columns > 0 && *rows > 0).unwrap_or((80, 24));
+        Size { columns, rows }
+    }
+
+    /// Writes what steers the terminal: the text in it has to be safe already.
+    ///
+    /// # Errors
+    /// As [`Output::line`].
+    pub(super) fn control(&mut self, text: &str) -> Result<(), Failure> {
+        self.write(text.as_bytes())
     }
 
     /// Whether the reader is still there: a long listing stops where it is not.

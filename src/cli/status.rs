@@ -5,9 +5,10 @@ use crate::{
     app,
     clerk::api::{clock_hint, clock_says},
     cli::{
-        Listing,
+        Status as Args,
         output::Output,
         process::{self, Asked, Process},
+        watch,
     },
     config::Config,
     failure::Failure,
@@ -27,7 +28,10 @@ use crate::{
 ///
 /// # Errors
 /// Queue or store do not answer.
-pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<(), Failure> {
+pub async fn run(args: Args, config: &Config, output: &mut Output) -> Result<(), Failure> {
+    if args.watch {
+        return watch::run(args.every, config, output).await;
+    }
     let queue = app::look_at_queue(config).await?;
     let store = app::existing_store(config).await?;
     let process = match process::ask(config).await {
@@ -46,12 +50,12 @@ pub async fn run(args: Listing, config: &Config, output: &mut Output) -> Result<
     queue.close().await;
     store.close().await;
     let failure = match read {
-        Ok(status) if args.json => return output.json(&status),
+        Ok(status) if args.listing.json => return output.json(&status),
         Ok(status) => return at_a_glance(&status, process.as_ref(), config, output),
         Err(StatusError::Queue(error)) => error.into(),
         Err(StatusError::Store(error)) => error.into(),
     };
-    if let Some(depths) = depths.filter(|_| !args.json) {
+    if let Some(depths) = depths.filter(|_| !args.listing.json) {
         queues(&depths, paused.as_deref(), held, config, output)?;
     }
     Err(failure)

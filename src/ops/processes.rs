@@ -147,7 +147,12 @@ impl Processes {
                 versions.join(", ")
             ));
         }
-        Self { processes: rows.iter().map(Process::of).collect(), versions, notices, rates: Rates::of(rows, now) }
+        Self {
+            processes: rows.iter().map(Process::of).collect(),
+            versions,
+            notices,
+            rates: Rates::of(rows, now),
+        }
     }
 
     /// How many of them have a role.
@@ -285,27 +290,33 @@ pub(super) mod tests {
         let ingress = Told {
             until: AT,
             minutes: [(AT - MINUTE, some(Counted::Received, 100)), (AT, some(Counted::Received, 7))].into(),
-            slots: [(AT - SLOT, some(Counted::Received, 30)), (AT - 4 * SLOT, some(Counted::Received, 999))].into(),
+            slots: [(AT - SLOT, some(Counted::Received, 30)), (AT - 4 * SLOT, some(Counted::Received, 999))]
+                .into(),
         };
         // The clock of its host is a bit behind.
         let worker = Told {
             until: AT - 2 * SLOT,
-            minutes: [(AT - MINUTE, some(Counted::Applied, 90)), (AT - 60 * MINUTE, some(Counted::Applied, 5))].into(),
+            minutes: [
+                (AT - MINUTE, some(Counted::Applied, 90)),
+                (AT - 60 * MINUTE, some(Counted::Applied, 5)),
+            ]
+            .into(),
             slots: [(AT - 3 * SLOT, some(Counted::Applied, 15))].into(),
         };
         let mut quiet = row(3, &[Role::Worker], "0.1.0", worker.clone());
         quiet.read_at = AT + 100_000;
-        let rows = [
-            row(1, &[Role::Ingress], "0.1.0", ingress),
-            row(2, &[Role::Worker], "0.2.0", worker),
-            quiet,
-        ];
+        let rows =
+            [row(1, &[Role::Ingress], "0.1.0", ingress), row(2, &[Role::Worker], "0.2.0", worker), quiet];
         let read = Processes::of(&rows, AT + 1_000);
         assert_eq!(read.rates.minutes.len(), 60);
         assert_eq!(read.rates.minutes[59].at, rfc3339(AT));
         let minute = |index: usize| (read.rates.minutes[index].received, read.rates.minutes[index].applied);
         assert_eq!((minute(59), minute(58), minute(0)), ((7, 0), (100, 180), (0, 0)));
-        assert_eq!((read.rates.now.received, read.rates.now.applied), (2.0, 1.0), "the third said it long ago");
+        assert_eq!(
+            (read.rates.now.received, read.rates.now.applied),
+            (2.0, 1.0),
+            "the third said it long ago"
+        );
         assert_eq!(read.in_the_hour(|minute| minute.received), 107);
         assert_eq!((read.count(Role::Ingress), read.count(Role::Worker), read.count(Role::Api)), (1, 2, 0));
         assert_eq!(read.versions, ["0.1.0", "0.2.0"]);

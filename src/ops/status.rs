@@ -74,7 +74,7 @@ pub struct OfQueue {
 }
 
 /// What the database says.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct OfStore {
     /// [`Overview::users`]
     pub users: Totals,

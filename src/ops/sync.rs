@@ -33,7 +33,7 @@ pub struct Whole {
 }
 
 /// What matters of it at a glance.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Glance {
     /// When the last webhook came in, of whichever instance.
     pub last_webhook_at: Option<String>,
@@ -59,7 +59,7 @@ pub struct Instance {
 }
 
 /// How the watch stands, as the process said that looked last.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Watch {
     /// Somebody watches now.
     pub watched: bool,
@@ -94,7 +94,7 @@ pub struct Watch {
 }
 
 /// Something that people should know.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Notice {
     /// Since when.
     pub since: String,
@@ -105,7 +105,7 @@ pub struct Notice {
 }
 
 /// A run through every user.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct WholeRun {
     /// Its id.
     pub id: Uuid,

@@ -169,9 +169,8 @@ fn workers(overview: &Overview, processes: &Processes, now: Millis, concerns: &m
         }
         return;
     }
-    let waiting = overview.queues.iter().filter(|depth| {
-        depth.queue == Source::Events.queue() || depth.is_of_retries()
-    });
+    let waiting =
+        overview.queues.iter().filter(|depth| depth.queue == Source::Events.queue() || depth.is_of_retries());
     let waiting: u64 = waiting.map(|depth| depth.messages).sum();
     let waits = match waiting {
         0 => String::new(),
@@ -193,13 +192,14 @@ fn clerk(overview: &Overview, now: Millis, concerns: &mut Vec<Concern>) {
     if let Some(alarm) = &watch.alarm {
         concerns.push(trouble(SYNC, sentence(&alarm.message)));
     }
-    if watch.watched && let Some(behind) = watch.behind_seconds.filter(|seconds| *seconds > 0) {
+    if watch.watched
+        && let Some(behind) = watch.behind_seconds.filter(|seconds| *seconds > 0)
+    {
         let behind = ago(0, i64::try_from(behind).unwrap_or(i64::MAX / 1000).saturating_mul(1000));
         concerns.push(trouble(SYNC, format!("Users are behind Clerk by {behind}")));
     }
-    let noticed = |what: &str, since: &str, message: &str| {
-        format!("{what} since {}: {message}", told(since, now))
-    };
+    let noticed =
+        |what: &str, since: &str, message: &str| format!("{what} since {}: {message}", told(since, now));
     if let Some(error) = &watch.error {
         concerns.push(attention(SYNC, noticed("Clerk is not watched", &error.since, &error.message)));
     }
@@ -290,12 +290,18 @@ fn sentence(text: &str) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{super::processes::tests::{AT, row}, *};
+    use super::{
+        super::processes::tests::{AT, row},
+        *,
+    };
     use crate::{
-        ops::{status::OpenLetters, sync::{Glance, Notice}},
+        message::Rejected,
+        ops::{
+            status::OpenLetters,
+            sync::{Glance, Notice},
+        },
         queue::{Depth, Trouble},
         rejections::explain,
-        message::Rejected,
         store::{Totals, processes::ProcessRow},
         sync::watch::state::Healed,
         telemetry::rates::{Counted, Counts, MINUTE, Rates},
@@ -373,7 +379,8 @@ mod tests {
         }
 
         fn refuse(&mut self, reason: &str, count: usize) {
-            let sample = Rejected { at: NOW, address: "192.0.2.1".into(), reason: reason.into(), headers: vec![] };
+            let sample =
+                Rejected { at: NOW, address: "192.0.2.1".into(), reason: reason.into(), headers: vec![] };
             self.overview.rejections = explain(&vec![sample; count], NOW);
         }
     }
@@ -407,70 +414,97 @@ mod tests {
     const WRONG: &[Row] = &[
         (
             |case| case.overview.troubles = vec![Trouble { part: PUBLISHING, why: "no route".into() }],
-            Level::Trouble, "/flow", "The queue takes no webhooks: no route",
+            Level::Trouble,
+            "/flow",
+            "The queue takes no webhooks: no route",
         ),
         (
             |case| case.overview.troubles = vec![Trouble { part: Source::Dead.part(), why: "no".into() }],
-            Level::Attention, "/flow", "The queue has trouble with consuming dead: no",
+            Level::Attention,
+            "/flow",
+            "The queue has trouble with consuming dead: no",
         ),
         (
             |case| {
-                case.overview.queues = vec![depth("events", 1200, 0), depth("retry.1s", 3, 0), depth("dead", 9, 0)];
+                case.overview.queues =
+                    vec![depth("events", 1200, 0), depth("retry.1s", 3, 0), depth("dead", 9, 0)];
                 case.rows.truncate(2);
             },
-            Level::Trouble, "/processes", "No worker runs; 1,203 messages wait",
+            Level::Trouble,
+            "/processes",
+            "No worker runs; 1,203 messages wait",
         ),
         (
             |case| case.overview.queues[0].consumers = 0,
-            Level::Trouble, "/processes", "3 workers run and take nothing from the queue",
+            Level::Trouble,
+            "/processes",
+            "3 workers run and take nothing from the queue",
         ),
         (
             |case| {
                 case.overview.queues[0].consumers = 0;
                 (2..5).for_each(|index| case.pause(index));
             },
-            Level::Trouble, "/processes", "No worker takes messages since 08:53:00: the database is away",
+            Level::Trouble,
+            "/processes",
+            "No worker takes messages since 08:53:00: the database is away",
         ),
         (
             |case| {
                 case.overview.queues[0].consumers = 0;
                 case.overview.paused = Some("since then: away".into());
             },
-            Level::Trouble, "/processes", "The worker on this machine takes no messages: since then: away",
+            Level::Trouble,
+            "/processes",
+            "The worker on this machine takes no messages: since then: away",
         ),
         (
             |case| case.pause(3),
-            Level::Attention, "/processes", "1 of 3 workers takes no messages since 08:53:00: the database is away",
+            Level::Attention,
+            "/processes",
+            "1 of 3 workers takes no messages since 08:53:00: the database is away",
         ),
         (
             |case| case.watch().alarm = notice("webhooks do not arrive"),
-            Level::Trouble, "/sync", "Webhooks do not arrive",
+            Level::Trouble,
+            "/sync",
+            "Webhooks do not arrive",
         ),
         (
             |case| case.watch().behind_seconds = Some(200),
-            Level::Trouble, "/sync", "Users are behind Clerk by 3m 20s",
+            Level::Trouble,
+            "/sync",
+            "Users are behind Clerk by 3m 20s",
         ),
         (
             |case| case.watch().error = notice("the key is refused"),
-            Level::Attention, "/sync", "Clerk is not watched since 08:53:00: the key is refused",
+            Level::Attention,
+            "/sync",
+            "Clerk is not watched since 08:53:00: the key is refused",
         ),
         (
             |case| case.watch().refused = notice("too many are gone"),
-            Level::Trouble, "/sync", "The sync is refused since 08:53:00: too many are gone",
+            Level::Trouble,
+            "/sync",
+            "The sync is refused since 08:53:00: too many are gone",
         ),
         (
             |case| {
                 case.overview.dead_letters = [(Status::Open, 7)].into();
                 case.overview.open_letters.last_hour = 2;
             },
-            Level::Trouble, "/dead", "2 letters died in the last hour, beside 5 older",
+            Level::Trouble,
+            "/dead",
+            "2 letters died in the last hour, beside 5 older",
         ),
         (
             |case| {
                 case.overview.dead_letters = [(Status::Open, 1), (Status::Applied, 9)].into();
                 case.overview.open_letters.oldest_died_at = Some(rfc3339(NOW - 2 * 86_400_000));
             },
-            Level::Attention, "/dead", "1 letter waits for a decision, the oldest for 2d 0h",
+            Level::Attention,
+            "/dead",
+            "1 letter waits for a decision, the oldest for 2d 0h",
         ),
         (
             |case| {
@@ -489,7 +523,9 @@ mod tests {
         ),
         (
             |case| case.refuse("wrong_path", 4),
-            Level::Attention, "/rejections", "4 webhooks of the last hour came to a path where none is taken",
+            Level::Attention,
+            "/rejections",
+            "4 webhooks of the last hour came to a path where none is taken",
         ),
         (
             |case| case.rows[0].said.version = "0.2.0".into(),
@@ -534,6 +570,9 @@ mod tests {
         assert_eq!(clock(AT - 86_400_000, NOW), "2025-10-08 08:54");
         assert_eq!([9, 999, 1400, 200_000].map(millis), ["9 ms", "999 ms", "1.4 s", "3m 20s"]);
         let away = unanswered("database", AT, "refused", NOW);
-        assert_eq!((away.level, away.text.as_str()), (Level::Trouble, "No answer from the database since 08:54:00: refused"));
+        assert_eq!(
+            (away.level, away.text.as_str()),
+            (Level::Trouble, "No answer from the database since 08:54:00: refused")
+        );
     }
 }

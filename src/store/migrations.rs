@@ -80,11 +80,7 @@ macro_rules! migrations {
                 "subscriptions",
                 include_str!(concat!("../../migrations/", $dialect, "/0010_subscriptions.sql")),
             ),
-            (
-                12,
-                "processes",
-                include_str!(concat!("../../migrations/", $dialect, "/0012_processes.sql")),
-            ),
+            (12, "processes", include_str!(concat!("../../migrations/", $dialect, "/0012_processes.sql"))),
         ]
     };
 }

@@ -121,7 +121,7 @@ pub struct PastEvent {
 }
 
 /// Counts for people.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Serialize, PartialEq, Eq)]
 pub struct Totals {
     /// Rows that are not deleted.
     pub live_users: u64,

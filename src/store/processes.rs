@@ -236,11 +236,9 @@ async fn tell<S: Works>(store: &S, telling: &Telling) -> Result<(), StoreError> 
     let Telling { own, others, ended, life } = telling;
     let life = Value::Number(i64::try_from(life.as_millis()).unwrap_or(i64::MAX));
     let upsert = upsert::<S>();
-    let forget = format!("DELETE FROM processes WHERE roles = 'ingress' AND {}", S::Db::among("CAST(id AS text)", 1));
-    let gone = format!(
-        "DELETE FROM processes WHERE roles = 'ingress' AND expires_at <= {}",
-        S::Db::NOW
-    );
+    let forget =
+        format!("DELETE FROM processes WHERE roles = 'ingress' AND {}", S::Db::among("CAST(id AS text)", 1));
+    let gone = format!("DELETE FROM processes WHERE roles = 'ingress' AND expires_at <= {}", S::Db::NOW);
     let ended: Vec<String> = ended.iter().map(Uuid::to_string).collect();
     change!(store, |tx| {
         let mut rows: Vec<&Said> = others.iter().filter(|said| said.is_of_ingress_alone()).collect();

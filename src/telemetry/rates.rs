@@ -270,12 +270,8 @@ pub struct Ring {
 impl Ring {
     /// Begins with all that the process has counted so far, as of this time.
     pub fn new(now: Millis) -> Self {
-        let mut ring = Self {
-            before: Counts::default(),
-            until: 0,
-            minutes: VecDeque::new(),
-            slots: VecDeque::new(),
-        };
+        let mut ring =
+            Self { before: Counts::default(), until: 0, minutes: VecDeque::new(), slots: VecDeque::new() };
         ring.turn(now);
         ring
     }
@@ -371,7 +367,10 @@ mod tests {
         // An hour later only what is of that hour is left; nothing is kept of slots in which nothing was.
         ring.put(some(0), AT + 59 * MINUTE + 20);
         let rates = ring.rates();
-        assert_eq!((rates.slots.len(), rates.minutes), (0, [(AT, some(5)), (AT - MINUTE, some(7))].into_iter().take(1).collect()));
+        assert_eq!(
+            (rates.slots.len(), rates.minutes),
+            (0, [(AT, some(5)), (AT - MINUTE, some(7))].into_iter().take(1).collect())
+        );
         // A clock that is put back.
         ring.put(some(1), AT - 10 * MINUTE);
         assert_eq!(ring.rates().minutes.len(), 1);
@@ -394,7 +393,8 @@ mod tests {
         let at = now() / MINUTE * MINUTE;
         let rates = Rates {
             until: at,
-            minutes: [(at - MINUTE, minute.clone()), (at, Counts::default().with(Counted::Received, 1))].into(),
+            minutes: [(at - MINUTE, minute.clone()), (at, Counts::default().with(Counted::Received, 1))]
+                .into(),
             slots: [(at - SLOT, minute)].into(),
         };
         assert_eq!(Rates::of_json(&rates.to_json()), rates);
