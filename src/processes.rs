@@ -31,7 +31,6 @@ use crate::{
     telemetry::rates::{self, Rates, Ring, SLOT},
     text::{WORD_MAX, clean},
     time::{Millis, now},
-    worker,
 };
 
 /// How long counts what a process said, unless it says something new.
@@ -187,6 +186,11 @@ pub fn samples_waiting(depths: &[Depth]) -> Option<u64> {
     depths.iter().find(|depth| depth.queue == Source::Rejections.queue()).map(|depth| depth.messages)
 }
 
+/// Whether an ingress may say something through the queue: so many samples wait there.
+fn has_room(waiting: Option<u64>) -> bool {
+    waiting.is_some_and(|waiting| waiting < WAITING_MAX)
+}
+
 /// Where a process tells about itself.
 pub enum Way {
     /// Into its database, together with what the board holds.
@@ -207,13 +211,16 @@ pub enum Way {
     },
 }
 
+/// Says since when and why the worker of this process takes no messages; `None` while it does.
+pub type Paused = Box<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// What a process tells about itself, and how.
 pub struct Teller {
     /// What it says, but for what changes.
     said: Said,
     way: Way,
     /// How its worker is, where it has one.
-    worker: Option<watch::Receiver<worker::Health>>,
+    worker: Option<Paused>,
 }
 
 impl Teller {
@@ -221,7 +228,7 @@ impl Teller {
     pub fn new(
         roles: Vec<Role>,
         listeners: BTreeMap<String, String>,
-        worker: Option<watch::Receiver<worker::Health>>,
+        worker: Option<Paused>,
         way: Way,
     ) -> Self {
         let Holder { id, host, .. } = Holder::of("process");
@@ -273,7 +280,7 @@ impl Teller {
         self.said.told_at = now();
         self.said.rates = ring.rates();
         if let Some(worker) = &self.worker {
-            let paused = worker.borrow().paused.clone();
+            let paused = worker();
             self.said.held = Some(rates::held());
             (self.said.paused_since, self.said.paused) = paused.as_deref().map_or((None, None), split);
         }
@@ -288,7 +295,7 @@ impl Teller {
         let said = self.say(ring).clone();
         match &self.way {
             Way::Queue { queue, waiting } => {
-                if waiting.borrow().is_some_and(|waiting| waiting < WAITING_MAX) {
+                if has_room(*waiting.borrow()) {
                     queue.sample(notice(&said, false).into());
                 }
             }
@@ -306,7 +313,7 @@ impl Teller {
         let said = self.say(ring).clone();
         match &self.way {
             Way::Queue { queue, waiting } => {
-                if waiting.borrow().is_some_and(|waiting| waiting < WAITING_MAX) {
+                if has_room(*waiting.borrow()) {
                     queue.sample(notice(&said, true).into());
                 }
             }
@@ -529,6 +536,13 @@ mod tests {
         assert_eq!(pace.life(at(3_790), 8, false), Some(long));
         pace.failed();
         assert_eq!(pace.life(at(3_795), 8, false), Some(long), "it was not told");
+    }
+
+    #[test]
+    fn an_ingress_is_silent_where_its_words_would_push_out_samples() {
+        let depths = |messages| vec![Depth { queue: "rejections".into(), messages, consumers: 0 }];
+        assert!(has_room(samples_waiting(&depths(99))) && !has_room(samples_waiting(&depths(100))));
+        assert!(!has_room(samples_waiting(&[])), "the queue does not answer");
     }
 
     #[test]

@@ -24,9 +24,11 @@ use headcount::{
     store::{
         Store,
         letters::{Captured, Letters},
+        processes::{Role, Said, Telling},
         sync::{Holder, NewRun, SeenBy},
     },
     sync::{self, watch::state::State},
+    telemetry::rates::Rates,
     time::now,
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -210,6 +212,23 @@ impl Server {
     }
 }
 
+fn process(role: Role, at: i64) -> Said {
+    Said {
+        id: uuid::Uuid::now_v7(),
+        roles: vec![role],
+        version: "0.0.1".into(),
+        host: "app-1".into(),
+        pid: 7,
+        started_at: at,
+        told_at: at,
+        held: Some(3),
+        paused: Some("the database is away".into()),
+        paused_since: Some(at),
+        listeners: [("operators".to_owned(), "127.0.0.1:8081".to_owned())].into(),
+        rates: Rates::default(),
+    }
+}
+
 fn captured(n: i64, body: impl Into<Bytes>) -> Captured {
     Captured {
         message_id: format!("msg_{n}"),
@@ -264,6 +283,24 @@ async fn every_route_answers_as_documented() {
     let status = server.get("/status", "/status").await.json();
     assert_eq!(status["dead_letters"], json!({"open": 6, "replayed": 0, "applied": 0, "discarded": 0}));
     assert!(status["rejections"][0]["meaning"].as_str().unwrap().contains("secret"));
+
+    assert_eq!(status["verdict"]["level"], "trouble");
+    assert_eq!(status["verdict"]["link"], "/processes");
+    assert!(status["verdict"]["text"].as_str().unwrap().starts_with("No worker runs"), "{status}");
+    assert_eq!(status["open_letters"]["last_hour"], 6);
+    assert!(status["open_letters"]["oldest_died_at"].is_string());
+
+    let said = process(Role::Worker, now());
+    let telling =
+        Telling { own: Some(said.clone()), others: vec![], ended: vec![], life: Duration::from_secs(30) };
+    store.tell(&telling).await.unwrap();
+    let processes = server.get("/processes", "/processes").await.json();
+    assert_eq!(processes["processes"][0]["id"], said.id.to_string());
+    assert_eq!(
+        (&processes["processes"][0]["roles"], &processes["versions"]),
+        (&json!(["worker"]), &json!(["0.0.1"]))
+    );
+    assert_eq!(processes["rates"]["minutes"].as_array().unwrap().len(), 60);
 
     assert_eq!(status["sync"], json!(null));
     assert_eq!(server.get("/sync", "/sync").await.json()["watch"], json!(null));

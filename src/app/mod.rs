@@ -40,7 +40,7 @@ use crate::{
     ingress::{self, Ingress},
     letters::{self, replay::Replayer},
     ops::{self, Ops, api::replays::Operations},
-    processes::{Board, Teller, Way, samples_waiting},
+    processes::{Board, Paused, Teller, Way, samples_waiting},
     queue::{Absent, PARTS, Queue},
     secret::Secret,
     stop::until,
@@ -166,7 +166,10 @@ pub async fn run(
         }
         None => Way::Queue { queue: Arc::clone(&queue), waiting: waits },
     };
-    let teller = Teller::new(what, addresses.told(), roles.worker.then_some(worker_health), way);
+    let paused = |health: watch::Receiver<worker::Health>| -> Paused {
+        Box::new(move || health.borrow().paused.clone())
+    };
+    let teller = Teller::new(what, addresses.told(), roles.worker.then(|| paused(worker_health)), way);
     let telling = tokio::spawn(teller.run(ready, telling_stop));
 
     // Each ends by itself at a stop.

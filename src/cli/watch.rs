@@ -578,7 +578,7 @@ mod tests {
             "{frame:#?}"
         );
         assert!(frame.iter().any(|line| line.starts_with("queues     3 events, 2 in retry")), "{frame:#?}");
-        assert_eq!(frame.last().unwrap(), "and 41 more", "{frame:#?}");
+        assert_eq!(frame.last().unwrap(), "and 40 more", "{frame:#?}");
         let received = frame.iter().find(|line| line.starts_with("received")).unwrap();
         assert!(received.contains("·█▁· ") || received.contains("·█▂· "), "{received}");
         assert!(received.ends_with("450 in the hour"), "{received}");

@@ -156,6 +156,16 @@ impl World {
         Terminal::run(&self.command(arguments), columns)
     }
 
+    /// The same, of so many lines.
+    pub fn on_terminal_of(&self, arguments: &[&str], columns: u16, lines: u16) -> Terminal {
+        Terminal::run_sized(&self.command(arguments), columns, lines)
+    }
+
+    /// Runs a command whose output goes to what reads it.
+    pub fn piped(&self, arguments: &[&str], to: impl Into<Stdio>) -> Child {
+        self.command(arguments).stdout(to).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
     /// Runs statements on the world's database, without headcount.
     pub async fn sql(&self, statements: &str) {
         use sqlx::Connection;

@@ -26,11 +26,17 @@ pub struct Terminal {
 impl Terminal {
     /// Runs a command, in a session of its own, on a terminal of so many columns.
     pub fn run(command: &Command, columns: u16) -> Self {
+        Self::run_sized(command, columns, 40)
+    }
+
+    /// The same, of so many lines.
+    pub fn run_sized(command: &Command, columns: u16, lines: u16) -> Self {
         let window = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&window).unwrap();
         unlockpt(&window).unwrap();
         rustix::io::ioctl_fionbio(&window, true).unwrap();
-        tcsetwinsize(&window, Winsize { ws_row: 40, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        tcsetwinsize(&window, Winsize { ws_row: lines, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })
+            .unwrap();
         let name = ptsname(&window, Vec::new()).unwrap();
         let path = std::ffi::OsStr::from_bytes(name.as_bytes());
         let side = || Stdio::from(OpenOptions::new().read(true).write(true).open(path).unwrap());
@@ -51,6 +57,11 @@ impl Terminal {
             assert!(self.read(), "it ended without {text:?}:\n{}", self.shown);
         }
         &self.shown
+    }
+
+    /// Forgets what it has shown so far.
+    pub fn forget(&mut self) {
+        self.shown.clear();
     }
 
     pub fn type_in(&mut self, text: &str) {
