@@ -44,8 +44,14 @@ const IDLE: Duration = Duration::from_secs(3_600);
 /// An ingress says nothing while so many samples wait: then nobody takes them, and what it says would push them out.
 const WAITING_MAX: u64 = SAMPLES_MAX.unsigned_abs() / 10;
 
+/// What an ingress's last word is given to leave.
+const GOODBYE: Duration = Duration::from_millis(100);
+
 /// The largest notice that is read, in bytes.
 const NOTICE_MAX: usize = 32 * 1024;
+
+/// So long an ingress that is not heard is no news when it is heard again.
+const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// The most listeners of a process that are kept.
 const LISTENERS_MAX: usize = 8;
@@ -97,11 +103,17 @@ pub struct Board(Arc<Mutex<Heard>>);
 
 #[derive(Debug, Default)]
 struct Heard {
-    said: HashMap<Uuid, Said>,
+    voices: HashMap<Uuid, Voice>,
     ended: Vec<Uuid>,
-    /// Those who were on the board before: who is not among them is news.
-    known: HashMap<Uuid, Instant>,
+    /// Somebody came or went.
     news: bool,
+}
+
+#[derive(Debug)]
+struct Voice {
+    said: Said,
+    heard: Instant,
+    told: bool,
 }
 
 impl Board {
@@ -118,11 +130,17 @@ impl Board {
         true
     }
 
-    /// What is to be written down, which the board then forgets.
-    fn clear(&self) -> (Vec<Said>, Vec<Uuid>) {
+    /// What is to be written down, and was not yet; or, for long, all that was heard lately.
+    fn turn(&self, all: bool) -> (Vec<Said>, Vec<Uuid>) {
         let mut heard = self.heard();
         heard.news = false;
-        (heard.said.drain().map(|(_, said)| said).collect(), std::mem::take(&mut heard.ended))
+        let mut said = Vec::new();
+        for voice in heard.voices.values_mut().filter(|voice| voice.heard.elapsed() < LIFE) {
+            if all || !std::mem::replace(&mut voice.told, true) {
+                said.push(voice.said.clone());
+            }
+        }
+        (said, std::mem::take(&mut heard.ended))
     }
 
     /// Somebody came or went.
@@ -139,24 +157,26 @@ impl Heard {
     fn take(&mut self, spoken: Spoken) {
         let (id, ended) = (spoken.id, spoken.ended);
         if ended {
-            self.said.remove(&id);
-            self.news |= self.known.remove(&id).is_some();
+            self.news |= self.voices.remove(&id).is_some();
             if self.ended.len() < PROCESSES_MAX {
                 self.ended.push(id);
             }
             return;
         }
-        if self.known.len() >= PROCESSES_MAX {
-            self.known.retain(|_, at| at.elapsed() < LIFE);
-        }
-        if !self.known.contains_key(&id) && self.known.len() >= PROCESSES_MAX {
-            return;
-        }
-        self.news |= self.known.insert(id, Instant::now()).is_none();
-        // The queue may deliver out of order.
+        // Of several workers each hears a part of what an ingress says.
+        let keep = if self.voices.len() < PROCESSES_MAX { REMEMBERED } else { LIFE };
+        self.voices.retain(|_, voice| voice.heard.elapsed() < keep);
         let said = bounded(spoken);
-        if self.said.get(&id).is_none_or(|known| known.told_at <= said.told_at) {
-            self.said.insert(id, said);
+        let is_full = self.voices.len() >= PROCESSES_MAX;
+        match self.voices.get_mut(&id) {
+            // The queue may deliver out of order.
+            Some(voice) if voice.said.told_at > said.told_at => voice.heard = Instant::now(),
+            Some(voice) => *voice = Voice { said, heard: Instant::now(), told: false },
+            None if is_full => {}
+            None => {
+                self.voices.insert(id, Voice { said, heard: Instant::now(), told: false });
+                self.news = true;
+            }
         }
     }
 }
@@ -262,6 +282,10 @@ impl Teller {
         if !*ready.borrow() {
             return;
         }
+        if let Way::Queue { waiting, .. } = &self.way {
+            // Before that an ingress does not know whether it may speak.
+            let _ = timeout(Duration::from_secs(2), until(waiting, Option::is_some)).await;
+        }
         loop {
             self.tell(&ring, &mut pen).await;
             // A moment after the end of a slot.
@@ -302,7 +326,7 @@ impl Teller {
             Way::Store { store, board, may_sleep } => {
                 let news = !may_sleep || before != said.paused.is_some() || board.has_news();
                 let Some(life) = pen.pace.life(Instant::now(), store.asked(), news) else { return };
-                let (others, ended) = board.clear();
+                let (others, ended) = board.turn(life > LIFE);
                 let telling = Telling { own: Some(said), others, ended, life };
                 pen.write(Arc::clone(store), telling);
             }
@@ -315,6 +339,8 @@ impl Teller {
             Way::Queue { queue, waiting } => {
                 if has_room(*waiting.borrow()) {
                     queue.sample(notice(&said, true).into());
+                    // Nobody tells when it is on its way, and the queue is closed next. It is lossy all the same.
+                    tokio::time::sleep(GOODBYE).await;
                 }
             }
             Way::Store { store, .. } => {
@@ -467,8 +493,12 @@ mod tests {
         assert!(notice.len() < 2048);
         let board = Board::default();
         assert!(board.hear(&notice) && board.has_news());
-        assert_eq!(board.clear(), (vec![said], vec![]));
+        assert_eq!(board.turn(false), (vec![said.clone()], vec![]));
         assert!(!board.has_news());
+        // It is told once, and once more where that is to count for long.
+        assert_eq!(board.turn(false), (vec![], vec![]));
+        assert_eq!(board.turn(true), (vec![said], vec![]));
+        assert!(board.hear(&notice) && !board.has_news(), "it is known");
         // That is how samples were read before there were notices.
         assert!(serde_json::from_slice::<Rejected>(&notice).is_err());
         let sample = serde_json::to_vec(&Rejected::bounded(1, "a", "b", [])).unwrap();
@@ -482,7 +512,7 @@ mod tests {
         board.hear(&notice(&said(1, at - 5000), false));
         board.hear(&notice(&said(2, at), false));
         board.hear(&notice(&said(2, at), true));
-        assert_eq!(board.clear(), (vec![said(1, at)], vec![Uuid::from_u128(2)]));
+        assert_eq!(board.turn(false), (vec![said(1, at)], vec![Uuid::from_u128(2)]));
     }
 
     #[test]
@@ -497,7 +527,7 @@ mod tests {
         hostile.listeners = (0..50).map(|n| (format!("{n}\0"), "x".repeat(200))).collect();
         (hostile.started_at, hostile.told_at) = (i64::MIN, i64::MAX);
         assert!(board.hear(&notice(&hostile, false)));
-        let (heard, _) = board.clear();
+        let (heard, _) = board.turn(false);
         let [heard] = &heard[..] else { panic!("{heard:?}") };
         assert!(
             heard.version.len() <= WORD_MAX
@@ -509,11 +539,11 @@ mod tests {
         );
         assert!(heard.told_at <= now() && heard.started_at > 0);
         hostile.version = "v".repeat(NOTICE_MAX);
-        assert!(board.hear(&notice(&hostile, false)) && board.clear().0.is_empty());
+        assert!(board.hear(&notice(&hostile, false)) && board.turn(false).0.is_empty());
         for id in 0..3000 {
             board.hear(&notice(&said(id, now()), id % 2 == 1));
         }
-        let (said, ended) = board.clear();
+        let (said, ended) = board.turn(false);
         assert!(said.len() <= PROCESSES_MAX && ended.len() <= PROCESSES_MAX);
     }
 

@@ -500,6 +500,7 @@ async fn samples_are_recorded_and_rubbish_is_thrown_away() {
     let task = tokio::spawn(rejections::run(
         Arc::new(DeadQueue(dead.clone())),
         letters.store.clone() as Arc<dyn Rejections>,
+        Default::default(),
         stop.subscribe(),
     ));
     eventually("it is recorded", async || letters.store.newest(10).await.unwrap().len() == 1).await;

@@ -165,11 +165,18 @@ impl<'o> Screen<'o> {
             }
             return view.frame(None).iter().try_for_each(|line| self.output.line(line));
         }
-        let lines = view.frame(Some(self.output.size()));
-        // In one go, where the terminal knows how; each line clears its rest, and the last one the rest of the screen.
-        let lines = lines.join("\u{1b}[K\r\n");
-        self.output.control(&format!("\u{1b}[?2026h\u{1b}[H{lines}\u{1b}[K\u{1b}[J\u{1b}[?2026l"))
+        let size = self.output.size();
+        self.output.control(&drawn(&view.frame(Some(size)), size))
     }
+}
+
+/// A frame as a terminal takes it, in one go where it knows how.
+fn drawn(lines: &[String], size: Size) -> String {
+    // A line clears its rest. One that is full has none: the cursor stands on its last character, which would be cleared.
+    let rest = |line: &String| if width(line) < size.columns { "\u{1b}[K" } else { "" };
+    let drawn: Vec<String> = lines.iter().map(|line| format!("{line}{}", rest(line))).collect();
+    let below = if lines.len() < size.rows { "\r\n\u{1b}[J" } else { "" };
+    format!("\u{1b}[?2026h\u{1b}[H{}{below}\u{1b}[?2026l", drawn.join("\r\n"))
 }
 
 impl Drop for Screen<'_> {
@@ -394,7 +401,8 @@ fn rates(store: &OfStore, frame: &mut Frame) {
             rate(rates.now.rejected),
         ),
     );
-    let kinds: [(&str, fn(&Minute) -> u64); 3] = [
+    type Kind = (&'static str, fn(&Minute) -> u64);
+    let kinds: [Kind; 3] = [
         ("received", |minute| minute.received),
         ("applied", |minute| minute.applied),
         ("died", |minute| minute.died),
@@ -586,6 +594,18 @@ mod tests {
         let frame = view(50).frame(None);
         assert_eq!(frame.iter().filter(|line| line.starts_with("ingress")).count(), 50);
         assert!(frame.iter().all(|line| !line.contains('…') || line.starts_with("ingress")), "{frame:#?}");
+    }
+
+    #[test]
+    fn a_full_line_keeps_its_last_character() {
+        let size = Size { columns: 3, rows: 3 };
+        let draw =
+            |lines: &[&str]| drawn(&lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>(), size);
+        assert_eq!(draw(&["abc", "d"]), "\u{1b}[?2026h\u{1b}[Habc\r\nd\u{1b}[K\r\n\u{1b}[J\u{1b}[?2026l");
+        assert_eq!(
+            draw(&["a", "b", "王x"]),
+            "\u{1b}[?2026h\u{1b}[Ha\u{1b}[K\r\nb\u{1b}[K\r\n王x\u{1b}[?2026l"
+        );
     }
 
     #[test]

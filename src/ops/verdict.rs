@@ -21,6 +21,9 @@ use crate::{
 /// So many refused signatures while no webhook is accepted say that the secret is wrong.
 const REFUSED: usize = 3;
 
+/// The watch mends by itself what is behind for a shorter time, in seconds.
+const BEHIND: u64 = 300;
+
 /// How things stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -195,8 +198,9 @@ fn clerk(overview: &Overview, now: Millis, concerns: &mut Vec<Concern>) {
     if watch.watched
         && let Some(behind) = watch.behind_seconds.filter(|seconds| *seconds > 0)
     {
-        let behind = ago(0, i64::try_from(behind).unwrap_or(i64::MAX / 1000).saturating_mul(1000));
-        concerns.push(trouble(SYNC, format!("Users are behind Clerk by {behind}")));
+        let for_long = ago(0, i64::try_from(behind).unwrap_or(i64::MAX / 1000).saturating_mul(1000));
+        let text = format!("Users are behind Clerk by {for_long}");
+        concerns.push(if behind >= BEHIND { trouble(SYNC, text) } else { attention(SYNC, text) });
     }
     let noticed =
         |what: &str, since: &str, message: &str| format!("{what} since {}: {message}", told(since, now));
@@ -471,10 +475,16 @@ mod tests {
             "Webhooks do not arrive",
         ),
         (
-            |case| case.watch().behind_seconds = Some(200),
+            |case| case.watch().behind_seconds = Some(300),
             Level::Trouble,
             "/sync",
-            "Users are behind Clerk by 3m 20s",
+            "Users are behind Clerk by 5m 0s",
+        ),
+        (
+            |case| case.watch().behind_seconds = Some(20),
+            Level::Attention,
+            "/sync",
+            "Users are behind Clerk by 20s",
         ),
         (
             |case| case.watch().error = notice("the key is refused"),
@@ -551,10 +561,10 @@ mod tests {
         let mut case = all_well();
         case.pause(2);
         case.refuse("wrong_path", 1);
-        case.watch().behind_seconds = Some(60);
+        case.watch().behind_seconds = Some(600);
         let verdict = case.judged();
         assert_eq!((verdict.level, verdict.link), (Level::Trouble, "/sync"));
-        assert_eq!(verdict.text, "Users are behind Clerk by 1m 0s, and 2 more");
+        assert_eq!(verdict.text, "Users are behind Clerk by 10m 0s, and 2 more");
         let levels: Vec<Level> = verdict.concerns.iter().map(|concern| concern.level).collect();
         assert_eq!(levels, [Level::Trouble, Level::Attention, Level::Attention]);
         let json = serde_json::to_value(&verdict).unwrap();

@@ -21,6 +21,8 @@ pub struct Terminal {
     window: Option<File>,
     child: Child,
     shown: String,
+    /// The beginning of a character whose rest has not come yet.
+    begun: Vec<u8>,
 }
 
 impl Terminal {
@@ -46,7 +48,7 @@ impl Terminal {
         on_it.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         on_it.current_dir(command.get_current_dir().unwrap());
         let child = on_it.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
-        Self { window: Some(window.into()), child, shown: String::new() }
+        Self { window: Some(window.into()), child, shown: String::new(), begun: Vec::new() }
     }
 
     /// Waits until it has shown this; returns all that it has shown.
@@ -96,7 +98,15 @@ impl Terminal {
     fn read(&mut self) -> bool {
         let mut bytes = [0; 4096];
         match self.window.as_mut().unwrap().read(&mut bytes) {
-            Ok(read) => self.shown.push_str(&String::from_utf8_lossy(&bytes[..read])),
+            Ok(read) => {
+                self.begun.extend_from_slice(&bytes[..read]);
+                let whole = match std::str::from_utf8(&self.begun) {
+                    Err(error) if error.error_len().is_none() => error.valid_up_to(),
+                    _ => self.begun.len(),
+                };
+                let whole: Vec<u8> = self.begun.drain(..whole).collect();
+                self.shown.push_str(&String::from_utf8_lossy(&whole));
+            }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 std::thread::sleep(Duration::from_millis(5));
             }
