@@ -200,10 +200,10 @@ pub async fn run(
 
     stop_ops.send_replace(true);
     stop_telling.send_replace(true);
-    // A part of the time for closing. Who cannot say goodbye is forgotten all the same.
-    let goodbye = closing / 4;
-    let _ = tokio::time::timeout(goodbye, telling).await;
-    close(closing - goodbye, queue, store).await;
+    // A part of the time for closing at most. Who cannot say goodbye is forgotten all the same.
+    let begun = tokio::time::Instant::now();
+    let _ = tokio::time::timeout(closing / 4, telling).await;
+    close(closing.saturating_sub(begun.elapsed()), queue, store).await;
     beside.shutdown().await;
     result
 }
