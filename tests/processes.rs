@@ -458,6 +458,7 @@ async fn a_watch_leaves_the_terminal_as_it_was_where_it_cannot_begin() {
 async fn a_watch_in_a_pipe_is_blocks_without_control_codes_until_its_reader_goes(backends: Backends) {
     let world = World::new(backends);
     let up = world.start(&["up"]);
+    eventually("all is well", async || up.told("/api/v1/status").await["verdict"]["level"] == "well").await;
     eventually("it is seen", async || roles(&told(&up).await).len() == 1).await;
     let (reader, writer) = std::io::pipe().unwrap();
     let mut watch = world.piped(&["status", "--watch", "--every", "100ms"], writer);
