@@ -25,6 +25,7 @@ use headcount::{
     store::{
         Incoming, Store, User,
         letters::{Actor, Captured, Filter, Status},
+        operations::{Ended, Given, Kind, NewOperation, State},
     },
     time::now,
 };
@@ -125,7 +126,7 @@ async fn dump(home: &Home) -> BTreeSet<String> {
 }
 
 /// Where a person's data is, as ARCHITECTURE.md lists it.
-const EVERYWHERE: [&str; 22] = [
+const EVERYWHERE: [&str; 25] = [
     "dead_letter_contents.body",
     "dead_letter_contents.headers",
     "dead_letter_history.note",
@@ -133,6 +134,9 @@ const EVERYWHERE: [&str; 22] = [
     "dead_letters.detail",
     "dead_letters.grp",
     "dead_letters.search",
+    "operations.detail",
+    "operations.note",
+    "operations.what",
     "tier_grants.ended_note",
     "tier_grants.note",
     "users.clerk",
@@ -179,11 +183,39 @@ async fn plant(store: &Arc<dyn Store>, id: &str) {
     store.edit(edited.id, update.clone().into(), &by(Some(&note))).await.unwrap().unwrap();
     assert_eq!(of("edited").await.clerk_id.as_deref(), Some(id));
     apply(store, [incoming(&message("edited"), &update)]).await.unwrap();
+    act(store, Some(id), None).await;
+    act(store, None, Some(edited.id)).await;
     let row = row(store, id).await.id;
     for _ in 0..2 {
         store.grant(row, "pro", None, &by(Some(&note))).await.unwrap().unwrap();
         store.revoke(row, &by(Some(&note))).await.unwrap().unwrap();
     }
+}
+
+/// Somebody does something about a user or a letter, and writes down why.
+async fn act(store: &Arc<dyn Store>, clerk_id: Option<&str>, letter_id: Option<uuid::Uuid>) {
+    let holder = uuid::Uuid::now_v7();
+    let new = NewOperation {
+        kind: Kind::Replay,
+        by: by(Some(&format!("{MARK} has asked for it"))),
+        what: json!({ "text": MARK }),
+        clerk_id: clerk_id.map(str::to_owned),
+        letter_id,
+        expected: 1,
+        order: Some(Given {
+            filter: Filter { text: Some(MARK.into()), ..Filter::default() },
+            limit: 1,
+            rate: None,
+            halt_at: None,
+            open: 1,
+        }),
+        holder: Some(holder),
+        most: None,
+    };
+    let begun = store.begin_operation(&new).await.unwrap().unwrap();
+    let detail = Some(format!("{MARK} is refused"));
+    let end = Ended { state: State::Failed, detail, published: 0, applied: 0, died: 0 };
+    assert!(store.end_operation(begun.id, holder, &end).await.unwrap());
 }
 
 fn deletion(id: &str) -> Incoming {
@@ -211,6 +243,8 @@ async fn nothing_personal_is_left_in_any_table_of_a_user_who_is_deleted(home: Ar
     let note = format!("{MARK} was mistaken");
     store.grant(erased.id, "pro", None, &by(Some(&note))).await.unwrap().unwrap();
     store.revoke(erased.id, &by(Some(&note))).await.unwrap().unwrap();
+    act(&store, Some("user_1"), None).await;
+    assert_eq!(home.number("SELECT count(*) FROM operations WHERE who = 'ann'").await, 3, "who did it stays");
     assert_eq!(dump(&home).await, BTreeSet::new());
     assert!(erased.deleted_at.is_some());
 }

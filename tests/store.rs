@@ -136,6 +136,7 @@ async fn at_the_first_migration(home: &Home) -> Arc<dyn Store> {
         "subscription_items",
         "tier_grants",
         "processes",
+        "operations",
     ] {
         home.sql(&format!("DROP TABLE {table}")).await;
     }

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use serde::Serialize;
 use tokio::{sync::watch, task::JoinSet};
 use uuid::Uuid;
@@ -24,6 +25,7 @@ use crate::{
         StoreError,
         letters::{Actor, Claimed, Filter, Letters, Publication, Status},
     },
+    time::Millis,
 };
 
 /// How many letters are claimed at a time. At a rate, no more than a second's worth.
@@ -83,6 +85,42 @@ pub async fn nobody_works(queue: &dyn Queue) -> Option<String> {
     })
 }
 
+/// Where a replay's letters come from.
+#[async_trait]
+pub(super) trait Claims: Send + Sync {
+    /// How many letters there are to be claimed.
+    async fn open(&self) -> Result<u64, StoreError>;
+
+    /// Claims that nobody has published, made before `before` by the database's clock.
+    async fn unfinished(&self, before: Millis, limit: u32) -> Result<Vec<Claimed>, StoreError>;
+
+    /// Claims letters. None: there is nothing left to claim.
+    async fn claim(&self, limit: u32) -> Result<Vec<Claimed>, StoreError>;
+}
+
+/// All letters that a filter selects.
+struct Selected<'a> {
+    letters: &'a dyn Letters,
+    order: &'a Order,
+}
+
+#[async_trait]
+impl Claims for Selected<'_> {
+    async fn open(&self) -> Result<u64, StoreError> {
+        let filter = Filter { status: Some(Status::Open), ..self.order.filter.clone() };
+        let counts = self.letters.count(&filter).await?;
+        Ok(counts.iter().map(|count| count.letters).sum())
+    }
+
+    async fn unfinished(&self, before: Millis, limit: u32) -> Result<Vec<Claimed>, StoreError> {
+        self.letters.unstamped(&self.order.filter, before, limit).await
+    }
+
+    async fn claim(&self, limit: u32) -> Result<Vec<Claimed>, StoreError> {
+        self.letters.claim(&self.order.filter, limit, &self.order.by).await
+    }
+}
+
 /// Publishes letters again.
 #[derive(Clone)]
 pub struct Replayer {
@@ -109,8 +147,20 @@ impl Replayer {
         progress: impl Fn(&Progress, &[Publication]) + Send + Sync,
         stop: &watch::Receiver<bool>,
     ) -> (Progress, End) {
+        self.run_with(&Selected { letters: self.letters.as_ref(), order }, order, progress, stop).await
+    }
+
+    /// As [`run`](Self::run), with letters from elsewhere.
+    pub(super) async fn run_with(
+        &self,
+        claims: &dyn Claims,
+        order: &Order,
+        progress: impl Fn(&Progress, &[Publication]) + Send + Sync,
+        stop: &watch::Receiver<bool>,
+    ) -> (Progress, End) {
         let mut run = Run {
             replayer: self,
+            claims,
             order,
             progress: &progress,
             stop,
@@ -136,6 +186,7 @@ impl Replayer {
         };
         let mut run = Run {
             replayer: self,
+            claims: &Selected { letters: self.letters.as_ref(), order: &order },
             order: &order,
             progress: &|_, _| {},
             stop: &stopped,
@@ -149,6 +200,7 @@ impl Replayer {
 /// One replay on its way.
 struct Run<'a> {
     replayer: &'a Replayer,
+    claims: &'a dyn Claims,
     order: &'a Order,
     progress: &'a (dyn Fn(&Progress, &[Publication]) + Send + Sync),
     stop: &'a watch::Receiver<bool>,
@@ -162,7 +214,7 @@ impl Run<'_> {
         // A letter that dies again is open and selected again, and must not be replayed for ever. Claims begin with the
         // first to die, so the next `left` claims are the letters that are open now. Where another replay takes some of
         // them, a letter that is claimed for the second time tells.
-        let mut left = self.open().await?;
+        let mut left = self.claims.open().await.map_err(End::Store)?;
         let mut seen: HashSet<Uuid> = HashSet::new();
         loop {
             let Some(limit) = self.room().await? else { return Ok(End::Limit) };
@@ -171,26 +223,18 @@ impl Run<'_> {
                 return Ok(End::Complete);
             }
             // Commit before publish: a crash from here on leaves claims without a stamp, which the next replay publishes.
-            let claims = self.replayer.letters.claim(&self.order.filter, limit, &self.order.by);
-            let claims = claims.await.map_err(End::Store)?;
+            let claims = self.claims.claim(limit).await.map_err(End::Store)?;
             if claims.is_empty() {
                 return Ok(End::Complete);
             }
             self.report.claimed += claims.len() as u64;
-            left -= claims.len() as u64;
+            left = left.saturating_sub(claims.len() as u64);
             let again = claims.iter().filter(|claim| !seen.insert(claim.id)).count();
             self.chunk(claims).await?;
             if again > 0 {
                 return Ok(End::Complete);
             }
         }
-    }
-
-    /// How many selected letters are open now.
-    async fn open(&self) -> Result<u64, End> {
-        let filter = Filter { status: Some(Status::Open), ..self.order.filter.clone() };
-        let counts = self.replayer.letters.count(&filter).await.map_err(End::Store)?;
-        Ok(counts.iter().map(|count| count.letters).sum())
     }
 
     /// Publishes the letters that an earlier replay claimed and did not stamp. A replay that runs at this moment may publish
@@ -201,8 +245,7 @@ impl Run<'_> {
         let mut seen: HashSet<(Uuid, u32)> = HashSet::new();
         loop {
             let Some(limit) = self.room().await? else { return Ok(()) };
-            let claims = self.replayer.letters.unstamped(&self.order.filter, before, limit);
-            let claims = claims.await.map_err(End::Store)?;
+            let claims = self.claims.unfinished(before, limit).await.map_err(End::Store)?;
             let fresh: Vec<Claimed> =
                 claims.into_iter().filter(|claim| seen.insert((claim.id, claim.round))).collect();
             if fresh.is_empty() {

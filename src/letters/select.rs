@@ -191,6 +191,7 @@ impl Selection {
             text: self.text.clone(),
             since: time(&self.since)?,
             until: time(&self.until)?,
+            settled_since: None,
         };
         let mut named = Vec::with_capacity(self.ids.len());
         for reference in &self.ids {

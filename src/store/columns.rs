@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{
     letters::{Action, Status},
+    operations,
     sync::{RunResult, SeenBy},
     times::{rfc3339, time_in_range},
 };
@@ -250,6 +251,27 @@ column! {
     ItemStatus is subscriptions::Status: String => |name: String| {
         let status = subscriptions::Status::ALL.into_iter().find(|status| status.as_str() == name);
         status.ok_or_else(|| "a status that is new to headcount".into())
+    }
+}
+
+column! {
+    /// What an operation is. A check of the table's lets no other name in.
+    KindName is operations::Kind: String => |name: String| {
+        operations::Kind::parse(&name).ok_or_else(|| "a kind of operation that is new to headcount".into())
+    }
+}
+
+column! {
+    /// How an operation stands. A check of the table's lets no other name in.
+    StateName is operations::State: String => |name: String| {
+        operations::State::parse(&name).ok_or_else(|| "a state that is new to headcount".into())
+    }
+}
+
+column! {
+    /// What people want of a replay. A check of the table's lets no other name in.
+    WishName is operations::Wish: String => |name: String| {
+        operations::Wish::parse(&name).ok_or_else(|| "a wish that is new to headcount".into())
     }
 }
 

@@ -95,8 +95,8 @@ enum Condition<'f> {
     Is(&'static str, &'f str),
     /// `search` contains this text, which is in lower case.
     Contains(String),
-    /// `died_at` compares so with a time.
-    Died(&'static str, Millis),
+    /// A column compares so with a time.
+    Time(&'static str, Millis),
     /// It comes after this letter in a listing.
     After(Millis, Uuid),
 }
@@ -111,8 +111,8 @@ impl Condition<'_> {
                 query.push(format_args!(" AND {column} = "));
                 D::bind(query, Value::Text(value));
             }
-            Self::Died(compared, at) => {
-                query.push(format_args!(" AND died_at {compared} "));
+            Self::Time(compared, at) => {
+                query.push(format_args!(" AND {compared} "));
                 D::bind(query, Value::Time(*at));
             }
             Self::After(died_at, id) => {
@@ -164,10 +164,13 @@ impl<'f> Conditions<'f> {
             also(Condition::Contains(plain::stored(text)?.to_lowercase()));
         }
         if let Some(since) = filter.since {
-            also(Condition::Died(">=", since));
+            also(Condition::Time("died_at >=", since));
         }
         if let Some(until) = filter.until {
-            also(Condition::Died("<", until));
+            also(Condition::Time("died_at <", until));
+        }
+        if let Some(since) = filter.settled_since {
+            also(Condition::Time("settled_at >=", since));
         }
         Some(Self { all, status: filter.status, tallied })
     }

@@ -59,7 +59,7 @@ pub trait Housekeeping: Send + Sync {
 pub struct Retention {
     /// `HEADCOUNT_INBOX_RETENTION`; of ignored messages at most [`IGNORED`](Self::IGNORED).
     pub inbox: Duration,
-    /// `HEADCOUNT_DEAD_RETENTION`, of letters that are applied or discarded.
+    /// `HEADCOUNT_DEAD_RETENTION`, of letters that are applied or discarded, and of operations that have ended.
     pub dead: Duration,
     /// `HEADCOUNT_SESSION_RETENTION`, of sessions that have ended.
     pub sessions: Duration,

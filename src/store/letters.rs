@@ -29,6 +29,9 @@ use crate::{
 /// The most groups that are listed.
 pub const GROUPS_MAX: u32 = 500;
 
+/// The most letters that [`Letters::fresh_letters`] counts.
+pub const FRESH_MAX: u32 = 10_000;
+
 /// The longest page of letters.
 pub const LETTERS_MAX: u32 = 10_000;
 
@@ -73,6 +76,9 @@ pub trait Letters: Send + Sync {
 
     /// How many letters a filter selects, by event type and reason: the preview of an action.
     async fn count(&self, filter: &Filter) -> Result<Vec<Count>, StoreError>;
+
+    /// How many open letters died since a time, and when the oldest open one did.
+    async fn fresh_letters(&self, since: Millis) -> Result<FreshLetters, StoreError>;
 
     /// Claims up to `limit` open letters that the filter selects, the first to die first, for replay: each is claimed by
     /// one caller only. Without [`Filter::ids`], letters that another caller is busy with are passed over. None: there
@@ -171,7 +177,8 @@ pub struct Captured {
 }
 
 /// Selects letters: those that all conditions hold for. An empty filter selects all.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Filter {
     /// Only these letters; any where it is empty.
     pub ids: Vec<Uuid>,
@@ -191,6 +198,8 @@ pub struct Filter {
     pub since: Option<Millis>,
     /// Only those that died before this time.
     pub until: Option<Millis>,
+    /// Only those that were applied or discarded at or after this time, by the database's clock.
+    pub settled_since: Option<Millis>,
 }
 
 /// A page of a listing.
@@ -269,6 +278,15 @@ impl Letter {
         let status = self.status.as_str();
         self.outcome.map_or_else(|| status.to_owned(), |outcome| format!("{status} ({})", outcome.as_str()))
     }
+}
+
+/// Open letters, as far as their age goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FreshLetters {
+    /// Open ones that died since a time, at most [`FRESH_MAX`].
+    pub since: u64,
+    /// When the oldest open one died.
+    pub oldest_open: Option<Millis>,
 }
 
 /// A letter, whole.

@@ -14,7 +14,7 @@ use super::{StoreError, errors};
 pub(super) const TABLE: &str = "headcount_migrations";
 
 /// Tables, and the migration that makes them: before it they must not be there.
-const OURS: [(i64, &str); 18] = [
+const OURS: [(i64, &str); 19] = [
     (1, "users"),
     (1, "inbox"),
     (1, "former_clerk_ids"),
@@ -32,6 +32,7 @@ const OURS: [(i64, &str); 18] = [
     (9, "anonymous_visitors"),
     (10, "subscription_items"),
     (10, "tier_grants"),
+    (11, "operations"),
     (12, "processes"),
 ];
 
@@ -80,6 +81,7 @@ macro_rules! migrations {
                 "subscriptions",
                 include_str!(concat!("../../migrations/", $dialect, "/0010_subscriptions.sql")),
             ),
+            (11, "operations", include_str!(concat!("../../migrations/", $dialect, "/0011_operations.sql"))),
             (12, "processes", include_str!(concat!("../../migrations/", $dialect, "/0012_processes.sql"))),
         ]
     };
@@ -161,6 +163,7 @@ mod tests {
                 "0008_sessions",
                 "0009_anonymous_visitors",
                 "0010_subscriptions",
+                "0011_operations",
                 "0012_processes"
             ]
         );
@@ -182,7 +185,7 @@ mod tests {
     fn the_names_to_come_are_those_of_later_migrations() {
         assert_eq!(to_come(None).len(), OURS.len());
         assert_eq!(to_come(Some(&BTreeSet::from([1])))[0], "dead_letters");
-        assert!(to_come(Some(&BTreeSet::from([1, 2, 4, 10, 12]))).is_empty());
+        assert!(to_come(Some(&BTreeSet::from([1, 2, 4, 10, 11, 12]))).is_empty());
         for (version, table) in OURS {
             let text = POSTGRES.iter().find(|(number, ..)| *number == version).map(|(.., sql)| *sql);
             assert!(text.unwrap_or_default().contains(&format!("CREATE TABLE {table} (")), "{table}");

@@ -38,6 +38,7 @@ mod filter;
 pub mod housekeeping;
 pub mod letters;
 mod migrations;
+pub mod operations;
 mod people;
 mod plain;
 pub mod postgres;
@@ -129,6 +130,7 @@ pub trait Store:
     + sync::SyncTables
     + tiers::UserTiers
     + processes::Processes
+    + operations::OperationLog
 {
     /// Closes the connections, within a few seconds.
     async fn close(&self);

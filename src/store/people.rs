@@ -22,6 +22,9 @@ pub trait Users: Send + Sync {
     /// `None` where there is none.
     async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError>;
 
+    /// One message in the inbox, by its id; `None` where it is not there, or not any more.
+    async fn message(&self, message_id: &str) -> Result<Option<PastEvent>, StoreError>;
+
     /// Counts for `status`.
     async fn totals(&self) -> Result<Totals, StoreError>;
 }
@@ -228,6 +231,9 @@ from_row!(PastEvent {
     received_at: Told,
     processed_at: Told,
 });
+
+/// One message of the inbox.
+pub(super) const MESSAGE: &str = "SELECT message_id, event_type, clerk_id, outcome, event_at, received_at, processed_at FROM inbox WHERE message_id = $1";
 
 /// When the last webhook that Clerk sent was processed, and when it had come in. An older ingress queues what `doctor`
 /// asks with.

@@ -1,8 +1,8 @@
-//! Owns what running processes say of themselves, in the table `processes`. A process counts as alive until what it said expires,
-//! by the database's clock. Each statement stands here once for both databases.
+//! Owns the table `processes`, in which each running process describes itself. A process counts as alive until its description
+//! expires, by the database's clock. Each statement stands here once for both databases.
 //!
-//! Promises that rows which came through the queue, where others may write too, take the place of no row that a process
-//! wrote itself, and that they are few.
+//! Others may write to the queue too. So a description that came through the queue never replaces one that a process wrote
+//! itself, and only [`PROCESSES_MAX`] of them are kept.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,7 +14,6 @@ use super::{
     StoreError,
     columns::{At, Id, from_row},
     filter::{Dialect as _, Value},
-    letters::Status,
     plain::NAME_MAX,
     questions::{Planned, Reading as _},
     sync::tables::{Changing as _, Kind, Words as _, Works, ask, change},
@@ -25,13 +24,10 @@ use crate::{
     time::{Millis, rfc3339},
 };
 
-/// The most rows of processes that said what they do through the queue.
+/// The most rows of processes that describe themselves through the queue.
 pub const PROCESSES_MAX: usize = 1_000;
 
-/// The most letters that [`Processes::fresh_letters`] counts.
-const FRESH_MAX: u32 = 10_000;
-
-/// The longest that is kept of why a worker is paused, in bytes.
+/// The longest reason for a worker's pause that is kept, in bytes.
 pub const PAUSED_MAX: usize = 300;
 
 /// What a process does.
@@ -66,11 +62,11 @@ impl Role {
 /// What a process says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
-    /// Of this run of the process.
+    /// The id of this run of the process.
     pub id: Uuid,
     /// What it does.
     pub roles: Vec<Role>,
-    /// Of headcount.
+    /// The version of headcount.
     pub version: String,
     /// The host's name.
     pub host: String,
@@ -84,7 +80,7 @@ pub struct Said {
     pub held: Option<u64>,
     /// Why its worker takes no messages; `None` while it does.
     pub paused: Option<String>,
-    /// Since when.
+    /// Since when its worker takes no messages.
     pub paused_since: Option<Millis>,
     /// Where it listens, by role.
     pub listeners: BTreeMap<String, String>,
@@ -93,7 +89,7 @@ pub struct Said {
 }
 
 impl Said {
-    /// It takes webhooks in and does nothing else: it has no database, and speaks through the queue.
+    /// The process takes webhooks in and does nothing else. It has no database, so it describes itself through the queue.
     pub fn is_of_ingress_alone(&self) -> bool {
         self.roles == [Role::Ingress]
     }
@@ -112,26 +108,17 @@ pub struct ProcessRow {
     pub read_at: Millis,
 }
 
-/// What is to be written down at a time.
+/// What is written down in one transaction.
 #[derive(Clone, Debug)]
 pub struct Telling {
     /// What this process says of itself.
     pub own: Option<Said>,
-    /// What came through the queue, of ingresses.
+    /// What ingresses said of themselves through the queue.
     pub others: Vec<Said>,
     /// Ingresses that said through the queue that they end.
     pub ended: Vec<Uuid>,
-    /// How long it counts.
+    /// How long what is said counts.
     pub life: Duration,
-}
-
-/// Open letters, as far as their age goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FreshLetters {
-    /// Open ones that died since a time, at most 10,000.
-    pub since: u64,
-    /// When the oldest open one died.
-    pub oldest_open: Option<Millis>,
 }
 
 /// Who runs. An error is what the database says.
@@ -140,14 +127,11 @@ pub trait Processes: Send + Sync {
     /// Writes down what processes say.
     async fn tell(&self, telling: &Telling) -> Result<(), StoreError>;
 
-    /// This process ends: it is forgotten at once.
+    /// Forgets a process at once, because it ends.
     async fn leave(&self, id: Uuid) -> Result<(), StoreError>;
 
     /// The processes that are alive, the first to begin first.
     async fn processes(&self) -> Result<Vec<ProcessRow>, StoreError>;
-
-    /// How many open letters died since a time, and when the oldest open one did.
-    async fn fresh_letters(&self, since: Millis) -> Result<FreshLetters, StoreError>;
 }
 
 /// A row as it travels to the database.
@@ -208,7 +192,7 @@ fn told(said: &[&Said]) -> String {
             rates: said.rates.to_json(),
         })
         .collect();
-    // Texts and numbers: this cannot fail.
+    // Texts and numbers only: this cannot fail.
     serde_json::to_string(&rows).unwrap_or_else(|_| "[]".into())
 }
 
@@ -220,7 +204,8 @@ fn upsert<S: Works>() -> String {
     let names = COLUMNS.map(|(name, _)| name).join(", ");
     let set = COLUMNS[1..].iter().map(|(name, _)| format!("{name} = excluded.{name}"));
     let set = set.collect::<Vec<_>>().join(", ");
-    // The queue may deliver out of order. What was written down by an ingress's own word is nobody's else.
+    // The queue may deliver an older description later: the newer one stays. A description of an ingress alone may come from
+    // anybody, so it replaces only another such description.
     format!(
         "INSERT INTO processes ({names}, seen_at, expires_at) SELECT {names}, {now}, {} FROM {} WHERE true ORDER BY id \
          ON CONFLICT (id) DO UPDATE SET {set}, seen_at = excluded.seen_at, expires_at = excluded.expires_at \
@@ -313,7 +298,7 @@ from_row!(Row {
 
 impl From<Row> for ProcessRow {
     fn from(row: Row) -> Self {
-        // A role that only a newer headcount knows is left out.
+        // A newer headcount may know more roles: those are left out.
         let role = |name: &str| Role::ALL.into_iter().find(|role| role.as_str() == name);
         Self {
             said: Said {
@@ -348,21 +333,6 @@ async fn processes<S: Works>(store: &S) -> Result<Vec<ProcessRow>, StoreError> {
     Ok(rows.into_iter().map(ProcessRow::from).collect())
 }
 
-async fn fresh_letters<S: Works>(store: &S, since: Millis) -> Result<FreshLetters, StoreError> {
-    let open = Status::Open.as_str();
-    let question = format!(
-        "SELECT (SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE status = '{open}' AND died_at >= $1 \
-         LIMIT {FRESH_MAX}) AS fresh) AS since, (SELECT min(died_at) FROM dead_letters WHERE status = '{open}') AS oldest"
-    );
-    let rows: Vec<(i64, Option<At>)> =
-        ask(store, S::Db::whole(question, [Value::Time(since)])?, Planned::Once).await?;
-    let fresh = |(since, oldest): (i64, Option<At>)| FreshLetters {
-        since: since.unsigned_abs(),
-        oldest_open: oldest.map(|At(at)| at),
-    };
-    Ok(rows.into_iter().next().map(fresh).unwrap_or_default())
-}
-
 #[async_trait]
 impl<S: Works> Processes for S {
     async fn tell(&self, telling: &Telling) -> Result<(), StoreError> {
@@ -375,9 +345,5 @@ impl<S: Works> Processes for S {
 
     async fn processes(&self) -> Result<Vec<ProcessRow>, StoreError> {
         processes(self).await
-    }
-
-    async fn fresh_letters(&self, since: Millis) -> Result<FreshLetters, StoreError> {
-        fresh_letters(self, since).await
     }
 }

@@ -10,7 +10,10 @@ use super::{
     StoreError,
     columns::{ActionName, At, Body, Id, Many, OriginName, OutcomeName, Small, StatusName, from_row},
     filter::{Conditions, Dialect, Value},
-    letters::{Claimed, Count, Filter, Group, HistoryEntry, Letter, LetterDetail, Page, Status, group_id},
+    letters::{
+        Claimed, Count, FRESH_MAX, Filter, FreshLetters, Group, HistoryEntry, Letter, LetterDetail, Page,
+        Status, group_id,
+    },
     people::EVENTS_MAX,
 };
 use crate::time::Millis;
@@ -212,6 +215,24 @@ pub(super) async fn statuses(store: &impl Asked) -> Result<BTreeMap<Status, u64>
     let rows: Vec<(StatusName, Many)> = reading.rows(QueryBuilder::new(STATUSES), Planned::Once).await?;
     reading.end().await?;
     Ok(rows.into_iter().map(|(status, letters)| (status.0, letters.0)).collect())
+}
+
+/// Answers [`Letters::fresh_letters`](super::letters::Letters::fresh_letters).
+pub(super) async fn fresh_letters<S: Asked>(store: &S, since: Millis) -> Result<FreshLetters, StoreError> {
+    let open = Status::Open.as_str();
+    let question = format!(
+        "SELECT (SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE status = '{open}' AND died_at >= $1 \
+         LIMIT {FRESH_MAX}) AS fresh) AS since, (SELECT min(died_at) FROM dead_letters WHERE status = '{open}') AS oldest"
+    );
+    let question = S::Db::whole(question, [Value::Time(since)])?;
+    let mut reading = store.reading().await?;
+    let rows: Vec<(Many, Option<At>)> = reading.rows(question, Planned::Once).await?;
+    reading.end().await?;
+    let fresh = |(since, oldest): (Many, Option<At>)| FreshLetters {
+        since: since.0,
+        oldest_open: oldest.map(|at| at.0),
+    };
+    Ok(rows.into_iter().next().map(fresh).unwrap_or_default())
 }
 
 /// Answers [`Letters::unstamped`](super::letters::Letters::unstamped).

@@ -195,7 +195,7 @@ impl Item {
 }
 
 /// What ends a grant by itself.
-const OVER: &str = "its time";
+pub(super) const OVER: &str = "its time";
 
 #[async_trait]
 impl<S: Works> UserTiers for S {

@@ -13,7 +13,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    Incoming, StoreError, Terms, errors,
+    Incoming, StoreError, Terms, errors, operations,
     retry::{self, LAST_BEGIN},
     sessions, subscriptions,
     sync::tables::{Changing, Words, Works},
@@ -32,6 +32,8 @@ pub(super) enum Lock<'b> {
     Address(String),
     /// A Clerk id that has no row to be locked.
     Account(&'b str),
+    /// How many replays run.
+    Replays,
 }
 
 /// What a transaction is begun for.
@@ -41,6 +43,8 @@ pub(super) enum Purpose {
     Batch(usize, Instant),
     /// Few rows of ours, which people or the process's own upkeep change.
     Few,
+    /// To find and change letters, of which there may be many, for people.
+    People,
     /// To ask whether the database takes a batch.
     Ready,
 }
@@ -234,6 +238,7 @@ async fn ask(tx: &mut impl Changing<Db: Words>, terms: &Terms) -> Result<(), Sto
     let erases = terms.policy.on_delete == OnDelete::Erase;
     if erases {
         tiers::erase_notes(tx, &[]).await?;
+        operations::erase(tx, &[]).await?;
     }
     tx.check_statements(erases).await
 }
@@ -267,7 +272,8 @@ async fn erase_beside(tx: &mut impl Changing<Db: Words>, clerk_ids: &[&str]) -> 
         return Ok(());
     }
     tx.erase_letters(clerk_ids).await?;
-    tiers::erase_notes(tx, clerk_ids).await
+    tiers::erase_notes(tx, clerk_ids).await?;
+    operations::erase(tx, clerk_ids).await
 }
 
 fn message_id(incoming: &Incoming) -> &str {

@@ -27,16 +27,20 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::{
-    Batches, Diagnosis, Incoming, Schema, Store, StoreError, Stranger, Totals, User, UserHistory, UserQuery,
-    Users,
+    Batches, Diagnosis, Incoming, PastEvent, Schema, Store, StoreError, Stranger, Totals, User, UserHistory,
+    UserQuery, Users,
     accounts::{Account, Accounts, Mark},
     errors,
     housekeeping::{Housekeeping, Pruned, Rejections, Retention},
     letters::{
-        Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
-        Status,
+        Actor, Captured, Claimed, Count, Filter, FreshLetters, Group, Letter, LetterDetail, Letters, Page,
+        Publication, Status,
     },
-    processes::{FreshLetters, ProcessRow, Processes, Telling},
+    operations::{
+        self, Cause, Held, LogFilter, LogPage, NewOperation, Operation, OperationLog, OperationRow, Outcomes,
+        Tick, Wish, Wished,
+    },
+    processes::{ProcessRow, Processes, Telling},
     sessions::{Ended, Session, Sighting},
     sync::{
         Holder, InstanceRow, Known, Lease, NewRun, Owner, Run, Seen, SeenBy, Settled, SyncTables, Taken,
@@ -74,6 +78,8 @@ const READY: Limit = Limit::of(Duration::from_secs(6));
 const PEOPLE: Limit = Limit::of(Duration::from_secs(35));
 /// What a process says of itself by itself.
 const TELLING: Limit = Limit { asks: false, ..READY };
+/// What a process asks now and then to see whether there is work.
+const UPKEEP: Limit = Limit { asks: false, ..READY };
 const HOUSEKEEPING: Limit = Limit { asks: false, ..PEOPLE };
 /// Tables and indexes of any size are made in it.
 const MIGRATE: Limit = Limit { asks: false, ..Limit::of(Duration::from_secs(3_600)) };
@@ -250,6 +256,7 @@ watched!(Batches {
 watched!(Users {
     [PEOPLE] users(&query: UserQuery) -> Vec<User>;
     [PEOPLE] user(&reference: str) -> Option<UserHistory>;
+    [PEOPLE] message(&message_id: str) -> Option<PastEvent>;
     [PEOPLE] totals() -> Totals;
 });
 
@@ -304,6 +311,7 @@ watched!(Letters {
     [PEOPLE] list(&filter: Filter, &page: Page) -> Vec<Letter>;
     [PEOPLE] show(&reference: str) -> Option<LetterDetail>;
     [PEOPLE] count(&filter: Filter) -> Vec<Count>;
+    [PEOPLE] fresh_letters(since: Millis) -> FreshLetters;
     [PEOPLE] claim(&filter: Filter, limit: u32, &by: Actor) -> Vec<Claimed>;
     [PEOPLE] edit(id: Uuid, body: Bytes, &by: Actor) -> Option<Claimed>;
     [PEOPLE] clock() -> Millis;
@@ -311,6 +319,25 @@ watched!(Letters {
     [PEOPLE] stamp(&published: [Publication]) -> ();
     [PEOPLE] discard(&filter: Filter, limit: u32, &by: Actor) -> u64;
     [PEOPLE] restore(&filter: Filter, limit: u32, &by: Actor) -> u64;
+});
+
+watched!(OperationLog {
+    [PEOPLE] begin_operation(&new: NewOperation) -> Option<Operation>;
+    [PEOPLE] note_operation(&new: NewOperation) -> ();
+    [READY] end_operation(id: Uuid, holder: Uuid, &end: operations::Ended) -> bool;
+    [PEOPLE] operation(id: Uuid) -> Option<Operation>;
+    [PEOPLE] replays(limit: u32) -> Vec<Operation>;
+    [UPKEEP] take_replay(holder: Uuid) -> Option<Operation>;
+    [READY] tick(id: Uuid, holder: Uuid, &tick: Tick) -> Option<Operation>;
+    [READY] give_operation_back(id: Uuid, holder: Uuid) -> ();
+    [PEOPLE] wish(id: Uuid, wish: Wish, &by: Actor, most: u32) -> Option<Wished>;
+    [PEOPLE] claim_for(held: Held, &filter: Filter, limit: u32, &by: Actor) -> Vec<Claimed>;
+    [PEOPLE] adopt(held: Held, &filter: Filter, before: Millis, limit: u32) -> u64;
+    [PEOPLE] unpublished(id: Uuid, limit: u32) -> Vec<Claimed>;
+    [PEOPLE] outcomes(id: Uuid, whole: bool) -> Outcomes;
+    [HOUSEKEEPING] tidy_operations(counts: bool) -> bool;
+    [PEOPLE] operations(&filter: LogFilter, &page: LogPage) -> Vec<OperationRow>;
+    [PEOPLE] causes(now: Millis) -> Vec<Cause>;
 });
 
 watched!(Rejections {
@@ -333,7 +360,6 @@ watched!(Processes {
     [TELLING] tell(&telling: Telling) -> ();
     [TELLING] leave(id: Uuid) -> ();
     [PEOPLE] processes() -> Vec<ProcessRow>;
-    [PEOPLE] fresh_letters(since: Millis) -> FreshLetters;
 });
 
 watched!(SyncTables {

@@ -1,8 +1,13 @@
-//! Owns bringing single users in step on demand: what Clerk says of each now, what differs, and what became of it.
+//! Owns bringing single users in step on demand: what Clerk says of each now, what differs, and what became of it. Each account is
+//! written down in the log of operations before Clerk is asked about it; whole runs have a table of their own.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
+use serde_json::json;
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -11,12 +16,18 @@ use tokio::{
 use super::{Difference, Order, Sync, SyncError, Tell, owner::Unknown, patience::Patience};
 use crate::{
     clerk::api::{Snapshot, gone, keys},
+    letters::operations::Action,
     message::Message,
     rules::{
         Outcome,
         users::{Loaded, Standing, compare},
     },
-    store::sync::Settled,
+    store::{
+        StoreError,
+        letters::Actor,
+        operations::{Kind, State},
+        sync::Settled,
+    },
     time::{Millis, rfc3339},
 };
 
@@ -87,6 +98,21 @@ impl One {
         self.subscription.as_ref().is_some_and(|paid| paid.differs)
     }
 
+    /// What was found and done, in a few words and without a value.
+    fn told(&self) -> String {
+        let Some(standing) = &self.standing else {
+            return self.problem.clone().unwrap_or_else(|| "neither Clerk nor the table knows it".to_owned());
+        };
+        let became = match (&self.problem, self.outcome) {
+            (Some(problem), _) => format!("; {problem}"),
+            (None, Some(outcome)) => format!("; {}", outcome.as_str()),
+            (None, None) if self.is_under_way() => "; published, and not applied yet".to_owned(),
+            (None, None) => String::new(),
+        };
+        let paid = if self.pays_otherwise() { "; the subscription differed" } else { "" };
+        format!("{standing}{became}{paid}")
+    }
+
     /// The table differs from Clerk.
     pub fn differs(&self) -> bool {
         self.standing.as_ref().is_some_and(Difference::is_one) || self.pays_otherwise()
@@ -104,6 +130,35 @@ fn time<S: Serializer>(at: &Option<Millis>, serializer: S) -> Result<S::Ok, S::E
     at.map(rfc3339).serialize(serializer)
 }
 
+/// What is written down of each account, in the order of what is found.
+#[derive(Default)]
+struct Noted(Mutex<Vec<Option<Action>>>);
+
+impl Noted {
+    fn push(&self, action: Option<Action>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(action);
+    }
+
+    /// Writes down what became of each.
+    async fn ended(self, done: &Result<(String, Vec<One>), SyncError>) -> Result<(), StoreError> {
+        let actions = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for (n, action) in actions.into_iter().enumerate() {
+            let Some(action) = action else { continue };
+            let (state, repaired, told) = match done {
+                Ok((_, found)) => {
+                    let Some(one) = found.get(n) else { continue };
+                    let state = if one.has_failed() { State::Failed } else { State::Complete };
+                    (state, u64::from(one.outcome.is_some() && one.differs()), one.told())
+                }
+                Err(SyncError::Stopped) => (State::Stopped, 0, "somebody stopped it on its way".to_owned()),
+                Err(error) => (State::Failed, 0, format!("it was not followed to its end: {error}")),
+            };
+            action.ended(state, repaired, Some(told)).await?;
+        }
+        Ok(())
+    }
+}
+
 impl Sync {
     /// Brings these users in step: each by a Clerk id, our id, or an e-mail address. Answers the instance, and what was found.
     ///
@@ -118,8 +173,13 @@ impl Sync {
         stop: &watch::Receiver<bool>,
     ) -> Result<(String, Vec<One>), SyncError> {
         let patience = Patience::new(stop, tell);
-        let work = patience.stoppable(self.each(references, order, unknown, &patience));
-        patience.told_of_clerk(&self.api, work).await
+        let noted = Noted::default();
+        let work = patience.stoppable(self.each(references, order, unknown, &patience, &noted));
+        let done = patience.told_of_clerk(&self.api, work).await;
+        let written = noted.ended(&done).await;
+        let done = done?;
+        written.map_err(SyncError::Store)?;
+        Ok(done)
     }
 
     async fn each(
@@ -128,7 +188,9 @@ impl Sync {
         order: &Order,
         unknown: Unknown<'_>,
         patience: &Patience<'_>,
+        noted: &Noted,
     ) -> Result<(String, Vec<One>), SyncError> {
+        let by = Actor { name: order.who.clone(), note: None };
         let instance = self.owner_or(unknown, patience).await?.id;
         let mut found: Vec<One> = Vec::new();
         for reference in references {
@@ -136,6 +198,9 @@ impl Sync {
                 if found.iter().any(|one| one.clerk_id.as_ref() == Some(&clerk_id)) {
                     continue;
                 }
+                let what = json!({ "instance": instance, "dry_run": order.dry_run });
+                let begin = || Action::on_account(&self.store, Kind::Sync, &by, &clerk_id, what.clone());
+                noted.push(if clerk_id.is_empty() { None } else { Some(patience.tried(begin).await?) });
                 found.push(self.one(reference, clerk_id, &instance, order, patience).await?);
             }
         }

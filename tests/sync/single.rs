@@ -56,6 +56,33 @@ async fn single_users_are_brought_in_step_and_told_what_changed(backends: Backen
     assert!(scene.world.users().await.iter().any(is_deleted));
 
     fails(&scene.sync(&["user_nobody"]), 1, "neither Clerk nor this table", "Clerk id");
+    assert_eq!(scene.sync(&["--dry-run", "user_00000"]).status.code(), Some(0));
+
+    // Who asked for it, about whom, and what became of it, is in the log.
+    let log = scene.world.run(&["operations", "--json", "--kind", "sync"]);
+    let log: Value = serde_json::from_slice(&log.stdout).unwrap();
+    let mut told: Vec<_> =
+        log["operations"].as_array().unwrap().iter().filter(|row| !row["clerk_id"].is_null()).collect();
+    told.reverse();
+    let of = |row: &Value| ["clerk_id", "state", "detail"].map(|name| row[name].as_str().unwrap().to_owned());
+    let rows: Vec<[String; 3]> = told.iter().map(|row| of(row)).collect();
+    let expected = [
+        ["user_00000", "complete", "missing; created"],
+        ["user_00000", "complete", "in step"],
+        ["user_00001", "complete", "missing; created"],
+        ["user_00000", "complete", "outdated: locked, clerk_updated_at; updated"],
+        ["user_00001", "complete", "gone; deleted"],
+        ["user_nobody", "complete", "neither Clerk nor the table knows it"],
+        ["user_00000", "complete", "in step"],
+    ];
+    assert_eq!(rows, expected);
+    assert_eq!(told[0]["published"], 1);
+    assert!(told.iter().all(|row| row["who"] == told[0]["who"] && row["ended_at"].is_string()), "{log}");
+    let dry: Vec<bool> = told.iter().map(|row| row["what"]["dry_run"].as_bool().unwrap()).collect();
+    assert_eq!(dry, [false, false, false, false, false, false, true]);
+    assert!(!log.to_string().contains(&address), "an address is personal");
+    let table = text(&scene.world.run(&["operations", "--kind", "sync"]));
+    assert!(table.contains("complete, 1 of 1: missing; created"), "{table}");
     scene.close().await;
 }
 

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::{Action, Discard, Replay, Restore, actor, ask, is_interactive};
 use crate::{
@@ -15,13 +16,16 @@ use crate::{
     config::Config,
     failure::Failure,
     letters::{
+        conduct::{Conductor, Done, Manner, Told},
+        operations::{self, NewReplay, halt_at},
         outcomes::{self, FOLLOWED_MAX},
-        replay::{End, Order, Progress, Replayer, nobody_works},
+        replay::{Progress, nobody_works},
     },
     queue::Queue,
     store::{
-        StoreError,
-        letters::{Count, Filter, Letters, Publication, Status},
+        Store, StoreError,
+        letters::{Actor, Count, Filter, Letters, Publication, Status},
+        operations::{Ended, Kind, State},
     },
     text,
     text::{number, quoted},
@@ -74,6 +78,11 @@ struct Preview {
 }
 
 impl Preview {
+    /// Letters that are selected.
+    fn all(&self) -> u64 {
+        self.counts.iter().map(|count| count.letters).sum()
+    }
+
     fn describe(
         &self,
         verb: &Verb,
@@ -86,7 +95,7 @@ impl Preview {
             let more = if self.unfinished >= u64::from(LOOK) { " or more" } else { "" };
             line(format!("{:>10}{more}  left unfinished by an earlier replay", number(self.unfinished)))?;
         }
-        let all: u64 = self.counts.iter().map(|count| count.letters).sum();
+        let all = self.all();
         let of = if self.letters < all { format!(", of {}", number(all)) } else { String::new() };
         line(format!("{:>10}  to {}{of}", number(self.letters), verb.name))
     }
@@ -96,15 +105,15 @@ impl Preview {
 pub(super) async fn replay(
     args: &Replay,
     config: &Config,
-    letters: &Arc<dyn Letters>,
+    store: &Arc<dyn Store>,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let preview = preview(&args.action, &REPLAY, letters).await?;
+    let preview = preview(&args.action, &REPLAY, &app::letters(store)).await?;
     if args.action.dry_run {
         return preview.describe(&REPLAY, &mut |line| output.line(line));
     }
     let queue = app::existing_queue(config).await?;
-    let result = send_back(args, preview, letters, &queue, output).await;
+    let result = send_back(args, preview, store, &queue, output).await;
     queue.close().await;
     result
 }
@@ -112,64 +121,92 @@ pub(super) async fn replay(
 async fn send_back(
     args: &Replay,
     preview: Preview,
-    letters: &Arc<dyn Letters>,
+    store: &Arc<dyn Store>,
     queue: &Arc<dyn Queue>,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let idle = warn_where_nobody_works(queue.as_ref()).await;
+    let why_idle = warn_where_nobody_works(queue.as_ref()).await;
     if !agreed(&REPLAY, &args.action, &preview, output)? {
         return Ok(());
     }
     let stop =
         app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
     let bar = progress::bar(preview.letters + preview.unfinished);
-    let order = Order {
-        filter: preview.filter,
+    let new = NewReplay {
+        filter: preview.filter.clone(),
         limit: args.action.limit.unwrap_or(u64::MAX),
         rate: args.rate,
+        halt_at: halt_at(args.ramp, args.halt_at),
         by: actor(args.note.as_deref()),
+        open: preview.all(),
+        warnings: why_idle.iter().cloned().collect(),
     };
+    let holder = Uuid::now_v7();
+    let begun = store.begin_operation(&new.operation(Some(holder))).await?;
+    let begun = begun.ok_or_else(|| Failure::new("as many replays as may run do"))?;
     let sent: Mutex<Vec<Publication>> = Mutex::default();
-    let shown = |report: &Progress, published: &[Publication]| {
-        bar.set_position(report.published);
-        let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = FOLLOWED_MAX - sent.len();
-        sent.extend(published.iter().take(room));
+    let told = |told: Told<'_>| match told {
+        Told::Published(report, published) => {
+            bar.set_position(report.published);
+            let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+            let room = FOLLOWED_MAX - sent.len();
+            sent.extend(published.iter().take(room));
+        }
+        Told::Step(step) => bar.suspend(|| remark(step)),
+        Told::Waits(why) => bar.suspend(|| remark(why)),
     };
-    let replayer = Replayer::new(Arc::clone(letters), Arc::clone(queue));
-    let (report, ended) = replayer.run(&order, shown, &stop).await;
+    let conductor = Conductor::new(store, queue, Manner::Command);
+    let (report, done) = conductor.run(begun, holder, &told, &stop).await;
     bar.finish_and_clear();
-    let is_complete = matches!(ended, End::Complete);
+    let is_complete = matches!(&done, Done::Ended(Ended { state: State::Complete, .. }));
     let open = match is_complete && report.claimed >= preview.letters {
         true => None,
-        false => open(letters.as_ref(), &order.filter).await,
+        false => open(store.as_ref(), &preview.filter).await,
     };
     output.line(summary(&report, preview.letters, is_complete, open))?;
     let left = args.action.limit.map(|limit| limit.saturating_sub(report.taken_up + report.claimed));
-    let failure = match ended {
-        End::Complete | End::Limit => {
+    let again = || again(std::env::args(), left);
+    let failure = match done {
+        Done::Ended(Ended { state: State::Complete | State::Limit, applied, died, .. }) => {
+            if args.ramp {
+                return output.line(format!(
+                    "outcome: {} applied, {} died again",
+                    number(applied),
+                    number(died)
+                ));
+            }
             let sent = sent.into_inner().unwrap_or_else(PoisonError::into_inner);
-            return if idle {
-                Ok(())
-            } else {
-                tell_outcomes(letters.as_ref(), &sent, report.published, &stop, output).await
+            return match why_idle {
+                Some(_) => Ok(()),
+                None => tell_outcomes(store.as_ref(), &sent, report.published, &stop, output).await,
             };
         }
-        End::Stopped => Failure::new("interrupted"),
-        End::Queue(error) => error.into(),
-        End::Store(error) => error.into(),
+        Done::Ended(Ended { state: State::Halted, detail, .. }) => {
+            let why = detail.unwrap_or_default();
+            return Err(Failure::new(format!("the replay stopped by itself: {why}"))
+                .hint("why they died again: headcount dead list")
+                .hint(format!("mend the cause, then go on: {}", again())));
+        }
+        Done::Left | Done::Paused => {
+            return Err(Failure::new("another process goes on with this replay")
+                .hint("see how far it is: headcount operations --kind replay"));
+        }
+        Done::Ended(_) if *stop.borrow() => Failure::new("interrupted"),
+        Done::Ended(_) => Failure::new("somebody stopped the replay"),
+        Done::Queue(error) => error.into(),
+        Done::Store(error) => error.into(),
     };
-    Err(failure.hint(format!("go on: {}", again(std::env::args(), left))))
+    Err(failure.hint(format!("go on: {}", again())))
 }
 
 /// Warns where no worker would take the letters at once.
-pub(super) async fn warn_where_nobody_works(queue: &dyn Queue) -> bool {
+pub(super) async fn warn_where_nobody_works(queue: &dyn Queue) -> Option<String> {
     let why = nobody_works(queue).await;
     if let Some(why) = &why {
         remark(format_args!("warning: {why}"));
         remark("hint: look at the queues: headcount status");
     }
-    why.is_some()
+    why
 }
 
 /// Prints what became of letters that were sent back.
@@ -236,7 +273,7 @@ fn summary(report: &Progress, expected: u64, is_complete: bool, open: Option<u64
 /// Runs `dead discard`.
 pub(super) async fn discard(
     args: &Discard,
-    letters: &Arc<dyn Letters>,
+    store: &Arc<dyn Store>,
     output: &mut Output,
 ) -> Result<(), Failure> {
     let note = args.note.as_deref().map(str::trim).filter(|note| !note.is_empty());
@@ -244,35 +281,38 @@ pub(super) async fn discard(
         return Err(Failure::usage("the note is empty").hint("say why: --note 'test data of 3 May'"));
     }
     let by = actor(note);
-    let step = async |filter: &Filter, limit| letters.discard(filter, limit, &by).await;
-    steps(&DISCARD, &args.action, step, letters, output).await
+    let step = async |filter: &Filter, limit| store.discard(filter, limit, &by).await;
+    steps(&DISCARD, Kind::Discard, &by, &args.action, step, store, output).await
 }
 
 /// Runs `dead restore`.
 pub(super) async fn restore(
     args: &Restore,
-    letters: &Arc<dyn Letters>,
+    store: &Arc<dyn Store>,
     output: &mut Output,
 ) -> Result<(), Failure> {
     let by = actor(args.note.as_deref());
-    let step = async |filter: &Filter, limit| letters.restore(filter, limit, &by).await;
-    steps(&RESTORE, &args.action, step, letters, output).await
+    let step = async |filter: &Filter, limit| store.restore(filter, limit, &by).await;
+    steps(&RESTORE, Kind::Restore, &by, &args.action, step, store, output).await
 }
 
 /// Discards or restores in small transactions, so that Ctrl-C leaves each letter as it was or done.
 async fn steps(
     verb: &Verb,
+    kind: Kind,
+    by: &Actor,
     action: &Action,
     step: impl AsyncFn(&Filter, u32) -> Result<u64, StoreError>,
-    letters: &Arc<dyn Letters>,
+    store: &Arc<dyn Store>,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let preview = preview(action, verb, letters).await?;
+    let preview = preview(action, verb, &app::letters(store)).await?;
     if !agreed(verb, action, &preview, output)? {
         return Ok(());
     }
     let stop =
         app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
+    let mut noted = operations::Action::on_letters(store, kind, by, &preview.filter, preview.letters).await?;
     let bar = progress::bar(preview.letters);
     let limit = action.limit.unwrap_or(u64::MAX);
     let mut touched = 0;
@@ -290,17 +330,26 @@ async fn steps(
             Err(error) => break Err(error.into()),
         }
         bar.set_position(touched);
+        noted.goes_on(touched).await;
     };
     bar.finish_and_clear();
+    let (state, detail) = match &ended {
+        Ok(()) if touched == limit => (State::Limit, None),
+        Ok(()) => (State::Complete, None),
+        Err(_) if *stop.borrow() => (State::Stopped, None),
+        Err(failure) => (State::Failed, Some(failure.to_string())),
+    };
+    let written = noted.ended(state, touched, detail).await;
     let left = match ended.is_err() {
-        true => open(letters.as_ref(), &preview.filter).await,
+        true => open(store.as_ref(), &preview.filter).await,
         false => None,
     };
     let still =
         left.map(|left| format!("; {} still {}", number(left), verb.from.as_str())).unwrap_or_default();
     output.line(format!("{} {}{still}", verb.done, text::letters(touched)))?;
     let rest = action.limit.map(|limit| limit - touched);
-    ended.map_err(|failure| failure.hint(format!("go on: {}", again(std::env::args(), rest))))
+    ended.map_err(|failure| failure.hint(format!("go on: {}", again(std::env::args(), rest))))?;
+    Ok(written?)
 }
 
 async fn preview(action: &Action, verb: &Verb, letters: &Arc<dyn Letters>) -> Result<Preview, Failure> {

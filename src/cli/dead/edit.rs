@@ -29,20 +29,25 @@ use crate::{
     failure::{Exit, Failure},
     letters::{
         diff,
-        edit::{EditError, Mended, check, send},
+        edit::{EditError, Mended, check},
+        operations,
         replay::{End, Replayer},
     },
     queue::Queue,
-    store::letters::{LetterDetail, Letters, Status},
+    store::{
+        Store,
+        letters::{LetterDetail, Status},
+    },
 };
 
 pub(super) async fn edit(
     args: &Edit,
     config: &Config,
-    letters: &Arc<dyn Letters>,
+    store: &Arc<dyn Store>,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let letter = find(letters, &args.id).await?;
+    let letters = app::letters(store);
+    let letter = find(&letters, &args.id).await?;
     if letter.letter.status != Status::Open {
         return Err(failure(&EditError::NotOpen(letter.letter.status), &letter));
     }
@@ -68,7 +73,7 @@ pub(super) async fn edit(
         .hint("mend the body; or send it all the same, with --yes"));
     }
     let queue = app::existing_queue(config).await?;
-    let result = send_it(args, asks, &letter, mended, letters, &queue, output).await;
+    let result = send_it(args, asks, &letter, mended, store, &queue, output).await;
     queue.close().await;
     result
 }
@@ -78,7 +83,7 @@ async fn send_it(
     asks: bool,
     letter: &LetterDetail,
     mended: Mended,
-    letters: &Arc<dyn Letters>,
+    store: &Arc<dyn Store>,
     queue: &Arc<dyn Queue>,
     output: &mut Output,
 ) -> Result<(), Failure> {
@@ -86,11 +91,12 @@ async fn send_it(
     if asks && !ask("send it? [y/N] ")? {
         return output.line("nothing was sent");
     }
-    let replayer = Replayer::new(Arc::clone(letters), Arc::clone(queue));
-    let sent = send(&replayer, letter, mended, actor(args.note.as_deref())).await;
+    let letters = app::letters(store);
+    let replayer = Replayer::new(Arc::clone(&letters), Arc::clone(queue));
+    let sent = operations::edit(store, &replayer, letter, mended, actor(args.note.as_deref())).await;
     let round = sent.map_err(|error| failure(&error, letter))?;
     output.line(format!("sent {} again, mended, as round {round}", letter.letter.message_id))?;
-    if idle {
+    if idle.is_some() {
         return Ok(());
     }
     let stop =

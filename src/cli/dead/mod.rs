@@ -36,7 +36,7 @@ pub enum Dead {
     ///
     /// Only open letters are sent. Each replay begins by sending again what an earlier replay of the same letters left
     /// unfinished. Ctrl-C is safe: it finishes the few that are on their way, and says where the others are. Afterwards the
-    /// command waits up to 5 seconds to tell what became of the letters.
+    /// command waits up to 5 seconds to tell what became of the letters. If the command is killed, a worker goes on with the replay.
     Replay(Replay),
     /// Mend a letter's body and send it back, once
     ///
@@ -217,6 +217,16 @@ pub struct Replay {
     #[arg(long, value_name = "N/s", value_parser = rate)]
     pub rate: Option<f64>,
 
+    /// Send 1 letter, then 10, then 100, then the rest, each after the ones before took effect
+    ///
+    /// Stops by itself when too many die again.
+    #[arg(long)]
+    pub ramp: bool,
+
+    /// Stop when more than this share of a step dies again, such as 5% [default: 10%]
+    #[arg(long, value_name = "SHARE", value_parser = share, requires = "ramp")]
+    pub halt_at: Option<f64>,
+
     /// Why, for the letters' history
     #[arg(long, value_name = "TEXT")]
     pub note: Option<String>,
@@ -303,10 +313,10 @@ pub async fn run(args: Dead, config: &Config, output: &mut Output) -> Result<(),
         Dead::List(args) => list::list(&args, &letters, output).await,
         Dead::Show(args) => list::show(&args, &letters, output).await,
         Dead::Export(args) => list::export(&args, &letters, output).await,
-        Dead::Replay(args) => act::replay(&args, config, &letters, output).await,
-        Dead::Discard(args) => act::discard(&args, &letters, output).await,
-        Dead::Restore(args) => act::restore(&args, &letters, output).await,
-        Dead::Edit(args) => edit::edit(&args, config, &letters, output).await,
+        Dead::Replay(args) => act::replay(&args, config, &store, output).await,
+        Dead::Discard(args) => act::discard(&args, &store, output).await,
+        Dead::Restore(args) => act::restore(&args, &store, output).await,
+        Dead::Edit(args) => edit::edit(&args, config, &store, output).await,
     };
     store.close().await;
     result
@@ -370,6 +380,16 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
+/// `10%`, `10 %` or `0.1`.
+fn share(text: &str) -> Result<f64, String> {
+    let (number, of) = match text.trim().strip_suffix('%') {
+        Some(percent) => (percent.trim(), 100.0),
+        None => (text.trim(), 1.0),
+    };
+    let share = number.parse::<f64>().map_err(|_| "write a share: 10%")? / of;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("has to be between 0% and 100%".into()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -381,6 +401,18 @@ mod tests {
         }
         for text in ["", "/s", "0", "-1/s", "nan", "inf", "5/h", "ten/s", "1e9/s"] {
             assert!(rate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_share_is_in_percent_or_of_one() {
+        for (text, of_one) in
+            [("10%", 0.1), ("10 %", 0.1), ("0.1", 0.1), ("0%", 0.0), ("100%", 1.0), ("2.5%", 0.025)]
+        {
+            assert_eq!(share(text), Ok(of_one), "{text}");
+        }
+        for text in ["", "%", "ten", "10", "-1%", "101%", "nan"] {
+            assert!(share(text).is_err(), "{text}");
         }
     }
 

@@ -36,7 +36,9 @@ const IDLE: Duration = Duration::from_secs(30);
 const WHY: Duration = Duration::from_secs(1);
 
 /// For what people ask.
-pub(super) const PEOPLE: &str = "SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '30s'";
+// Compiling a question takes seconds, and makes none of these sooner answered.
+pub(super) const PEOPLE: &str =
+    "SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '30s'; SET LOCAL jit = off";
 
 /// Set by us when a session starts, and seen by whoever shares it.
 const MARK: &str = "headcount.session";

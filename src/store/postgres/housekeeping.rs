@@ -76,6 +76,10 @@ const IGNORED: &str = "DELETE FROM inbox WHERE message_id = ANY(ARRAY(SELECT mes
 const LETTERS: &str = "DELETE FROM dead_letters WHERE id = ANY(ARRAY(SELECT id FROM dead_letters \
      WHERE settled_at < $1 ORDER BY settled_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
+/// What people did. What has not ended is kept.
+const OPERATIONS: &str = "DELETE FROM operations WHERE id = ANY(ARRAY(SELECT id FROM operations \
+     WHERE ended_at < $1 ORDER BY ended_at LIMIT $2 FOR UPDATE SKIP LOCKED))";
+
 const REJECTIONS: &str = "DELETE FROM rejections WHERE id = ANY(ARRAY(SELECT id FROM rejections \
      WHERE at < $1 ORDER BY at, id LIMIT $2 FOR UPDATE SKIP LOCKED))";
 
@@ -122,6 +126,7 @@ async fn step(connections: &Connections, retention: &Retention, limit: u32) -> R
         (INBOX, retention.inbox),
         (IGNORED, retention.inbox.min(Retention::IGNORED)),
         (LETTERS, retention.dead),
+        (OPERATIONS, retention.dead),
         (SESSIONS, retention.sessions),
         (VISITORS, Duration::ZERO),
         (REJECTIONS, retention.rejections),

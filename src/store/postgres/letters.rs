@@ -19,9 +19,10 @@ use crate::{
         columns::{At, Id},
         filter::{Conditions, Dialect, Value, binding},
         letters::{
-            Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
-            Status,
+            Actor, Captured, Claimed, Count, Filter, FreshLetters, Group, Letter, LetterDetail, Letters,
+            Page, Publication, Status,
         },
+        operations::{self, Claims},
         plain::{self, OURSELVES, Plain},
         questions::{self, Asked, CLAIMED, Decoded, Planned, Reading},
         retry,
@@ -123,7 +124,7 @@ const CLAIM: Step = Step {
     and: "",
     action: "replayed",
     set: "status = 'replayed', round = l.round + 1, claimed_at = statement_timestamp(), claimed_by = actor, \
-          published_at = NULL",
+          published_at = NULL, operation_id = operation",
 };
 
 const DISCARD: Step = Step {
@@ -149,16 +150,23 @@ impl Step {
         limit: u32,
         by: &Actor,
         answer: &str,
+        operation: Option<Uuid>,
     ) -> Result<Vec<T>, StoreError>
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
         let Some(conditions) = Conditions::of_status(filter, self.from) else { return Ok(Vec::new()) };
         let (Self { and, action, set, .. }, (name, note)) = (self, plain::actor(by));
-        let mut query = QueryBuilder::<Postgres>::new("WITH step (actor, note) AS (VALUES (");
+        let mut query = QueryBuilder::<Postgres>::new("WITH step (actor, note, operation) AS (VALUES (");
         query.push_bind(name).push("::text, ").push_bind(note);
-        query.push("::text)), picked AS MATERIALIZED (SELECT id FROM dead_letters");
+        query
+            .push("::text, ")
+            .push_bind(operation)
+            .push("::uuid)), picked AS MATERIALIZED (SELECT id FROM dead_letters");
         conditions.push(&mut query);
+        if let Some(operation) = operation {
+            operations::and_not_claimed_since(&mut query, operation);
+        }
         // A caller that names letters waits for whoever is busy with them; one that takes any passes over those.
         let busy = if filter.ids.is_empty() { " SKIP LOCKED" } else { "" };
         query.push(format_args!(
@@ -173,7 +181,7 @@ impl Step {
 }
 
 const EDIT: &str = "WITH changed AS (UPDATE dead_letters SET status = 'replayed', round = round + 1, \
-     claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL, clerk_id = $5, event_type = $6 \
+     claimed_at = statement_timestamp(), claimed_by = $3, published_at = NULL, operation_id = NULL, clerk_id = $5, event_type = $6 \
      WHERE id = $1 AND status = 'open' RETURNING *), \
      noted AS (INSERT INTO dead_letter_history (letter_id, at, action, round, by, note) \
      SELECT id, statement_timestamp(), 'edited', round, $3, $4 FROM changed) \
@@ -188,6 +196,23 @@ const STAMP: &str = "WITH picked AS MATERIALIZED (SELECT l.id FROM dead_letters 
      WHERE l.id = picked.id RETURNING l.id, l.round) \
      INSERT INTO dead_letter_history (letter_id, at, action, round, by) \
      SELECT id, statement_timestamp(), 'published', round, $3 FROM changed";
+
+/// What is to be published of the letters that changed.
+fn claimed() -> String {
+    format!("{CLAIMED} FROM changed JOIN dead_letter_contents ON letter_id = id")
+}
+
+impl Claims for Tx {
+    async fn claim_for(
+        &mut self,
+        operation: Uuid,
+        filter: &Filter,
+        limit: u32,
+        by: &Actor,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        CLAIM.take(self, filter, limit, by, &claimed(), Some(operation)).await
+    }
+}
 
 #[async_trait]
 impl Letters for PostgresStore {
@@ -219,6 +244,10 @@ impl Letters for PostgresStore {
         questions::count(self, filter).await
     }
 
+    async fn fresh_letters(&self, since: Millis) -> Result<FreshLetters, StoreError> {
+        questions::fresh_letters(self, since).await
+    }
+
     async fn unstamped(
         &self,
         filter: &Filter,
@@ -236,8 +265,8 @@ impl Letters for PostgresStore {
     }
 
     async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
-        let answer = format!("{CLAIMED} FROM changed JOIN dead_letter_contents ON letter_id = id");
-        write!(self, |tx| CLAIM.take(tx, filter, limit, by, &answer).await?)
+        let answer = claimed();
+        write!(self, |tx| CLAIM.take(tx, filter, limit, by, &answer, None).await?)
     }
 
     async fn edit(&self, id: Uuid, body: Bytes, by: &Actor) -> Result<Option<Claimed>, StoreError> {
@@ -260,7 +289,7 @@ impl Letters for PostgresStore {
     async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
         write!(self, |tx| {
             let users: Vec<(Option<String>,)> =
-                DISCARD.take(tx, filter, limit, by, "clerk_id FROM changed").await?;
+                DISCARD.take(tx, filter, limit, by, "clerk_id FROM changed", None).await?;
             let discarded = users.len() as u64;
             if self.erases() {
                 let users: Vec<&str> = users.iter().filter_map(|(user,)| user.as_deref()).collect();
@@ -272,7 +301,7 @@ impl Letters for PostgresStore {
 
     async fn restore(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
         write!(self, |tx| {
-            let restored: Vec<(Uuid,)> = RESTORE.take(tx, filter, limit, by, "id FROM changed").await?;
+            let restored: Vec<(Uuid,)> = RESTORE.take(tx, filter, limit, by, "id FROM changed", None).await?;
             restored.len() as u64
         })
     }

@@ -18,8 +18,8 @@ use connections::{Connections, PEOPLE, Tx, quoted};
 use sqlx::{AssertSqlSafe, Executor as _, migrate::MigrateError, postgres::PgConnectOptions};
 
 use super::{
-    Batches, Diagnosis, Incoming, Schema, Store, StoreConfig, StoreError, Stranger, Terms, Totals, User,
-    UserHistory, UserQuery, Users, errors, migrations, watchdog::Renewable,
+    Batches, Diagnosis, Incoming, PastEvent, Schema, Store, StoreConfig, StoreError, Stranger, Terms, Totals,
+    User, UserHistory, UserQuery, Users, errors, migrations, watchdog::Renewable,
 };
 use crate::{address, datafile::Examined, rules::Outcome, secret::Secret};
 
@@ -103,6 +103,13 @@ impl Users for PostgresStore {
         let user = read::user(&mut tx, reference).await?;
         tx.commit().await?;
         Ok(user)
+    }
+
+    async fn message(&self, message_id: &str) -> Result<Option<PastEvent>, StoreError> {
+        let mut tx = self.connections.begin(PEOPLE).await?;
+        let event = read::message(&mut tx, message_id).await?;
+        tx.commit().await?;
+        Ok(event)
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {

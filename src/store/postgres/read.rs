@@ -4,9 +4,9 @@ use super::connections::Tx;
 use crate::{
     message::PROBE,
     store::{
-        Former, StoreError, Totals, User, UserHistory, UserQuery,
+        Former, PastEvent, StoreError, Totals, User, UserHistory, UserQuery,
         columns::Told,
-        people::{EVENTS_MAX, LAST, NAMED, PAGE_MAX, Reference, users},
+        people::{EVENTS_MAX, LAST, MESSAGE, NAMED, PAGE_MAX, Reference, users},
     },
 };
 
@@ -30,6 +30,14 @@ pub(super) async fn users(tx: &mut Tx, query: &UserQuery) -> Result<Vec<User>, S
         .fetch_all(&mut *tx)
         .await?;
     Ok(users)
+}
+
+pub(super) async fn message(tx: &mut Tx, message_id: &str) -> Result<Option<PastEvent>, StoreError> {
+    // No stored text holds a NUL, and PostgreSQL takes none.
+    if message_id.contains('\0') {
+        return Ok(None);
+    }
+    Ok(sqlx::query_as(MESSAGE).bind(message_id).fetch_optional(tx).await?)
 }
 
 pub(super) async fn user(tx: &mut Tx, reference: &str) -> Result<Option<UserHistory>, StoreError> {

@@ -11,7 +11,7 @@ use crate::store::{
 
 // A run fills its table faster than the statistics follow, so that the planner would read it whole if it were free to.
 const SNAPSHOT: &str = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL enable_seqscan = off; \
-     SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '30s'";
+     SET LOCAL jit = off; SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '30s'";
 
 impl Words for Postgres {
     const NOW: &'static str = "now()";
@@ -19,8 +19,13 @@ impl Words for Postgres {
     const CLOCK: &'static str = "statement_timestamp()";
     const CHECKED: &'static str = "EXPLAIN ";
     const JSON: &'static str = "jsonb";
+    const ID: &'static str = "uuid";
     const TIME: &'static str = "timestamptz";
     const HELD: &'static str = " FOR UPDATE";
+
+    fn millis(column: &str) -> String {
+        format!("date_trunc('milliseconds', {column})")
+    }
 
     fn later(n: usize) -> String {
         format!("now() + ${n} * interval '1 millisecond'")

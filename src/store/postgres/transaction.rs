@@ -7,7 +7,10 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Executor as _};
 use uuid::Uuid;
 
-use super::{PostgresStore, connections::Tx};
+use super::{
+    PostgresStore,
+    connections::{PEOPLE, Tx},
+};
 use crate::{
     rules::Outcome,
     store::{
@@ -44,6 +47,7 @@ impl Transactions for PostgresStore {
                 Ok(self.connections.begin(settings).await?.until(last_begin))
             }
             Purpose::Few => self.connections.begin(ALONE).await,
+            Purpose::People => self.connections.begin(PEOPLE).await,
             Purpose::Ready => self.connections.begin(READY).await,
         }
     }
@@ -112,6 +116,7 @@ impl Transaction for Tx {
         let number = |lock: &Lock<'_>| match lock {
             Lock::Address(key) => lock_id(self.schema(), "address", key),
             Lock::Account(clerk_id) => lock_id(self.schema(), "clerk id", clerk_id),
+            Lock::Replays => lock_id(self.schema(), "replays", ""),
         };
         let numbers: Vec<i64> = locks.iter().map(number).collect();
         sqlx::query(LOCK).bind(numbers).execute(self).await?;

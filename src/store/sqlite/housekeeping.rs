@@ -66,6 +66,10 @@ const IGNORED: &str = "DELETE FROM inbox WHERE message_id IN (SELECT message_id 
 const LETTERS: &str = "DELETE FROM dead_letters WHERE id IN (SELECT id FROM dead_letters \
      WHERE settled_at < ?1 ORDER BY settled_at LIMIT ?2)";
 
+/// What people did. What has not ended is kept.
+const OPERATIONS: &str = "DELETE FROM operations WHERE id IN (SELECT id FROM operations \
+     WHERE ended_at < ?1 ORDER BY ended_at LIMIT ?2)";
+
 const REJECTIONS: &str = "DELETE FROM rejections WHERE id IN (SELECT id FROM rejections \
      WHERE at < ?1 ORDER BY at, id LIMIT ?2)";
 
@@ -103,6 +107,7 @@ async fn step(tx: &mut SqliteConnection, retention: &Retention, limit: u32) -> R
         (INBOX, retention.inbox),
         (IGNORED, retention.inbox.min(Retention::IGNORED)),
         (LETTERS, retention.dead),
+        (OPERATIONS, retention.dead),
         (SESSIONS, retention.sessions),
         (VISITORS, Duration::ZERO),
         (REJECTIONS, retention.rejections),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use sqlx::{Arguments, QueryBuilder, Sqlite, SqliteConnection, SqlitePool, types::Json};
 use uuid::Uuid;
 
-use super::{SqliteStore, capture, transaction::erase_letters};
+use super::{SqliteStore, capture, transaction::erase_letters, writing::Writing};
 use crate::{
     clerk,
     rules::users::OnDelete,
@@ -15,9 +15,10 @@ use crate::{
         columns::{At, Id},
         filter::{Conditions, Dialect, Value, binding},
         letters::{
-            Actor, Captured, Claimed, Count, Filter, Group, Letter, LetterDetail, Letters, Page, Publication,
-            Status,
+            Actor, Captured, Claimed, Count, Filter, FreshLetters, Group, Letter, LetterDetail, Letters,
+            Page, Publication, Status,
         },
+        operations::{self, Claims},
         plain::{self, OURSELVES, Plain},
         questions::{self, Asked, CLAIMED, Decoded, Planned, Reading},
     },
@@ -94,7 +95,7 @@ struct Step {
     and: &'static str,
     /// What the history calls it.
     action: &'static str,
-    /// What becomes of the letters `?1`; `?2` takes the step.
+    /// What becomes of the letters `?1`; `?2` takes the step, in the name of the operation `?3`.
     set: &'static str,
 }
 
@@ -105,7 +106,7 @@ const CLAIM: Step = Step {
     set: concat!(
         "UPDATE dead_letters SET status = 'replayed', round = round + 1, claimed_at = ",
         now!(),
-        ", claimed_by = ?2, published_at = NULL WHERE id IN (SELECT value FROM json_each(?1))"
+        ", claimed_by = ?2, published_at = NULL, operation_id = ?3 WHERE id IN (SELECT value FROM json_each(?1))"
     ),
 };
 
@@ -118,7 +119,7 @@ const DISCARD: Step = Step {
     set: concat!(
         "UPDATE dead_letters SET status = 'discarded', settled_at = ",
         now!(),
-        " WHERE id IN (SELECT value FROM json_each(?1)) AND ?2 IS NOT NULL"
+        " WHERE id IN (SELECT value FROM json_each(?1)) AND ?2 IS NOT NULL AND ?3 IS NULL"
     ),
 };
 
@@ -127,7 +128,7 @@ const RESTORE: Step = Step {
     and: " AND NOT erased",
     action: "restored",
     set: "UPDATE dead_letters SET status = 'open', settled_at = NULL \
-          WHERE id IN (SELECT value FROM json_each(?1)) AND ?2 IS NOT NULL",
+          WHERE id IN (SELECT value FROM json_each(?1)) AND ?2 IS NOT NULL AND ?3 IS NULL",
 };
 
 const NOTE: &str = concat!(
@@ -144,20 +145,30 @@ impl Step {
         filter: &Filter,
         limit: u32,
         by: &Actor,
+        operation: Option<Uuid>,
     ) -> Result<Vec<String>, StoreError> {
         let Some(conditions) = Conditions::of_status(filter, self.from) else { return Ok(Vec::new()) };
         let mut query = QueryBuilder::<Sqlite>::new("SELECT id FROM dead_letters");
         conditions.push(&mut query);
+        if let Some(operation) = operation {
+            operations::and_not_claimed_since(&mut query, operation);
+        }
         query.push(format_args!("{} ORDER BY died_at, id LIMIT {limit}", self.and));
         let ids: Vec<String> = query.build_query_scalar().fetch_all(&mut *tx).await?;
-        self.with(tx, &ids, by).await?;
+        self.with(tx, &ids, by, operation).await?;
         Ok(ids)
     }
 
     /// Takes these letters, and writes it down.
-    async fn with(&self, tx: &mut SqliteConnection, ids: &[String], by: &Actor) -> Result<(), StoreError> {
+    async fn with(
+        &self,
+        tx: &mut SqliteConnection,
+        ids: &[String],
+        by: &Actor,
+        operation: Option<Uuid>,
+    ) -> Result<(), StoreError> {
         let (name, note) = plain::actor(by);
-        sqlx::query(self.set).bind(Json(ids)).bind(&name).execute(&mut *tx).await?;
+        sqlx::query(self.set).bind(Json(ids)).bind(&name).bind(operation.map(Id)).execute(&mut *tx).await?;
         sqlx::query(NOTE).bind(Json(ids)).bind(self.action).bind(name).bind(note).execute(tx).await?;
         Ok(())
     }
@@ -188,6 +199,20 @@ const STAMP: &str = concat!(
      AND (id, round) IN (SELECT value->>0, value->>1 FROM json_each(?1)) RETURNING id"
 );
 
+impl Claims for Writing {
+    async fn claim_for(
+        &mut self,
+        operation: Uuid,
+        filter: &Filter,
+        limit: u32,
+        by: &Actor,
+    ) -> Result<Vec<Claimed>, StoreError> {
+        let tx = self.connection()?;
+        let ids = CLAIM.take(tx, filter, limit, by, Some(operation)).await?;
+        claimed(tx, &ids).await
+    }
+}
+
 #[async_trait]
 impl Letters for SqliteStore {
     async fn capture(&self, letters: &[Captured]) -> Result<Vec<String>, StoreError> {
@@ -216,6 +241,10 @@ impl Letters for SqliteStore {
         questions::count(self, filter).await
     }
 
+    async fn fresh_letters(&self, since: Millis) -> Result<FreshLetters, StoreError> {
+        questions::fresh_letters(self, since).await
+    }
+
     async fn unstamped(
         &self,
         filter: &Filter,
@@ -232,7 +261,7 @@ impl Letters for SqliteStore {
 
     async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
         write!(self, |tx| {
-            let ids = CLAIM.take(tx, filter, limit, by).await?;
+            let ids = CLAIM.take(tx, filter, limit, by, None).await?;
             claimed(tx, &ids).await?
         })
     }
@@ -244,7 +273,7 @@ impl Letters for SqliteStore {
             let edited = sqlx::query(BODY).bind(Id(id)).bind(&body[..]).execute(&mut *tx).await?;
             if edited.rows_affected() > 0 {
                 sqlx::query(ABOUT).bind(Id(id)).bind(&about.0).bind(&about.1).execute(&mut *tx).await?;
-                EDIT.with(tx, &ids, by).await?;
+                EDIT.with(tx, &ids, by, None).await?;
                 claimed(tx, &ids).await?.pop()
             } else {
                 None
@@ -263,7 +292,7 @@ impl Letters for SqliteStore {
 
     async fn discard(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
         write!(self, |tx| {
-            let ids = DISCARD.take(tx, filter, limit, by).await?;
+            let ids = DISCARD.take(tx, filter, limit, by, None).await?;
             if self.erases() {
                 let users: Vec<String> =
                     sqlx::query_scalar(USERS).bind(Json(&ids)).fetch_all(&mut *tx).await?;
@@ -274,6 +303,6 @@ impl Letters for SqliteStore {
     }
 
     async fn restore(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<u64, StoreError> {
-        write!(self, |tx| RESTORE.take(tx, filter, limit, by).await?.len() as u64)
+        write!(self, |tx| RESTORE.take(tx, filter, limit, by, None).await?.len() as u64)
     }
 }

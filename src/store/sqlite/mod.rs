@@ -25,8 +25,8 @@ use sqlx::{SqliteConnection, SqlitePool};
 
 use self::writing::Writing;
 use super::{
-    Batches, Diagnosis, Incoming, Schema, Store, StoreConfig, StoreError, Stranger, Terms, Totals, User,
-    UserHistory, UserQuery, Users, migrations, watchdog::Renewable,
+    Batches, Diagnosis, Incoming, PastEvent, Schema, Store, StoreConfig, StoreError, Stranger, Terms, Totals,
+    User, UserHistory, UserQuery, Users, migrations, watchdog::Renewable,
 };
 use crate::{
     datafile::{DataFile, Examined, Guard},
@@ -134,6 +134,10 @@ impl Users for SqliteStore {
 
     async fn user(&self, reference: &str) -> Result<Option<UserHistory>, StoreError> {
         read::user(&self.readers, reference).await
+    }
+
+    async fn message(&self, message_id: &str) -> Result<Option<PastEvent>, StoreError> {
+        read::message(&self.readers, message_id).await
     }
 
     async fn totals(&self) -> Result<Totals, StoreError> {

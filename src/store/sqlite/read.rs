@@ -5,8 +5,8 @@ use sqlx::{SqlitePool, types::Json};
 use crate::{
     message::PROBE,
     store::{
-        Former, StoreError, Totals, User, UserHistory, UserQuery,
-        people::{EVENTS_MAX, LAST, NAMED, PAGE_MAX, Reference, users},
+        Former, PastEvent, StoreError, Totals, User, UserHistory, UserQuery,
+        people::{EVENTS_MAX, LAST, MESSAGE, NAMED, PAGE_MAX, Reference, users},
     },
 };
 
@@ -29,6 +29,10 @@ pub(super) async fn users(pool: &SqlitePool, query: &UserQuery) -> Result<Vec<Us
         .fetch_all(pool)
         .await?;
     Ok(users)
+}
+
+pub(super) async fn message(pool: &SqlitePool, message_id: &str) -> Result<Option<PastEvent>, StoreError> {
+    Ok(sqlx::query_as(MESSAGE).bind(message_id).fetch_optional(pool).await?)
 }
 
 pub(super) async fn user(pool: &SqlitePool, reference: &str) -> Result<Option<UserHistory>, StoreError> {

@@ -16,9 +16,14 @@ impl Words for Sqlite {
     // It has no triggers of whole statements.
     const CHECKED: &'static str = "";
     const JSON: &'static str = "text";
+    const ID: &'static str = "text";
     const TIME: &'static str = "text";
     // The one writer holds everything.
     const HELD: &'static str = "";
+
+    fn millis(column: &str) -> String {
+        column.to_owned()
+    }
 
     fn later(n: usize) -> String {
         format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', (${n} / 1000.0) || ' seconds')")

@@ -34,10 +34,15 @@ pub(in crate::store) trait Words: Dialect {
     const CHECKED: &'static str;
     /// The type of JSON.
     const JSON: &'static str;
+    /// The type of an id.
+    const ID: &'static str;
     /// The type of a time.
     const TIME: &'static str;
     /// Ends a `SELECT` whose row nobody else may change before the transaction ends.
     const HELD: &'static str;
+
+    /// A time cut to the millisecond, as it is read.
+    fn millis(column: &str) -> String;
 
     /// So many milliseconds later than now.
     fn later(n: usize) -> String;

@@ -1,0 +1,74 @@
+//! Owns why open letters died: their groups, and for each of them when its letters did. Promises to look into the index only, once for
+//! each group and hour, so that it is quick however many letters there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::json;
+
+use super::{Cause, HOURS};
+use crate::{
+    store::{
+        StoreError,
+        columns::Many,
+        filter::{Dialect as _, Value},
+        letters::{Filter, Status},
+        questions::{self, Planned},
+        sync::tables::{Kind, Words as _, Works, ask},
+    },
+    time::{Millis, rfc3339},
+};
+
+const HOUR: Millis = 3_600_000;
+const DAY: Millis = HOURS as Millis * HOUR;
+
+pub(super) async fn read<S: Works>(store: &S, now: Millis) -> Result<Vec<Cause>, StoreError> {
+    let open = Filter { status: Some(Status::Open), ..Filter::default() };
+    let groups = questions::groups(store, &open).await?;
+    if groups.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keys: BTreeSet<&str> = groups.iter().map(|group| group.group.as_str()).collect();
+    let keys = json!(keys.iter().map(|key| json!({ "grp": key })).collect::<Vec<_>>()).to_string();
+    // Of this day's hours the open letters; of the day before, letters of every status.
+    let span = |n: usize, status: Status, from: Millis, until: Millis| json!({ "n": n, "status": status.as_str(), "since": rfc3339(from), "until": rfc3339(until) });
+    let day = (0..HOURS).map(|n| {
+        let from = now - DAY + n as Millis * HOUR;
+        // Letters are dated by other clocks, which may be ahead of this one.
+        let until = if n + 1 == HOURS { now + DAY } else { from + HOUR };
+        span(n, Status::Open, from, until)
+    });
+    let before = Status::ALL.map(|status| span(HOURS, status, now - 2 * DAY, now - DAY));
+    let spans = json!(day.chain(before).collect::<Vec<_>>()).to_string();
+    let question = format!(
+        "SELECT g.grp, s.n, (SELECT count(*) FROM dead_letters AS l WHERE l.grp = g.grp AND l.status = s.status \
+         AND l.died_at >= s.since AND l.died_at < s.until) AS letters FROM {}, {}",
+        S::Db::records("g", 1, &[("grp", Kind::Text)]),
+        S::Db::records(
+            "s",
+            2,
+            &[("n", Kind::Number), ("status", Kind::Text), ("since", Kind::Time), ("until", Kind::Time)]
+        )
+    );
+    let question = S::Db::whole(question, [Value::Text(&keys), Value::Text(&spans)])?;
+    let counts: Vec<(String, i64, Many)> = ask(store, question, Planned::EachTime).await?;
+    let older = format!(
+        "SELECT g.grp FROM {} WHERE EXISTS (SELECT 1 FROM (SELECT 'open' AS status UNION ALL SELECT 'replayed' \
+         UNION ALL SELECT 'applied' UNION ALL SELECT 'discarded') AS s \
+         WHERE EXISTS (SELECT 1 FROM dead_letters AS l WHERE l.grp = g.grp AND l.status = s.status AND l.died_at < $2))",
+        S::Db::records("g", 1, &[("grp", Kind::Text)])
+    );
+    let older = S::Db::whole(older, [Value::Text(&keys), Value::Time(now - DAY)])?;
+    let older: Vec<(String,)> = ask(store, older, Planned::EachTime).await?;
+    let older: BTreeSet<String> = older.into_iter().map(|(key,)| key).collect();
+    let mut hours: BTreeMap<String, [u64; HOURS + 1]> = BTreeMap::new();
+    for (key, n, Many(letters)) in counts {
+        let place = usize::try_from(n).unwrap_or(HOURS).min(HOURS);
+        hours.entry(key).or_insert([0; HOURS + 1])[place] += letters;
+    }
+    let cause = |group: crate::store::letters::Group| {
+        let hours = hours.get(&group.group).copied().unwrap_or([0; HOURS + 1]);
+        let is_new = !older.contains(&group.group);
+        Cause { group, hours: hours[..HOURS].to_vec(), yesterday: hours[HOURS], is_new }
+    };
+    Ok(groups.into_iter().map(cause).collect())
+}
