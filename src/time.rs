@@ -29,6 +29,15 @@ pub fn ago(at: Millis, now: Millis) -> String {
     }
 }
 
+/// How long something took, as people read it: `9 ms`, `1.4 s`, and from a minute on as [`ago`] has it: `3m 20s`.
+pub fn millis(millis: u64) -> String {
+    match millis {
+        0..1_000 => format!("{millis} ms"),
+        1_000..60_000 => format!("{}.{} s", millis / 1_000, millis % 1_000 / 100),
+        _ => ago(0, i64::try_from(millis).unwrap_or(i64::MAX)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,5 +56,21 @@ mod tests {
         ] {
             assert_eq!(ago(0, millis), text);
         }
+    }
+
+    #[test]
+    fn what_took_long_is_told_in_larger_units() {
+        for (took, text) in [
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (1_000, "1.0 s"),
+            (1_450, "1.4 s"),
+            (59_999, "59.9 s"),
+            (60_000, "1m 0s"),
+            (200_000, "3m 20s"),
+        ] {
+            assert_eq!(millis(took), text);
+        }
+        assert!(millis(u64::MAX).contains("d "));
     }
 }

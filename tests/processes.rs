@@ -23,8 +23,9 @@ use std::{
 use headcount::{
     clerk::made_up::Person,
     message::{Origin, Rejected},
+    ops::status::OfStore,
     store::{
-        Store,
+        Backend, Store,
         housekeeping::Retention,
         letters::{Actor, Captured, Filter},
         processes::{ProcessRow, Role, Said, Telling},
@@ -34,6 +35,7 @@ use headcount::{
     time::now,
 };
 use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use stores::{Home, contract};
 use support::{
     PATIENCE, eventually,
@@ -83,6 +85,7 @@ contract! {
     rows_that_came_through_the_queue_are_few
     a_process_that_is_gone_for_a_day_is_forgotten
     open_letters_are_told_by_their_age
+    a_status_asks_the_database_three_questions_at_a_time
 }
 
 async fn a_process_is_alive_as_long_as_what_it_said_counts(home: Arc<Home>) {
@@ -207,6 +210,41 @@ async fn open_letters_are_told_by_their_age(home: Arc<Home>) {
     let by = Actor { name: "ann".into(), note: None };
     assert_eq!(store.discard(&Filter::default(), 100, &by).await.unwrap(), 3);
     assert_eq!(store.fresh_letters(hour).await.unwrap(), Default::default());
+}
+
+async fn a_status_asks_the_database_three_questions_at_a_time(home: Arc<Home>) {
+    let store = home.store().await;
+    let read = {
+        // Nobody gets to any table.
+        let locked = match &home.backend {
+            Backend::Postgres { schema, .. } => {
+                let mut other = PgConnection::connect(&stores::server()).await.unwrap();
+                let lock = format!(
+                    "BEGIN; DO $$ DECLARE one text; BEGIN FOR one IN SELECT tablename FROM pg_tables \
+                     WHERE schemaname = '{schema}' LOOP EXECUTE format('LOCK TABLE {schema}.%I', one); END LOOP; END $$"
+                );
+                sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut other).await.unwrap();
+                Some((other, schema))
+            }
+            Backend::Sqlite { .. } => None,
+        };
+        let read = tokio::spawn(async move { OfStore::read(&store).await });
+        if let Some((other, schema)) = locked {
+            let wait = format!(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation IN \
+                 (SELECT oid FROM pg_class WHERE relnamespace = '{schema}'::regnamespace)"
+            );
+            let three = async {
+                while home.number(&wait).await != 3 {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(3), three).await.expect("three questions wait");
+            other.close().await.unwrap();
+        }
+        read.await.unwrap().unwrap()
+    };
+    assert_eq!((read.dead_letters.len(), read.processes.processes.len()), (4, 0));
 }
 
 /// What a process says of all.

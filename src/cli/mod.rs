@@ -12,6 +12,7 @@ use crate::terminal;
 pub mod dead;
 pub mod demo;
 pub mod doctor;
+pub mod operations;
 pub mod output;
 pub mod post;
 mod process;
@@ -67,6 +68,11 @@ pub enum Command {
     /// not come yet.
     Api,
 
+    /// Run the operators' console alone, for a process apart from the workers
+    ///
+    /// A worker, and `up`, serve it too. It listens on HEADCOUNT_OPS_LISTEN.
+    Console,
+
     /// Run a worker: fold queued webhooks into the users table
     Worker,
 
@@ -95,6 +101,9 @@ pub enum Command {
     /// Look at dead letters, replay, edit or discard them
     #[command(subcommand)]
     Dead(dead::Dead),
+
+    /// List what people did: replays, edits, discards, syncs, granted tiers; the newest first
+    Operations(operations::Operations),
 
     /// Look at requests that the ingress turned away
     #[command(subcommand)]
@@ -329,6 +338,9 @@ mod tests {
             "headcount dead replay msg_1 msg_2 --yes --note because",
             "headcount dead replay --group invalid_payload --rate 100/s --limit 10 --dry-run",
             "headcount dead replay --all -y",
+            "headcount dead replay --group x --ramp --halt-at 5% --yes",
+            "headcount operations",
+            "headcount operations --kind replay,grant --who ada --since 7d --limit 5 --after x --json",
             "headcount dead edit msg_1",
             "headcount dead edit msg_1 --file - --yes",
             "headcount dead edit msg_1 --file body.json --dry-run",
@@ -373,6 +385,9 @@ mod tests {
             "headcount dead replay --all --reason rejected",
             "headcount dead replay --rate fast --all",
             "headcount dead replay --limit 0 --all",
+            "headcount dead replay --all --halt-at 5%",
+            "headcount dead replay --all --ramp --halt-at 200%",
+            "headcount operations --limit 0",
             "headcount dead discard msg_1",
             "headcount dead edit",
             "headcount rejections",

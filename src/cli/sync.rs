@@ -22,8 +22,8 @@ use crate::{
     },
     config::Config,
     failure::Failure,
-    queue::Absent,
-    store::sync::{Counts, Holder},
+    queue::{Absent, Queue},
+    store::sync::Counts,
     sync::{self, Difference, One, Order, PATIENCE, Report, owner::Unknown},
     text::number,
     time::rfc3339,
@@ -122,19 +122,11 @@ pub async fn run(args: Sync, config: &Config, output: &mut Output) -> Result<(),
     let api = Api::new(&settings)?;
     let store = app::existing_store(config).await?;
     store.check_schema().await?;
-    let queue = match args.dry_run {
+    let queue: Arc<dyn Queue> = match args.dry_run {
         true => Arc::new(Absent),
         false => app::existing_queue(config).await?,
     };
-    let sync = sync::Sync {
-        api,
-        store: Arc::clone(&store),
-        queue: Arc::clone(&queue),
-        grace: config.watch_grace,
-        instance: config.clerk_instance.clone(),
-        billing: config.billing.is_some(),
-        holder: Holder::of("headcount sync"),
-    };
+    let sync = app::in_step(config, api, &store, &queue, "headcount sync");
     let result = if args.users.is_empty() {
         all(&args, &sync, output).await
     } else {

@@ -1,6 +1,7 @@
 //! Owns how the processes that are alive, and what they counted together, are shown to people. Times are RFC 3339 in UTC.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -29,7 +30,7 @@ const LAG_MINUTES: usize = 5;
 pub struct Processes {
     /// The processes that are alive, the first to begin first.
     pub processes: Vec<Process>,
-    /// The versions of headcount that they are of.
+    /// The versions of headcount that they are of, the oldest first.
     pub versions: Vec<String>,
     /// What people should know about it, a sentence each.
     pub notices: Vec<String>,
@@ -85,6 +86,9 @@ pub struct Rates {
     /// In milliseconds: what 99 of 100 webhooks did not exceed from receipt to commit, of the last 5 minutes or else of the
     /// hour.
     pub lag_p99_ms: Option<u64>,
+    /// The same of the last 5 minutes alone.
+    #[serde(skip)]
+    pub late_p99_ms: Option<u64>,
 }
 
 /// What was counted in a minute.
@@ -139,7 +143,8 @@ impl Processes {
     /// Of these rows.
     pub fn of(rows: &[ProcessRow], now: Millis) -> Self {
         let versions: BTreeSet<&str> = rows.iter().map(|row| row.said.version.as_str()).collect();
-        let versions: Vec<String> = versions.into_iter().map(str::to_owned).collect();
+        let mut versions: Vec<String> = versions.into_iter().map(str::to_owned).collect();
+        versions.sort_by(|a, b| by_release(a, b));
         let mut notices = Vec::new();
         if versions.len() > 1 {
             notices.push(format!(
@@ -153,6 +158,11 @@ impl Processes {
             notices,
             rates: Rates::of(rows, now),
         }
+    }
+
+    /// The newest version that runs; a process of another one is older.
+    pub fn newest(&self) -> Option<&str> {
+        self.versions.last().map(String::as_str)
     }
 
     /// How many of them have a role.
@@ -187,6 +197,27 @@ impl Process {
     }
 }
 
+/// The older version first, as semantic versioning has it: 0.9.0, 0.10.0-rc.1, 0.10.0. What is no number counts as 0.
+fn by_release(a: &str, b: &str) -> Ordering {
+    /// Of a pre-release; a number comes before a word.
+    #[derive(PartialEq, Eq, PartialOrd, Ord)]
+    enum Part<'v> {
+        Number(u64),
+        Word(&'v str),
+    }
+    fn precedence(version: &str) -> (Vec<u64>, bool, Vec<Part<'_>>) {
+        // Build metadata makes nothing newer.
+        let version = version.split_once('+').map_or(version, |(version, _)| version);
+        let (release, suffix) =
+            version.split_once('-').map_or((version, None), |(release, suffix)| (release, Some(suffix)));
+        let numbers = release.split('.').map(|number| number.parse().unwrap_or_default()).collect();
+        let part = |part| str::parse(part).map_or(Part::Word(part), Part::Number);
+        let parts = suffix.map(|suffix| suffix.split('.').map(part).collect());
+        (numbers, suffix.is_none(), parts.unwrap_or_default())
+    }
+    precedence(a).cmp(&precedence(b)).then_with(|| a.cmp(b))
+}
+
 /// What a process did last, by its own clock, so that no other clock matters.
 fn latest(row: &ProcessRow) -> Counts {
     match row.read_at.saturating_sub(row.seen_at) < STALE {
@@ -215,9 +246,10 @@ impl Rates {
             minutes.values().rev().take(most).for_each(|counts| sum.add(counts));
             sum.lags.p99()
         };
-        let lag_p99_ms = lag(LAG_MINUTES).or_else(|| lag(MINUTES));
+        let late_p99_ms = lag(LAG_MINUTES);
+        let lag_p99_ms = late_p99_ms.or_else(|| lag(MINUTES));
         let minutes = minutes.iter().map(|(at, counts)| Minute::of(*at, counts)).collect();
-        Self { minutes, now: Now::of(&latest_of_all), lag_p99_ms }
+        Self { minutes, now: Now::of(&latest_of_all), lag_p99_ms, late_p99_ms }
     }
 }
 
@@ -270,7 +302,7 @@ pub(super) mod tests {
             version: version.into(),
             host: "app-1".into(),
             pid: 7,
-            started_at: AT - 1000,
+            started_at: AT - 60_000,
             told_at: AT,
             held: Some(0),
             paused: None,
@@ -322,5 +354,20 @@ pub(super) mod tests {
         assert_eq!(read.versions, ["0.1.0", "0.2.0"]);
         assert!(read.notices[0].contains("0.1.0, 0.2.0"));
         assert!(Processes::of(&rows[..1], AT).notices.is_empty());
+    }
+
+    #[test]
+    fn the_newest_version_is_the_one_of_the_highest_numbers() {
+        let sorted =
+            ["nonsense", "0.9.0-rc.2", "0.9.0", "0.10.0-rc", "0.10.0-rc.2", "0.10.0-rc.10", "0.10.0"];
+        for turned in 0..sorted.len() {
+            let mut rows: Vec<ProcessRow> =
+                sorted.iter().map(|version| row(1, &[Role::Worker], version, Told::default())).collect();
+            rows.rotate_left(turned);
+            let read = Processes::of(&rows, AT);
+            assert_eq!(read.versions, sorted);
+            assert_eq!(read.newest(), Some("0.10.0"));
+        }
+        assert_eq!(Processes::of(&[], AT).newest(), None);
     }
 }

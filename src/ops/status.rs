@@ -130,15 +130,20 @@ impl OfStore {
     /// # Errors
     /// The database does not answer.
     pub async fn read(store: &Arc<dyn Store>) -> Result<Self, StoreError> {
-        let (users, mut dead_letters) = (store.totals().await?, store.statuses().await?);
-        let samples = store.newest(SAMPLES).await?;
+        // Three at a time: over a network each takes its time, and others need connections too.
+        let ((users, samples), (mut dead_letters, fresh, processes), sync) = tokio::try_join!(
+            async { Ok((store.totals().await?, store.newest(SAMPLES).await?)) },
+            async {
+                let (statuses, fresh) = (store.statuses().await?, store.fresh_letters(now() - NEW).await?);
+                Ok((statuses, fresh, processes::read(store).await?))
+            },
+            sync::glance(store),
+        )?;
         for status in letters::Status::ALL {
             dead_letters.entry(status).or_default();
         }
-        let fresh = store.fresh_letters(now() - NEW).await?;
         let open_letters =
             OpenLetters { last_hour: fresh.since, oldest_died_at: fresh.oldest_open.map(rfc3339) };
-        let (sync, processes) = (sync::glance(store).await?, processes::read(store).await?);
         let rejections = explain(&samples, now());
         Ok(Self { users, dead_letters, open_letters, rejections, sync, processes })
     }

@@ -7,19 +7,33 @@ use serde::Serialize;
 
 use super::{
     processes::{Paused, Process, Processes},
-    status::{Overview, consumers},
+    status::{NEW, Overview, consumers},
     sync::Watch,
 };
 use crate::{
     clerk::api::clock_says,
-    queue::{PUBLISHING, Source},
+    queue::{Depth, PUBLISHING, Source},
     store::{letters::Status, processes::Role},
+    telemetry::rates::MINUTE,
     text::{letters, number},
-    time::{Millis, ago, rfc3339},
+    time::{Millis, ago, millis, rfc3339},
 };
 
-/// So many refused signatures while no webhook is accepted say that the secret is wrong.
+/// A worker that began less than so long ago may still be on its way to the queue, in milliseconds.
+const STARTING: Millis = 15_000;
+
+/// So many refused signatures while no webhook is accepted say that the secret may be wrong.
 const REFUSED: usize = 3;
+
+/// No webhook was accepted for so long: the night is no reason any more, in milliseconds.
+const QUIET: Millis = 24 * 60 * MINUTE;
+
+/// Fewer messages than this are no backlog.
+const MANY: u64 = 1_000;
+
+/// A backlog is one that takes the workers longer than the first, in seconds; longer than the second is trouble. The same holds
+/// for the time from a webhook's receipt to its commit.
+const BACKLOG: (u64, u64) = (60, 600);
 
 /// The watch mends by itself what is behind for a shorter time, in seconds.
 const BEHIND: u64 = 300;
@@ -90,9 +104,10 @@ pub fn verdict(overview: &Overview, processes: &Processes, now: Millis) -> Verdi
     let mut concerns = Vec::new();
     queue(overview, &mut concerns);
     workers(overview, processes, now, &mut concerns);
+    backlog(overview, processes, now, &mut concerns);
     clerk(overview, now, &mut concerns);
     dead(overview, now, &mut concerns);
-    refused(overview, processes, &mut concerns);
+    refused(overview, processes, now, &mut concerns);
     concerns.extend(processes.notices.iter().map(|notice| attention(PROCESSES, sentence(notice))));
     // Those of one level stay in the order of above.
     concerns.sort_by_key(|concern| concern.level);
@@ -101,7 +116,8 @@ pub fn verdict(overview: &Overview, processes: &Processes, now: Millis) -> Verdi
     };
     let more = match concerns.len() - 1 {
         0 => String::new(),
-        more => format!(", and {more} more"),
+        1 => " · 1 more concern".to_owned(),
+        more => format!(" · {more} more concerns"),
     };
     Verdict { level: worst.level, text: format!("{}{more}", worst.text), link: worst.link, concerns }
 }
@@ -116,8 +132,10 @@ pub fn unanswered(what: &str, since: Millis, why: &str, now: Millis) -> Verdict 
 /// All is well.
 fn well(overview: &Overview, processes: &Processes, now: Millis) -> String {
     let watch = overview.sync.as_ref().and_then(|sync| sync.watch.as_ref()).filter(|watch| watch.watched);
+    let waits = Waits::of(overview);
     let clerk = match watch.filter(|watch| watch.behind_seconds == Some(0)) {
-        None => "Everything that came in is applied.".to_owned(),
+        None if waits.all() == 0 => "Everything that came in is applied.".to_owned(),
+        None => "The workers apply what came in.".to_owned(),
         Some(Watch { newest_in_clerk: Some(there), newest_here: Some(here), .. }) if there == here => {
             format!("In step with Clerk. Newest change {} there and here", told(there, now))
         }
@@ -137,10 +155,42 @@ fn well(overview: &Overview, processes: &Processes, now: Millis) -> String {
         .flatten()
         .collect();
     let who = Some(who.join(", ")).filter(|who| !who.is_empty());
-    let parts = [Some(clerk), lag, Some("0 open letters".into()), who];
+    let some = |messages: u64, what: &str| (messages > 0).then(|| format!("{} {what}", number(messages)));
+    let [fresh, again] = [some(waits.fresh, "wait"), some(waits.again, "to be tried again")];
+    let parts = [Some(clerk), fresh, again, lag, Some("0 open letters".into()), who];
     let text = parts.into_iter().flatten().collect::<Vec<_>>().join(" · ");
     // A sentence ends by itself.
     text.replacen(". · ", ". ", 1)
+}
+
+/// Messages that wait to be applied.
+#[derive(Clone, Copy)]
+struct Waits {
+    /// For a worker.
+    fresh: u64,
+    /// For their next try, which is as it should be.
+    again: u64,
+}
+
+impl Waits {
+    fn of(overview: &Overview) -> Self {
+        let sum = |of: fn(&Depth) -> bool| {
+            overview.queues.iter().filter(|depth| of(depth)).map(|depth| depth.messages).sum()
+        };
+        Self { fresh: sum(|depth| depth.queue == Source::Events.queue()), again: sum(Depth::is_of_retries) }
+    }
+
+    fn all(self) -> u64 {
+        self.fresh + self.again
+    }
+}
+
+/// `1 message waits`
+fn wait(messages: u64) -> String {
+    match messages {
+        1 => "1 message waits".into(),
+        messages => format!("{} messages wait", number(messages)),
+    }
 }
 
 fn queue(overview: &Overview, concerns: &mut Vec<Concern>) {
@@ -172,13 +222,18 @@ fn workers(overview: &Overview, processes: &Processes, now: Millis, concerns: &m
         }
         return;
     }
-    let waiting =
-        overview.queues.iter().filter(|depth| depth.queue == Source::Events.queue() || depth.is_of_retries());
-    let waiting: u64 = waiting.map(|depth| depth.messages).sum();
-    let waits = match waiting {
+    let starts = |process: &Process| parsed(&process.started_at).is_some_and(|at| now - at < STARTING);
+    if paused.is_empty()
+        && overview.paused.is_none()
+        && processes.processes.iter().filter(is_worker).any(starts)
+    {
+        concerns
+            .push(attention(PROCESSES, "A worker has just started, and takes nothing from the queue yet"));
+        return;
+    }
+    let waits = match Waits::of(overview).all() {
         0 => String::new(),
-        1 => "; 1 message waits".into(),
-        waiting => format!("; {} messages wait", number(waiting)),
+        waiting => format!("; {}", wait(waiting)),
     };
     let text = match (paused.first(), &overview.paused, workers) {
         (Some(first), ..) => format!("No worker takes messages{}", since(first)),
@@ -188,6 +243,45 @@ fn workers(overview: &Overview, processes: &Processes, now: Millis, concerns: &m
         (None, None, _) => format!("{workers} workers run and take nothing from the queue{waits}"),
     };
     concerns.push(trouble(PROCESSES, text));
+}
+
+/// The workers take messages, and do not keep up.
+fn backlog(overview: &Overview, processes: &Processes, now: Millis, concerns: &mut Vec<Concern>) {
+    let Waits { fresh: waiting, .. } = Waits::of(overview);
+    if waiting == 0 || consumers(&overview.queues) == 0 {
+        return;
+    }
+    let rates = &processes.rates;
+    // A webhook that was tried again is late by that alone.
+    let is_telling = processes.in_the_hour(|minute| minute.retried) == 0;
+    let lag = rates.now.lag_p99_ms.or(rates.late_p99_ms);
+    let lag = lag.filter(|lag| is_telling && *lag > BACKLOG.0 * 1000);
+    // Of no rate, nothing can be said but that it is none.
+    let needed = (rates.now.applied > 0.0).then(|| (waiting as f64 / rates.now.applied) as u64);
+    let needed = (waiting >= MANY && needed.is_none_or(|seconds| seconds > BACKLOG.0)).then_some(needed);
+    let (text, is_long) = match needed {
+        None if lag.is_none() => return,
+        None => (wait(waiting), false),
+        Some(None) => {
+            (format!("{}, and the workers apply none", wait(waiting)), stands_still(processes, now))
+        }
+        Some(Some(seconds)) => {
+            let long = ago(0, i64::try_from(seconds).unwrap_or_default().saturating_mul(1000));
+            let text = format!("{}; the workers need {long} for them", wait(waiting));
+            (text, seconds > BACKLOG.1)
+        }
+    };
+    let said = lag.map(|lag| format!("; lag p99 {}", millis(lag))).unwrap_or_default();
+    let is_trouble = is_long || lag.is_some_and(|lag| lag > BACKLOG.1 * 1000);
+    concerns.push(if is_trouble { trouble } else { attention }(FLOW, text + &said));
+}
+
+/// Nothing was applied for at least a minute, though there was something, and workers to do it.
+fn stands_still(processes: &Processes, now: Millis) -> bool {
+    let [.., before, last, this] = processes.rates.minutes.as_slice() else { return false };
+    let is_new = |process: &Process| parsed(&process.started_at).is_some_and(|at| now - at < MINUTE);
+    let mut workers = processes.processes.iter().filter(|process| process.roles.contains(&Role::Worker));
+    last.applied + this.applied == 0 && before.received + last.received > 0 && !workers.any(is_new)
 }
 
 fn clerk(overview: &Overview, now: Millis, concerns: &mut Vec<Concern>) {
@@ -221,7 +315,14 @@ fn dead(overview: &Overview, now: Millis, concerns: &mut Vec<Concern>) {
     if new > 0 {
         let rest = open.saturating_sub(new);
         let rest = if rest > 0 { format!(", beside {} older", number(rest)) } else { String::new() };
-        concerns.push(trouble(DEAD, format!("{} died in the last hour{rest}", letters(new))));
+        concerns.push(trouble(
+            DEAD,
+            format!(
+                "{} that died in the last hour {} open{rest}",
+                letters(new),
+                if new == 1 { "is" } else { "are" }
+            ),
+        ));
     } else if open > 0 {
         let oldest = overview.open_letters.oldest_died_at.as_deref().and_then(parsed);
         let oldest = oldest.map(|at| format!(", the oldest for {}", ago(at, now))).unwrap_or_default();
@@ -230,22 +331,35 @@ fn dead(overview: &Overview, now: Millis, concerns: &mut Vec<Concern>) {
     }
 }
 
-fn refused(overview: &Overview, processes: &Processes, concerns: &mut Vec<Concern>) {
-    let received = processes.in_the_hour(|minute| minute.received);
+fn refused(overview: &Overview, processes: &Processes, now: Millis, concerns: &mut Vec<Concern>) {
+    // What processes counted goes with them; the database remembers the last webhook that was applied.
+    let of_sync = overview.sync.as_ref().and_then(|sync| sync.last_webhook_at.as_deref());
+    let last = [of_sync, overview.users.last_received_at.as_deref()];
+    let last = last.into_iter().flatten().filter_map(parsed).max();
+    let is_older = |age: Millis| last.is_none_or(|at| now - at > age);
+    let is_accepted = processes.in_the_hour(|minute| minute.received) > 0 || !is_older(NEW);
     for said in &overview.rejections {
         let count = said.samples;
         match said.reason.as_str() {
-            "no_matching_signature" if received == 0 && count >= REFUSED => concerns.push(trouble(
-                REJECTIONS,
-                "Signatures are refused and no webhook was accepted in the last hour: the signing secret is wrong",
-            )),
+            "no_matching_signature" if !is_accepted && count >= REFUSED => {
+                let accepted =
+                    last.map_or("ever accepted".into(), |at| format!("accepted since {}", clock(at, now)));
+                // One that waits was accepted, nobody knows when.
+                let is_sure = is_older(QUIET) && Waits::of(overview).all() == 0;
+                let (told, is): (fn(_, _) -> _, _) =
+                    if is_sure { (trouble, "is") } else { (attention, "may be") };
+                let text = format!(
+                    "Signatures are refused and no webhook was {accepted}: the signing secret {is} wrong"
+                );
+                concerns.push(told(REJECTIONS, text));
+            }
             "no_matching_signature" => concerns.push(attention(
                 REJECTIONS,
-                format!("{count} requests of the last hour had a wrong signature: {}", said.meaning),
+                format!("{count} sampled requests of the last hour had a wrong signature: {}", said.meaning),
             )),
             "timestamp_out_of_range" => concerns.push(attention(
                 REJECTIONS,
-                format!("{count} requests of the last hour had a wrong time: {}", said.meaning),
+                format!("{count} sampled requests of the last hour had a wrong time: {}", said.meaning),
             )),
             "wrong_path" => concerns.push(attention(
                 REJECTIONS,
@@ -275,15 +389,6 @@ pub fn clock(at: Millis, now: Millis) -> String {
     }
 }
 
-/// `9 ms`, `1.4 s`, `3m 20s`.
-pub fn millis(millis: u64) -> String {
-    match millis {
-        0..1_000 => format!("{millis} ms"),
-        1_000..60_000 => format!("{:.1} s", millis as f64 / 1000.0),
-        _ => ago(0, i64::try_from(millis).unwrap_or(i64::MAX)),
-    }
-}
-
 /// With a capital letter.
 fn sentence(text: &str) -> String {
     let mut chars = text.chars();
@@ -304,11 +409,11 @@ mod tests {
             status::OpenLetters,
             sync::{Glance, Notice},
         },
-        queue::{Depth, Trouble},
+        queue::Trouble,
         rejections::explain,
         store::{Totals, processes::ProcessRow},
         sync::watch::state::Healed,
-        telemetry::rates::{Counted, Counts, MINUTE, Rates},
+        telemetry::rates::{Counted, Counts, Rates, SLOT},
     };
 
     const NOW: Millis = AT + 1_000;
@@ -382,6 +487,23 @@ mod tests {
             self.rows[index].said.paused_since = Some(AT - 60_000);
         }
 
+        /// So many wait; the workers apply so many a second, so late.
+        fn wait(&mut self, messages: u64, applied: u64, lag: u64) {
+            self.overview.queues[0].messages = messages;
+            let slot = Counts::default().with(Counted::Applied, applied * 15).late(lag, 15);
+            let minute = Counts::default().with(Counted::Applied, 60).late(lag, 60);
+            let (minutes, slots) = ([(AT - MINUTE, minute)].into(), [(AT - SLOT, slot)].into());
+            self.rows[2].said.rates = Rates { until: AT, minutes, slots };
+        }
+
+        /// Signatures are refused, and the last webhook was accepted so many hours ago.
+        fn refuse_all(&mut self, hours: Option<Millis>) {
+            self.refuse("no_matching_signature", 3);
+            self.rows[0].said.rates = rates(0);
+            let last = hours.map(|hours| rfc3339(NOW - hours * 3_600_000));
+            self.overview.sync.as_mut().unwrap().last_webhook_at = last;
+        }
+
         fn refuse(&mut self, reason: &str, count: usize) {
             let sample =
                 Rejected { at: NOW, address: "192.0.2.1".into(), reason: reason.into(), headers: vec![] };
@@ -404,7 +526,16 @@ mod tests {
         assert_eq!((verdict.level, verdict.link, verdict.concerns.len()), (Level::Well, "/flow", 0));
         case.watch().newest_here = Some(rfc3339(AT - 86_400_000));
         assert!(case.judged().text.contains("Newest change 08:53:51 there, 2025-10-08 08:54 here · "));
+        case.overview.queues = vec![depth("events", 12, 3), depth("retry.1s", 1_200, 0), depth("dead", 9, 3)];
+        assert!(case.judged().text.contains(" here · 12 wait · 1,200 to be tried again · 0 open letters"));
         case.overview.sync = None;
+        assert_eq!(
+            case.judged().text,
+            "The workers apply what came in. 12 wait · 1,200 to be tried again · 0 open letters · 2 ingress, 3 workers"
+        );
+        case.overview.queues[0].messages = 0;
+        assert!(case.judged().text.starts_with("The workers apply what came in. 1,200 to be tried again · "));
+        case.overview.queues[1].messages = 0;
         case.rows.truncate(1);
         assert_eq!(case.judged().text, "Everything that came in is applied. 0 open letters · 1 ingress");
         // A quiet night is no trouble, nor what scanners do.
@@ -443,6 +574,15 @@ mod tests {
             Level::Trouble,
             "/processes",
             "3 workers run and take nothing from the queue",
+        ),
+        (
+            |case| {
+                case.overview.queues[0].consumers = 0;
+                case.rows[4].said.started_at = NOW - 2_000;
+            },
+            Level::Attention,
+            "/processes",
+            "A worker has just started, and takes nothing from the queue yet",
         ),
         (
             |case| {
@@ -505,7 +645,7 @@ mod tests {
             },
             Level::Trouble,
             "/dead",
-            "2 letters died in the last hour, beside 5 older",
+            "2 letters that died in the last hour are open, beside 5 older",
         ),
         (
             |case| {
@@ -517,19 +657,86 @@ mod tests {
             "1 letter waits for a decision, the oldest for 2d 0h",
         ),
         (
+            |case| case.wait(1_000_000, 50, 20),
+            Level::Trouble,
+            "/flow",
+            "1,000,000 messages wait; the workers need 5h 33m for them",
+        ),
+        (
+            |case| case.wait(3_100, 50, 20),
+            Level::Attention,
+            "/flow",
+            "3,100 messages wait; the workers need 1m 2s for them",
+        ),
+        (
+            |case| case.wait(3_100, 50, 10_800_000),
+            Level::Trouble,
+            "/flow",
+            "3,100 messages wait; the workers need 1m 2s for them; lag p99 3h 29m",
+        ),
+        (|case| case.wait(12, 50, 90_000), Level::Attention, "/flow", "12 messages wait; lag p99 1m 38s"),
+        (
+            |case| case.wait(5_000, 0, 20),
+            Level::Attention,
+            "/flow",
+            "5,000 messages wait, and the workers apply none",
+        ),
+        (
             |case| {
-                case.refuse("no_matching_signature", 3);
-                case.rows[0].said.rates = rates(0);
+                case.wait(5_000, 0, 20);
+                case.rows[2].said.rates = Rates::default();
             },
             Level::Trouble,
+            "/flow",
+            "5,000 messages wait, and the workers apply none",
+        ),
+        (
+            |case| case.refuse_all(Some(25)),
+            Level::Trouble,
             "/rejections",
-            "Signatures are refused and no webhook was accepted in the last hour: the signing secret is wrong",
+            "Signatures are refused and no webhook was accepted since 2025-10-08 07:54: the signing secret is wrong",
+        ),
+        (
+            |case| case.refuse_all(None),
+            Level::Trouble,
+            "/rejections",
+            "Signatures are refused and no webhook was ever accepted: the signing secret is wrong",
+        ),
+        (
+            |case| {
+                case.refuse_all(None);
+                case.overview.queues[0].messages = 1;
+            },
+            Level::Attention,
+            "/rejections",
+            "Signatures are refused and no webhook was ever accepted: the signing secret may be wrong",
+        ),
+        (
+            |case| case.refuse_all(Some(2)),
+            Level::Attention,
+            "/rejections",
+            "Signatures are refused and no webhook was accepted since 06:54:01: the signing secret may be wrong",
+        ),
+        (
+            |case| {
+                case.refuse_all(Some(25));
+                case.overview.users.last_received_at = Some(rfc3339(NOW - 2 * 3_600_000));
+            },
+            Level::Attention,
+            "/rejections",
+            "Signatures are refused and no webhook was accepted since 06:54:01: the signing secret may be wrong",
+        ),
+        (
+            |case| case.refuse_all(Some(0)),
+            Level::Attention,
+            "/rejections",
+            "3 sampled requests of the last hour had a wrong signature: the secret differs from the sender's, or somebody else is knocking",
         ),
         (
             |case| case.refuse("no_matching_signature", 3),
             Level::Attention,
             "/rejections",
-            "3 requests of the last hour had a wrong signature: the secret differs from the sender's, or somebody else is knocking",
+            "3 sampled requests of the last hour had a wrong signature: the secret differs from the sender's, or somebody else is knocking",
         ),
         (
             |case| case.refuse("wrong_path", 4),
@@ -557,6 +764,33 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_a_moment_or_for_its_next_try_is_no_concern() {
+        let mut case = all_well();
+        // Few, or soon done; late in the past only.
+        for (messages, applied, lag) in [(999, 0, 20), (2_900, 50, 20), (0, 0, 10_800_000)] {
+            case.wait(messages, applied, lag);
+            assert_eq!(case.judged().level, Level::Well, "{messages} {applied} {lag}");
+        }
+        case.wait(12, 50, 20);
+        case.overview.queues[1].messages = 1_000_000;
+        assert_eq!(case.judged().level, Level::Well);
+        // A backlog that is done away with was late.
+        case.wait(12, 50, 10_800_000);
+        let slot = Counts::default().with(Counted::Applied, 750).late(20, 750);
+        case.rows[2].said.rates.slots = [(AT - SLOT, slot)].into();
+        assert_eq!(case.judged().level, Level::Well);
+        // What was tried again is late, and says nothing of the others.
+        case.wait(12, 50, 10_800_000);
+        let minute = case.rows[2].said.rates.minutes.get_mut(&(AT - MINUTE)).unwrap();
+        *minute = minute.clone().with(Counted::Retried, 1);
+        assert_eq!(case.judged().level, Level::Well);
+        // Those that nobody takes are another's concern.
+        case.wait(1_000_000, 0, 20);
+        case.overview.queues[0].consumers = 0;
+        assert_eq!(case.judged().concerns.len(), 1);
+    }
+
+    #[test]
     fn the_worst_comes_first_and_the_others_are_counted() {
         let mut case = all_well();
         case.pause(2);
@@ -564,7 +798,7 @@ mod tests {
         case.watch().behind_seconds = Some(600);
         let verdict = case.judged();
         assert_eq!((verdict.level, verdict.link), (Level::Trouble, "/sync"));
-        assert_eq!(verdict.text, "Users are behind Clerk by 10m 0s, and 2 more");
+        assert_eq!(verdict.text, "Users are behind Clerk by 10m 0s · 2 more concerns");
         let levels: Vec<Level> = verdict.concerns.iter().map(|concern| concern.level).collect();
         assert_eq!(levels, [Level::Trouble, Level::Attention, Level::Attention]);
         let json = serde_json::to_value(&verdict).unwrap();
@@ -578,7 +812,6 @@ mod tests {
     fn times_are_read_off_a_clock() {
         assert_eq!(clock(AT, NOW), "08:54:00");
         assert_eq!(clock(AT - 86_400_000, NOW), "2025-10-08 08:54");
-        assert_eq!([9, 999, 1400, 200_000].map(millis), ["9 ms", "999 ms", "1.4 s", "3m 20s"]);
         let away = unanswered("database", AT, "refused", NOW);
         assert_eq!(
             (away.level, away.text.as_str()),

@@ -1,8 +1,8 @@
 //! Owns the demo: made-up people, the webhooks about them, and the stand-in for Clerk's API that knows the same people. Promises
 //! that made-up people never mix with those of a real Clerk instance.
 //!
-//! In order: this file prepares the demo and starts it, `people` says who lives, `stream` plays what happens, `page` is an application
-//! that its people sign up to.
+//! In order: this file prepares the demo and starts it, `people` says who lives, `stream` plays what happens, `operator` looks
+//! after what died, `page` is an application that its people sign up to.
 
 use std::{io::ErrorKind, net::TcpListener, sync::Arc};
 
@@ -20,6 +20,7 @@ use crate::{
     store::Store,
 };
 
+mod operator;
 mod page;
 mod people;
 mod stream;
@@ -82,10 +83,11 @@ impl Demo {
         stop: watch::Receiver<bool>,
     ) {
         let (Some(address), Some(store)) = (addresses.ingress, store) else { return };
-        self.people.look_into(store);
+        self.people.look_into(Arc::clone(&store));
+        tokio::spawn(operator::run(store, stop.clone()));
         let url = format!("http://{address}{}", self.config.webhook_path);
         info!("the demo posts {RATE} webhooks per second to {url}; a few get lost on their way");
-        info!("look at: headcount status, headcount users list, http://{}/metrics", addresses.ops);
+        info!("look at: headcount status, headcount users list, and the console: http://{}/", addresses.ops);
         if let Some(api) = addresses.api {
             info!("an application's page, where you sign up and see your row: http://{api}/");
         }
