@@ -7,7 +7,8 @@ use headcount::{
     app::{self, Addresses, Roles},
     clerk::secret,
     cli::{
-        self, Cli, Command, dead, demo::Demo, doctor, output::Output, rejections, send, status, sync, users,
+        self, Cli, Command, dead, demo::Demo, doctor, operations, output::Output, rejections, send, status,
+        sync, users,
     },
     config::Config,
     failure::{Exit, Failure},
@@ -43,7 +44,9 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let mut output = Output::stdout();
     let filter = match cli.command {
         _ if std::env::var_os("RUST_LOG").is_some() => &config.log_filter,
-        Command::Up(_) | Command::Ingress | Command::Worker | Command::Api => &config.log_filter,
+        Command::Up(_) | Command::Ingress | Command::Worker | Command::Api | Command::Console => {
+            &config.log_filter
+        }
         // The database's own warnings are of use here.
         Command::Migrate => "warn",
         // The command's own errors are enough: its log, and a library's, would only repeat them.
@@ -51,6 +54,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Send(_)
         | Command::Users(_)
         | Command::Dead(_)
+        | Command::Operations(_)
         | Command::Rejections(_)
         | Command::Sync(_) => "headcount=error",
     };
@@ -86,12 +90,17 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             let roles = Roles { api: Some(tokens), ..Roles::default() };
             serve(&config, roles, |_, _| {}).await
         }
+        Command::Console => {
+            info!("queue: {}; users: {}", config.queue_choice(), config.store_choice());
+            serve(&config, Roles { console: true, ..Roles::default() }, |_, _| {}).await
+        }
         Command::Migrate => migrate(&config, &mut output).await,
         Command::Send(args) => send::run(&args, &config, &mut output).await,
         Command::Status(args) => status::run(args, &config, &mut output).await,
         Command::Users(args) => users::run(args, &config, &mut output).await,
         Command::Dead(args) => dead::run(args, &config, &mut output).await,
         Command::Sync(args) => sync::run(args, &config, &mut output).await,
+        Command::Operations(args) => operations::run(args, &config, &mut output).await,
         Command::Rejections(args) => rejections::run(args, &config, &mut output).await,
         Command::Doctor(args) => doctor::run(args, &config, &mut output).await,
     }
@@ -112,6 +121,7 @@ async fn up(config: &Config, demo: bool) -> Result<(), Failure> {
     let roles = Roles {
         ingress: Some(secrets),
         worker: true,
+        console: false,
         api: config.tokens(),
         pages: demo.as_ref().map(Demo::pages),
         migrate: true,

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
 use tracing::info;
 
+use super::open::in_step;
 use crate::{
     api::{self, ASKED},
     clerk::{
@@ -13,8 +14,8 @@ use crate::{
     },
     config::{Config, Tokens},
     failure::Failure,
-    queue::Absent,
-    store::{Store, sync::Holder},
+    queue::{Absent, Queue},
+    store::Store,
     sync::Sync,
 };
 
@@ -32,15 +33,11 @@ pub(super) fn settings(
             .hint("check CLERK_JWT_KEY and CLERK_JWKS_URL, and install the package ca-certificates")
     })?;
     let clerk = match config.clerk_api(ASKED) {
-        Some(settings) => Some(Sync {
-            api: Api::new(&settings)?,
-            store: Arc::clone(store),
-            queue: Arc::new(Absent),
-            grace: Duration::ZERO,
-            instance: config.clerk_instance.clone(),
-            billing: config.billing.is_some(),
-            holder: Holder::of("api"),
-        }),
+        Some(settings) => {
+            let queue: Arc<dyn Queue> = Arc::new(Absent);
+            let sync = in_step(config, Api::new(&settings)?, store, &queue, "api");
+            Some(Sync { grace: Duration::ZERO, ..sync })
+        }
         None => {
             info!("CLERK_SECRET_KEY is not set: a user's first request waits for the webhook");
             None

@@ -20,7 +20,7 @@
 //! | noting whose webhooks come in | with a worker | writes down the last ones |
 //! | tiers that follow the time, in one process of all | with a worker | gives its lease back |
 //! | the watch over Clerk, in one process of all | with a worker and a key | gives its lease back |
-//! | replays through the API | with a worker | finish their step |
+//! | replays, those of other processes too | with a worker or a console | finish their step, and leave them to the others |
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -30,21 +30,22 @@ use tracing::{info, warn};
 
 use self::open::bind;
 pub use self::open::{
-    existing_queue, existing_store, exposed, look_at_queue, open_queue, open_store, split_table,
+    existing_queue, existing_store, exposed, in_step, look_at_queue, open_queue, open_store, split_table,
 };
 use crate::{
     api,
-    clerk::signature::Verifier,
+    clerk::{api::Api, signature::Verifier},
     config::{Config, Tokens},
     failure::Failure,
     ingress::{self, Ingress},
-    letters::{self, replay::Replayer},
-    ops::{self, Ops, api::replays::Operations},
+    letters::{self, operations::Operations},
+    ops::{self, Ops},
     processes::{Board, Paused, Teller, Way, samples_waiting},
     queue::{Absent, PARTS, Queue},
     secret::Secret,
     stop::until,
-    store::{Batches, Store, letters::Letters, processes::Role},
+    store::{Batches, Class, Store, letters::Letters, processes::Role},
+    sync::{self, Sync},
     telemetry::metrics,
     worker,
 };
@@ -62,7 +63,9 @@ pub struct Roles {
     pub worker: bool,
     /// Answers applications whose users' tokens count by these settings.
     pub api: Option<Tokens>,
-    /// Pages beside those answers.
+    /// Shows the operators' console, and runs what people start there. A worker does that too.
+    pub console: bool,
+    /// Pages beside the application's answers.
     pub pages: Option<axum::Router>,
     /// Applies the migrations first.
     pub migrate: bool,
@@ -114,24 +117,26 @@ pub async fn run(
         api: app.as_ref().map(|(listener, _)| listener.local_addr().unwrap_or(config.api_listen)),
         ops: ops_listener.local_addr().unwrap_or(config.ops_listen),
     };
-    let queue: Arc<dyn Queue> = match public.is_some() || roles.worker {
-        true => open_queue(config).await?,
-        false => Arc::new(Absent),
+    let queue: Arc<dyn Queue> = match (public.is_some() || roles.worker, roles.console) {
+        (true, _) => open_queue(config).await?,
+        (false, true) => existing_queue(config).await?,
+        (false, false) => Arc::new(Absent),
     };
-    let store = match roles.worker || app.is_some() {
-        true => Some(open_store(config).await?),
-        false => None,
+    let store = match (roles.worker || app.is_some(), roles.console) {
+        (true, _) => Some(open_store(config).await?),
+        (false, true) => Some(shown_store(config).await?),
+        (false, false) => None,
     };
     let worked = store.clone().filter(|_| roles.worker);
+    let shown = store.clone().filter(|_| roles.worker || roles.console);
     if let (true, Some(warning)) = (roles.worker, split_table(config)) {
         warn!("{warning}");
     }
     if let Some(exposed) = exposed(config) {
         warn!("{}; {}", exposed.message, exposed.hint);
     }
-    let operations = worked
-        .as_ref()
-        .map(|store| Arc::new(Operations::new(Replayer::new(letters(store), Arc::clone(&queue)))));
+    let operations =
+        shown.as_ref().map(|store| Arc::new(Operations::new(Arc::clone(store), Arc::clone(&queue))));
     let (health, worker_health) = watch::channel(worker::Health::default());
     let (notices, told) = watch::channel(Vec::new());
 
@@ -141,11 +146,13 @@ pub async fn run(
     let ops = Ops {
         queue: Arc::clone(&queue),
         store: store.clone().map(|store| store as Arc<dyn Batches>),
-        api: worked.clone().zip(operations.clone()),
+        api: shown.clone().zip(operations.clone()),
         worker: roles.worker.then(|| worker_health.clone()),
+        stopping: stop.clone(),
         notices: told,
         metrics: prometheus.clone(),
-        token: config.ops_token.clone(),
+        tokens: config.ops_tokens(),
+        clerk: shown.as_ref().and_then(|store| clerk(config, &queue, store)),
         bounds: Ops::bounds(),
     };
     beside.spawn(ops::serve(ops_listener, ops, ops_stop));
@@ -189,8 +196,7 @@ pub async fn run(
     if let Some(operations) = operations {
         let stop = stop.clone();
         tasks.spawn(async move {
-            until(&stop, |stop| *stop).await;
-            operations.finish().await;
+            operations.run(&stop).await;
             Ok(())
         });
     }
@@ -222,8 +228,30 @@ fn told_roles(roles: &Roles) -> Vec<Role> {
         (Role::Ingress, roles.ingress.is_some()),
         (Role::Worker, roles.worker),
         (Role::Api, roles.api.is_some()),
+        (Role::Console, roles.console),
     ];
     all.into_iter().filter(|(_, is)| *is).map(|(role, _)| role).collect()
+}
+
+/// The store that a console shows, where its schema is there. A database that is away comes back.
+async fn shown_store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
+    let store = existing_store(config).await?;
+    match store.check_schema().await {
+        Err(error) if error.class == Class::Unusable => Err(error.into()),
+        _ => Ok(store),
+    }
+}
+
+/// Clerk's API as the console asks it, where there is a key. It is asked while a person waits.
+fn clerk(config: &Config, queue: &Arc<dyn Queue>, store: &Arc<dyn Store>) -> Option<Sync> {
+    let settings = config.clerk_api(sync::watch::PATIENCE)?;
+    match Api::new(&settings) {
+        Ok(api) => Some(in_step(config, api, store, queue, "console")),
+        Err(error) => {
+            warn!("the console does not ask Clerk: {error}; {}", error.hint());
+            None
+        }
+    }
 }
 
 fn ingress(config: &Config, queue: &Arc<dyn Queue>, verifier: Verifier) -> Ingress {

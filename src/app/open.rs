@@ -6,13 +6,14 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 use tokio::net::TcpListener;
 
 use crate::{
-    clerk::secret,
+    clerk::{api::Api, secret},
     config::Config,
     datafile::{self, Exposed},
     failure::Failure,
     net,
     queue::{self, Purpose, Queue},
-    store::{self, Store},
+    store::{self, Store, sync::Holder},
+    sync::Sync,
 };
 
 /// Listens where a setting says.
@@ -91,6 +92,25 @@ fn refuse_unused(file: Option<&Path>, setting: &str) -> Result<(), Failure> {
             .hint("start headcount, which makes it: headcount up, or headcount migrate for the table of users alone")
             .hint(format!("if headcount runs already, set {setting} to what it is set to there"))),
         None => Ok(()),
+    }
+}
+
+/// What keeping in step through Clerk's API needs, for the process that is called so.
+pub fn in_step(
+    config: &Config,
+    api: Api,
+    store: &Arc<dyn Store>,
+    queue: &Arc<dyn Queue>,
+    process: &str,
+) -> Sync {
+    Sync {
+        api,
+        store: Arc::clone(store),
+        queue: Arc::clone(queue),
+        grace: config.watch_grace,
+        instance: config.clerk_instance.clone(),
+        billing: config.billing.is_some(),
+        holder: Holder::of(process),
     }
 }
 

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::open::in_step;
 use crate::{
     clerk::api::{Api, ApiError, Settings},
     config::Config,
@@ -16,9 +17,9 @@ use crate::{
     queue::Queue,
     rejections, retention,
     stop::until,
-    store::{Class, Store, StoreError, sync::Holder},
+    store::{Class, Store, StoreError},
     sync::{
-        self, Sync, instances,
+        self, instances,
         watch::{RATE, Watch},
     },
     telemetry::metrics,
@@ -98,15 +99,7 @@ fn watch_over_clerk(
     let open = || -> Result<(Api, Api), ApiError> { Ok((Api::new(&patient)?, Api::new(&brief)?)) };
     match open() {
         Ok((patient, api)) => {
-            let sync = Sync {
-                api: patient,
-                store: Arc::clone(store),
-                queue: Arc::clone(queue),
-                grace: config.watch_grace,
-                instance: config.clerk_instance.clone(),
-                billing: config.billing.is_some(),
-                holder: Holder::of("worker"),
-            };
+            let sync = in_step(config, patient, store, queue, "worker");
             Some(Watch { sync, api, every, schedule, notices })
         }
         // Webhooks go on without it.

@@ -16,6 +16,7 @@ use crate::{
     clerk::{self, api},
     failure::Failure,
     net::TrustedProxies,
+    ops::OpsTokens,
     queue::{Ladder, QueueConfig},
     rules::{
         subscriptions::tiers::Tiers,
@@ -53,6 +54,7 @@ pub struct Config {
     pub trusted_proxies: TrustedProxies,
     pub ops_listen: SocketAddr,
     pub ops_token: Option<Secret>,
+    pub ops_look_token: Option<Secret>,
     pub api_listen: SocketAddr,
     pub webhook_path: String,
     pub queue_prefix: String,
@@ -198,7 +200,8 @@ impl Config {
                 TrustedProxies::parse,
             )?,
             ops_listen: address("HEADCOUNT_OPS_LISTEN")?,
-            ops_token: token(raw)?,
+            ops_token: token(raw, "HEADCOUNT_OPS_TOKEN")?,
+            ops_look_token: token(raw, "HEADCOUNT_OPS_LOOK_TOKEN")?,
             api_listen: address("HEADCOUNT_API_LISTEN")?,
             webhook_path: raw.parse(
                 "HEADCOUNT_WEBHOOK_PATH",
@@ -314,7 +317,30 @@ impl Config {
                 "set HEADCOUNT_OPS_TOKEN to a long random value, or listen on 127.0.0.1",
             ));
         }
+        if let Some(look) = &config.ops_look_token {
+            let (name, operate) = (raw.name("HEADCOUNT_OPS_LOOK_TOKEN"), raw.name("HEADCOUNT_OPS_TOKEN"));
+            match &config.ops_token {
+                None => {
+                    return Err(wrong(
+                        format!("{name} is set, and {operate} is not"),
+                        "set HEADCOUNT_OPS_TOKEN too: without it anybody on this machine could operate",
+                    ));
+                }
+                Some(token) if token.expose() == look.expose() => {
+                    return Err(wrong(
+                        format!("{name} and {operate} are the same"),
+                        "give each a long random value of its own, such as that of: openssl rand -hex 32",
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
         Ok(config)
+    }
+
+    /// Who may look at the operators' listener, and who may operate.
+    pub fn ops_tokens(&self) -> OpsTokens {
+        OpsTokens { operate: self.ops_token.clone(), look: self.ops_look_token.clone() }
     }
 
     /// Which queue is used, and why, for people.
@@ -412,11 +438,11 @@ impl Config {
 /// The fewest characters of a token: a shorter one can be guessed.
 const TOKEN_LEAST: usize = 8;
 
-/// The operators' token.
-fn token(raw: &Raw) -> Result<Option<Secret>, ConfigError> {
-    let Some(token) = raw.written("HEADCOUNT_OPS_TOKEN") else { return Ok(None) };
+/// A token of the operators.
+fn token(raw: &Raw, variable: &'static str) -> Result<Option<Secret>, ConfigError> {
+    let Some(token) = raw.written(variable) else { return Ok(None) };
     if token.chars().count() < TOKEN_LEAST {
-        let name = raw.name("HEADCOUNT_OPS_TOKEN");
+        let name = raw.name(variable);
         return Err(wrong(
             format!("{name} is too short: it has fewer than {TOKEN_LEAST} characters"),
             "use a long random value, such as that of: openssl rand -hex 32",

@@ -30,6 +30,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { variable: "HEADCOUNT_TRUSTED_PROXIES", key: "trusted_proxies", default: "" },
     Setting { variable: "HEADCOUNT_OPS_LISTEN", key: "ops_listen", default: "127.0.0.1:8081" },
     Setting { variable: "HEADCOUNT_OPS_TOKEN", key: "ops_token", default: "" },
+    Setting { variable: "HEADCOUNT_OPS_LOOK_TOKEN", key: "ops_look_token", default: "" },
     Setting { variable: "HEADCOUNT_API_LISTEN", key: "api_listen", default: "127.0.0.1:8082" },
     Setting { variable: "HEADCOUNT_AUTHORIZED_PARTIES", key: "authorized_parties", default: "" },
     Setting { variable: "HEADCOUNT_ALLOW_MISSING_AZP", key: "allow_missing_azp", default: "false" },

@@ -45,6 +45,16 @@ impl Problem {
         Self { hint: hint.map(str::to_owned), ..self }
     }
 
+    /// Its status.
+    pub fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    /// What happened, and what to do, for a page.
+    pub fn says(&self) -> (&str, Option<&str>) {
+        (&self.detail, self.hint.as_deref())
+    }
+
     /// 400
     pub fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", detail)
@@ -63,7 +73,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = self.status();
         let text = safe_json(&serde_json::to_string(&self).unwrap_or_default()).into_owned();
         let mut response =
             (status, [(header::CONTENT_TYPE, "application/problem+json")], text).into_response();

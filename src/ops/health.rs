@@ -19,6 +19,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 use tokio::{sync::watch, task::AbortHandle, time::timeout};
 
+use super::Own;
 use crate::{net::json_response, queue::Queue, store::Batches, worker};
 
 /// The longest that `/readyz` takes.
@@ -93,7 +94,8 @@ pub(super) async fn livez() -> &'static str {
 
 /// 200 while queue, store and worker can do their work, else 503. The body says which of them cannot, and why; and what else
 /// people should know, which makes nothing unready.
-pub(super) async fn readyz(State(parts): State<Arc<Readiness>>) -> Response {
+pub(super) async fn readyz(State(own): State<Arc<Own>>) -> Response {
+    let parts = &own.readiness;
     let (queue, store) = tokio::join!(parts.queue(), parts.store());
     let checks = [("queue", Some(queue)), ("store", store), ("worker", parts.worker())];
     let checks = checks.into_iter().filter_map(|(name, check)| Some((name, check?)));

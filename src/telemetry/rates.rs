@@ -150,6 +150,14 @@ impl Counts {
         self
     }
 
+    /// The same, of which so many webhooks were committed so late, in milliseconds.
+    #[cfg(test)]
+    #[must_use]
+    pub(crate) fn late(mut self, lag: u64, webhooks: u64) -> Self {
+        self.lags.0.insert(bucket(Millis::try_from(lag).unwrap_or(Millis::MAX)) as u8, webhooks);
+        self
+    }
+
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }

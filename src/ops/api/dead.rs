@@ -20,12 +20,16 @@ use super::{
 use crate::{
     letters::{
         diff,
-        edit::{check, send},
+        edit::check,
         export::{Encoding, Export, Whole},
+        operations,
         replay::nobody_works,
         select::{SelectError, Selected, Selection, cursor, parse_cursor},
     },
-    store::letters::{Count, Filter, Group, Letter, LetterDetail, Page, Status},
+    store::{
+        letters::{Actor, Count, Filter, Group, Letter, LetterDetail, Page, Status},
+        operations::Kind,
+    },
     terminal::safe_json,
     time::{Millis, now},
 };
@@ -46,9 +50,9 @@ struct Listed {
 
 /// How many letters an action would touch, in all and by event type and reason.
 #[derive(Serialize)]
-pub(super) struct Counted {
-    pub(super) letters: u64,
-    pub(super) by: Vec<Count>,
+pub(in crate::ops) struct Counted {
+    pub(in crate::ops) letters: u64,
+    pub(in crate::ops) by: Vec<Count>,
 }
 
 /// The body of a request to edit a letter.
@@ -80,7 +84,7 @@ pub(super) struct NoteRequest {
     pub(super) note: Option<String>,
 }
 
-pub(super) async fn select(
+pub(in crate::ops) async fn select(
     api: &Api,
     selection: &Selection,
     status: Option<Status>,
@@ -125,7 +129,7 @@ pub(super) async fn count(State(api): State<Arc<Api>>, mut query: Query) -> Resu
     Ok(json(StatusCode::OK, &counted(&api, filter).await?))
 }
 
-pub(super) async fn counted(api: &Api, filter: Filter) -> Result<Counted, Problem> {
+pub(in crate::ops) async fn counted(api: &Api, filter: Filter) -> Result<Counted, Problem> {
     let by = api.ask(|store| async move { store.count(&filter).await }).await?;
     Ok(Counted { letters: by.iter().map(|count| count.letters).sum(), by })
 }
@@ -152,7 +156,7 @@ pub(super) async fn export(State(api): State<Arc<Api>>, mut query: Query) -> Res
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pages)).into_response())
 }
 
-async fn find(api: &Api, reference: String) -> Result<LetterDetail, Problem> {
+pub(in crate::ops) async fn find(api: &Api, reference: String) -> Result<LetterDetail, Problem> {
     let wanted = reference.clone();
     let found = api.ask(|store| async move { store.show(&wanted).await }).await?;
     Ok(found.ok_or(SelectError::Unknown(reference))?)
@@ -178,8 +182,12 @@ pub(super) async fn edit(
         return Ok(json(StatusCode::OK, &Edited { round: None, difference, warnings }));
     }
     let (operations, by) = (Arc::clone(&api.operations), api.actor(request.note.as_deref()));
+    let store = Arc::clone(&api.store);
     // A task of its own: also when the client hangs up, a committed edit is published.
-    let sent = tokio::spawn(async move { send(operations.replayer(), &letter, mended, by).await });
+    let sent =
+        tokio::spawn(
+            async move { operations::edit(&store, operations.replayer(), &letter, mended, by).await },
+        );
     let sent = sent.await.map_err(|_| Problem::unavailable("the edit broke off; look at the letter"))?;
     Ok(json(StatusCode::OK, &Edited { round: Some(sent?), difference, warnings }))
 }
@@ -193,9 +201,7 @@ pub(super) async fn discard(
     if by.note.is_none() {
         return Err(Problem::bad_request("a discarded letter needs a note that says why"));
     }
-    let (letter, wanted) = one(&api, reference).await?;
-    let discarded = api.ask(|store| async move { store.discard(&wanted, 1, &by).await }).await?;
-    settled(&api, letter, discarded, Status::Open).await
+    settle(&api, Kind::Discard, by, reference, Status::Open).await
 }
 
 pub(super) async fn restore(
@@ -204,22 +210,24 @@ pub(super) async fn restore(
     Json(request): Json<NoteRequest>,
 ) -> Result<Response, Problem> {
     let by = api.actor(request.note.as_deref().map(str::trim));
-    let (letter, wanted) = one(&api, reference).await?;
-    let restored = api.ask(|store| async move { store.restore(&wanted, 1, &by).await }).await?;
-    settled(&api, letter, restored, Status::Discarded).await
-}
-
-async fn one(api: &Api, reference: String) -> Result<(Letter, Filter), Problem> {
-    let letter = find(api, reference).await?.letter;
-    let filter = Filter { ids: vec![letter.id], ..Filter::default() };
-    Ok((letter, filter))
+    settle(&api, Kind::Restore, by, reference, Status::Discarded).await
 }
 
 /// Answers with the letter as it is now, or with why nothing was done.
-async fn settled(api: &Api, letter: Letter, touched: u64, from: Status) -> Result<Response, Problem> {
-    if touched == 0 {
-        let (is, wanted) = (letter.standing(), from.as_str());
-        return Err(Problem::conflict(format!("the letter is {is}, not {wanted}, or is erased")));
+async fn settle(
+    api: &Api,
+    kind: Kind,
+    by: Actor,
+    reference: String,
+    from: Status,
+) -> Result<Response, Problem> {
+    let letter = find(api, reference).await?.letter;
+    let (id, standing) = (letter.id, letter.standing());
+    let settled =
+        api.ask(|store| async move { operations::settle(&store, kind, &by, &letter).await }).await?;
+    if !settled {
+        let wanted = from.as_str();
+        return Err(Problem::conflict(format!("the letter is {standing}, not {wanted}, or is erased")));
     }
-    Ok(json(StatusCode::OK, &Whole::from(find(api, letter.id.to_string()).await?)))
+    Ok(json(StatusCode::OK, &Whole::from(find(api, id.to_string()).await?)))
 }

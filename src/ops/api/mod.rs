@@ -1,18 +1,17 @@
 //! Owns `/api/v1`: what the command line can do about users and dead letters, over HTTP. `openapi.json` documents it, and
 //! a test compares the two.
 //!
-//! Promises that every error is `application/problem+json`; that calls to the database are bounded in number and go on
-//! when a client hangs up; and that no request which a foreign web page can make a browser send changes anything.
+//! Promises that every error is `application/problem+json`, and that calls to the database are bounded in number and go on
+//! when a client hangs up.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::Request,
     handler::Handler,
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{MethodRouter, delete, get, post, put},
 };
 use http::{HeaderMap, Method, StatusCode, header};
 use hyper::body::Body as _;
@@ -22,8 +21,10 @@ use tokio::{
     time::timeout,
 };
 
-use self::{problem::Problem, replays::Operations};
+use self::problem::Problem;
+use super::access::{self, Access};
 use crate::{
+    letters::operations::Operations,
     queue::Queue,
     store::{
         Store, StoreError,
@@ -33,7 +34,8 @@ use crate::{
     worker,
 };
 
-mod dead;
+pub(super) mod dead;
+mod log;
 mod others;
 pub(super) mod problem;
 pub mod replays;
@@ -85,7 +87,7 @@ impl Api {
 
     /// Calls the database. A client is answered 503 or 504 where the database does not answer in time. The call itself goes
     /// on, and takes one of the places, until it ends.
-    async fn ask<T, F>(&self, call: impl FnOnce(Arc<dyn Store>) -> F) -> Result<T, Problem>
+    pub(super) async fn ask<T, F>(&self, call: impl FnOnce(Arc<dyn Store>) -> F) -> Result<T, Problem>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -112,27 +114,29 @@ impl Api {
     }
 }
 
-/// A route: its method, its path below `/api/v1`, and its handler.
-pub(super) struct Route {
-    pub(super) method: Method,
-    pub(super) path: &'static str,
-    answer: MethodRouter<Arc<Api>>,
+/// A route below `/api/v1`.
+type Route = access::Route<Arc<Api>>;
+
+/// Shows something that names no more of a user than the table of users does.
+fn looks<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
+    Route::get(Access::Look, path, handler)
 }
 
-fn looks<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
-    Route { method: Method::GET, path, answer: get(handler) }
+/// Shows bodies of letters, which hold all that Clerk has of a user.
+fn reveals<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
+    Route::get(Access::Operate, path, handler)
 }
 
 fn acts<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
-    Route { method: Method::POST, path, answer: post(handler) }
+    Route::post(Access::Operate, path, handler)
 }
 
 fn puts<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
-    Route { method: Method::PUT, path, answer: put(handler) }
+    Route::put(Access::Operate, path, handler)
 }
 
 fn removes<T: 'static>(path: &'static str, handler: impl Handler<T, Arc<Api>>) -> Route {
-    Route { method: Method::DELETE, path, answer: delete(handler) }
+    Route::delete(Access::Operate, path, handler)
 }
 
 fn table() -> Vec<Route> {
@@ -146,35 +150,41 @@ fn table() -> Vec<Route> {
         puts("/users/{ref}/grant", others::grant),
         removes("/users/{ref}/grant", others::revoke),
         looks("/rejections", others::rejections),
+        looks("/operations", log::read),
         looks("/dead", dead::list),
         looks("/dead/groups", dead::groups),
         looks("/dead/count", dead::count),
-        looks("/dead/export", dead::export),
+        reveals("/dead/export", dead::export),
         acts("/dead/replay", replays::start),
         looks("/dead/operations", replays::list),
         looks("/dead/operations/{id}", replays::show),
+        acts("/dead/operations/{id}/pause", replays::pause),
+        acts("/dead/operations/{id}/resume", replays::resume),
         acts("/dead/operations/{id}/stop", replays::stop),
-        looks("/dead/{id}", dead::show),
+        reveals("/dead/{id}", dead::show),
         acts("/dead/{id}/edit", dead::edit),
         acts("/dead/{id}/discard", dead::discard),
         acts("/dead/{id}/restore", dead::restore),
     ]
 }
 
-/// Every route: method and path.
-pub fn routes() -> Vec<(String, String)> {
-    table().into_iter().map(|route| (route.method.to_string(), format!("/api/v1{}", route.path))).collect()
+/// Every route: method, path, and what it asks for.
+pub fn routes() -> Vec<(String, String, Access)> {
+    let told = |route: Route| (route.method.to_string(), format!("/api/v1{}", route.path), route.access);
+    table().into_iter().map(told).collect()
 }
 
 /// Serves below `/api/v1`.
 pub(super) fn router(api: Arc<Api>) -> Router {
-    let guard = middleware::from_fn_with_state(Arc::clone(&api), guarded);
-    let routes = table().into_iter().fold(Router::new(), |router, route| {
-        let acts = route.method != Method::GET;
-        let answer = if acts { route.answer.route_layer(guard.clone()) } else { route.answer };
-        router.route(route.path, answer)
+    let guard = middleware::from_fn(guarded);
+    let routes = table().into_iter().map(|route| match route.method {
+        Method::GET => route,
+        _ => route.with(|answer| answer.route_layer(guard.clone())),
     });
-    routes.fallback(unknown).method_not_allowed_fallback(wrong_method).with_state(api)
+    access::router(routes.collect())
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(api)
 }
 
 /// Answers everything in a process without a database.
@@ -202,17 +212,8 @@ async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
-/// Guards the routes that change something. Without a token a request must not come from another site's page, which a
-/// browser names. And a body has to be JSON, which a foreign page's form cannot send.
-async fn guarded(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    if !api.has_token && !is_ours(request.headers()) {
-        return Problem::new(
-            StatusCode::FORBIDDEN,
-            "foreign_origin",
-            "without HEADCOUNT_OPS_TOKEN only pages of this listener may act",
-        )
-        .into_response();
-    }
+/// Guards the routes that change something: a body has to be JSON, which a foreign page's form cannot send.
+async fn guarded(request: Request, next: Next) -> Response {
     if !request.body().is_end_stream() && !is_json(request.headers()) {
         return Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -227,18 +228,6 @@ async fn guarded(State(api): State<Arc<Api>>, request: Request, next: Next) -> R
 fn is_json(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
-}
-
-/// Whether no other site's page sent the request. A request without `Origin` and `Sec-Fetch-Site` comes from no page.
-fn is_ours(headers: &HeaderMap) -> bool {
-    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("unreadable"));
-    let host = text("host").unwrap_or_default();
-    let origin = text("origin").is_none_or(|origin| {
-        let of_http = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-        headers.get_all("origin").iter().count() == 1
-            && of_http.is_some_and(|authority| !host.is_empty() && authority.eq_ignore_ascii_case(host))
-    });
-    origin && text("sec-fetch-site").is_none_or(|site| matches!(site, "same-origin" | "none"))
 }
 
 /// A JSON answer.
@@ -258,41 +247,6 @@ fn json(status: StatusCode, value: &impl Serialize) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_our_own_pages_and_no_pages_at_all_may_act() {
-        let ours = |lines: &[(&'static str, &str)]| {
-            let mut headers = HeaderMap::new();
-            for (name, value) in lines {
-                headers.append(*name, value.parse().unwrap());
-            }
-            is_ours(&headers)
-        };
-        let host = ("host", "localhost:8081");
-        for good in [
-            &[host][..],
-            &[],
-            &[host, ("origin", "http://localhost:8081")],
-            &[host, ("origin", "http://LOCALHOST:8081"), ("sec-fetch-site", "same-origin")],
-            &[host, ("sec-fetch-site", "none")],
-        ] {
-            assert!(ours(good), "{good:?}");
-        }
-        for bad in [
-            &[host, ("origin", "http://evil.example")][..],
-            &[host, ("origin", "http://localhost:3000")],
-            &[host, ("origin", "http://localhost")],
-            &[host, ("origin", "null")],
-            &[host, ("origin", "")],
-            &[("origin", "http://")],
-            &[host, ("origin", "file://localhost:8081")],
-            &[host, ("origin", "http://localhost:8081"), ("origin", "http://evil.example")],
-            &[host, ("sec-fetch-site", "cross-site")],
-            &[host, ("sec-fetch-site", "same-site")],
-        ] {
-            assert!(!ours(bad), "{bad:?}");
-        }
-    }
 
     #[test]
     fn every_documented_request_is_understood() {

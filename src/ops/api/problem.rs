@@ -4,8 +4,8 @@ use http::StatusCode;
 
 pub(in crate::ops) use crate::net::Problem;
 use crate::{
-    letters::{edit::EditError, replay::End, select::SelectError},
-    ops::{api::replays::Busy, status::StatusError},
+    letters::{edit::EditError, operations::StartError, replay::End, select::SelectError},
+    ops::status::StatusError,
     queue::QueueError,
     store::StoreError,
 };
@@ -68,9 +68,12 @@ impl From<EditError> for Problem {
     }
 }
 
-impl From<Busy> for Problem {
-    fn from(busy: Busy) -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", busy.to_string())
-            .hint("wait for one to end, or stop one: GET /api/v1/dead/operations")
+impl From<StartError> for Problem {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", error.to_string())
+                .hint("wait for one to end, or stop one: GET /api/v1/dead/operations"),
+            StartError::Store(error) => error.into(),
+        }
     }
 }

@@ -1,13 +1,6 @@
-//! Owns replays that run inside a server process: the routes that start and stop them, who started them, how far they
-//! are, and how they ended.
-//!
-//! Promises that at most four run at a time, that each can be stopped, and that the process ends none half-way. They are
-//! remembered in memory only: the letters' histories remember what happened to the letters.
+//! Owns the routes that start replays, pause, resume and stop them, and show how far they are, whichever process runs them.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::Arc;
 
 use axum::{
     extract::State,
@@ -15,8 +8,6 @@ use axum::{
 };
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
-use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{
@@ -28,194 +19,15 @@ use super::{
 };
 use crate::{
     letters::{
-        replay::{End, Order, Progress, Replayer, nobody_works},
+        operations::{NewReplay, Operations, Shown, StartError, halt_at},
+        replay::nobody_works,
         select::Selection,
     },
-    stop::until,
-    store::letters::{Publication, Status},
-    time::{now, rfc3339},
+    store::{
+        letters::Status,
+        operations::{Operation, Wish},
+    },
 };
-
-/// Replays that run at a time.
-const RUNNING_MAX: usize = 4;
-/// Replays that are remembered.
-const KEPT: usize = 100;
-
-/// How far an operation is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// It claims and publishes letters.
-    Running,
-    /// It published every letter that was open when it began.
-    Complete,
-    /// It reached its limit; more letters may be open.
-    Limit,
-    /// Somebody stopped it, or the process stops.
-    Stopped,
-    /// The queue or the database did not answer.
-    Failed,
-}
-
-/// A replay that this process runs or ran, as JSON.
-#[derive(Clone, Debug, Serialize)]
-pub struct Operation {
-    /// Made by this process, of version 7.
-    pub id: Uuid,
-    /// The actor that started it.
-    pub by: String,
-    /// RFC 3339.
-    pub started_at: String,
-    /// RFC 3339; null while it runs.
-    pub ended_at: Option<String>,
-    /// How far it is.
-    pub state: Phase,
-    /// Open letters that it meant when it started, at most its limit.
-    pub expected: u64,
-    /// Why no worker would take the letters at once, as of its start.
-    pub warnings: Vec<String>,
-    /// What it has done so far.
-    #[serde(flatten)]
-    pub progress: Progress,
-    /// Why it failed; null unless it did.
-    pub error: Option<String>,
-}
-
-/// No further replay can start.
-#[derive(Debug, thiserror::Error)]
-#[error("{RUNNING_MAX} replays run already, or this process is stopping")]
-pub struct Busy;
-
-struct Kept {
-    id: Uuid,
-    state: watch::Sender<Operation>,
-    stop: watch::Sender<bool>,
-}
-
-/// The replays of this process.
-pub struct Operations {
-    replayer: Replayer,
-    /// `None` once the process stops.
-    all: Mutex<Option<VecDeque<Arc<Kept>>>>,
-}
-
-impl Operations {
-    /// Remembers no replay yet.
-    pub fn new(replayer: Replayer) -> Self {
-        Self { replayer, all: Mutex::new(Some(VecDeque::new())) }
-    }
-
-    /// Publishes the letters.
-    pub fn replayer(&self) -> &Replayer {
-        &self.replayer
-    }
-
-    /// Starts a replay.
-    ///
-    /// # Errors
-    /// As many as may run do, or the process is stopping.
-    pub fn start(
-        self: &Arc<Self>,
-        order: Order,
-        expected: u64,
-        warnings: Vec<String>,
-    ) -> Result<Operation, Busy> {
-        let operation = Operation {
-            id: Uuid::now_v7(),
-            by: order.by.name.clone(),
-            started_at: rfc3339(now()),
-            ended_at: None,
-            state: Phase::Running,
-            expected,
-            warnings,
-            progress: Progress::default(),
-            error: None,
-        };
-        let kept = Arc::new(Kept {
-            id: operation.id,
-            state: watch::Sender::new(operation.clone()),
-            stop: watch::Sender::new(false),
-        });
-        {
-            let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-            let all = all.as_mut().ok_or(Busy)?;
-            let running = all.iter().filter(|kept| kept.is_running()).count();
-            if running >= RUNNING_MAX {
-                return Err(Busy);
-            }
-            if all.len() >= KEPT
-                && let Some(oldest) = all.iter().position(|kept| !kept.is_running())
-            {
-                all.remove(oldest);
-            }
-            all.push_back(Arc::clone(&kept));
-        }
-        info!("replay {} begins: {expected} letters, by {}", kept.id, order.by.name);
-        let replayer = self.replayer.clone();
-        tokio::spawn(async move {
-            let stop = kept.stop.subscribe();
-            let shown = |progress: &Progress, _: &[Publication]| {
-                kept.state.send_modify(|operation| operation.progress = *progress);
-            };
-            let (progress, ended) = replayer.run(&order, shown, &stop).await;
-            let (state, error) = match ended {
-                End::Complete => (Phase::Complete, None),
-                End::Limit => (Phase::Limit, None),
-                End::Stopped => (Phase::Stopped, None),
-                End::Queue(error) => (Phase::Failed, Some(error.to_string())),
-                End::Store(error) => (Phase::Failed, Some(error.to_string())),
-            };
-            match &error {
-                Some(why) => warn!("replay {} failed after {} letters: {why}", kept.id, progress.published),
-                None => info!("replay {} ended: {} letters", kept.id, progress.published),
-            }
-            kept.state.send_modify(|operation| {
-                *operation =
-                    Operation { state, error, progress, ended_at: Some(rfc3339(now())), ..operation.clone() };
-            });
-        });
-        Ok(operation)
-    }
-
-    /// The replays that are remembered, the newest first.
-    pub fn list(&self) -> Vec<Operation> {
-        self.kept().iter().rev().map(|kept| kept.state.borrow().clone()).collect()
-    }
-
-    /// A replay that is remembered.
-    pub fn get(&self, id: Uuid) -> Option<Operation> {
-        self.kept().iter().find(|kept| kept.id == id).map(|kept| kept.state.borrow().clone())
-    }
-
-    /// Asks a replay to stop. It still publishes what it has claimed.
-    pub fn stop(&self, id: Uuid) -> Option<Operation> {
-        let kept = self.kept().into_iter().find(|kept| kept.id == id)?;
-        kept.stop.send_replace(true);
-        Some(kept.state.borrow().clone())
-    }
-
-    /// Lets no replay start any more, stops those that run, and waits for their end.
-    pub async fn finish(&self) {
-        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner).take();
-        for kept in all.iter().flatten() {
-            kept.stop.send_replace(true);
-        }
-        for kept in all.iter().flatten() {
-            until(&kept.state.subscribe(), |operation| operation.state != Phase::Running).await;
-        }
-    }
-
-    fn kept(&self) -> Vec<Arc<Kept>> {
-        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().flatten().cloned().collect()
-    }
-}
-
-impl Kept {
-    fn is_running(&self) -> bool {
-        self.state.borrow().state == Phase::Running
-    }
-}
 
 /// The body of a request to replay.
 #[derive(Debug, Deserialize)]
@@ -226,6 +38,10 @@ pub(super) struct ReplayRequest {
     limit: u64,
     #[serde(default)]
     rate: Option<f64>,
+    #[serde(default)]
+    ramp: bool,
+    #[serde(default)]
+    halt_at: Option<f64>,
     #[serde(default)]
     dry_run: bool,
     #[serde(default)]
@@ -238,7 +54,7 @@ fn thousand() -> u64 {
 
 #[derive(Serialize)]
 struct Listed {
-    operations: Vec<Operation>,
+    operations: Vec<Shown>,
 }
 
 pub(super) async fn start(
@@ -252,6 +68,9 @@ pub(super) async fn start(
     if request.rate.is_some_and(|rate| !(0.001..=1_000_000.0).contains(&rate)) {
         return Err(Problem::bad_request("rate has to be between 0.001 and 1000000 per second"));
     }
+    if request.halt_at.is_some_and(|share| !request.ramp || !(0.0..=1.0).contains(&share)) {
+        return Err(Problem::bad_request("halt_at has to be a share from 0 to 1, and needs \"ramp\": true"));
+    }
     if request.filter.status.as_deref().is_some_and(|status| status != Status::Open.as_str()) {
         return Err(Problem::bad_request("only open letters are replayed: leave the status out"));
     }
@@ -261,30 +80,76 @@ pub(super) async fn start(
     if request.dry_run {
         return Ok(json(StatusCode::OK, &Counted { letters: letters.min(request.limit), by }));
     }
-    let by = api.actor(request.note.as_deref());
-    let order = Order { filter, limit: request.limit, rate: request.rate, by };
-    let warnings = nobody_works(api.queue.as_ref()).await.into_iter().collect();
-    let operation = api.operations.start(order, letters.min(request.limit), warnings)?;
+    let new = NewReplay {
+        filter,
+        limit: request.limit,
+        rate: request.rate,
+        halt_at: halt_at(request.ramp, request.halt_at),
+        by: api.actor(request.note.as_deref()),
+        open: letters,
+        warnings: nobody_works(api.queue.as_ref()).await.into_iter().collect(),
+    };
+    let operations = Arc::clone(&api.operations);
+    let started = api.ask(|_| async move { StartError::apart(operations.start(&new).await) });
+    let operation = Shown::from(started.await??);
     let place = format!("/api/v1/dead/operations/{}", operation.id);
     Ok(([(header::LOCATION, place)], json(StatusCode::ACCEPTED, &operation)).into_response())
 }
 
-pub(super) async fn list(State(api): State<Arc<Api>>) -> Response {
-    json(StatusCode::OK, &Listed { operations: api.operations.list() })
+pub(super) async fn list(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
+    let operations = Arc::clone(&api.operations);
+    let listed = api.ask(|_| async move { operations.list().await }).await?;
+    Ok(json(StatusCode::OK, &Listed { operations: listed.into_iter().map(Shown::from).collect() }))
 }
 
 pub(super) async fn show(State(api): State<Arc<Api>>, Named(id): Named) -> Result<Response, Problem> {
-    found(Uuid::try_parse(&id).ok().and_then(|id| api.operations.get(id)))
+    found(
+        &api,
+        &id,
+        |operations, id| async move { Ok(operations.get(id).await?.map(|(operation, _)| operation)) },
+    )
+    .await
+}
+
+pub(super) async fn pause(State(api): State<Arc<Api>>, Named(id): Named) -> Result<Response, Problem> {
+    wished(&api, &id, Wish::Pause).await
+}
+
+pub(super) async fn resume(State(api): State<Arc<Api>>, Named(id): Named) -> Result<Response, Problem> {
+    wished(&api, &id, Wish::Run).await
 }
 
 pub(super) async fn stop(State(api): State<Arc<Api>>, Named(id): Named) -> Result<Response, Problem> {
-    found(Uuid::try_parse(&id).ok().and_then(|id| api.operations.stop(id)))
+    wished(&api, &id, Wish::Stop).await
 }
 
-fn found(operation: Option<Operation>) -> Result<Response, Problem> {
-    let operation = operation.ok_or_else(|| {
-        Problem::new(StatusCode::NOT_FOUND, "unknown_operation", "no replay of this process has this id")
-            .hint("a process remembers its own replays, and those since its start; the letters remember all")
+async fn wished(api: &Api, id: &str, wish: Wish) -> Result<Response, Problem> {
+    let by = api.actor(None);
+    found(api, id, |operations, id| async move { operations.wish(id, wish, &by).await }).await
+}
+
+/// What is asked of the replays about one of them.
+type Answer = Result<Option<Operation>, StartError>;
+
+async fn found<F>(
+    api: &Api,
+    id: &str,
+    ask: impl FnOnce(Arc<Operations>, Uuid) -> F,
+) -> Result<Response, Problem>
+where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let found = match Uuid::try_parse(id) {
+        Ok(id) => {
+            let operations = Arc::clone(&api.operations);
+            let asked = ask(operations, id);
+            api.ask(|_| async move { StartError::apart(asked.await) }).await??
+        }
+        Err(_) => None,
+    };
+    let operation = found.ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, "unknown_operation", "no replay has this id")
+            .hint("GET /api/v1/dead/operations lists them; a replay is forgotten some time after its end")
     })?;
-    Ok(json(StatusCode::OK, &operation))
+    Ok(json(StatusCode::OK, &Shown::from(operation)))
 }
