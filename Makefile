@@ -46,10 +46,11 @@ lint: ## Check format, lints and documentation; warnings are errors
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps
 
 # Compiles first, as above. Set BENCH_ROUNDS=5 for steadier medians.
-bench: ## Measure against bare RabbitMQ and PostgreSQL, and write benches/RESULTS.md and APP.md (minutes)
+bench: ## Measure against bare RabbitMQ and PostgreSQL, and write benches/RESULTS.md, APP.md and CONSOLE.md (minutes)
 	cargo bench --locked --no-run
 	scripts/servers run -- cargo bench --locked --bench yardsticks
 	scripts/servers run -- cargo bench --locked --bench app
+	scripts/servers run -- cargo bench --locked --bench console
 	cargo bench --locked --bench fold --bench queue
 
 # PostgreSQL gets the share of memory that a table of this size needs; the small case gets the same, to be comparable.

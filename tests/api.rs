@@ -16,14 +16,15 @@ use std::{
 
 use bytes::Bytes;
 use headcount::{
-    letters::replay::Replayer,
+    letters::operations::Operations,
     message::{Origin, Rejected},
-    ops::{self, Ops, api, api::replays::Operations},
+    ops::{self, Ops, OpsTokens, api},
     queue::{Queue, QueueConfig},
     secret::Secret,
     store::{
         Store,
-        letters::{Captured, Letters},
+        letters::Captured,
+        operations,
         processes::{Role, Said, Telling},
         sync::{Holder, NewRun, SeenBy},
     },
@@ -51,7 +52,8 @@ fn the_document_and_the_routes_are_the_same() {
             documented.insert((method.to_uppercase(), path.clone()));
         }
     }
-    assert_eq!(documented, api::routes().into_iter().collect());
+    let routes = api::routes().into_iter().map(|(method, path, _)| (method, path));
+    assert_eq!(documented, routes.collect());
 }
 
 #[test]
@@ -132,7 +134,8 @@ struct Server {
     address: SocketAddr,
     store: Arc<dyn Store>,
     queue: Arc<dyn Queue>,
-    operations: Arc<Operations>,
+    /// Works on replays.
+    works: tokio::task::JoinHandle<()>,
     stop: watch::Sender<bool>,
     document: Value,
     /// Method, path and status of what was answered.
@@ -149,8 +152,7 @@ impl Server {
             ladder: headcount::queue::Ladder::default(),
         };
         let queue = headcount::queue::open(&config).await.unwrap();
-        let letters = Arc::clone(&store) as Arc<dyn Letters>;
-        let operations = Arc::new(Operations::new(Replayer::new(letters, queue.clone())));
+        let operations = Arc::new(Operations::new(store.clone(), queue.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let ops = Ops {
@@ -158,16 +160,19 @@ impl Server {
             store: Some(store.clone()),
             api: Some((store.clone(), operations.clone())),
             worker: None,
+            stopping: watch::channel(false).1,
             notices: watch::channel(Vec::new()).1,
             metrics: PrometheusBuilder::new().build_recorder().handle(),
-            token: token.map(Secret::new),
+            clerk: None,
+            tokens: OpsTokens { operate: token.map(Secret::new), look: None },
             bounds: Ops::bounds(),
         };
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(ops::serve(listener, ops, stopped));
+        tokio::spawn(ops::serve(listener, ops, stopped.clone()));
+        let works = tokio::spawn(async move { operations.run(&stopped).await });
         let document = document();
         let seen = Mutex::default();
-        Self { address, store, queue, operations, stop, document, seen, token, _directory: directory }
+        Self { address, store, queue, works, stop, document, seen, token, _directory: directory }
     }
 
     /// Asks, and holds the answer to the document.
@@ -462,12 +467,37 @@ async fn every_route_answers_as_documented() {
     assert_eq!(server.published().await, 4);
     let all = server.get("/dead/operations", "/dead/operations").await.json();
     assert_eq!(all["operations"].as_array().unwrap().len(), 1);
-    let stop = server.post(&format!("{operation}/stop"), "/dead/operations/{id}/stop", &json!({})).await;
-    assert_eq!(stop.json()["state"], "complete");
+    for wish in ["pause", "resume", "stop"] {
+        let template = format!("/dead/operations/{{id}}/{wish}");
+        let wished = server.post(&format!("{operation}/{wish}"), &template, &json!({})).await;
+        assert_eq!(wished.json()["state"], "complete");
+    }
     assert_eq!(server.get("/dead/operations/x", template).await.status, 404);
 
+    // Whatever was done is written down, the newest first, page by page.
+    let log = server.get("/operations?limit=3", "/operations").await.json();
+    let mut rows = log["operations"].as_array().unwrap().clone();
+    let next = format!("/operations?limit=100&cursor={}", log["next"].as_str().unwrap());
+    rows.extend(server.get(&next, "/operations").await.json()["operations"].as_array().unwrap().clone());
+    let kinds: Vec<_> = rows
+        .iter()
+        .map(|row| format!("{} {}", row["kind"].as_str().unwrap(), row["state"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        "replay complete",
+        "edit complete",
+        "restore failed",
+        "restore complete",
+        "discard failed",
+        "discard complete",
+    ];
+    let others = ["revoke complete", "grant complete", "sync running"];
+    assert_eq!(kinds, [&expected[..], &others].concat());
+    let edits = server.get("/operations?kind=edit&who=api&since=1h", "/operations").await.json();
+    assert_eq!(edits["operations"].as_array().unwrap().len(), 1);
+
     let seen = server.seen.lock().unwrap().clone();
-    for (method, path) in api::routes() {
+    for (method, path, _) in api::routes() {
         let path = path.strip_prefix("/api/v1").unwrap();
         let documented = &server.document["paths"][format!("/api/v1{path}")][method.to_lowercase()];
         for status in documented["responses"].as_object().unwrap().keys().filter(|code| code.starts_with('2'))
@@ -492,6 +522,9 @@ async fn what_is_not_meant_is_an_error_that_says_so() {
         ("/dead?limit=1001", "/dead"),
         ("/dead/count?limit=1", "/dead/count"),
         ("/users?deleted=maybe", "/users"),
+        ("/operations?kind=replays", "/operations"),
+        ("/operations?cursor=x", "/operations"),
+        ("/operations?since=yesterday", "/operations"),
     ] {
         let response = server.get(path, template).await;
         assert_eq!((response.status, &response.json()["code"]), (400, &json!("bad_request")), "{path}");
@@ -506,6 +539,8 @@ async fn what_is_not_meant_is_an_error_that_says_so() {
         json!({"filter": {"reason": "rejected", "user": ""}}),
         json!({"filter": {"all": true}, "limit": 0}),
         json!({"filter": {"all": true}, "rate": 0}),
+        json!({"filter": {"all": true}, "halt_at": 0.1}),
+        json!({"filter": {"all": true}, "ramp": true, "halt_at": 10}),
         json!({"filter": {"all": true, "status": "applied"}}),
         json!([]),
     ] {
@@ -592,22 +627,70 @@ async fn with_a_token_nothing_is_told_or_done_without_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_stops_ends_no_replay_half_way() {
+async fn a_process_that_stops_ends_no_replay_half_way_and_the_next_one_goes_on() {
     let (_home, store) = seeded(60).await;
     let server = Server::start(store.clone(), None).await;
     let order = json!({"filter": {"all": true}, "rate": 20});
     let started = server.post("/dead/replay", "/dead/replay", &order).await;
     let operation = started.header("location").unwrap().strip_prefix("/api/v1").unwrap().to_owned();
     eventually("some are published", async || server.published().await > 0).await;
-    server.operations.finish().await;
+    server.stop.send_replace(true);
+    server.works.await.unwrap();
     let all = headcount::store::letters::Filter::default();
     assert!(store.unstamped(&all, now() + 60_000, 100).await.unwrap().is_empty());
     let id = operation.rsplit('/').next().unwrap().parse().unwrap();
-    assert!(server.operations.get(id).is_none(), "a stopped process remembers nothing");
+    let left = store.operation(id).await.unwrap().unwrap();
+    assert_eq!((left.state, left.holder), (operations::State::Running, None), "{left:?}");
+    let published = left.published;
     let open = store.statuses().await.unwrap()[&headcount::store::letters::Status::Open];
-    assert_eq!(open + server.published().await, 60);
+    assert_eq!(open + published, 60);
     assert!(open > 0);
-    assert_eq!(server.post("/dead/replay", "/dead/replay", &order).await.status, 429);
+
+    let next = Server::start(store.clone(), None).await;
+    eventually("the next process ends it", async || {
+        next.get(&operation, "/dead/operations/{id}").await.json()["state"] == "complete"
+    })
+    .await;
+    let ended = next.get(&operation, "/dead/operations/{id}").await.json();
+    assert_eq!((&ended["claimed"], &ended["published"]), (&json!(60), &json!(60)));
+    assert_eq!(next.published().await, open);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn four_replays_run_at_a_time_and_a_paused_one_makes_room() {
+    let (_home, store) = seeded(60).await;
+    let server = Server::start(store.clone(), None).await;
+    let order = json!({"filter": {"all": true}, "rate": 1});
+    let mut places = Vec::new();
+    for _ in 0..4 {
+        let started = server.post("/dead/replay", "/dead/replay", &order).await;
+        assert_eq!(started.status, 202, "{started:?}");
+        places.push(started.header("location").unwrap().strip_prefix("/api/v1").unwrap().to_owned());
+    }
+    let busy = server.post("/dead/replay", "/dead/replay", &order).await;
+    assert_eq!((busy.status, &busy.json()["code"]), (429, &json!("busy")));
+    server.post(&format!("{}/pause", places[0]), "/dead/operations/{id}/pause", &json!({})).await;
+    eventually("it is paused", async || {
+        server.get(&places[0], "/dead/operations/{id}").await.json()["state"] == "paused"
+    })
+    .await;
+    assert_eq!(server.post("/dead/replay", "/dead/replay", &order).await.status, 202);
+    // It has given its place away.
+    let resume = format!("{}/resume", places[0]);
+    let busy = server.post(&resume, "/dead/operations/{id}/resume", &json!({})).await;
+    assert_eq!((busy.status, &busy.json()["code"]), (429, &json!("busy")));
+    assert_eq!(busy.json()["detail"], "4 replays run already");
+    let waits = server.get(&places[0], "/dead/operations/{id}").await.json();
+    assert_eq!((&waits["state"], &waits["detail"]), (&json!("paused"), &json!("paused by api")));
+    server.post(&format!("{}/stop", places[1]), "/dead/operations/{id}/stop", &json!({})).await;
+    eventually("it has stopped", async || {
+        server.get(&places[1], "/dead/operations/{id}").await.json()["state"] == "stopped"
+    })
+    .await;
+    let stopped = server.get(&places[1], "/dead/operations/{id}").await.json();
+    assert_eq!(stopped["detail"], "stopped by api");
+    let resumed = server.post(&resume, "/dead/operations/{id}/resume", &json!({})).await;
+    assert_eq!((resumed.status, &resumed.json()["wish"]), (200, &json!("run")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -621,9 +704,11 @@ async fn a_process_without_a_database_says_so() {
         store: None,
         api: None,
         worker: None,
+        stopping: watch::channel(false).1,
         notices: watch::channel(Vec::new()).1,
         metrics: PrometheusBuilder::new().build_recorder().handle(),
-        token: None,
+        clerk: None,
+        tokens: OpsTokens::default(),
         bounds: Ops::bounds(),
     };
     tokio::spawn(ops::serve(listener, ops, server.stop.subscribe()));

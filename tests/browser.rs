@@ -11,81 +11,18 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use fantoccini::{Client, ClientBuilder, Locator};
+use fantoccini::Locator;
 use headcount::{clerk::stand_in::tokens::Signer, time::now};
-use serde_json::{Value, json};
 use support::{
+    browser::Browser,
     clerk::{populate, stand_in, user},
     eventually,
     process::{Backends, World},
-    servers::Server,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
 };
-
-/// A browser of its own, and what drives it.
-struct Browser {
-    client: Client,
-    _driver: Server,
-}
-
-impl Browser {
-    async fn open(width: u32, height: u32) -> Self {
-        let driver = Server::chromedriver();
-        let options = json!({ "goog:chromeOptions": { "args": [
-            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            format!("--window-size={width},{height}"),
-        ] } });
-        let mut builder = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
-        builder.capabilities(options.as_object().unwrap().clone());
-        let client = builder.connect(&driver.url()).await.unwrap();
-        Self { client, _driver: driver }
-    }
-
-    async fn click(&self, selector: &str) {
-        self.client.find(Locator::Css(selector)).await.unwrap().click().await.unwrap();
-    }
-
-    async fn text(&self, selector: &str) -> String {
-        self.client.find(Locator::Css(selector)).await.unwrap().text().await.unwrap()
-    }
-
-    /// Waits until an element says so. Returns after how long.
-    async fn until(&self, selector: &str, so: impl Fn(&str) -> bool) -> Duration {
-        let began = Instant::now();
-        loop {
-            let text = self.text(selector).await;
-            if so(&text) {
-                return began.elapsed();
-            }
-            let trouble = self.text("#trouble").await;
-            assert!(began.elapsed() < Duration::from_secs(30), "{selector} says {text:?}; {trouble}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// What a script of the page's returns in the end.
-    async fn script(&self, script: &str) -> Value {
-        let script = format!(
-            "const done = arguments[0]; (async () => {{ {script} }})().then(done, (error) => done(`${{error}}`))"
-        );
-        self.client.execute_async(&script, Vec::new()).await.unwrap()
-    }
-
-    /// A picture, where SCREENSHOTS names a directory for them.
-    async fn picture(&self, name: &str) {
-        if let Some(directory) = std::env::var_os("SCREENSHOTS") {
-            let png = self.client.screenshot().await.unwrap();
-            std::fs::write(std::path::Path::new(&directory).join(format!("{name}.png")), png).unwrap();
-        }
-    }
-
-    async fn close(self) {
-        self.client.close().await.unwrap();
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_signs_up_sees_the_row_and_every_change_without_reloading() {

@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use fake_queue::{FakeQueue, Mode};
 use headcount::{
-    ops::{self, Ops},
+    ops::{self, Ops, OpsTokens},
     queue::Queue,
     rules::Outcome,
     secret::Secret,
@@ -73,9 +73,11 @@ impl Server {
             store: Some(store.clone()),
             api: None,
             worker: Some(health),
+            stopping: watch::channel(false).1,
             notices: watch::channel(Vec::new()).1,
             metrics: recorder.handle(),
-            token: None,
+            clerk: None,
+            tokens: OpsTokens::default(),
             bounds: Ops::bounds(),
         };
         change(&mut ops);
@@ -180,7 +182,7 @@ async fn the_index_lists_the_paths_and_others_are_told_so() {
 
 #[tokio::test]
 async fn nothing_that_is_shown_is_kept_or_guessed_at() {
-    let server = Server::start(|ops| ops.token = Some(Secret::new("hunter2"))).await;
+    let server = Server::start(|ops| ops.tokens.operate = Some(Secret::new("hunter2"))).await;
     for path in ["/", "/livez", "/metrics", "/nothing", "/api/v1/dead"] {
         for headers in ["", "Authorization: Bearer hunter2\r\n"] {
             let response = server.ask(path, headers).await;
@@ -192,7 +194,7 @@ async fn nothing_that_is_shown_is_kept_or_guessed_at() {
 
 #[tokio::test]
 async fn with_a_token_only_livez_answers_without_it() {
-    let server = Server::start(|ops| ops.token = Some(Secret::new("hunter2"))).await;
+    let server = Server::start(|ops| ops.tokens.operate = Some(Secret::new("hunter2"))).await;
     for path in ["/", "/readyz", "/metrics", "/nothing"] {
         for headers in ["", "Authorization: Bearer hunter\r\n", "Authorization: Basic hunter2\r\n"] {
             let response = server.ask(path, headers).await;
@@ -224,7 +226,7 @@ async fn without_a_token_a_rebound_name_is_turned_away() {
         assert_eq!(ask(host).await.status, 421, "{host}");
     }
     // With a token the name does not matter: probes come by whatever name the host has.
-    let server = Server::start(|ops| ops.token = Some(Secret::new("hunter2"))).await;
+    let server = Server::start(|ops| ops.tokens.operate = Some(Secret::new("hunter2"))).await;
     let request =
         get("/metrics", "Authorization: Bearer hunter2\r\n").replace("localhost", "headcount.example");
     assert_eq!(Client::connect(server.address).await.ask(request).await.status, 200);

@@ -153,7 +153,8 @@ impl Database {
         self.execute("CHECKPOINT").await
     }
 
-    async fn execute(&self, statement: &str) -> Outcome<()> {
+    /// Runs a statement.
+    pub async fn execute(&self, statement: &str) -> Outcome<()> {
         let mut connection = self.connect().await?;
         sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await?;
         Ok(connection.close().await?)

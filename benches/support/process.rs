@@ -32,6 +32,8 @@ pub struct Headcount {
     commits: Arc<Mutex<Commits>>,
     /// Of the public listener, or of the application's: `127.0.0.1:port`.
     pub address: String,
+    /// Of the operators' listener.
+    pub operators: String,
 }
 
 impl Headcount {
@@ -54,7 +56,7 @@ impl Headcount {
                 let _ = tell.send(line);
             }
         });
-        let mut started = Self { child, commits, address: String::new() };
+        let mut started = Self { child, commits, address: String::new(), operators: String::new() };
         let end = Instant::now() + PATIENCE;
         loop {
             let line = told.recv_timeout(end.saturating_duration_since(Instant::now()))?;
@@ -64,7 +66,8 @@ impl Headcount {
             if let Some((_, rest)) = line.split_once("application's API: http://") {
                 started.address = rest.split('/').next().unwrap_or_default().to_owned();
             }
-            if line.contains("operators: http://") {
+            if let Some((_, rest)) = line.split_once("operators: http://") {
+                started.operators = rest.split('/').next().unwrap_or_default().to_owned();
                 return Ok(started);
             }
         }

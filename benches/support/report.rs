@@ -27,6 +27,7 @@ const RATIOS: &[(&str, &str, &str)] = &[
         "≥ 0.95",
     ),
     ("known users, closed loop, answered", "reading one row by its Clerk id, nothing else", ""),
+    ("worker draining, ten tabs, applied", "worker draining, no tab, applied", "≥ 0.98"),
     (LARGE, SMALL, "≥ 0.8"),
     (
         "sync, 1,000,000 users, empty table, peak memory",

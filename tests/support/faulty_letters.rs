@@ -161,6 +161,10 @@ impl Letters for FaultyLetters {
         self.store.count(filter).await
     }
 
+    async fn fresh_letters(&self, since: Millis) -> Result<FreshLetters, StoreError> {
+        self.store.fresh_letters(since).await
+    }
+
     async fn claim(&self, filter: &Filter, limit: u32, by: &Actor) -> Result<Vec<Claimed>, StoreError> {
         self.store.claim(filter, limit, by).await
     }

@@ -1,6 +1,7 @@
 //! Helpers that the integration tests share.
 #![allow(dead_code, unreachable_pub)] // Each test binary uses its part.
 
+pub mod browser;
 pub mod clerk;
 pub mod process;
 pub mod proxy;

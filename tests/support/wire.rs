@@ -109,6 +109,21 @@ impl Client {
         self.response().await
     }
 
+    /// The data of the next server-sent event of this name. What comes before it is dropped.
+    pub async fn event(&mut self, name: &str) -> String {
+        let mark = format!("event: {name}\ndata: ");
+        loop {
+            let text = String::from_utf8_lossy(&self.unread).into_owned();
+            if let Some((before, rest)) = text.split_once(&mark)
+                && let Some((data, _)) = rest.split_once("\n\n")
+            {
+                self.unread.drain(..before.len() + mark.len() + data.len() + 2);
+                return data.to_owned();
+            }
+            assert!(self.read().await, "closed before {name}: {text}");
+        }
+    }
+
     /// Reads until the server closes: the body of an answer without a length.
     pub async fn rest(&mut self) -> String {
         while self.read().await {}
