@@ -111,6 +111,8 @@ impl Open {
 
     /// The page's own part, as the caller would get it now; `None` where it does not answer.
     async fn main(&self) -> Option<String> {
+        // However many tabs are open, they leave the database's connections to the worker.
+        let _turn = self.console.turns.acquire().await.ok()?;
         let mut request = Request::builder().method(Method::GET).uri(&self.path).body(Body::empty()).ok()?;
         request.extensions_mut().insert(Bare);
         if let Some(caller) = &self.caller {
@@ -137,6 +139,9 @@ fn without_ages(page: &str) -> String {
     }
     out
 }
+
+/// Live pages that are made at a time.
+pub(super) const TURNS: usize = 2;
 
 /// The places of streams.
 pub(super) fn places() -> Arc<Semaphore> {

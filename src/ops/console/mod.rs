@@ -58,6 +58,8 @@ pub(super) struct Console {
     /// The pages themselves, for those that are live.
     pages: OnceLock<Router>,
     streams: Arc<Semaphore>,
+    /// Turns of live pages at the database.
+    turns: Semaphore,
     /// The process is asked to stop.
     stop: watch::Receiver<bool>,
 }
@@ -78,6 +80,7 @@ impl Console {
             results: Mutex::default(),
             pages: OnceLock::new(),
             streams: live::places(),
+            turns: Semaphore::new(live::TURNS),
             stop,
         })
     }

@@ -249,11 +249,11 @@ pub(in super::super) async fn replay(
     }
     let new = NewReplay {
         filter,
-        // No more than a person has seen.
-        limit: limit.map_or(expected, |limit| limit.min(expected)),
+        limit: limit.unwrap_or(u64::MAX),
         rate,
         halt_at: ramp.then_some(halt_at),
         by: actor(&caller, &fields),
+        // No more than a person has seen, and none that died since.
         open: expected,
         warnings: Vec::new(),
     };
