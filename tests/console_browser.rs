@@ -137,7 +137,7 @@ async fn an_on_call_person_finds_out_and_puts_it_right() {
     // A replay stops by itself while the cause is there: of twelve, one letter was tried.
     let replay = async || {
         browser.goto(desk, "/dead/replay?reason=rejected").await;
-        assert!(browser.text("h1").await.contains("Replay 12 letters?"));
+        browser.until("h1", |text| text.contains("Replay 12 letters?")).await;
         browser.click("button.primary").await;
         browser.until_path("/operations/").await;
         browser.path().await
@@ -174,11 +174,12 @@ async fn an_on_call_person_finds_out_and_puts_it_right() {
     assert!(body.contains("\"banned\": \"no\""), "{body}");
     area.clear().await.unwrap();
     browser.click("button.primary").await;
-    assert!(browser.text("#main").await.contains("would be buried again"));
+    browser.until("#main", |text| text.contains("would be buried again")).await;
     let mended = String::from_utf8(person("user_odd", "odd")).unwrap();
     browser.client.find(Locator::Css("textarea")).await.unwrap().send_keys(&mended).await.unwrap();
     browser.click("button.primary").await;
-    assert!(browser.text("ins").await.starts_with("+ "), "{}", browser.text("#main").await);
+    browser.until("#main", |text| text.contains("Send this?")).await;
+    browser.until("ins", |text| text.starts_with("+ ")).await;
     browser.click("button.primary").await;
     browser.until("#main", |text| text.contains("applied (created)")).await;
 
@@ -356,7 +357,7 @@ async fn the_keyboard_alone_does_everything_and_back_and_reload_work_anywhere() 
     assert_eq!(browser.client.find_all(Locator::Css("input[name=id]:checked")).await.unwrap().len(), 2);
     browser.keys("r").await;
     browser.until_path("/dead/replay?").await;
-    assert!(browser.text("h1").await.contains("Replay 2 letters?"));
+    browser.until("h1", |text| text.contains("Replay 2 letters?")).await;
     // Off while somebody types.
     browser.client.find(Locator::Css("#note")).await.unwrap().send_keys("g d / j x r ?").await.unwrap();
     assert!(browser.path().await.starts_with("/dead/replay"));
@@ -430,7 +431,7 @@ async fn without_script_everything_is_read_and_done() {
     browser.until_path("/dead/discard").await;
     browser.client.find(Locator::Css("#note")).await.unwrap().send_keys("a test\u{e007}").await.unwrap();
     browser.until_path("/dead/letters?").await;
-    assert!(browser.text("#main").await.contains("1 letter discarded."));
+    browser.until("#main", |text| text.contains("1 letter discarded.")).await;
     browser.client.find(Locator::LinkText("Undo…")).await.unwrap().click().await.unwrap();
     browser.until_path("/dead/restore").await;
     browser.click("button.primary").await;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fantoccini::{Client, ClientBuilder, Locator};
+use fantoccini::{Client, ClientBuilder, Locator, error::CmdError};
 use serde_json::{Value, json};
 
 use super::servers::Server;
@@ -41,11 +41,19 @@ impl Browser {
     }
 
     pub async fn click(&self, selector: &str) {
-        self.client.find(Locator::Css(selector)).await.unwrap().click().await.unwrap();
+        // A live page may replace an element between the two questions.
+        while let Err(error) = self.client.find(Locator::Css(selector)).await.unwrap().click().await {
+            assert!(is_stale(&error), "{selector}: {error}");
+        }
     }
 
     pub async fn text(&self, selector: &str) -> String {
-        self.client.find(Locator::Css(selector)).await.unwrap().text().await.unwrap()
+        loop {
+            match self.client.find(Locator::Css(selector)).await.unwrap().text().await {
+                Ok(text) => return text,
+                Err(error) => assert!(is_stale(&error), "{selector}: {error}"),
+            }
+        }
     }
 
     /// Waits until an element says so. Returns after how long.
@@ -80,4 +88,8 @@ impl Browser {
     pub async fn close(self) {
         self.client.close().await.unwrap();
     }
+}
+
+fn is_stale(error: &CmdError) -> bool {
+    error.to_string().contains("stale element")
 }

@@ -83,7 +83,7 @@ impl Console {
             return Ok(causes);
         }
         let read = self.api.ask(|store| async move {
-            Ok((store.causes(now()).await?, operations::cause_notes(&store).await?))
+            tokio::try_join!(store.causes(now()), operations::cause_notes(&store))
         });
         let causes = Arc::new(read.await?);
         *lock(&self.memory.causes) = Some((Instant::now(), Arc::clone(&causes)));
