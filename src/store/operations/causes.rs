@@ -18,6 +18,9 @@ use crate::{
     time::{Millis, rfc3339},
 };
 
+/// A group, the place of an hour, and how many letters died in it.
+type Counted = (String, i64, Many);
+
 const HOUR: Millis = 3_600_000;
 const DAY: Millis = HOURS as Millis * HOUR;
 
@@ -58,9 +61,10 @@ pub(super) async fn read<S: Works>(store: &S, now: Millis) -> Result<Vec<Cause>,
     );
     let older = S::Db::whole(older, [Value::Text(&keys), Value::Time(now - DAY)])?;
     // Neither depends on the other, and with a million letters each takes its time.
-    let counts = ask(store, question, Planned::EachTime);
-    let (counts, older): (Vec<(String, i64, Many)>, Vec<(String,)>) =
-        tokio::try_join!(counts, ask(store, older, Planned::EachTime))?;
+    let (counts, older) = tokio::try_join!(
+        ask::<S, Counted>(store, question, Planned::EachTime),
+        ask::<S, (String,)>(store, older, Planned::EachTime)
+    )?;
     let older: BTreeSet<String> = older.into_iter().map(|(key,)| key).collect();
     let mut hours: BTreeMap<String, [u64; HOURS + 1]> = BTreeMap::new();
     for (key, n, Many(letters)) in counts {
