@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use fantoccini::{Client, ClientBuilder, Locator, error::CmdError};
 use serde_json::{Value, json};
 
-use super::servers::Server;
+use super::{PATIENCE, servers::Server};
 
 /// A browser of its own, and what drives it.
 pub struct Browser {
@@ -41,19 +41,28 @@ impl Browser {
     }
 
     pub async fn click(&self, selector: &str) {
-        // A live page may replace an element between the two questions.
-        while let Err(error) = self.client.find(Locator::Css(selector)).await.unwrap().click().await {
-            assert!(is_stale(&error), "{selector}: {error}");
+        let began = Instant::now();
+        while let Err(error) = self.try_click(selector).await {
+            passing(&error, selector, began).await;
         }
     }
 
+    async fn try_click(&self, selector: &str) -> Result<(), CmdError> {
+        self.client.find(Locator::Css(selector)).await?.click().await
+    }
+
     pub async fn text(&self, selector: &str) -> String {
+        let began = Instant::now();
         loop {
-            match self.client.find(Locator::Css(selector)).await.unwrap().text().await {
+            match self.try_text(selector).await {
                 Ok(text) => return text,
-                Err(error) => assert!(is_stale(&error), "{selector}: {error}"),
+                Err(error) => passing(&error, selector, began).await,
             }
         }
+    }
+
+    async fn try_text(&self, selector: &str) -> Result<String, CmdError> {
+        self.client.find(Locator::Css(selector)).await?.text().await
     }
 
     /// Waits until an element says so. Returns after how long.
@@ -64,7 +73,7 @@ impl Browser {
             if so(&text) {
                 return began.elapsed();
             }
-            assert!(began.elapsed() < Duration::from_secs(30), "{selector} says {text:?}");
+            assert!(began.elapsed() < PATIENCE, "{selector} says {text:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -90,6 +99,9 @@ impl Browser {
     }
 }
 
-fn is_stale(error: &CmdError) -> bool {
-    error.to_string().contains("stale element")
+/// Waits a moment: where the page is on its way, or was just sent again, an element is not there yet, or not any more. The driver has
+/// several words for that.
+async fn passing(error: &CmdError, selector: &str, began: Instant) {
+    assert!(began.elapsed() < PATIENCE, "{selector}: {error}");
+    tokio::time::sleep(Duration::from_millis(20)).await;
 }
