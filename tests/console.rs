@@ -20,11 +20,19 @@ use std::{
 
 use bytes::Bytes;
 use headcount::{
+    clerk::made_up::Person,
     ops::{Access, routes},
-    store::letters::{Captured, Filter, Page},
+    store::{
+        letters::{Captured, Filter, Page},
+        operations::{Kind, LogFilter, LogPage},
+    },
     time::now,
 };
-use support::process::{Backends, Process, World};
+use support::{
+    clerk::{HOUR, stand_in},
+    eventually,
+    process::{Backends, Process, World},
+};
 use wire::{Client, Response};
 
 const OPERATE: &str = "operate-hunter2-hunter2";
@@ -228,17 +236,13 @@ async fn what_is_sent_twice_is_done_once_and_can_be_undone() {
         );
         let told = see(&console, &place).await.body;
         assert!(told.contains("5 letters discarded"), "{told}");
-        let discards = store
-            .operations(
-                &Default::default(),
-                &headcount::store::operations::LogPage { limit: 10, after: None },
-            )
-            .await
-            .unwrap();
+        let discards =
+            store.operations(&LogFilter::default(), &LogPage { limit: 10, after: None }).await.unwrap();
         assert_eq!(discards.iter().filter(|row| row.kind.as_str() == "discard").count(), 1);
 
         // Without a note nothing is discarded, and without the form's id neither.
-        for bad in ["reason=rejected&once=x&expected=5", "reason=rejected&note=x&expected=5"] {
+        let blank = form(&preview, "&note=+%09");
+        for bad in ["reason=rejected&once=x&expected=5", "reason=rejected&note=x&expected=5", &blank] {
             assert_eq!(ask(&console, "POST", "/dead/discard", ours, bad).await.status, 400, "{bad}");
         }
         // More that died or was discarded for the same reason since is not meant: neither by a form that was open, nor by the undo.
@@ -375,7 +379,7 @@ async fn search_leads_to_the_thing_itself() {
     let store = world.store().await;
     store.capture(&[captured(3, "violates \"house_rule\"", "x")]).await.unwrap();
     let up = world.start(&["up"]);
-    let person = headcount::clerk::made_up::Person::of("user_9", now());
+    let person = Person::of("user_9", now());
     let email = person.email.clone().unwrap();
     up.poster().post("msg_9", Bytes::from(person.event("user.created", now()))).await.unwrap();
     let users = world.until_users("the user is there", |users| !users.is_empty()).await;
@@ -438,4 +442,126 @@ async fn a_page_that_is_live_is_sent_again_when_it_changes_and_ends_with_the_pro
         assert_eq!(ask(&up, "GET", &live, "", "").await.status, 303, "{path} without a token");
     }
     up.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_of_a_replay_tells_also_after_its_end_what_became_of_its_last_letters() {
+    for backends in [Backends::Embedded, Backends::RabbitPostgres] {
+        let world = World::new(backends);
+        assert!(world.run(&["migrate"]).status.success());
+        let store = world.store().await;
+        let born = now() - HOUR;
+        let event = |n: u32| Person::of(format!("user_{n}"), born).event("user.created", born);
+        let mut letters: Vec<_> = (0..300).map(|n| captured(n, "once", event(n))).collect();
+        letters.extend((300..305).map(|n| captured(n, "always", "no JSON")));
+        store.capture(&letters).await.unwrap();
+        let up = world.start(&["up"]);
+        let preview = see(&up, "/dead/replay?reason=rejected").await.body;
+        let [once, expected, before] = ["once", "expected", "before"].map(|name| hidden(&preview, name));
+        // All at once: it ends when the last letter is published.
+        let form = format!("reason=rejected&once={once}&expected={expected}&before={before}&how=all");
+        let response = ask(&up, "POST", "/dead/replay", "Sec-Fetch-Site: same-origin\r\n", &form).await;
+        let place = response.header("location").unwrap();
+        let id = place.rsplit('/').next().unwrap().parse().unwrap();
+        eventually("each letter has taken effect, or died again", async || {
+            let ended = store.operation(id).await.unwrap().unwrap().state.is_over();
+            ended && store.outcomes(id, true).await.unwrap().under_way == 0
+        })
+        .await;
+        let page = see(&up, place).await.body;
+        for (name, value) in
+            [("Published", "305"), ("Applied", "300"), ("Died again", "5"), ("Under way", "0")]
+        {
+            assert!(page.contains(&format!("<dt>{name}</dt><dd>{value}</dd>")), "{name}: {page}");
+        }
+        up.stop();
+        store.close().await;
+        world.clean_up().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_note_on_a_cause_is_seen_at_once_with_its_writer_and_can_be_taken_away() {
+    let world = World::new(Backends::Embedded);
+    assert!(world.run(&["migrate"]).status.success());
+    let store = world.store().await;
+    store.capture(&[captured(0, "violates \"house_rule\"", "x")]).await.unwrap();
+    let up = world.start(&["up"]);
+    let write = async |note: &str| {
+        let page = see(&up, "/dead").await.body;
+        let form = format!("group={}&note={note}", hidden(&page, "group").replace(' ', "+"));
+        let response = ask(&up, "POST", "/dead/note", "Sec-Fetch-Site: same-origin\r\n", &form).await;
+        assert_eq!(response.status, 303, "{}", response.body);
+        see(&up, response.header("location").unwrap()).await.body
+    };
+    let page = write("Ann+knows+why").await;
+    assert!(page.contains("Ann knows why") && page.contains("by console"), "{page}");
+    let page = write("Bob+mended+it").await;
+    assert!(page.contains("Bob mended it") && !page.contains("Ann knows why"), "{page}");
+    let page = write("").await;
+    assert!(!page.contains("Bob mended it") && page.contains("Write a note"), "{page}");
+    up.stop();
+    store.close().await;
+    world.clean_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_is_compared_with_clerk_and_brought_in_step() {
+    for backends in [Backends::Embedded, Backends::RabbitPostgres] {
+        let mut world = World::new(backends);
+        assert!(world.run(&["migrate"]).status.success());
+        let clerk = stand_in(&mut world).await;
+        clerk.world().sign_up("user_lost", now() - HOUR);
+        let store = world.store().await;
+        let up = world.start(&["up"]);
+        let page = ask(&up, "GET", "/search?q=user_lost", "", "").await.body;
+        assert!(
+            page.contains("Never heard of") && page.contains("href=\"/users/user_lost/clerk\""),
+            "{page}"
+        );
+        let page = see(&up, "/users/user_lost/clerk").await.body;
+        assert!(page.contains("There is no row for"), "{page}");
+        let ours = "Sec-Fetch-Site: same-origin\r\n";
+        let response = ask(&up, "POST", "/users/user_lost/sync", ours, "").await;
+        assert_eq!(response.status, 303, "{}", response.body);
+        eventually("the user is here", async || {
+            store.user("user_lost").await.unwrap().is_some_and(|history| history.user.is_some())
+        })
+        .await;
+        let page = see(&up, response.header("location").unwrap()).await.body;
+        assert!(page.contains("Compared with Clerk"), "{page}");
+        let page = see(&up, "/users/user_lost/clerk").await.body;
+        assert!(page.contains("The row says what Clerk says."), "{page}");
+
+        clerk
+            .world()
+            .change("user_lost", now() - HOUR / 2, |person| person.first_name = Some("Changed".into()));
+        let page = see(&up, "/users/user_lost/clerk").await.body;
+        assert!(page.contains("columns differ") && page.contains("Changed"), "{page}");
+        let page = see(&up, "/users/user_nobody/clerk").await.body;
+        assert!(page.contains("Clerk does not know this id or address either."), "{page}");
+
+        // A dry run tells what differs, and changes nothing.
+        let response = ask(&up, "POST", "/sync/dry-run", ours, "").await;
+        assert_eq!(response.status, 303, "{}", response.body);
+        eventually("the dry run has ended", async || {
+            see(&up, "/sync").await.body.contains("dry run</td>")
+                && see(&up, "/operations").await.body.contains("complete")
+        })
+        .await;
+        let first_name = store.user("user_lost").await.unwrap().unwrap().user.unwrap().first_name;
+        assert_ne!(first_name.as_deref(), Some("Changed"));
+        let log = store
+            .operations(
+                &LogFilter { kinds: vec![Kind::Sync], ..LogFilter::default() },
+                &LogPage { limit: 10, after: None },
+            )
+            .await
+            .unwrap();
+        assert_eq!(log.len(), 2, "{log:?}");
+        assert!(log.iter().all(|row| row.who == "console"), "{log:?}");
+        up.stop();
+        store.close().await;
+        world.clean_up().await;
+    }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::terminal::safe_json;
 
 /// An error on the wire.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Problem {
     #[serde(rename = "type")]
     kind: &'static str,

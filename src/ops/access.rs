@@ -3,7 +3,7 @@
 //!
 //! Promises that a stranger's browser cannot be made to read or to act, that with a token nothing answers without it but
 //! [`Access::Open`] routes, and that each route names its access in one table. A session is a signed cookie: it ends by itself,
-//! and every process with the same tokens takes it.
+//! and each process with the same tokens takes it that listens at the same port.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -26,6 +26,7 @@ use super::api::problem::Problem;
 use crate::{
     net::{Visitor, problem},
     secret::Secret,
+    store::letters::Actor,
     telemetry::tally::Tally,
     text::clean,
     time::{Millis, now},
@@ -35,6 +36,8 @@ use crate::{
 const SESSION: Millis = 12 * 60 * 60 * 1000;
 /// The longest name of a person, in bytes.
 const NAME_MAX: usize = 60;
+/// The longest note, in bytes.
+const NOTE_MAX: usize = 1024;
 
 /// What a request may do, from the least to the most; also what a route asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -87,6 +90,12 @@ impl Caller {
                 name.as_ref().map_or_else(|| way.to_owned(), |name| format!("{name} ({way})"))
             }
         }
+    }
+
+    /// The actor who acts through `way`, and why.
+    pub(super) fn actor(&self, way: &str, note: Option<&str>) -> Actor {
+        let note = note.map(|note| clean(note.trim(), NOTE_MAX)).filter(|note| !note.is_empty());
+        Actor { name: self.name(way), note }
     }
 }
 
@@ -221,6 +230,8 @@ pub(super) struct Guard {
     cookie: String,
     /// Where there is no token: the names under which a browser may ask for this listener.
     hosts: Vec<String>,
+    /// Paths that the tables of routes open to anybody.
+    open: Vec<String>,
     /// There is a page to sign in.
     has_pages: bool,
     /// Wrong tokens.
@@ -241,11 +252,16 @@ impl Guard {
             Some(Token { digest: Hash::hash(token), access, key })
         });
         let tokens = tokens.collect();
+        let open = super::routes()
+            .into_iter()
+            .filter(|(.., access)| *access == Access::Open)
+            .map(|(_, path, _)| path);
         let port = address.map_or(0, |address| address.port());
         Self {
             tokens,
             cookie: format!("headcount-{port}"),
             hosts,
+            open: open.collect(),
             has_pages,
             refused: Tally::new(say_refused),
         }
@@ -371,20 +387,13 @@ pub(super) async fn guarded(State(guard): State<Arc<Guard>>, mut request: Reques
                 "without HEADCOUNT_OPS_TOKEN this listener answers to localhost and its own address only",
             );
         }
-        return match is_open(request.uri().path()) {
+        return match guard.open.iter().any(|open| open == request.uri().path()) {
             true => next.run(request).await,
             false => guard.unknown(&request),
         };
     };
     request.extensions_mut().insert(caller);
     next.run(request).await
-}
-
-/// Paths that are open to anybody, as the routes' tables say too.
-pub(super) const OPEN: [&str; 4] = ["/livez", "/sign-in", "/console.css", "/console.js"];
-
-fn is_open(path: &str) -> bool {
-    OPEN.contains(&path)
 }
 
 impl Guard {

@@ -101,7 +101,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>)
     let (pages, api) = match api {
         Some((store, operations)) => {
             let queue = Arc::clone(&queue);
-            let api = api::Api::new(queue, store, operations, worker.clone(), guard.has_tokens());
+            let api = api::Api::new(queue, store, operations, worker.clone());
             let api = Arc::new(api);
             let console = console::Console::new(Arc::clone(&api), Arc::clone(&guard), clerk, stopping);
             (console::router(console), api::router(api))

@@ -81,6 +81,12 @@ pub(super) fn never_settled(deliveries: u32) -> String {
     format!("it was delivered {deliveries} times and never settled: it kills its workers")
 }
 
+/// Whether a header is one of headcount's own that say nothing of a person: all but the detail, and none that another program set.
+pub fn is_plain_header(name: &str) -> bool {
+    use headers::{ATTEMPT, DIED_AT, EVENT_TYPE, ORIGIN, REASON, RECEIVED_AT, ROUND, TRACEPARENT, WAITS};
+    [ORIGIN, ATTEMPT, WAITS, ROUND, EVENT_TYPE, RECEIVED_AT, TRACEPARENT, REASON, DIED_AT].contains(&name)
+}
+
 /// Our headers. A republish carries these and no others.
 pub(super) mod headers {
     /// Where it comes from: [`Origin::as_str`](crate::message::Origin::as_str). Left out for a webhook.

@@ -30,7 +30,7 @@ pub mod rabbitmq;
 pub mod topology;
 
 pub use absent::Absent;
-pub use burial::{Burial, DELIVERY_LIMIT, DETAIL_MAX, Death, Reason};
+pub use burial::{Burial, DELIVERY_LIMIT, DETAIL_MAX, Death, Reason, is_plain_header};
 pub use error::QueueError;
 pub use ladder::{Ladder, delay_name};
 

@@ -3,15 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use headcount::{
-    letters::operations::{self, Action, what},
+    letters::operations::{self, Action, Settle, what},
     store::{
         Store,
-        letters::{Filter, group_id},
+        letters::{Filter, Status, group_id},
         operations::{Kind, LogFilter, LogPage, OperationRow, State, TTL},
         sync::{Holder, NewRun},
     },
     time::now,
 };
+
+use tokio::sync::watch;
 
 use crate::{
     contract::{by, letter},
@@ -22,6 +24,7 @@ contract! {
     the_log_merges_what_people_did_and_each_row_is_on_one_page
     an_action_is_written_down_before_and_after_it
     an_action_that_takes_long_is_not_taken_for_broken_off
+    no_more_letters_are_settled_than_somebody_has_seen
 }
 
 async fn pages(store: &Arc<dyn Store>, filter: &LogFilter, limit: u32) -> Vec<OperationRow> {
@@ -125,11 +128,39 @@ async fn an_action_is_written_down_before_and_after_it(home: Arc<Home>) {
     assert_eq!(what(&Filter::default())["all"], true);
 }
 
+async fn no_more_letters_are_settled_than_somebody_has_seen(home: Arc<Home>) {
+    let store = home.store().await;
+    let letters: Vec<_> = (0..7).map(letter).collect();
+    store.capture(&letters).await.unwrap();
+    let (_keep, stop) = watch::channel(false);
+    let filter = Filter { status: Some(Status::Open), ..Filter::default() };
+    let ann = by("ann");
+    let discard = |most, limited| Settle { kind: Kind::Discard, by: &ann, filter: &filter, most, limited };
+    let settle = async |order, stop| {
+        let settled = operations::settle_all(&store, order, |_| {}, stop).await.unwrap();
+        settled.written.unwrap();
+        let row = pages(&store, &LogFilter::default(), 10).await.remove(0);
+        assert_eq!((row.published, row.state), (settled.letters, *settled.ended.as_ref().unwrap()));
+        (settled.letters, settled.ended.unwrap())
+    };
+    // Of seven open letters two had been seen.
+    assert_eq!(settle(discard(2, false), &stop).await, (2, State::Complete));
+    assert_eq!(settle(discard(1, true), &stop).await, (1, State::Limit));
+    let (_keep, stopped) = watch::channel(true);
+    assert_eq!(settle(discard(9, false), &stopped).await, (0, State::Stopped));
+    assert_eq!(store.statuses().await.unwrap()[&Status::Open], 4);
+    assert_eq!(
+        settle(discard(9, false), &stop).await,
+        (4, State::Complete),
+        "somebody else settled the others"
+    );
+}
+
 async fn an_action_that_takes_long_is_not_taken_for_broken_off(home: Arc<Home>) {
     let store = home.store().await;
     let about = Filter::default();
-    let mut action = Action::on_letters(&store, Kind::Edit, &by("ann"), &about, 1).await.unwrap();
-    action.goes_on(1).await;
+    let action = Action::on_letters(&store, Kind::Edit, &by("ann"), &about, 1).await.unwrap();
+    action.goes_on(1);
     let id = pages(&store, &LogFilter::default(), 10).await.remove(0).id;
     // Longer than a lease. Then another process looks after what was broken off.
     tokio::time::sleep(TTL + Duration::from_secs(2)).await;

@@ -17,13 +17,13 @@ use crate::{
     failure::Failure,
     letters::{
         conduct::{Conductor, Done, Manner, Told},
-        operations::{self, NewReplay, halt_at},
+        operations::{self, NewReplay, Settle, halt_at},
         outcomes::{self, FOLLOWED_MAX},
         replay::{Progress, nobody_works},
     },
     queue::Queue,
     store::{
-        Store, StoreError,
+        Store,
         letters::{Actor, Count, Filter, Letters, Publication, Status},
         operations::{Ended, Kind, State},
     },
@@ -32,8 +32,6 @@ use crate::{
     time::now,
 };
 
-/// Letters that are discarded or restored in one transaction.
-const STEP: u32 = 500;
 /// Unfinished claims that a preview looks for.
 const LOOK: u32 = 20;
 
@@ -280,9 +278,7 @@ pub(super) async fn discard(
     if note.is_none() && !args.action.dry_run {
         return Err(Failure::usage("the note is empty").hint("say why: --note 'test data of 3 May'"));
     }
-    let by = actor(note);
-    let step = async |filter: &Filter, limit| store.discard(filter, limit, &by).await;
-    steps(&DISCARD, Kind::Discard, &by, &args.action, step, store, output).await
+    steps(&DISCARD, Kind::Discard, &actor(note), &args.action, store, output).await
 }
 
 /// Runs `dead restore`.
@@ -291,18 +287,15 @@ pub(super) async fn restore(
     store: &Arc<dyn Store>,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let by = actor(args.note.as_deref());
-    let step = async |filter: &Filter, limit| store.restore(filter, limit, &by).await;
-    steps(&RESTORE, Kind::Restore, &by, &args.action, step, store, output).await
+    steps(&RESTORE, Kind::Restore, &actor(args.note.as_deref()), &args.action, store, output).await
 }
 
-/// Discards or restores in small transactions, so that Ctrl-C leaves each letter as it was or done.
+/// Discards or restores as many letters as the preview said; Ctrl-C leaves each letter as it was or done.
 async fn steps(
     verb: &Verb,
     kind: Kind,
     by: &Actor,
     action: &Action,
-    step: impl AsyncFn(&Filter, u32) -> Result<u64, StoreError>,
     store: &Arc<dyn Store>,
     output: &mut Output,
 ) -> Result<(), Failure> {
@@ -312,44 +305,32 @@ async fn steps(
     }
     let stop =
         app::stop_signal().map_err(|error| Failure::new(format!("signals cannot be heard: {error}")))?;
-    let mut noted = operations::Action::on_letters(store, kind, by, &preview.filter, preview.letters).await?;
     let bar = progress::bar(preview.letters);
-    let limit = action.limit.unwrap_or(u64::MAX);
-    let mut touched = 0;
-    let ended = loop {
-        let next = u32::try_from(limit - touched).map_or(STEP, |left| left.min(STEP));
-        if next == 0 {
-            break Ok(());
-        }
-        if *stop.borrow() {
-            break Err(Failure::new("interrupted"));
-        }
-        match step(&preview.filter, next).await {
-            Ok(0) => break Ok(()),
-            Ok(letters) => touched += letters,
-            Err(error) => break Err(error.into()),
-        }
-        bar.set_position(touched);
-        noted.goes_on(touched).await;
+    let told = |letters| bar.set_position(letters);
+    let settle = Settle {
+        kind,
+        by,
+        filter: &preview.filter,
+        most: preview.letters,
+        limited: action.limit == Some(preview.letters),
     };
+    let settled = operations::settle_all(store, settle, told, &stop).await?;
     bar.finish_and_clear();
-    let (state, detail) = match &ended {
-        Ok(()) if touched == limit => (State::Limit, None),
-        Ok(()) => (State::Complete, None),
-        Err(_) if *stop.borrow() => (State::Stopped, None),
-        Err(failure) => (State::Failed, Some(failure.to_string())),
+    let ended = match settled.ended {
+        Ok(State::Stopped) => Err(Failure::new("interrupted")),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.into()),
     };
-    let written = noted.ended(state, touched, detail).await;
     let left = match ended.is_err() {
         true => open(store.as_ref(), &preview.filter).await,
         false => None,
     };
     let still =
         left.map(|left| format!("; {} still {}", number(left), verb.from.as_str())).unwrap_or_default();
-    output.line(format!("{} {}{still}", verb.done, text::letters(touched)))?;
-    let rest = action.limit.map(|limit| limit - touched);
+    output.line(format!("{} {}{still}", verb.done, text::letters(settled.letters)))?;
+    let rest = action.limit.map(|limit| limit - settled.letters);
     ended.map_err(|failure| failure.hint(format!("go on: {}", again(std::env::args(), rest))))?;
-    Ok(written?)
+    Ok(settled.written?)
 }
 
 async fn preview(action: &Action, verb: &Verb, letters: &Arc<dyn Letters>) -> Result<Preview, Failure> {

@@ -76,6 +76,23 @@ pub struct NewReplay {
 }
 
 impl NewReplay {
+    /// Whether limit, pace and share are within bounds.
+    ///
+    /// # Errors
+    /// In words, which is not.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if self.limit == 0 {
+            return Err("limit has to be at least 1");
+        }
+        if self.rate.is_some_and(|rate| !(0.001..=1_000_000.0).contains(&rate)) {
+            return Err("rate has to be between 0.001 and 1000000 per second");
+        }
+        match self.halt_at.is_none_or(|share| (0.0..=1.0).contains(&share)) {
+            true => Ok(()),
+            false => Err("the share that may die again has to be from 0 to 1, or from 0 to 100 percent"),
+        }
+    }
+
     /// What is written down of it. With a `holder` it is that process's; else whoever takes it goes on, and there are at most
     /// [`RUNNING_MAX`].
     pub fn operation(&self, holder: Option<Uuid>) -> NewOperation {
@@ -233,7 +250,7 @@ impl Action {
     }
 
     /// Goes on; `done` letters so far.
-    pub async fn goes_on(&mut self, done: u64) {
+    pub fn goes_on(&self, done: u64) {
         self.done.store(done, Ordering::Relaxed);
     }
 
@@ -290,6 +307,76 @@ pub async fn settle(
     };
     action.ended(state, settled.as_ref().copied().unwrap_or_default(), detail).await?;
     Ok(settled? > 0)
+}
+
+/// Letters that are discarded or restored in one transaction.
+const STEP: u32 = 500;
+
+/// Letters to discard or to restore.
+pub struct Settle<'a> {
+    /// [`Kind::Discard`] or [`Kind::Restore`].
+    pub kind: Kind,
+    /// Who does it, and why.
+    pub by: &'a Actor,
+    /// Which letters.
+    pub filter: &'a Filter,
+    /// At most so many: those a person has seen. Letters that died since are not meant.
+    pub most: u64,
+    /// A person wants no more than `most`, although there are more.
+    pub limited: bool,
+}
+
+/// What came of discarding or restoring many letters.
+#[derive(Debug)]
+pub struct Settled {
+    /// So many letters were settled.
+    pub letters: u64,
+    /// Complete, at its limit, stopped, or why it could not go on.
+    pub ended: Result<State, StoreError>,
+    /// Whether the end is written down.
+    pub written: Result<(), StoreError>,
+}
+
+/// Discards or restores letters, until `stop` turns true: in small transactions, so that each letter is as it was or done. Calls
+/// `told` after each step, with the letters so far. Writes it down.
+///
+/// # Errors
+/// The database does not answer; nothing was done.
+pub async fn settle_all(
+    store: &Arc<dyn Store>,
+    settle: Settle<'_>,
+    told: impl Fn(u64) + Send,
+    stop: &watch::Receiver<bool>,
+) -> Result<Settled, StoreError> {
+    let Settle { kind, by, filter, most, limited } = settle;
+    let action = Action::on_letters(store, kind, by, filter, most).await?;
+    let mut letters = 0;
+    let ended = loop {
+        let step = u32::try_from(most - letters).map_or(STEP, |left| left.min(STEP));
+        if step == 0 {
+            break Ok(if limited { State::Limit } else { State::Complete });
+        }
+        if *stop.borrow() {
+            break Ok(State::Stopped);
+        }
+        let settled = match kind {
+            Kind::Restore => store.restore(filter, step, by).await,
+            _ => store.discard(filter, step, by).await,
+        };
+        match settled {
+            Ok(0) => break Ok(State::Complete),
+            Ok(settled) => letters += settled,
+            Err(error) => break Err(error),
+        }
+        told(letters);
+        action.goes_on(letters);
+    };
+    let (state, detail) = match &ended {
+        Ok(state) => (*state, None),
+        Err(error) => (State::Failed, Some(error.to_string())),
+    };
+    let written = action.ended(state, letters, detail).await;
+    Ok(Settled { letters, ended, written })
 }
 
 /// Sends a mended letter, as [`send`], and writes it down.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
+    Extension,
     body::Body,
     extract::State,
     response::{IntoResponse, Response},
@@ -26,6 +27,7 @@ use crate::{
         replay::nobody_works,
         select::{SelectError, Selected, Selection, cursor, parse_cursor},
     },
+    ops::access::Caller,
     store::{
         letters::{Actor, Count, Filter, Group, Letter, LetterDetail, Page, Status},
         operations::Kind,
@@ -169,6 +171,7 @@ pub(super) async fn show(State(api): State<Arc<Api>>, Named(reference): Named) -
 pub(super) async fn edit(
     State(api): State<Arc<Api>>,
     Named(reference): Named,
+    Extension(caller): Extension<Caller>,
     Json(request): Json<EditRequest>,
 ) -> Result<Response, Problem> {
     let letter = find(&api, reference).await?;
@@ -181,23 +184,17 @@ pub(super) async fn edit(
     if request.dry_run {
         return Ok(json(StatusCode::OK, &Edited { round: None, difference, warnings }));
     }
-    let (operations, by) = (Arc::clone(&api.operations), api.actor(request.note.as_deref()));
-    let store = Arc::clone(&api.store);
-    // A task of its own: also when the client hangs up, a committed edit is published.
-    let sent =
-        tokio::spawn(
-            async move { operations::edit(&store, operations.replayer(), &letter, mended, by).await },
-        );
-    let sent = sent.await.map_err(|_| Problem::unavailable("the edit broke off; look at the letter"))?;
-    Ok(json(StatusCode::OK, &Edited { round: Some(sent?), difference, warnings }))
+    let round = api.send_edit(letter, mended, caller.actor("api", request.note.as_deref())).await?;
+    Ok(json(StatusCode::OK, &Edited { round: Some(round), difference, warnings }))
 }
 
 pub(super) async fn discard(
     State(api): State<Arc<Api>>,
     Named(reference): Named,
+    Extension(caller): Extension<Caller>,
     Json(request): Json<NoteRequest>,
 ) -> Result<Response, Problem> {
-    let by = api.actor(request.note.as_deref().map(str::trim));
+    let by = caller.actor("api", request.note.as_deref());
     if by.note.is_none() {
         return Err(Problem::bad_request("a discarded letter needs a note that says why"));
     }
@@ -207,9 +204,10 @@ pub(super) async fn discard(
 pub(super) async fn restore(
     State(api): State<Arc<Api>>,
     Named(reference): Named,
+    Extension(caller): Extension<Caller>,
     Json(request): Json<NoteRequest>,
 ) -> Result<Response, Problem> {
-    let by = api.actor(request.note.as_deref().map(str::trim));
+    let by = caller.actor("api", request.note.as_deref());
     settle(&api, Kind::Restore, by, reference, Status::Discarded).await
 }
 

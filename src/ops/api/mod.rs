@@ -24,11 +24,14 @@ use tokio::{
 use self::problem::Problem;
 use super::access::{self, Access};
 use crate::{
-    letters::operations::Operations,
+    letters::{
+        edit::Mended,
+        operations::{self, Operations},
+    },
     queue::Queue,
     store::{
         Store, StoreError,
-        letters::{Actor, Letters},
+        letters::{Actor, LetterDetail, Letters},
     },
     terminal::safe_json,
     worker,
@@ -58,8 +61,6 @@ pub(super) struct Api {
     pub(super) operations: Arc<Operations>,
     /// How the worker of this process fares, where there is one.
     pub(super) worker: Option<watch::Receiver<worker::Health>>,
-    /// `HEADCOUNT_OPS_TOKEN` is set: browsers send it to nobody by themselves.
-    pub(super) has_token: bool,
     calls: Arc<Semaphore>,
 }
 
@@ -69,20 +70,27 @@ impl Api {
         store: Arc<dyn Store>,
         operations: Arc<Operations>,
         worker: Option<watch::Receiver<worker::Health>>,
-        has_token: bool,
     ) -> Self {
-        Self { queue, store, operations, worker, has_token, calls: Arc::new(Semaphore::new(CALLS)) }
+        Self { queue, store, operations, worker, calls: Arc::new(Semaphore::new(CALLS)) }
     }
 
     fn letters(&self) -> Arc<dyn Letters> {
         Arc::clone(&self.store) as Arc<dyn Letters>
     }
 
-    /// The actor of a request through this API.
-    fn actor(&self, note: Option<&str>) -> Actor {
-        let name = if self.has_token { "token" } else { "api" };
-        let note = note.map(|note| crate::text::clean(note, 1024));
-        Actor { name: name.into(), note: note.filter(|note| !note.is_empty()) }
+    /// Publishes a letter with another body. Answers the round that begins.
+    pub(super) async fn send_edit(
+        &self,
+        letter: LetterDetail,
+        mended: Mended,
+        by: Actor,
+    ) -> Result<u32, Problem> {
+        let (all, store) = (Arc::clone(&self.operations), Arc::clone(&self.store));
+        // A task of its own: also when the client hangs up, a committed edit is published.
+        let sent =
+            tokio::spawn(async move { operations::edit(&store, all.replayer(), &letter, mended, by).await });
+        let sent = sent.await.map_err(|_| Problem::unavailable("the edit broke off; look at the letter"))?;
+        Ok(sent?)
     }
 
     /// Calls the database. A client is answered 503 or 504 where the database does not answer in time. The call itself goes

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{extract::State, response::Response};
+use axum::{Extension, extract::State, response::Response};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     ops::{
+        access::Caller,
         processes,
         status::{self, StatusError},
         sync,
@@ -124,10 +125,11 @@ pub(super) async fn user(State(api): State<Arc<Api>>, Named(reference): Named) -
 pub(super) async fn grant(
     State(api): State<Arc<Api>>,
     Named(reference): Named,
+    Extension(caller): Extension<Caller>,
     Json(request): Json<GrantRequest>,
 ) -> Result<Response, Problem> {
     let wish = Wish::read(&request.tier, request.until.as_deref(), now())?;
-    let by = api.actor(request.note.as_deref().map(str::trim));
+    let by = caller.actor("api", request.note.as_deref());
     let granted = api.ask(|store| async move { passed(wish.grant(store.as_ref(), &reference, &by).await) });
     Ok(json(StatusCode::OK, &granted.await??))
 }
@@ -135,9 +137,10 @@ pub(super) async fn grant(
 pub(super) async fn revoke(
     State(api): State<Arc<Api>>,
     Named(reference): Named,
+    Extension(caller): Extension<Caller>,
     Json(request): Json<NoteRequest>,
 ) -> Result<Response, Problem> {
-    let by = api.actor(request.note.as_deref().map(str::trim));
+    let by = caller.actor("api", request.note.as_deref());
     let revoked =
         api.ask(|store| async move { passed(grant::revoke(store.as_ref(), &reference, &by).await) });
     let (tier, _) = revoked.await??;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
+    Extension,
     extract::State,
     response::{IntoResponse, Response},
 };
@@ -23,8 +24,9 @@ use crate::{
         replay::nobody_works,
         select::Selection,
     },
+    ops::access::Caller,
     store::{
-        letters::Status,
+        letters::{Filter, Status},
         operations::{Operation, Wish},
     },
 };
@@ -59,36 +61,34 @@ struct Listed {
 
 pub(super) async fn start(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     Json(request): Json<ReplayRequest>,
 ) -> Result<Response, Problem> {
     request.filter.check_action()?;
-    if request.limit == 0 {
-        return Err(Problem::bad_request("limit has to be at least 1"));
-    }
-    if request.rate.is_some_and(|rate| !(0.001..=1_000_000.0).contains(&rate)) {
-        return Err(Problem::bad_request("rate has to be between 0.001 and 1000000 per second"));
-    }
-    if request.halt_at.is_some_and(|share| !request.ramp || !(0.0..=1.0).contains(&share)) {
-        return Err(Problem::bad_request("halt_at has to be a share from 0 to 1, and needs \"ramp\": true"));
+    if request.halt_at.is_some() && !request.ramp {
+        return Err(Problem::bad_request("halt_at needs \"ramp\": true"));
     }
     if request.filter.status.as_deref().is_some_and(|status| status != Status::Open.as_str()) {
         return Err(Problem::bad_request("only open letters are replayed: leave the status out"));
     }
-    let mut filter = select(&api, &request.filter, Some(Status::Open)).await?.filter;
-    filter.status = Some(Status::Open);
-    let Counted { letters, by } = counted(&api, filter.clone()).await?;
-    if request.dry_run {
-        return Ok(json(StatusCode::OK, &Counted { letters: letters.min(request.limit), by }));
-    }
-    let new = NewReplay {
-        filter,
+    let mut new = NewReplay {
+        filter: Filter::default(),
         limit: request.limit,
         rate: request.rate,
         halt_at: halt_at(request.ramp, request.halt_at),
-        by: api.actor(request.note.as_deref()),
-        open: letters,
-        warnings: nobody_works(api.queue.as_ref()).await.into_iter().collect(),
+        by: caller.actor("api", request.note.as_deref()),
+        open: 0,
+        warnings: Vec::new(),
     };
+    new.check().map_err(Problem::bad_request)?;
+    new.filter = select(&api, &request.filter, Some(Status::Open)).await?.filter;
+    new.filter.status = Some(Status::Open);
+    let Counted { letters, by } = counted(&api, new.filter.clone()).await?;
+    if request.dry_run {
+        return Ok(json(StatusCode::OK, &Counted { letters: letters.min(request.limit), by }));
+    }
+    new.open = letters;
+    new.warnings.extend(nobody_works(api.queue.as_ref()).await);
     let operations = Arc::clone(&api.operations);
     let started = api.ask(|_| async move { StartError::apart(operations.start(&new).await) });
     let operation = Shown::from(started.await??);
@@ -111,20 +111,32 @@ pub(super) async fn show(State(api): State<Arc<Api>>, Named(id): Named) -> Resul
     .await
 }
 
-pub(super) async fn pause(State(api): State<Arc<Api>>, Named(id): Named) -> Result<Response, Problem> {
-    wished(&api, &id, Wish::Pause).await
+pub(super) async fn pause(
+    State(api): State<Arc<Api>>,
+    Named(id): Named,
+    Extension(caller): Extension<Caller>,
+) -> Result<Response, Problem> {
+    wished(&api, &caller, &id, Wish::Pause).await
 }
 
-pub(super) async fn resume(State(api): State<Arc<Api>>, Named(id): Named) -> Result<Response, Problem> {
-    wished(&api, &id, Wish::Run).await
+pub(super) async fn resume(
+    State(api): State<Arc<Api>>,
+    Named(id): Named,
+    Extension(caller): Extension<Caller>,
+) -> Result<Response, Problem> {
+    wished(&api, &caller, &id, Wish::Run).await
 }
 
-pub(super) async fn stop(State(api): State<Arc<Api>>, Named(id): Named) -> Result<Response, Problem> {
-    wished(&api, &id, Wish::Stop).await
+pub(super) async fn stop(
+    State(api): State<Arc<Api>>,
+    Named(id): Named,
+    Extension(caller): Extension<Caller>,
+) -> Result<Response, Problem> {
+    wished(&api, &caller, &id, Wish::Stop).await
 }
 
-async fn wished(api: &Api, id: &str, wish: Wish) -> Result<Response, Problem> {
-    let by = api.actor(None);
+async fn wished(api: &Api, caller: &Caller, id: &str, wish: Wish) -> Result<Response, Problem> {
+    let by = caller.actor("api", None);
     found(api, id, |operations, id| async move { operations.wish(id, wish, &by).await }).await
 }
 

@@ -176,7 +176,7 @@ pub(super) async fn framed(State(console): State<Arc<Console>>, request: Request
         false => {
             let moment = match (&view.moment, caller.is_some()) {
                 (Some(moment), _) => Some(Arc::clone(moment)),
-                (None, true) => Some(console.pulse.now(&console.api).await),
+                (None, true) => Some(console.now().await),
                 (None, false) => None,
             };
             page(&view, caller.as_ref(), moment.as_deref(), &path).into_string()

@@ -88,7 +88,7 @@ impl Open {
             if self.caller.as_ref().and_then(|caller| caller.ends).is_some_and(|ends| ends <= now()) {
                 return None;
             }
-            let moment = self.console.pulse.now(&self.console.api).await;
+            let moment = self.console.now().await;
             let stands = json!({ "at": rfc3339(moment.at), "open": moment.open_letters() });
             let parts = [
                 ("main", self.main().await.map(|main| json!(main).to_string())),

@@ -1,8 +1,8 @@
 //! Owns the console: what people see and do in a browser, on the modules that the command line uses too.
 //!
 //! In a request's order: [`routes`] is the one table of its pages, `form` reads what a page sends, `views` answer with what
-//! belongs on the page, `frame` puts that into its place, with the verdict that `pulse` keeps, and `live` sends what has changed.
-//! `parts` are the pieces that pages are made of, `mask` hides what is personal in a body.
+//! belongs on the page, `frame` puts that into its place, with the verdict of `pulse`, which is `kept` for all pages, and `live`
+//! sends what has changed. `parts` are the pieces that pages are made of, `mask` hides what is personal in a body.
 //!
 //! Promises that reading needs no script, that every view is a URL, that what comes from outside is shown as text, and that
 //! nothing is loaded from elsewhere. An action takes a page that says what it will do, and one more click.
@@ -21,7 +21,7 @@ use maud::{Markup, html};
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
-use self::pulse::Pulse;
+use self::{kept::Kept, pulse::Moment};
 use super::{
     access::{self, Access, Guard, Route},
     api::{Api, problem::Problem},
@@ -30,6 +30,7 @@ use crate::sync::Sync;
 
 mod form;
 mod frame;
+mod kept;
 mod live;
 mod mask;
 mod parts;
@@ -51,7 +52,8 @@ pub(super) struct Console {
     guard: Arc<Guard>,
     /// Clerk's API, where there is a key.
     clerk: Option<Sync>,
-    pulse: Arc<Pulse>,
+    pulse: Arc<Kept<Moment>>,
+    causes: Arc<Kept<work::Causes>>,
     memory: work::Memory,
     /// What became of actions, the newest last.
     results: Mutex<VecDeque<(Uuid, Markup)>>,
@@ -76,6 +78,7 @@ impl Console {
             guard,
             clerk,
             pulse: Arc::default(),
+            causes: Arc::default(),
             memory: work::Memory::default(),
             results: Mutex::default(),
             pages: OnceLock::new(),
@@ -83,6 +86,11 @@ impl Console {
             turns: Semaphore::new(live::TURNS),
             stop,
         })
+    }
+
+    /// How things stand.
+    async fn now(&self) -> Arc<Moment> {
+        pulse::now_at(&self.pulse, &self.api).await
     }
 
     /// Keeps what became of an action for the page that follows. A result is lost with the process; what was done is not.

@@ -19,33 +19,27 @@ use uuid::Uuid;
 use super::{Console, parts::under};
 use crate::{
     letters::{
-        edit::Mended,
-        operations::{self, Action, NewReplay},
+        operations::{self, NewReplay, Settle},
         replay::nobody_works,
     },
     net::Problem,
     store::{
-        Store, StoreError,
         letters::{Actor, Filter, LetterDetail},
-        operations::{Cause, Kind, OperationRow, State},
+        operations::{Cause, Kind, Operation, OperationRow},
     },
     text::letters,
     time::{Millis, now},
 };
 
-/// Causes that are younger are not read again.
-const FRESH: Duration = Duration::from_secs(2);
 /// How long personal values are shown after somebody asked.
 const SHOWN: Duration = Duration::from_secs(15 * 60);
 /// What is remembered of forms that were sent, and of letters that were asked for.
 const KEPT: usize = 1000;
-/// Letters that are discarded or restored in one transaction.
-const STEP: u32 = 500;
 /// How long a page waits for the end of what it asked for.
 const WAIT: Duration = Duration::from_secs(5);
 
 /// Why open letters died, and what people wrote about it, by the ids of the groups.
-pub(super) type Causes = Arc<(Vec<Cause>, BTreeMap<String, OperationRow>)>;
+pub(super) type Causes = (Vec<Cause>, BTreeMap<String, OperationRow>);
 
 /// A letter whose personal values somebody asked for, with the key to them.
 struct Revealed {
@@ -58,7 +52,6 @@ struct Revealed {
 /// What the console remembers between two requests.
 #[derive(Default)]
 pub(super) struct Memory {
-    causes: Mutex<Option<(Instant, Causes)>>,
     revealed: Mutex<VecDeque<Revealed>>,
     /// Forms that were sent, with what came of each.
     deeds: Mutex<VecDeque<(Uuid, Arc<OnceCell<String>>)>>,
@@ -77,23 +70,25 @@ fn remember<T>(all: &mut VecDeque<T>, one: T) {
 
 impl Console {
     /// Why open letters died.
-    pub(super) async fn causes(&self) -> Result<Causes, Problem> {
-        let last = lock(&self.memory.causes).clone();
-        if let Some((_, causes)) = last.filter(|(at, _)| at.elapsed() < FRESH) {
-            return Ok(causes);
+    pub(super) async fn why_died(&self) -> Result<Arc<Causes>, Problem> {
+        let api = Arc::clone(&self.api);
+        let ask = || async move {
+            api.ask(
+                |store| async move { tokio::try_join!(store.causes(now()), operations::cause_notes(&store)) },
+            )
+            .await
+        };
+        let known = self.causes.or(ask).await?;
+        match known.is_old() {
+            true => Err(Problem::unavailable("the database has not told for some time why letters died")),
+            false => Ok(known.value),
         }
-        let read = self.api.ask(|store| async move {
-            tokio::try_join!(store.causes(now()), operations::cause_notes(&store))
-        });
-        let causes = Arc::new(read.await?);
-        *lock(&self.memory.causes) = Some((Instant::now(), Arc::clone(&causes)));
-        Ok(causes)
     }
 
     /// Writes a note on a cause.
     pub(super) async fn note_cause(&self, group: String, by: Actor) -> Result<(), Problem> {
         self.api.ask(|store| async move { operations::note_cause(&store, &by, &group).await }).await?;
-        *lock(&self.memory.causes) = None;
+        self.causes.forget();
         Ok(())
     }
 
@@ -150,20 +145,19 @@ impl Console {
         Ok(key)
     }
 
-    /// Publishes a letter with another body. Answers the round that begins.
-    pub(super) async fn send_edit(
-        &self,
-        letter: &LetterDetail,
-        mended: Mended,
-        by: Actor,
-    ) -> Result<u32, Problem> {
-        let (all, store, letter) =
-            (Arc::clone(&self.api.operations), Arc::clone(&self.api.store), letter.clone());
-        // A task of its own: also when the client hangs up, a committed edit is published.
-        let sent =
-            tokio::spawn(async move { operations::edit(&store, all.replayer(), &letter, mended, by).await });
-        let sent = sent.await.map_err(|_| Problem::unavailable("the edit broke off; look at the letter"))?;
-        Ok(sent?)
+    /// An operation. Of a replay that has ended it is counted what became of its last letters, until the row says so: there may be a
+    /// million.
+    pub(super) async fn operation(&self, id: Uuid) -> Result<Option<Operation>, Problem> {
+        let operations = Arc::clone(&self.api.operations);
+        let found = self.api.ask(|store| async move {
+            let Some(known) = store.operation(id).await? else { return Ok(None) };
+            let is_told = known.applied + known.died >= known.letters();
+            match known.kind == Kind::Replay && known.state.is_over() && !is_told {
+                true => Ok(operations.get(id).await?.map(|(replay, _)| replay).or(Some(known))),
+                false => Ok(Some(known)),
+            }
+        });
+        found.await
     }
 
     /// Starts a replay. Answers its page.
@@ -182,9 +176,12 @@ impl Console {
         expected: u64,
         by: Actor,
     ) -> Result<(Millis, Markup), Problem> {
-        let store = Arc::clone(&self.api.store);
+        let (store, stop) = (Arc::clone(&self.api.store), self.stop.clone());
         let since = store.clock().await?;
-        let work = tokio::spawn(async move { settled(&store, kind, filter, expected, by).await });
+        let work = tokio::spawn(async move {
+            let settle = Settle { kind, by: &by, filter: &filter, most: expected, limited: false };
+            operations::settle_all(&store, settle, |_| {}, &stop).await
+        });
         let done = if kind == Kind::Restore { "restored" } else { "discarded" };
         let told = match timeout(WAIT, work).await {
             Err(_) => {
@@ -193,44 +190,12 @@ impl Console {
             Ok(Err(_)) => {
                 return Err(Problem::unavailable("it broke off; the operations say how far it came"));
             }
-            Ok(Ok(touched)) => html! { p { (letters(touched?)) " " (done) "." } },
+            Ok(Ok(settled)) => {
+                let settled = settled?;
+                settled.ended?;
+                html! { p { (letters(settled.letters)) " " (done) "." } }
+            }
         };
         Ok((since, told))
     }
-}
-
-/// Settles letters step by step, and writes it down.
-async fn settled(
-    store: &Arc<dyn Store>,
-    kind: Kind,
-    filter: Filter,
-    expected: u64,
-    by: Actor,
-) -> Result<u64, StoreError> {
-    let mut action = Action::on_letters(store, kind, &by, &filter, expected).await?;
-    let mut done = 0;
-    let ended = loop {
-        let step = u32::try_from(expected - done).map_or(STEP, |left| left.min(STEP));
-        if step == 0 {
-            break Ok(());
-        }
-        let settled = match kind {
-            Kind::Restore => store.restore(&filter, step, &by).await,
-            _ => store.discard(&filter, step, &by).await,
-        };
-        match settled {
-            Err(error) => break Err(error),
-            Ok(0) => break Ok(()),
-            Ok(touched) => {
-                done += touched;
-                action.goes_on(done).await;
-            }
-        }
-    };
-    let (state, detail) = match &ended {
-        Ok(()) => (State::Complete, None),
-        Err(error) => (State::Failed, Some(error.to_string())),
-    };
-    action.ended(state, done, detail).await?;
-    ended.map(|()| done)
 }

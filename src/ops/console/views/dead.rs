@@ -23,7 +23,7 @@ use crate::{
     },
     queue::Reason,
     store::{
-        letters::{Actor, Letter, Page, Status},
+        letters::{Letter, Page, Status},
         operations::OperationRow,
     },
     text::number,
@@ -73,7 +73,7 @@ pub(in super::super) async fn causes(
     State(console): State<Arc<Console>>,
     Extension(caller): Extension<Caller>,
 ) -> Answer {
-    let all = console.causes().await?;
+    let all = console.why_died().await?;
     let (causes, notes) = &*all;
     let open: u64 = causes.iter().map(|cause| cause.group.letters).sum();
     let may = caller.access >= Access::Operate;
@@ -149,8 +149,7 @@ pub(in super::super) async fn keep_note(
 ) -> Answer {
     let selected = select(&console.api, &fields.selection()?, None).await?;
     let group = selected.filter.group.ok_or_else(|| Problem::bad_request("the form names no cause"))?;
-    let note = fields.get("note").map(|note| note.trim().to_owned());
-    console.note_cause(group, Actor { name: caller.name("console"), note }).await?;
+    console.note_cause(group, caller.actor("console", fields.get("note"))).await?;
     Ok(on_to("/dead"))
 }
 

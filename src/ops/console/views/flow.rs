@@ -23,7 +23,7 @@ use crate::{
 
 /// `GET /flow`
 pub(in super::super) async fn show(State(console): State<Arc<Console>>) -> Answer {
-    let moment = console.pulse.now(&console.api).await;
+    let moment = console.now().await;
     let main = html! {
         h1 { "Flow" }
         @match &moment.known {
@@ -31,7 +31,7 @@ pub(in super::super) async fn show(State(console): State<Arc<Console>>) -> Answe
             Ok((overview, processes)) => {
                 (pauses(overview, processes))
                 (picture(overview, processes))
-                (hour(&processes.rates.minutes))
+                (hour(&processes.rates.minutes, &[RECEIVED, APPLIED, RETRIED, DIED, REJECTED, HEALED]))
                 (rungs(overview))
             }
         }
@@ -52,8 +52,14 @@ fn pauses(overview: &Overview, processes: &Processes) -> Markup {
     }
 }
 
-fn depth(overview: &Overview, queue: &str) -> u64 {
+/// Messages that wait in a queue.
+pub(super) fn depth(overview: &Overview, queue: &str) -> u64 {
     overview.queues.iter().filter(|depth| depth.queue == queue).map(|depth| depth.messages).sum()
+}
+
+/// Messages that wait on the retry ladder.
+pub(super) fn retrying(overview: &Overview) -> u64 {
+    overview.queues.iter().filter(|depth| depth.is_of_retries()).map(|depth| depth.messages).sum()
 }
 
 fn rate(rate: f64) -> String {
@@ -64,8 +70,7 @@ fn picture(overview: &Overview, processes: &Processes) -> Markup {
     let now = &processes.rates.now;
     let held: u64 = processes.processes.iter().filter_map(|process| process.held).sum();
     let waiting = depth(overview, Source::Events.queue());
-    let retrying: u64 =
-        overview.queues.iter().filter(|depth| depth.is_of_retries()).map(|depth| depth.messages).sum();
+    let retrying = retrying(overview);
     let open = overview.dead_letters.get(&Status::Open).copied().unwrap_or_default();
     let lag = processes.rates.lag_p99_ms.map_or_else(|| "–".to_owned(), millis);
     let ingresses = processes.count(Role::Ingress);
@@ -100,16 +105,18 @@ fn picture(overview: &Overview, processes: &Processes) -> Markup {
     }
 }
 
-fn hour(minutes: &[Minute]) -> Markup {
-    type Of = fn(&Minute) -> u64;
-    let lines: [(&str, Of); 6] = [
-        ("Received", |minute| minute.received),
-        ("Applied", |minute| minute.applied),
-        ("Retried", |minute| minute.retried),
-        ("Died", |minute| minute.died),
-        ("Rejected", |minute| minute.rejected),
-        ("Healed", |minute| minute.healed),
-    ];
+/// What is counted of a minute, by its name.
+type Line = (&'static str, fn(&Minute) -> u64);
+
+pub(super) const RECEIVED: Line = ("Received", |minute| minute.received);
+pub(super) const APPLIED: Line = ("Applied", |minute| minute.applied);
+pub(super) const DIED: Line = ("Died", |minute| minute.died);
+pub(super) const REJECTED: Line = ("Rejected", |minute| minute.rejected);
+const RETRIED: Line = ("Retried", |minute| minute.retried);
+const HEALED: Line = ("Healed", |minute| minute.healed);
+
+/// What the processes counted in the last hour.
+pub(super) fn hour(minutes: &[Minute], lines: &[Line]) -> Markup {
     html! {
         section #hour aria-labelledby="last-hour" {
             h2 #last-hour { "The last hour" " " small.muted { "as the processes that run now have counted it" } }

@@ -5,14 +5,18 @@ use std::sync::Arc;
 use axum::{extract::State, response::IntoResponse};
 use maud::{Markup, html};
 
-use super::super::{
-    Answer, Console,
-    frame::{Section, View},
-    parts::{figure, said, spark, when_told},
-    pulse::Moment,
+use super::{
+    super::{
+        Answer, Console,
+        frame::{Section, View},
+        parts::{figure, said, when_told},
+        pulse::Moment,
+    },
+    flow::{APPLIED, DIED, RECEIVED, REJECTED, depth, hour, retrying},
 };
 use crate::{
     ops::{processes::Processes, status::Overview, verdict::Level},
+    queue::Source,
     store::letters::Status,
     text::number,
     time::millis,
@@ -20,7 +24,7 @@ use crate::{
 
 /// `GET /`
 pub(in super::super) async fn show(State(console): State<Arc<Console>>) -> Answer {
-    let moment = console.pulse.now(&console.api).await;
+    let moment = console.now().await;
     let main = html! {
         h1 { "Overview" }
         (concerns(&moment))
@@ -53,22 +57,8 @@ fn concerns(moment: &Moment) -> Markup {
 
 fn figures(overview: &Overview, processes: &Processes) -> Markup {
     let open = overview.dead_letters.get(&Status::Open).copied().unwrap_or_default();
-    let depth = |queue: &str| {
-        overview.queues.iter().filter(|depth| depth.queue == queue).map(|depth| depth.messages).sum::<u64>()
-    };
-    let retrying: u64 =
-        overview.queues.iter().filter(|depth| depth.is_of_retries()).map(|depth| depth.messages).sum();
     let about = if overview.users.estimated { "about " } else { "" };
     let rates = &processes.rates;
-    let per_minute =
-        |of: fn(&crate::ops::processes::Minute) -> u64| rates.minutes.iter().map(of).collect::<Vec<_>>();
-    let hour = |values: &[u64]| number(values.iter().sum());
-    let (received, applied, died, rejected) = (
-        per_minute(|m| m.received),
-        per_minute(|m| m.applied),
-        per_minute(|m| m.died),
-        per_minute(|m| m.rejected),
-    );
     html! {
         section #figures aria-labelledby="now" {
             h2 #now { "Now" }
@@ -76,22 +66,12 @@ fn figures(overview: &Overview, processes: &Processes) -> Markup {
                 (figure("Users", format!("{about}{}", number(overview.users.live_users)),
                     Some(html! { (number(overview.users.deleted_users)) " deleted" }), Some("/users")))
                 (figure("Open letters", number(open), None, Some("/dead")))
-                (figure("Waiting in the queue", number(depth("events")),
-                    Some(html! { (number(retrying)) " wait to be tried again" }), Some("/flow")))
+                (figure("Waiting in the queue", number(depth(overview, Source::Events.queue())),
+                    Some(html! { (number(retrying(overview))) " wait to be tried again" }), Some("/flow")))
                 (figure("Last processed", overview.users.last_processed_at.as_ref().map_or_else(|| html! { "nothing yet" }, |at| when_told(at)),
                     rates.lag_p99_ms.map(|lag| html! { "lag p99 " (millis(lag)) }), Some("/flow")))
             }
         }
-        section #hour aria-labelledby="last-hour" {
-            h2 #last-hour { "The last hour" " " small.muted { "as the processes that run now have counted it" } }
-            div.charts {
-                @for (name, values) in [("Received", &received), ("Applied", &applied), ("Died", &died), ("Rejected", &rejected)] {
-                    figure.chart {
-                        figcaption { (name) " " strong { (hour(values)) } }
-                        (spark(&format!("{name} per minute in the last hour"), values))
-                    }
-                }
-            }
-        }
+        (hour(&rates.minutes, &[RECEIVED, APPLIED, DIED, REJECTED]))
     }
 }

@@ -29,8 +29,8 @@ use crate::{
         access::{Access, Caller},
         api::dead::find,
     },
-    queue::Reason,
-    store::letters::{Action, Actor, LetterDetail, Status},
+    queue::{Reason, is_plain_header},
+    store::letters::{Action, LetterDetail, Status},
     terminal::safe_json,
     text::number,
 };
@@ -134,19 +134,6 @@ fn body(letter: &LetterDetail, revealed: bool, may: bool) -> Markup {
     }
 }
 
-/// Headers of headcount's own, which say nothing of a person. Another program's may say anything.
-const PLAIN: [&str; 9] = [
-    "x-origin",
-    "x-attempt",
-    "x-waits",
-    "x-round",
-    "x-event-type",
-    "x-received-at",
-    "traceparent",
-    "x-reason",
-    "x-died-at",
-];
-
 fn headers(letter: &LetterDetail, revealed: bool) -> Markup {
     if letter.headers.is_empty() {
         return nothing();
@@ -156,7 +143,7 @@ fn headers(letter: &LetterDetail, revealed: bool) -> Markup {
             h2 #the-headers { "Headers" }
             details { summary { (number(letter.headers.len() as u64)) " of the message, as it died" }
                 (table("Headers", &["Name", "Value"], html! {
-                    @for (name, value) in &letter.headers { tr { th scope="row" { (said(name)) } td.long { @if revealed || PLAIN.contains(&name.as_str()) { code { (said(value)) } } @else { span.muted { "•••" } } } } }
+                    @for (name, value) in &letter.headers { tr { th scope="row" { (said(name)) } td.long { @if revealed || is_plain_header(name) { code { (said(value)) } } @else { span.muted { "•••" } } } } }
                 }))
             }
         }
@@ -204,7 +191,7 @@ pub(in super::super) async fn reveal(
     Extension(caller): Extension<Caller>,
 ) -> Answer {
     let letter = find(&console.api, reference).await?;
-    let by = Actor { name: caller.name("console"), note: None };
+    let by = caller.actor("console", None);
     let key = console.reveal(&letter, by).await?;
     Ok(on_to(&path(&here(&letter), &[("revealed", &key.to_string())])))
 }
@@ -225,7 +212,7 @@ pub(in super::super) async fn begin_edit(
         Err(_) => readable(&letter.body).join("\n"),
     };
     // An editor shows all that is personal.
-    console.reveal(&letter, Actor { name: caller.name("console"), note: Some("to edit".into()) }).await?;
+    console.reveal(&letter, caller.actor("console", Some("to edit"))).await?;
     Ok(View::new(Section::Dead, "Edit a letter", form(&letter, &text, nothing())).into_response())
 }
 
@@ -271,10 +258,10 @@ pub(in super::super) async fn edit(
         let main = confirm(&letter, &mended, &warnings, &text, &note);
         return Ok(View::new(Section::Dead, "Send the edited letter?", main).into_response());
     }
-    let by = Actor { name: caller.name("console"), note: Some(note).filter(|note| !note.is_empty()) };
-    let round = console.send_edit(&letter, mended, by).await.map_err(Refused)?;
+    let (by, back) = (caller.actor("console", Some(&note)), here(&letter));
+    let round = console.api.send_edit(letter, mended, by).await.map_err(Refused)?;
     let result = console.keep(html! { p { "Sent: round " (round) " has begun." } }).to_string();
-    Ok(on_to(&path(&here(&letter), &[("result", &result)])))
+    Ok(on_to(&path(&back, &[("result", &result)])))
 }
 
 fn confirm(letter: &LetterDetail, mended: &Mended, warnings: &[String], text: &str, note: &str) -> Markup {

@@ -23,10 +23,7 @@ use crate::{
     },
     net::Problem,
     ops::access::{Access, Caller},
-    store::{
-        letters::Actor,
-        operations::{Kind, LogPage, Operation, OperationRow, State as Stands, Wish},
-    },
+    store::operations::{Kind, LogPage, Operation, OperationRow, State as Stands, Wish},
     text::number,
     time::now,
 };
@@ -133,16 +130,7 @@ pub(in super::super) async fn show(
     Extension(caller): Extension<Caller>,
 ) -> Answer {
     let wanted = parsed(&wanted)?;
-    let operations = Arc::clone(&console.api.operations);
-    let found = console.api.ask(|store| async move {
-        // What became of the last letters is counted once it has ended: there may be a million.
-        let Some(known) = store.operation(wanted).await? else { return Ok(None) };
-        match known.kind == Kind::Replay && known.state.is_over() {
-            true => Ok(operations.get(wanted).await?.map(|(replay, _)| replay).or(Some(known))),
-            false => Ok(Some(known)),
-        }
-    });
-    let operation = found.await?.ok_or_else(unknown)?;
+    let operation = console.operation(wanted).await?.ok_or_else(unknown)?;
     let may = caller.access >= Access::Operate;
     let title = match operation.kind {
         Kind::Replay => "Replay".to_owned(),
@@ -249,7 +237,7 @@ fn facts(operation: &Operation) -> Markup {
 async fn wish(console: &Console, caller: &Caller, wanted: &str, wish: Wish) -> Answer {
     let wanted = parsed(wanted)?;
     let operations = Arc::clone(&console.api.operations);
-    let by = Actor { name: caller.name("console"), note: None };
+    let by = caller.actor("console", None);
     let found =
         console.api.ask(|_| async move { StartError::apart(operations.wish(wanted, wish, &by).await) });
     found.await?.map_err(Problem::from)?.ok_or_else(unknown)?;

@@ -92,7 +92,7 @@ fn settled(event: &PastEvent) -> Markup {
 
 /// What is said of an id or address that nothing is known of.
 async fn nobody(console: &Console, wanted: &str) -> Markup {
-    let moment = console.pulse.now(&console.api).await;
+    let moment = console.now().await;
     let last = moment.known.as_ref().ok().and_then(|(overview, _)| {
         let noted = overview.sync.as_ref().and_then(|sync| sync.last_webhook_at.clone());
         noted.or_else(|| overview.users.last_received_at.clone())

@@ -20,7 +20,7 @@ use crate::{
         api::dead::{Counted, counted, select},
     },
     store::{
-        letters::{Actor, Filter, Status},
+        letters::{Filter, Status},
         operations::Kind,
     },
     text::{letters, number},
@@ -173,10 +173,6 @@ async fn preview(console: &Console, fields: &Fields, verb: Verb, choices: Markup
     Ok(View::new(Section::Dead, title, main).into_response())
 }
 
-fn actor(caller: &Caller, fields: &Fields) -> Actor {
-    Actor { name: caller.name("console"), note: fields.get("note").map(|note| note.trim().to_owned()) }
-}
-
 /// `GET /dead/replay`
 pub(in super::super) async fn preview_replay(State(console): State<Arc<Console>>, fields: Fields) -> Answer {
     let choices = html! {
@@ -234,29 +230,19 @@ pub(in super::super) async fn replay(
         Some(_) => return Err(Problem::bad_request("a replay goes step by step, or all at once").into()),
     };
     let halt_at = figure::<f64>(&fields, "share")?.map_or(HALT_AT, |percent| percent / 100.0);
-    if !(0.0..=1.0).contains(&halt_at) {
-        return Err(
-            Problem::bad_request("the share that may die again has to be from 0 to 100 percent").into()
-        );
-    }
     let rate = figure::<f64>(&fields, "rate")?;
-    if rate.is_some_and(|rate| !(0.001..=1_000_000.0).contains(&rate)) {
-        return Err(Problem::bad_request("the pace has to be between 0.001 and 1000000 per second").into());
-    }
     let limit = figure::<u64>(&fields, "limit")?;
-    if limit == Some(0) {
-        return Err(Problem::bad_request("at least one letter has to be meant").into());
-    }
     let new = NewReplay {
         filter,
         limit: limit.unwrap_or(u64::MAX),
         rate,
         halt_at: ramp.then_some(halt_at),
-        by: actor(&caller, &fields),
+        by: caller.actor("console", fields.get("note")),
         // No more than a person has seen, and none that died since.
         open: expected,
         warnings: Vec::new(),
     };
+    new.check().map_err(Problem::bad_request)?;
     let work = Arc::clone(&console);
     let page = console.once(fields.once()?, async move { work.start_replay(new).await }).await?;
     Ok(on_to(&page))
@@ -268,7 +254,7 @@ pub(in super::super) async fn discard(
     caller: Extension<Caller>,
     Form(fields): Form,
 ) -> Answer {
-    if fields.get("note").is_none() {
+    if caller.actor("console", fields.get("note")).note.is_none() {
         return Err(Problem::bad_request("a discarded letter needs a note that says why")
             .hint("go back, and write one")
             .into());
@@ -293,7 +279,7 @@ async fn set_aside(
 ) -> Answer {
     let (_, filter) = meant(&console, &fields, verb).await?;
     let expected = seen(&fields)?;
-    let (by, work) = (actor(&caller, &fields), Arc::clone(&console));
+    let (by, work) = (caller.actor("console", fields.get("note")), Arc::clone(&console));
     let (once, chosen) = (fields.once()?, fields.clone());
     let deed = async move {
         let kind = if verb == Verb::Discard { Kind::Discard } else { Kind::Restore };

@@ -11,7 +11,7 @@ use super::super::{
     Answer, Console,
     form::Fields,
     frame::{Section, View, on_to, sentence},
-    parts::{Tone, badge, command, empty, figure, id, said, table, when_or_dash, when_told},
+    parts::{Tone, badge, command, empty, figure, id, path, said, table, when_or_dash, when_told},
 };
 use crate::{
     net::Problem,
@@ -162,5 +162,5 @@ pub(in super::super) async fn dry_run(
     let result = console
         .keep(html! { p { "The dry run begins. It shows below as soon as Clerk has answered." } })
         .to_string();
-    Ok(on_to(&super::super::parts::path("/sync", &[("result", &result)])))
+    Ok(on_to(&path("/sync", &[("result", &result)])))
 }
