@@ -288,6 +288,8 @@ struct FakeStore {
     batches: Mutex<Vec<Vec<String>>>,
     /// It answers nothing, which a worker is told at once here and after some seconds in truth.
     frozen: AtomicBool,
+    /// What is to fail takes so long.
+    hang: Mutex<Duration>,
 }
 
 impl std::fmt::Debug for FakeStore {
@@ -304,7 +306,18 @@ fn store(
         away: AtomicBool::new(false),
         batches: Mutex::default(),
         frozen: AtomicBool::new(false),
+        hang: Mutex::default(),
     })
+}
+
+/// Hangs for so long over each batch with a message that is named `hangs…`, and then fails.
+fn hanging(hang: Duration) -> Arc<FakeStore> {
+    let store = store(|batch| {
+        let hangs = batch.iter().any(|incoming| incoming.event.message_id.starts_with("hangs"));
+        if hangs { Err(Class::Unclear) } else { all_created(batch) }
+    });
+    *store.hang.lock().unwrap() = hang;
+    store
 }
 
 fn all_created(batch: &[Incoming]) -> Result<Vec<Outcome>, Class> {
@@ -331,7 +344,12 @@ impl Batches for FakeStore {
         if self.away.load(SeqCst) {
             return Err(error(Class::Outage));
         }
-        (self.answer)(&batch).map_err(error)
+        let answer = (self.answer)(&batch).map_err(error);
+        let hang = *self.hang.lock().unwrap();
+        if answer.is_err() && !hang.is_zero() {
+            tokio::time::sleep(hang).await;
+        }
+        answer
     }
     async fn ready(&self) -> Result<(), StoreError> {
         match (self.frozen.load(SeqCst), self.away.load(SeqCst)) {
@@ -465,6 +483,30 @@ async fn what_fails_alone_climbs_the_ladder_is_buried_and_stops_nobody() {
         assert_eq!(queue.state().subscribed, [1, 100], "the others were never held up");
         running.stop().await;
     }
+}
+
+#[tokio::test]
+async fn many_that_hang_take_neither_the_turns_nor_the_places_of_the_others() {
+    let queue = FakeQueue::with(1);
+    let store = hanging(Duration::from_secs(2));
+    let running = Running::start(&queue, &store, Settings { prefetch: 40, ..settings() });
+    queue.until_settled(1).await;
+    // More than there are places, and more than could be tried in a minute.
+    for id in (0..60).map(|n| format!("hangs{n}")) {
+        queue.deliver_message(Message { attempt: 1, ..message(&id, created(&id)) }, 0);
+    }
+    (0..500).for_each(|n| queue.deliver(&format!("good{n}"), 0));
+    let begun = Instant::now();
+    queue.until_settled(501).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "they were held up for {:?}", begun.elapsed());
+    assert_done(&queue, &[]);
+    let parked = |state: &State, attempt| {
+        let same = |(_, action): &&(String, Action)| matches!(action, Action::Retry { attempt: to, .. } if *to == attempt);
+        state.retries.iter().filter(same).count()
+    };
+    assert!(parked(&queue.state(), 1) > 0, "nothing was set aside, so the test shows nothing");
+    queue.until(|state| parked(state, 2) >= 4).await;
+    running.stop().await;
 }
 
 #[tokio::test]
@@ -846,6 +888,21 @@ async fn what_is_known_to_fail_makes_no_outage_of_a_start() {
     (0..5).for_each(|n| queue.deliver(&format!("m{n}"), 0));
     queue.until_settled(6).await;
     assert_buried(&queue, "known", Reason::Rejected);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_starting_worker_tries_others_before_what_is_known_to_hang() {
+    let queue = FakeQueue::with(0);
+    for id in (0..10).map(|n| format!("hangs{n}")) {
+        queue.deliver_message(Message { attempt: 1, ..message(&id, created(&id)) }, 1);
+    }
+    (0..5).for_each(|n| queue.deliver(&format!("good{n}"), 0));
+    let store = hanging(Duration::from_secs(1));
+    let begun = Instant::now();
+    let running = Running::start(&queue, &store, settings());
+    queue.until_settled(5).await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "they waited for {:?}", begun.elapsed());
     running.stop().await;
 }
 

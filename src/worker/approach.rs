@@ -146,9 +146,12 @@ impl Worker {
             }
             // Of those that came back equally often any may be the one that kills its workers: it is not the first each time.
             held.shuffle(&mut rand::rng());
-            held.sort_by_key(|held| std::cmp::Reverse(held.delivery.earlier));
+            held.sort_by_key(|held| {
+                let earlier = held.delivery.earlier;
+                std::cmp::Reverse((earlier >= KILLER, held.is_convicted(), earlier))
+            });
             let Some(one) = held.pop() else { continue };
-            if !wide && one.delivery.earlier >= KILLER {
+            if !wide && (one.delivery.earlier >= KILLER || one.is_convicted()) {
                 // Others are taken beside it, and tried first.
                 subscription.widen(prefetch);
                 wide = true;

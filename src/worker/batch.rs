@@ -58,7 +58,7 @@ impl Failed {
             account: &self.account,
             kind: self.kind,
             failed_together: self.held.failed_together,
-            convicted: self.held.delivery.message.attempt > 0,
+            convicted: self.held.is_convicted(),
         }
     }
 }

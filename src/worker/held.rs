@@ -13,12 +13,15 @@ use crate::{
 
 /// Batches of one worker in their transactions at a time.
 const BATCHES: usize = 4;
-/// Messages of one worker that are tried alone at a time, beside those that came back unsettled.
-const ALONE: usize = 4;
+/// Messages of one worker that are left over from batches, and are tried alone at a time.
+const ALONE: usize = 3;
+/// Messages of one worker that failed alone before, and are tried again at a time. They have room of their own, because each
+/// may hang as long as a statement may, and nobody else is to wait for that.
+const FAILED: usize = 4;
 /// Messages of one worker that came back unsettled and are tried alone at a time.
-const RETURNING: usize = 4;
+const RETURNING: usize = 3;
 /// Transactions of one worker at a time. Each has a connection of its own, so that none waits for one that hangs.
-pub const TRANSACTIONS: u32 = (BATCHES + ALONE + RETURNING) as u32;
+pub const TRANSACTIONS: u32 = (BATCHES + ALONE + FAILED + RETURNING) as u32;
 /// Bodies in one batch, in bytes; a single message may exceed it. A batch is held several times over while it is saved.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// How long a message that has come back waits for its neighbours, for each time but the first that it came back, ...
@@ -31,7 +34,7 @@ pub(super) struct Held {
     pub(super) delivery: Delivery,
     /// Delivered it, and takes its settlement.
     pub(super) subscription: Arc<dyn Subscription>,
-    /// When it was received.
+    /// Since when it waits to be tried.
     pub(super) since: Moment,
     pub(super) holding: Holding,
     /// When a transaction that it was part of failed for the first time.
@@ -49,6 +52,11 @@ impl Held {
         self.subscription.holds(self.delivery.receipt)
     }
 
+    /// It failed by itself before, here or elsewhere: it is on the ladder.
+    pub(super) fn is_convicted(&self) -> bool {
+        self.delivery.message.attempt > 0
+    }
+
     pub(super) fn id(&self) -> &str {
         self.delivery.message.id.as_str()
     }
@@ -60,11 +68,12 @@ pub(super) struct Trying {
     pub(super) batches: usize,
     pub(super) returning: usize,
     pub(super) alone: usize,
+    pub(super) failed: usize,
 }
 
 impl Trying {
     pub(super) fn is_nothing(self) -> bool {
-        (self.batches, self.returning, self.alone) == (0, 0, 0)
+        self.batches + self.returning + self.alone + self.failed == 0
     }
 }
 
@@ -75,23 +84,25 @@ pub(super) struct Pile {
     fresh: VecDeque<Held>,
     /// Came back unsettled: each may have killed its worker.
     returned: Vec<Held>,
-    /// On the ladder, or left over from batches that failed.
+    /// Left over from batches that failed.
     alone: VecDeque<Held>,
+    /// Failed alone before, here or on the ladder; who waits longest first.
+    failed: VecDeque<Held>,
     /// A message that has come back again and again is being tried: nothing else that came back is tried beside it.
     careful: bool,
 }
 
 impl Pile {
     pub(super) fn len(&self) -> usize {
-        self.fresh.len() + self.returned.len() + self.alone.len()
+        self.fresh.len() + self.returned.len() + self.alone.len() + self.failed.len()
     }
 
     /// Adds what was received.
     pub(super) fn add(&mut self, held: Held) {
         if held.delivery.earlier > 0 {
             self.returned.push(held);
-        } else if held.delivery.message.attempt > 0 {
-            self.alone.push_back(held);
+        } else if held.is_convicted() {
+            self.failed.push_back(held);
         } else {
             self.fresh.push_back(held);
         }
@@ -102,21 +113,27 @@ impl Pile {
         for held in held.into_iter().rev() {
             if held.delivery.earlier > 0 {
                 self.returned.push(held);
-            } else if held.delivery.message.attempt > 0 {
-                self.alone.push_front(held);
+            } else if held.is_convicted() {
+                self.failed.push_front(held);
             } else {
                 self.fresh.push_front(held);
             }
         }
     }
 
-    /// Adds what is to be tried alone.
+    /// Adds what is left over from a batch, and is to be tried alone.
     pub(super) fn add_alone(&mut self, held: impl IntoIterator<Item = Held>) {
         self.alone.extend(held);
     }
 
+    /// Adds what failed alone, and is to be tried again.
+    pub(super) fn add_failed(&mut self, held: Held, now: Moment) {
+        self.failed.push_back(Held { since: now, ..held });
+    }
+
     pub(super) fn drain(&mut self) -> Vec<Held> {
-        self.fresh.drain(..).chain(self.returned.drain(..)).chain(self.alone.drain(..)).collect()
+        let fresh = self.fresh.drain(..).chain(self.returned.drain(..));
+        fresh.chain(self.alone.drain(..)).chain(self.failed.drain(..)).collect()
     }
 
     /// Drops what the queue has taken back.
@@ -124,16 +141,29 @@ impl Pile {
         self.fresh.retain(Held::is_ours);
         self.returned.retain(Held::is_ours);
         self.alone.retain(Held::is_ours);
+        self.failed.retain(Held::is_ours);
     }
 
     /// Any one, those that came back last.
     pub(super) fn next_of_any(&mut self) -> Option<Held> {
-        self.alone.pop_front().or_else(|| self.fresh.pop_front()).or_else(|| self.returned.pop())
+        let next = self.alone.pop_front().or_else(|| self.failed.pop_front());
+        next.or_else(|| self.fresh.pop_front()).or_else(|| self.returned.pop())
     }
 
-    /// The next that is tried alone, if there is room for it.
+    /// The next that is left over and tried alone, if there is room for it.
     pub(super) fn next_alone(&mut self, trying: Trying) -> Option<Held> {
         if trying.alone < ALONE { self.alone.pop_front() } else { None }
+    }
+
+    /// The next that failed alone and is tried again, if there is room for it.
+    pub(super) fn next_failed(&mut self, trying: Trying) -> Option<Held> {
+        if trying.failed < FAILED { self.failed.pop_front() } else { None }
+    }
+
+    /// The next that failed alone, and has waited so long for another try that it takes room from those that did not fail.
+    pub(super) fn next_in_the_way(&mut self, now: Moment, patience: Duration) -> Option<Held> {
+        let waits = |held: &Held| now.saturating_sub(held.since) >= patience;
+        if self.failed.front().is_some_and(waits) { self.failed.pop_front() } else { None }
     }
 
     /// Any of those that came back. A connection that is lost gives many back, so some are tried at a time. A message that
@@ -155,7 +185,7 @@ impl Pile {
         let any = any.or_else(|| (0..self.returned.len()).choose(random))?;
         let again = returns(&any).saturating_sub(1);
         if again > 0 {
-            let has_no_neighbours = self.fresh.is_empty() && self.alone.is_empty() && trying.batches == 0;
+            let has_no_neighbours = trying.batches == 0 && self.len() == self.returned.len();
             let has_waited = has_no_neighbours || age >= GRACE * again.min(GRACES);
             if !has_waited || trying.returning > 0 {
                 return None;
@@ -259,7 +289,7 @@ mod tests {
     }
 
     const WAIT: Duration = Duration::from_millis(10);
-    const BUSY: Trying = Trying { batches: 1, returning: 0, alone: 0 };
+    const BUSY: Trying = Trying { batches: 1, returning: 0, alone: 0, failed: 0 };
 
     #[test]
     fn a_lone_message_goes_at_once_and_batches_fill_while_others_are_tried() {
@@ -296,8 +326,27 @@ mod tests {
         let mut pile = pile([held("f2", 0, 0), held("a2", 0, 1)]);
         pile.put_back(vec![held("f0", 0, 0), held("f1", 0, 0), held("a1", 0, 1), held("r", 1, 0)]);
         assert_eq!(ids(pile.next_batch(Trying::default(), (10, WAIT), (WAIT, false))), ["f0", "f1", "f2"]);
-        assert_eq!(ids(pile.next_alone(Trying::default()).map(|held| vec![held])), ["a1"]);
+        assert_eq!(ids(pile.next_failed(Trying::default()).map(|held| vec![held])), ["a1"]);
         assert_eq!(ids(Some(pile.drain())), ["r", "a2"]);
+    }
+
+    #[test]
+    fn who_failed_before_takes_no_room_from_others_and_does_not_wait_for_long() {
+        let mut pile = pile((0..6).map(|n| held(&format!("failed{n}"), 0, 1)));
+        pile.add_alone([held("leftover", 0, 0)]);
+        let mut trying = Trying::default();
+        while pile.next_failed(trying).is_some() {
+            trying.failed += 1;
+        }
+        assert_eq!(trying.failed, FAILED);
+        assert_eq!(ids(pile.next_alone(trying).map(|held| vec![held])), ["leftover"]);
+
+        let again = pile.next_in_the_way(WAIT, WAIT).unwrap();
+        assert_eq!(again.id(), "failed4");
+        pile.add_failed(again, WAIT);
+        let in_the_way = std::iter::from_fn(|| pile.next_in_the_way(WAIT, WAIT));
+        assert_eq!(ids(Some(in_the_way.collect())), ["failed5"], "the other one waits anew");
+        assert!(pile.next_in_the_way(WAIT * 2, WAIT).is_some());
     }
 
     #[test]

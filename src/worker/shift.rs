@@ -53,6 +53,7 @@ pub(super) struct Shift<'w> {
     batches: JoinSet<()>,
     returning: JoinSet<()>,
     alone: JoinSet<()>,
+    failed: JoinSet<()>,
     tell: Tell,
     told: mpsc::UnboundedReceiver<Progress>,
     /// Messages that were tried in pauses.
@@ -78,6 +79,7 @@ impl<'w> Shift<'w> {
             batches: JoinSet::new(),
             returning: JoinSet::new(),
             alone: JoinSet::new(),
+            failed: JoinSet::new(),
             tell,
             told,
             tries: 0,
@@ -132,6 +134,7 @@ impl<'w> Shift<'w> {
                 Some(ended) = self.batches.join_next() => self.ended(ended),
                 Some(ended) = self.returning.join_next() => self.ended(ended),
                 Some(ended) = self.alone.join_next() => self.ended(ended),
+                Some(ended) = self.failed.join_next() => self.ended(ended),
                 () = self.worker.settling.ended() => {}
                 () = until(stop, |stop| *stop), if !self.stopping => {
                     (self.stopping, self.news) = (true, true);
@@ -168,7 +171,12 @@ impl<'w> Shift<'w> {
     }
 
     fn trying(&self) -> Trying {
-        Trying { batches: self.batches.len(), returning: self.returning.len(), alone: self.alone.len() }
+        Trying {
+            batches: self.batches.len(),
+            returning: self.returning.len(),
+            alone: self.alone.len(),
+            failed: self.failed.len(),
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -192,12 +200,25 @@ impl<'w> Shift<'w> {
                 while let Some(held) = self.pile.next_alone(self.trying()) {
                     self.alone.spawn(self.process(vec![held]));
                 }
+                while let Some(held) = self.pile.next_failed(self.trying()) {
+                    self.failed.spawn(self.process(vec![held]));
+                }
+                self.clear_the_way();
                 let limits = (self.worker.batch_limit, self.worker.settings.batch_wait);
                 let moment = (self.worker.pipeline.moment(), self.stopping);
                 while let Some(batch) = self.pile.next_batch(self.trying(), limits, moment) {
                     self.batches.spawn(self.process(batch));
                 }
             }
+        }
+    }
+
+    /// Sets aside what failed before and finds no room for another try: many that hang would take all places of the prefetch.
+    fn clear_the_way(&mut self) {
+        let (now, patience) = (self.worker.pipeline.moment(), self.worker.settings.silence);
+        while let Some(held) = self.pile.next_in_the_way(now, patience) {
+            let verdict = Verdict::set_aside(&held.delivery.message, &self.worker.settings.ladder);
+            self.worker.settling.settle(vec![(held, verdict)]);
         }
     }
 
@@ -343,7 +364,9 @@ impl<'w> Shift<'w> {
         for failed in std::mem::take(&mut self.suspects) {
             match conclude(&self.worker.blame, &failed) {
                 None => self.suspects.push(failed),
-                Some(Conclusion::TryAgain) => self.pile.add_alone([failed.held]),
+                Some(Conclusion::TryAgain) => {
+                    self.pile.add_failed(failed.held, self.worker.pipeline.moment());
+                }
                 Some(Conclusion::Guilty) => {
                     self.worker.blame.cleared(failed.held.id());
                     let verdict = self.worker.guilty(&failed);
