@@ -1,11 +1,19 @@
 //! What the console costs: how long each view takes with a million dead letters, and what ten open tabs cost a worker. Its real
-//! process on RabbitMQ and PostgreSQL. The yardstick is the same worker with no tab open. `make bench` starts the servers, runs it,
-//! and keeps the table in benches/CONSOLE.md. BENCH_ROUNDS (3), BENCH_SECONDS (10) and BENCH_LETTERS (1,000,000) change how much.
+//! process on RabbitMQ and PostgreSQL, and a headless Chromium. The yardstick is the same worker with no tab open. `make bench` starts
+//! the servers, runs it, and keeps the table in benches/CONSOLE.md. BENCH_ROUNDS (3), BENCH_SECONDS (10) and BENCH_LETTERS (1,000,000) change how much.
 
 #![allow(unreachable_pub)]
 
 #[allow(dead_code, reason = "yardsticks and sync use the rest")]
 mod support;
+#[path = "../tests/support/mod.rs"]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a browser that does not start ends the run"
+)]
+mod tests;
 
 use std::{
     path::Path,
@@ -24,6 +32,7 @@ use support::{
     report::{Kind, Report},
     webhooks::{Shape, Webhooks},
 };
+use tests::browser::Browser;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -37,6 +46,8 @@ const TABS: [&str; 10] =
 const MESSAGES: u64 = 40_000;
 /// Looks at each view: none of them finds what the one before has read.
 const LOOKS: usize = 3;
+/// After so long nothing that was read is kept.
+const FORGOTTEN: Duration = Duration::from_millis(2_200);
 
 fn main() -> ExitCode {
     if std::env::var_os("TEST_DATABASE_URL").is_none() {
@@ -130,7 +141,7 @@ async fn views(letters: u64, report: &mut Report) -> Outcome<()> {
         .0
         .to_owned();
     let group = list_group(&worker.operators).await?;
-    for (name, path) in [
+    let views = [
         ("overview", "/".to_owned()),
         ("dead letters by cause", "/dead".to_owned()),
         ("letters, newest", "/dead/letters".to_owned()),
@@ -144,17 +155,53 @@ async fn views(letters: u64, report: &mut Report) -> Outcome<()> {
         ("flow", "/flow".to_owned()),
         ("operations", "/operations".to_owned()),
         ("processes", "/processes".to_owned()),
-    ] {
+    ];
+    for (name, path) in &views {
         let mut worst: f64 = 0.0;
         for _ in 0..LOOKS {
-            tokio::time::sleep(Duration::from_millis(2_200)).await;
-            worst = worst.max(get(&worker.operators, &path).await?.1);
+            tokio::time::sleep(FORGOTTEN).await;
+            worst = worst.max(get(&worker.operators, path).await?.1);
         }
         report.add(&format!("view: {name}, slowest of {LOOKS}"), Kind::Milliseconds, worst);
     }
+    let browser = Browser::open(1440, 900).await;
+    for (name, path) in &views {
+        let (mut first, mut whole) = (0_f64, 0_f64);
+        for _ in 0..LOOKS {
+            browser.client.goto("about:blank").await?;
+            tokio::time::sleep(FORGOTTEN).await;
+            browser.client.goto(&format!("http://{}{path}", worker.operators)).await?;
+            let [painted, loaded] = painted(&browser).await?;
+            (first, whole) = (first.max(painted), whole.max(loaded));
+        }
+        report.add(
+            &format!("in Chromium: {name}, first content, slowest of {LOOKS}"),
+            Kind::Milliseconds,
+            first,
+        );
+        report.add(
+            &format!("in Chromium: {name}, whole page, slowest of {LOOKS}"),
+            Kind::Milliseconds,
+            whole,
+        );
+    }
+    browser.close().await;
     worker.stop()?;
     broker.remove().await?;
     database.remove().await
+}
+
+/// How many milliseconds after it was asked for the page showed its first content, and was whole.
+async fn painted(browser: &Browser) -> Outcome<[f64; 2]> {
+    let times = browser
+        .script(
+            "const [page] = performance.getEntriesByType('navigation'); \
+             const paints = await new Promise((seen) => new PerformanceObserver((list) => seen(list.getEntries())) \
+             .observe({ type: 'paint', buffered: true })); \
+             return [paints.find((paint) => paint.name === 'first-contentful-paint').startTime, page.loadEventEnd];",
+        )
+        .await;
+    Ok(serde_json::from_value(times)?)
 }
 
 /// The id of the cause with the most letters.

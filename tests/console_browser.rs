@@ -388,6 +388,21 @@ async fn the_keyboard_alone_does_everything_and_back_and_reload_work_anywhere() 
     browser.click("#pause").await;
     browser.until("#main", |text| text.contains("4 letters")).await;
 
+    // They rest while the page is hidden.
+    let hide = async |hidden: bool| {
+        let script = format!(
+            "Object.defineProperty(document, 'hidden', {{ get: () => {hidden}, configurable: true }}); \
+             document.dispatchEvent(new Event('visibilitychange'))"
+        );
+        browser.script(&script).await;
+    };
+    hide(true).await;
+    post(&up, "msg_newer", "no JSON here").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!browser.text("#main").await.contains("5 letters"));
+    hide(false).await;
+    browser.until("#main", |text| text.contains("5 letters")).await;
+
     // Copying works over plain HTTP, and says so.
     browser.goto(&up, "/dead/letters?text=no+JSON").await;
     browser.goto(&up, "/search?q=msg_new").await;
@@ -404,6 +419,72 @@ async fn the_keyboard_alone_does_everything_and_back_and_reload_work_anywhere() 
     assert_eq!(browser.path().await, "/flow");
     browser.close().await;
     up.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_looks_changes_and_reads_nothing_and_hostile_text_is_text() {
+    let mut world = World::new(Backends::RabbitPostgres);
+    world.set("HEADCOUNT_OPS_TOKEN", "operate-hunter2");
+    world.set("HEADCOUNT_OPS_LOOK_TOKEN", "look-hunter2");
+    assert!(world.run(&["migrate"]).status.success());
+    let up = world.start(&["up"]);
+    let hostile = "<script>document.title = 'run'</script><img src=x onerror=\"document.title='run'\">\u{202e}\u{1b}[31mgnp.exe";
+    let named = |id: &str, banned: Option<Value>| {
+        let mut person = Person::of(id.to_owned(), now());
+        person.first_name = Some(hostile.to_owned());
+        let mut event: Value = serde_json::from_slice(&person.event("user.created", now())).unwrap();
+        if let Some(banned) = banned {
+            event["data"]["banned"] = banned;
+        }
+        event.to_string()
+    };
+    post(&up, "msg_good", named("user_good", None)).await;
+    post(&up, "msg_bad", named("user_bad", Some("no".into()))).await;
+    world.until_users("one is there", |users| users.len() == 1).await;
+
+    let browser = Browser::open(1440, 900).await;
+    browser.goto(&up, "/dead").await;
+    browser.until_path("/sign-in").await;
+    browser.keys("look-hunter2\u{e007}").await;
+    browser.until_path("/dead").await;
+    browser.until_page(&up, "/dead", |text| text.contains("1 letter")).await;
+    browser.goto(&up, "/search?q=msg_bad").await;
+    browser.until_path("/dead/letters/").await;
+    let letter = browser.path().await;
+    let page = browser.text("#main").await;
+    assert!(page.contains("•••") && !page.contains("gnp.exe"), "{page}");
+    let doors = "main form[method=post], main a[href$='/edit'], main a[href^='/dead/replay'], main a[href^='/dead/discard']";
+    assert_eq!(browser.client.find_all(Locator::Css(doors)).await.unwrap().len(), 0, "{page}");
+    browser.goto(&up, &format!("{letter}/edit")).await;
+    browser.until("h1", |text| text == "Not allowed").await;
+
+    // From there as one who operates, and on to what was wanted.
+    browser.click("a.button").await;
+    browser.until_path("/sign-in").await;
+    browser.keys("operate-hunter2\u{e007}").await;
+    browser.until_path(&format!("{letter}/edit")).await;
+    browser.goto(&up, &letter).await;
+    assert!(!browser.client.find_all(Locator::Css(doors)).await.unwrap().is_empty());
+    browser.client.find(Locator::Css("form[action$='/reveal'] button")).await.unwrap().click().await.unwrap();
+    let as_text = |text: &str| text.contains("<script>document.title") && text.contains("gnp.exe");
+    browser.until("#main", as_text).await;
+    browser.goto(&up, "/users/user_good").await;
+    browser.until("#main", as_text).await;
+    for path in [&*letter, "/users", "/users/user_good", "/dead", "/operations"] {
+        browser.goto(&up, path).await;
+        let ran = "return [document.title, document.querySelectorAll('main img, main script').length, \
+                   /[\\u202e\\u001b]/.test(document.body.textContent)]";
+        let ran = browser.script(ran).await;
+        assert_ne!(ran[0], "run", "{path}");
+        assert_eq!((&ran[1], &ran[2]), (&Value::from(0), &Value::from(false)), "{path}");
+    }
+    browser.click("form.person button").await;
+    browser.until_path("/sign-in").await;
+    browser.goto(&up, "/").await;
+    browser.until_path("/sign-in").await;
+    browser.close().await;
+    up.stop();
+    world.clean_up().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

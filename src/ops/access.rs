@@ -146,6 +146,9 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(routes: Vec<Route<S>>) ->
     })
 }
 
+/// The code of what the look token does not let somebody do.
+const LOOK_ONLY: &str = "look_only";
+
 /// Lets a request through to its route.
 async fn checked(State((needed, acts)): State<(Access, bool)>, request: Request, next: Next) -> Response {
     let caller = request.extensions().get::<Caller>();
@@ -154,7 +157,7 @@ async fn checked(State((needed, acts)): State<(Access, bool)>, request: Request,
         return refusal(
             &request,
             StatusCode::FORBIDDEN,
-            "look_only",
+            LOOK_ONLY,
             "HEADCOUNT_OPS_LOOK_TOKEN lets you look; this takes HEADCOUNT_OPS_TOKEN",
         );
     }
@@ -191,6 +194,15 @@ pub(super) fn is_browser(headers: &HeaderMap) -> bool {
     accepted.contains("text/html")
 }
 
+/// Where a person signs in, and goes on to the page that was asked for.
+fn sign_in_and_on(request: &Request) -> String {
+    match *request.method() == Method::GET {
+        true => sign_in(request.uri().path_and_query().map_or("/", |wanted| wanted.as_str())),
+        // What a form asked for is not done later by itself.
+        false => sign_in("/"),
+    }
+}
+
 /// An error in the format of the path's other errors.
 fn refusal(request: &Request, status: StatusCode, code: &'static str, message: &str) -> Response {
     // Inside of a nested router the path is what is left of it.
@@ -198,7 +210,10 @@ fn refusal(request: &Request, status: StatusCode, code: &'static str, message: &
         request.extensions().get::<OriginalUri>().map_or_else(|| request.uri(), |original| &original.0);
     match asked.path().starts_with("/api/") {
         true => Problem::new(status, code, message).into_response(),
-        false if is_browser(request.headers()) => super::console::refused(status, message),
+        false if is_browser(request.headers()) => {
+            let again = (code == LOOK_ONLY).then(|| sign_in_and_on(request));
+            super::console::refused(status, message, again.as_deref())
+        }
         false => problem(status, code, message),
     }
 }
@@ -402,11 +417,10 @@ impl Guard {
         let is_person =
             self.has_pages && is_browser(request.headers()) && !request.uri().path().starts_with("/api/");
         if is_person {
-            let wanted = request.uri().path_and_query().map_or("/", |wanted| wanted.as_str());
+            let sign_in = sign_in_and_on(request);
             return match *request.method() == Method::GET {
-                true => Redirect::to(&sign_in(wanted)).into_response(),
-                // What a form asked for is not done later by itself.
-                false => super::console::signed_out(&sign_in("/")),
+                true => Redirect::to(&sign_in).into_response(),
+                false => super::console::signed_out(&sign_in),
             };
         }
         let message =

@@ -124,7 +124,7 @@ pub async fn serve(listener: TcpListener, ops: Ops, stop: watch::Receiver<bool>)
 /// Nothing is at this path.
 async fn nothing(headers: HeaderMap) -> Response {
     match access::is_browser(&headers) {
-        true => console::refused(StatusCode::NOT_FOUND, "there is no page at this address"),
+        true => console::refused(StatusCode::NOT_FOUND, "there is no page at this address", None),
         false => not_found().await.into_response(),
     }
 }

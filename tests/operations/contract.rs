@@ -443,15 +443,15 @@ async fn causes_tell_when_their_letters_died(home: Arc<Home>) {
         .map(|cause| {
             let hours = cause.hours.iter().enumerate().filter(|(_, letters)| **letters > 0);
             let hours: Vec<_> = hours.map(|(hour, letters)| (hour, *letters)).collect();
-            (cause.group.group.as_str(), cause.group.letters, hours, cause.yesterday, cause.is_new)
+            (cause.group.group.as_str(), cause.group.letters, hours, cause.is_new)
         })
         .collect();
     assert_eq!(
         told,
         [
-            ("old", 4, vec![(22, 1)], 2, false),
-            ("new", 3, vec![(0, 1), (23, 2)], 0, true),
-            ("settled", 1, vec![(23, 1)], 1, false),
+            ("old", 4, vec![(22, 1)], false),
+            ("new", 3, vec![(0, 1), (23, 2)], true),
+            ("settled", 1, vec![(23, 1)], false),
         ]
     );
     assert_eq!(causes[0].group.last_died_at, Some(now - 3 * HOUR / 2));

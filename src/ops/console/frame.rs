@@ -307,10 +307,14 @@ fn foot(view: &View, moment: Option<&Moment>) -> Markup {
 }
 
 /// A page for somebody who is not let in.
-pub(super) fn bare(status: StatusCode, message: &str) -> Markup {
+pub(super) fn bare(status: StatusCode, message: &str, sign_in: Option<&str>) -> Markup {
     of_stranger(
         heading(status),
-        html! { p.lead { (sentence(message)) } p { a href="/" { "To the overview" } } },
+        html! {
+            p.lead { (sentence(message)) }
+            @if let Some(sign_in) = sign_in { p { a.button href=(sign_in) { "Sign in with that token" } } }
+            p { a href="/" { "To the overview" } }
+        },
     )
 }
 

@@ -206,10 +206,10 @@ pub(super) fn absent() -> Router {
     Router::new().route("/", axum::routing::get(move || async move { text }))
 }
 
-/// A page that says why a request was turned away.
-pub(super) fn refused(status: StatusCode, message: &str) -> Response {
+/// A page that says why a request was turned away, and leads to where another token can be given, if that helps.
+pub(super) fn refused(status: StatusCode, message: &str, sign_in: Option<&str>) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/html; charset=utf-8")];
-    frame::with_policy((status, kind, frame::bare(status, message).into_string()).into_response())
+    frame::with_policy((status, kind, frame::bare(status, message, sign_in).into_string()).into_response())
 }
 
 /// A page for a person whose session has ended, and whose form was not done.

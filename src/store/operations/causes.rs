@@ -11,7 +11,7 @@ use crate::{
         StoreError,
         columns::Many,
         filter::{Dialect as _, Value},
-        letters::{Filter, Status},
+        letters::{Filter, Group, Status},
         questions::{self, Planned},
         sync::tables::{Kind, Words as _, Works, ask},
     },
@@ -32,25 +32,18 @@ pub(super) async fn read<S: Works>(store: &S, now: Millis) -> Result<Vec<Cause>,
     }
     let keys: BTreeSet<&str> = groups.iter().map(|group| group.group.as_str()).collect();
     let keys = json!(keys.iter().map(|key| json!({ "grp": key })).collect::<Vec<_>>()).to_string();
-    // Of this day's hours the open letters; of the day before, letters of every status.
-    let span = |n: usize, status: Status, from: Millis, until: Millis| json!({ "n": n, "status": status.as_str(), "since": rfc3339(from), "until": rfc3339(until) });
-    let day = (0..HOURS).map(|n| {
+    let spans = (0..HOURS).map(|n| {
         let from = now - DAY + n as Millis * HOUR;
         // Letters are dated by other clocks, which may be ahead of this one.
         let until = if n + 1 == HOURS { now + DAY } else { from + HOUR };
-        span(n, Status::Open, from, until)
+        json!({ "n": n, "since": rfc3339(from), "until": rfc3339(until) })
     });
-    let before = Status::ALL.map(|status| span(HOURS, status, now - 2 * DAY, now - DAY));
-    let spans = json!(day.chain(before).collect::<Vec<_>>()).to_string();
+    let spans = json!(spans.collect::<Vec<_>>()).to_string();
     let question = format!(
-        "SELECT g.grp, s.n, (SELECT count(*) FROM dead_letters AS l WHERE l.grp = g.grp AND l.status = s.status \
+        "SELECT g.grp, s.n, (SELECT count(*) FROM dead_letters AS l WHERE l.grp = g.grp AND l.status = 'open' \
          AND l.died_at >= s.since AND l.died_at < s.until) AS letters FROM {}, {}",
         S::Db::records("g", 1, &[("grp", Kind::Text)]),
-        S::Db::records(
-            "s",
-            2,
-            &[("n", Kind::Number), ("status", Kind::Text), ("since", Kind::Time), ("until", Kind::Time)]
-        )
+        S::Db::records("s", 2, &[("n", Kind::Number), ("since", Kind::Time), ("until", Kind::Time)])
     );
     let question = S::Db::whole(question, [Value::Text(&keys), Value::Text(&spans)])?;
     let older = format!(
@@ -66,15 +59,16 @@ pub(super) async fn read<S: Works>(store: &S, now: Millis) -> Result<Vec<Cause>,
         ask::<S, (String,)>(store, older, Planned::EachTime)
     )?;
     let older: BTreeSet<String> = older.into_iter().map(|(key,)| key).collect();
-    let mut hours: BTreeMap<String, [u64; HOURS + 1]> = BTreeMap::new();
+    let mut hours: BTreeMap<String, [u64; HOURS]> = BTreeMap::new();
     for (key, n, Many(letters)) in counts {
-        let place = usize::try_from(n).unwrap_or(HOURS).min(HOURS);
-        hours.entry(key).or_insert([0; HOURS + 1])[place] += letters;
+        if let Some(hour) = usize::try_from(n).ok().filter(|n| *n < HOURS) {
+            hours.entry(key).or_insert([0; HOURS])[hour] = letters;
+        }
     }
-    let cause = |group: crate::store::letters::Group| {
-        let hours = hours.get(&group.group).copied().unwrap_or([0; HOURS + 1]);
+    let cause = |group: Group| {
+        let hours = hours.get(&group.group).copied().unwrap_or([0; HOURS]);
         let is_new = !older.contains(&group.group);
-        Cause { group, hours: hours[..HOURS].to_vec(), yesterday: hours[HOURS], is_new }
+        Cause { group, hours: hours.to_vec(), is_new }
     };
     Ok(groups.into_iter().map(cause).collect())
 }

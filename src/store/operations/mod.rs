@@ -437,8 +437,6 @@ pub struct Cause {
     pub group: Group,
     /// How many of them died in each of the last [`HOURS`] hours, the last hour last.
     pub hours: Vec<u64>,
-    /// How many letters of the group, whatever became of them, died last in the day before that.
-    pub yesterday: u64,
     /// No letter of the group died before the last [`HOURS`] hours.
     pub is_new: bool,
 }
