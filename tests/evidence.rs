@@ -96,6 +96,25 @@ async fn a_trigger_that_hangs_for_one_user_stops_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_meets_only_users_that_hang_first_reaches_the_others() {
+    let database = Server::postgres();
+    let world = owned(&database).await;
+    let hangs = TRIGGER.replace("= 'user_of400_77'", "LIKE 'user_hangs_%'");
+    sql(&database.url(), &hangs.replace("{then}", "PERFORM pg_sleep(40);")).await;
+    let ingress = world.start(&["ingress"]);
+    steady(&ingress, "hangs", 15).await;
+    steady(&ingress, "good", 200).await;
+    let begun = Instant::now();
+    let worker = world.start(&["worker"]);
+    eventually("the others are applied", async || applied(&worker).await == 200).await;
+    println!("200 were applied {:.1} s after the start", begun.elapsed().as_secs_f64());
+    assert_eq!(letters(&world), Vec::new());
+    worker.stop();
+    ingress.stop();
+    world.clean_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_trigger_that_ends_its_connection_for_one_user_stops_nobody_else() {
     one_of_400(&TRIGGER.replace("{then}", "PERFORM pg_terminate_backend(pg_backend_pid());")).await;
 }

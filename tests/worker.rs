@@ -892,6 +892,40 @@ async fn what_is_known_to_fail_makes_no_outage_of_a_start() {
 }
 
 #[tokio::test]
+async fn a_starting_worker_that_meets_only_what_hangs_first_still_reaches_the_others() {
+    let queue = FakeQueue::with(0);
+    (0..20).for_each(|n| queue.deliver(&format!("hangs{n}"), 0));
+    (0..50).for_each(|n| queue.deliver(&format!("good{n}"), 0));
+    let store = hanging(Duration::from_secs(1));
+    let silence = Duration::from_secs(5);
+    let begun = Instant::now();
+    let mut running = Running::start(&queue, &store, Settings { silence, ..settings() });
+    queue.until(|state| state.settled.keys().filter(|id| id.starts_with("good")).count() == 50).await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "they waited for {:?}", begun.elapsed());
+    running.until_paused(false).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn where_everybody_hangs_little_is_held_most_of_the_time() {
+    let queue = FakeQueue::with(0);
+    (0..30).for_each(|n| queue.deliver(&format!("hangs{n}"), 0));
+    let store = hanging(Duration::from_millis(1100));
+    let mut running = Running::start(&queue, &store, settings());
+    running.until_paused(true).await;
+    queue.until(|state| state.subscribed.iter().filter(|prefetch| **prefetch == 100).count() == 1).await;
+    queue.until(|state| state.unsettled.is_empty()).await;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        assert!(queue.held() <= 1, "{} are held", queue.held());
+        assert!(running.health.borrow().paused.is_some(), "nothing was applied");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!((queue.settled().len(), queue.burned()), (0, vec![]));
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_starting_worker_tries_others_before_what_is_known_to_hang() {
     let queue = FakeQueue::with(0);
     for id in (0..10).map(|n| format!("hangs{n}")) {

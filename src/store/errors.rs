@@ -109,14 +109,16 @@ pub(super) fn unanswered(limit: Duration) -> StoreError {
     StoreError { class: Class::Unanswered, ..silent(limit) }
 }
 
+/// A statement was cancelled: it took longer than its limit.
+const TOO_SLOW: &str = "57014";
+
 /// A batch has used up its time, though no single statement of it took too long.
 pub(super) fn too_slow() -> StoreError {
-    let code = "57014";
     StoreError {
-        class: sqlstate(code),
-        code: code.into(),
+        class: sqlstate(TOO_SLOW),
+        code: TOO_SLOW.into(),
         message: "the transaction took too long as a whole".into(),
-        hint: hint(code),
+        hint: hint(TOO_SLOW),
         source: None,
     }
 }
@@ -214,7 +216,11 @@ fn from_postgres(error: &PgDatabaseError) -> StoreError {
     // Of the server's own words only the primary message is used, and only in classes where it names objects and
     // conditions, never values; `detail` quotes rows. What a function raises are the application's words, whatever code
     // it gives them.
-    let message = if raised(error) {
+    let message = if raised(error) && code == TOO_SLOW {
+        format!(
+            "PostgreSQL refused with SQLSTATE {code}: a function or trigger took longer than a statement may"
+        )
+    } else if raised(error) {
         format!("PostgreSQL refused with SQLSTATE {code}: it was raised in a function or trigger")
     } else if speaks_of_values(code) {
         let place = [
@@ -291,7 +297,7 @@ fn hint(code: &str) -> Option<String> {
         "54000" => {
             "drop the index on headcount's table that cannot hold such a value, or index a shorter expression, such as md5(column)"
         }
-        "57014" => {
+        TOO_SLOW => {
             "look for a slow trigger on headcount's tables, a large table without its indexes, or an overloaded disk"
         }
         "P0001" => {

@@ -31,6 +31,8 @@ const IDLE: Duration = Duration::from_secs(2);
 const UNSETTLED: usize = 100;
 /// A message that has come back so often may have killed its workers.
 const KILLER: u32 = 2;
+/// A try that takes so long to fail hangs: the database takes writes, and this message's is held up.
+const HANGS: Duration = Duration::from_secs(1);
 /// How long others are waited for that could be tried before it.
 const GATHER: Duration = Duration::from_millis(200);
 
@@ -38,6 +40,8 @@ const GATHER: Duration = Duration::from_millis(200);
 enum Attempt {
     /// The database takes messages.
     Taken,
+    /// The one message hangs. Whether others do is found out with all of them.
+    Dares,
     /// Nothing could be applied.
     Failed(String),
     /// The worker was asked to stop.
@@ -51,6 +55,8 @@ enum Tried {
     /// It is unreadable, or known to fail: that proves nothing.
     Nothing,
     Failed(String),
+    /// It failed after so long that others may succeed which do not wait for it.
+    Hung(String),
 }
 
 /// The subscription, and what it has delivered.
@@ -84,7 +90,7 @@ impl Worker {
                         let subscription: Arc<dyn Subscription> = subscription.into();
                         let mut held = Vec::new();
                         match self.try_some(&subscription, &mut held, stop).await {
-                            Attempt::Taken => return Ok(Some((subscription, held))),
+                            Attempt::Taken | Attempt::Dares => return Ok(Some((subscription, held))),
                             Attempt::Stopped => return Ok(None),
                             Attempt::Failed(why) => why,
                         }
@@ -160,13 +166,17 @@ impl Worker {
             }
             let (tried, verdicts) = self.try_one(one).await;
             let ended = match tried {
+                Tried::Hung(why) if self.dare.takes(self.pipeline.moment()) => {
+                    self.health.paused(&why);
+                    Some(Attempt::Dares)
+                }
                 Tried::Changed => Some(Attempt::Taken),
                 Tried::Unchanged => {
                     unchanged += 1;
                     (unchanged >= UNCHANGED && failed == 0).then_some(Attempt::Taken)
                 }
                 Tried::Nothing => None,
-                Tried::Failed(why) => {
+                Tried::Failed(why) | Tried::Hung(why) => {
                     failed += 1;
                     last.clone_from(&why);
                     (failed >= TRIES || started.elapsed() >= TRYING).then_some(Attempt::Failed(why))
@@ -183,6 +193,11 @@ impl Worker {
                     self.blame.break_silence();
                     self.health.works();
                     return Attempt::Taken;
+                }
+                Some(Attempt::Dares) => {
+                    subscription.widen(prefetch);
+                    self.blame.break_silence();
+                    return Attempt::Dares;
                 }
                 Some(ended) => {
                     self.settling.give_back(held.drain(..));
@@ -233,7 +248,10 @@ impl Worker {
                             (Tried::Nothing, Verdict::set_aside(message, &self.settings.ladder))
                         }
                         Judgement::Unproved => {
-                            (Tried::Failed(failed.error.to_string()), Verdict::given_back(message))
+                            let why = failed.error.to_string();
+                            let hung = failed.tried.ended.saturating_sub(failed.tried.begun) >= HANGS;
+                            let tried = if hung { Tried::Hung(why) } else { Tried::Failed(why) };
+                            (tried, Verdict::given_back(message))
                         }
                     };
                     settled.push((failed.held, verdict));

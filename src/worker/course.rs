@@ -51,13 +51,12 @@ impl Course {
         }
     }
 
-    /// A user was changed. `true` where that ends a pause.
+    /// A user was changed: that ends a pause. Whether the worker works now.
     pub(super) fn succeeded(&mut self) -> bool {
-        let ends = matches!(self, Self::Paused(_));
-        if ends {
+        if matches!(self, Self::Paused(_)) {
             *self = Self::Working;
         }
-        ends
+        self.is_working()
     }
 
     /// Ends the first half of a pause when its time is over, or the worker has to stop.

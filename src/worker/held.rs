@@ -3,7 +3,10 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use rand::{Rng, seq::IteratorRandom};
+use rand::{
+    Rng,
+    seq::{IteratorRandom, SliceRandom},
+};
 
 use super::blame::Moment;
 use crate::{
@@ -13,15 +16,14 @@ use crate::{
 
 /// Batches of one worker in their transactions at a time.
 const BATCHES: usize = 4;
-/// Messages of one worker that are left over from batches, and are tried alone at a time.
-const ALONE: usize = 3;
-/// Messages of one worker that failed alone before, and are tried again at a time. They have room of their own, because each
-/// may hang as long as a statement may, and nobody else is to wait for that.
+/// Messages of one worker that are tried alone at a time.
+const SINGLY: usize = 10;
+/// Those of them that failed alone before. Each may hang as long as a statement may, and is to leave room for others.
 const FAILED: usize = 4;
-/// Messages of one worker that came back unsettled and are tried alone at a time.
+/// Those of them that came back unsettled.
 const RETURNING: usize = 3;
 /// Transactions of one worker at a time. Each has a connection of its own, so that none waits for one that hangs.
-pub const TRANSACTIONS: u32 = (BATCHES + ALONE + FAILED + RETURNING) as u32;
+pub const TRANSACTIONS: u32 = (BATCHES + SINGLY) as u32;
 /// Bodies in one batch, in bytes; a single message may exceed it. A batch is held several times over while it is saved.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// How long a message that has come back waits for its neighbours, for each time but the first that it came back, ...
@@ -73,7 +75,15 @@ pub(super) struct Trying {
 
 impl Trying {
     pub(super) fn is_nothing(self) -> bool {
-        self.batches + self.returning + self.alone + self.failed == 0
+        self.batches == 0 && self.singly() == 0
+    }
+
+    fn singly(self) -> usize {
+        self.returning + self.alone + self.failed
+    }
+
+    fn is_full(self) -> bool {
+        self.singly() >= SINGLY
     }
 }
 
@@ -121,8 +131,9 @@ impl Pile {
         }
     }
 
-    /// Adds what is left over from a batch, and is to be tried alone.
-    pub(super) fn add_alone(&mut self, held: impl IntoIterator<Item = Held>) {
+    /// Adds what is left over from a batch, and is to be tried alone, in random order: those that hang may all be the first.
+    pub(super) fn add_alone(&mut self, mut held: Vec<Held>, random: &mut impl Rng) {
+        held.shuffle(random);
         self.alone.extend(held);
     }
 
@@ -152,12 +163,12 @@ impl Pile {
 
     /// The next that is left over and tried alone, if there is room for it.
     pub(super) fn next_alone(&mut self, trying: Trying) -> Option<Held> {
-        if trying.alone < ALONE { self.alone.pop_front() } else { None }
+        if trying.is_full() { None } else { self.alone.pop_front() }
     }
 
     /// The next that failed alone and is tried again, if there is room for it.
     pub(super) fn next_failed(&mut self, trying: Trying) -> Option<Held> {
-        if trying.failed < FAILED { self.failed.pop_front() } else { None }
+        if trying.failed >= FAILED || trying.is_full() { None } else { self.failed.pop_front() }
     }
 
     /// The next that failed alone, and has waited so long for another try that it takes room from those that did not fail.
@@ -177,7 +188,7 @@ impl Pile {
         random: &mut impl Rng,
     ) -> Option<Held> {
         self.careful &= trying.returning > 0;
-        if self.careful || trying.returning >= RETURNING {
+        if self.careful || trying.returning >= RETURNING || trying.is_full() {
             return None;
         }
         let returns = |any: &usize| self.returned[*any].delivery.earlier;
@@ -333,7 +344,7 @@ mod tests {
     #[test]
     fn who_failed_before_takes_no_room_from_others_and_does_not_wait_for_long() {
         let mut pile = pile((0..6).map(|n| held(&format!("failed{n}"), 0, 1)));
-        pile.add_alone([held("leftover", 0, 0)]);
+        pile.add_alone(vec![held("leftover", 0, 0)], &mut StdRng::seed_from_u64(1));
         let mut trying = Trying::default();
         while pile.next_failed(trying).is_some() {
             trying.failed += 1;

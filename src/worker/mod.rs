@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     clerk,
+    pause::Pauses,
     queue::{Ladder, Queue, QueueError, Reason, Subscription},
     rules::Outcome,
     store::Batches,
@@ -34,7 +35,7 @@ mod shift;
 pub mod verdict;
 
 use batch::{Failed, Pipeline};
-use blame::{Blame, Kind, Span};
+use blame::{Blame, Kind, Moment, Span};
 use held::Held;
 pub use held::TRANSACTIONS;
 pub use seen::Seen;
@@ -44,6 +45,9 @@ use verdict::Verdict;
 
 /// How long the last deliveries are waited for after a cancel.
 const LAST: Duration = Duration::from_secs(2);
+
+/// From one [`Dare`] to the next: the first and the longest time.
+const DARES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(120));
 
 /// [`Settings::silence`] of every worker; tests shorten it.
 pub const SILENCE: Duration = Duration::from_secs(5);
@@ -103,6 +107,7 @@ pub async fn run(
         health: HealthTeller { health, metrics, since: None },
         blame: Blame::default(),
         consumed: false,
+        dare: Dare::default(),
         settling: Settling::new(&pipeline),
         pipeline,
         set_aside: Tally::new(|counts| info!("messages since the last such line: {counts}")),
@@ -128,12 +133,16 @@ struct Worker {
     batch_limit: usize,
     /// The queue could be consumed once.
     consumed: bool,
+    dare: Dare,
     settling: Settling,
     set_aside: Tally,
 }
 
 impl Worker {
     fn committed(&mut self, verdicts: &[(Held, Verdict)], changed: &[Kind], tried: Span) {
+        if !changed.is_empty() {
+            self.dare = Dare::default();
+        }
         for kind in changed {
             self.blame.succeeded(*kind, tried);
         }
@@ -160,6 +169,29 @@ impl Worker {
         // A broker that does not answer takes them back by itself.
         let _ = tokio::time::timeout(LAST, rest).await;
         held
+    }
+}
+
+/// When a worker that could apply nothing yet takes messages all the same, because one hung and others may not: at once, and
+/// then ever more rarely, until one is applied.
+struct Dare {
+    pauses: Pauses,
+    next: Moment,
+}
+
+impl Default for Dare {
+    fn default() -> Self {
+        Self { pauses: Pauses::new(DARES.0, DARES.1), next: Moment::ZERO }
+    }
+}
+
+impl Dare {
+    fn takes(&mut self, now: Moment) -> bool {
+        let takes = now >= self.next;
+        if takes {
+            self.next = now + self.pauses.next_pause();
+        }
+        takes
     }
 }
 

@@ -275,7 +275,7 @@ impl<'w> Shift<'w> {
                 }
             }
             Progress::FailedTogether(at) => self.worker.blame.failed_together(at),
-            Progress::Leftover(held) => self.pile.add_alone(held),
+            Progress::Leftover(held) => self.pile.add_alone(held, &mut rand::rng()),
             Progress::FailedAlone(failed) => {
                 match self.worker.blame.failed(&failed.suspect(), failed.tried) {
                     Judgement::Guilty => {

@@ -32,6 +32,8 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 const QUICK: Duration = Duration::from_secs(8);
 /// ... and one that asks Clerk, or acts.
 const SLOW: Duration = Duration::from_secs(30);
+/// How long one may take that only looks, once it is known that no answer comes.
+const BRIEF: Duration = Duration::from_millis(1500);
 
 /// The ways from every page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +162,11 @@ pub(super) async fn framed(State(console): State<Arc<Console>>, request: Request
     let path = request.uri().path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
     // A page that asks Clerk, or acts, has a limit of its own.
     let is_quick = *request.method() == Method::GET && !path.contains("/clerk");
-    let limit = if is_quick { QUICK } else { SLOW };
+    let limit = match (is_quick, console.pulse.is_unanswered()) {
+        (true, true) => BRIEF,
+        (true, false) => QUICK,
+        (false, _) => SLOW,
+    };
     let mut response = match timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => View::of_problem(&Problem::unavailable("there was no answer in time").hint(
@@ -179,6 +185,10 @@ pub(super) async fn framed(State(console): State<Arc<Console>>, request: Request
                 (None, true) => Some(console.now().await),
                 (None, false) => None,
             };
+            let moment = moment.map(|moment| match view.status {
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => moment.of_no_answer(),
+                _ => moment,
+            });
             page(&view, caller.as_ref(), moment.as_deref(), &path).into_string()
         }
     };

@@ -17,8 +17,10 @@ use crate::net::Problem;
 
 /// What is younger is not read again.
 const FRESH: Duration = Duration::from_secs(2);
-/// How long a page waits for news where something older is known.
+/// How long a page waits for news where something older is known, ...
 const WAIT: Duration = Duration::from_millis(150);
+/// ... and where that is too old to be shown.
+const LONG_WAIT: Duration = Duration::from_secs(1);
 /// What is older is not shown as how things stand.
 pub(super) const OLD: Duration = Duration::from_secs(10);
 
@@ -80,8 +82,17 @@ impl<T: Send + Sync + 'static> Kept<T> {
         match last {
             Some(known) if known.at.elapsed() < FRESH => Ok(known),
             None => self.read(ask).await,
-            Some(old) => timeout(WAIT, self.read(ask)).await.unwrap_or(Ok(old)),
+            Some(old) => {
+                let wait = if old.is_old() { LONG_WAIT } else { WAIT };
+                timeout(wait, self.read(ask)).await.unwrap_or(Ok(old))
+            }
         }
+    }
+
+    /// Whether it is asked for, and no answer has come for long.
+    pub(super) fn is_unanswered(&self) -> bool {
+        let is_old = lock(&self.last).known.as_ref().is_some_and(Known::is_old);
+        is_old && lock(&self.reading).as_ref().is_some_and(|reading| reading.peek().is_none())
     }
 
     /// What was read is no longer so, nor what is being read.
@@ -183,5 +194,21 @@ mod tests {
         answer.send(1).unwrap();
         assert_eq!(slow.await.unwrap().unwrap(), 1);
         assert_eq!(*kept.or(|| async { Ok(3) }).await.unwrap().value, 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_old_waits_longer_and_then_is_known_to_have_no_answer() {
+        let kept = Kept::of(Known::aged(1, OLD));
+        assert!(!kept.is_unanswered(), "nobody has asked");
+        let news = kept.or(|| async {
+            tokio::time::sleep(2 * WAIT).await;
+            Ok(2)
+        });
+        assert_eq!(*news.await.unwrap().value, 2);
+
+        let kept = Kept::of(Known::aged(1, OLD));
+        assert!(kept.or(std::future::pending).await.unwrap().is_old());
+        assert!(kept.is_unanswered());
+        assert!(!Kept::of(Known::aged(1, FRESH)).is_unanswered());
     }
 }

@@ -37,6 +37,14 @@ impl Moment {
         Self { at: self.at, known: Err(verdict.text.clone()), verdict }
     }
 
+    /// Beside a page that got no answer: what was well a moment ago is not said to be well now.
+    pub(super) fn of_no_answer(self: Arc<Self>) -> Arc<Self> {
+        match self.verdict.level {
+            Level::Well => Arc::new(self.without_answer()),
+            Level::Attention | Level::Trouble => self,
+        }
+    }
+
     fn of(read: Result<Status, Problem>) -> Self {
         let (verdict, known) = match read {
             Ok(Status { verdict, overview, processes }) => (verdict, Ok((overview, processes))),
@@ -91,5 +99,15 @@ mod tests {
         assert_eq!(shown.verdict.level, Level::Trouble);
         let text = &shown.verdict.text;
         assert!(text.starts_with("No answer from the database or the queue since"), "{text}");
+    }
+
+    #[test]
+    fn beside_a_page_without_an_answer_nothing_is_said_to_be_well() {
+        let well = |level| {
+            let verdict = Verdict { level, text: "as it is".into(), link: "/", concerns: Vec::new() };
+            Arc::new(Moment { at: now(), verdict, known: Err(String::new()) })
+        };
+        assert_eq!(well(Level::Well).of_no_answer().verdict.level, Level::Trouble);
+        assert_eq!(well(Level::Attention).of_no_answer().verdict.text, "as it is");
     }
 }

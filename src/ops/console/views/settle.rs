@@ -179,7 +179,7 @@ pub(in super::super) async fn preview_replay(State(console): State<Arc<Console>>
         fieldset {
             legend { "How" }
             label.check { input type="radio" name="how" value="ramp" checked; " Step by step: 1, 10, 100, the rest. It stops by itself when more than "
-                input.small type="number" name="share" value=(HALT_AT * 100.0) min="0" max="100" aria-label="Share that may die again, in percent"; " % of a step die again." }
+                input.small type="number" name="share" value=(HALT_AT * 100.0) min="0" max="100" aria-label="Share that may die again, in percent"; " % of a step die again, and always when the first letter does." }
             label.check { input type="radio" name="how" value="all"; " All at once." }
             label { "At most per second " input.small type="number" name="rate" min="1" max="1000000" placeholder="any"; }
             label { "At most in all " input.small type="number" name="limit" min="1" placeholder="all"; }
@@ -209,11 +209,12 @@ fn figure<T: std::str::FromStr>(fields: &Fields, name: &str) -> Result<Option<T>
     fields.get(name).map(read).transpose()
 }
 
-/// How many letters the page spoke of: no more are settled than a person has seen.
+/// How many letters the page spoke of, as of when: no more are settled than a person has seen.
 fn seen(fields: &Fields) -> Result<u64, Problem> {
-    fields
-        .number("expected")
-        .ok_or_else(|| Problem::bad_request("the form is not whole: open the page again"))
+    match (fields.number("expected"), fields.number::<Millis>("before")) {
+        (Some(expected), Some(_)) => Ok(expected),
+        _ => Err(Problem::bad_request("the form is not whole: open the page again")),
+    }
 }
 
 /// `POST /dead/replay`
