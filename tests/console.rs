@@ -32,6 +32,7 @@ use support::{
     clerk::{HOUR, stand_in},
     eventually,
     process::{Backends, Process, World},
+    servers::{self, Server},
 };
 use wire::{Client, Response};
 
@@ -564,4 +565,38 @@ async fn a_user_is_compared_with_clerk_and_brought_in_step() {
         store.close().await;
         world.clean_up().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_database_is_frozen_each_page_says_so_in_time() {
+    let database = Server::postgres();
+    let mut world = World::on(Some(servers::url("TEST_AMQP_URL")), Some(database.url()));
+    world.unset("HEADCOUNT_SCHEMA");
+    assert!(world.run(&["migrate"]).status.success());
+    let console = world.start(&["up"]);
+    eventually("all is well", async || see(&console, "/").await.body.contains("All well")).await;
+    database.freeze();
+    // Well a moment ago, and without an answer now.
+    let first = ask(&console, "GET", "/dead", "", "").await;
+    assert_eq!(first.status, 503);
+    assert!(!first.body.contains("All well"), "{}", first.body);
+    eventually("it is known", async || {
+        let body = see(&console, "/").await.body;
+        body.contains("No answer from the database") || body.contains("How things stand is not known")
+    })
+    .await;
+    for path in ["/dead", "/dead/letters", "/users", "/processes", "/operations", "/rejections", "/flow"] {
+        let begun = Instant::now();
+        let page = ask(&console, "GET", path, "", "").await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "{path} took {:?}", begun.elapsed());
+        assert!(!page.body.contains("All well"), "{path}: {}", page.body);
+    }
+    let begun = Instant::now();
+    let status = ask(&console, "GET", "/api/v1/status", "", "").await;
+    assert!(matches!(status.status, 503 | 504), "{status:?}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "the status took {:?}", begun.elapsed());
+    database.thaw();
+    eventually("all is well again", async || see(&console, "/").await.body.contains("All well")).await;
+    console.stop();
+    world.clean_up().await;
 }

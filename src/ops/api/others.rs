@@ -1,10 +1,11 @@
 //! Owns the routes about users and their tiers, rejected requests, processes, keeping in step with Clerk, and the status of headcount as a whole.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{Extension, extract::State, response::Response};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
@@ -18,7 +19,7 @@ use crate::{
     ops::{
         access::Caller,
         processes,
-        status::{self, StatusError},
+        status::{self, Status, StatusError},
         sync,
     },
     rejections::{Explanation, SAMPLES, Sample, explain},
@@ -62,17 +63,31 @@ struct Rejections {
     explanations: Vec<Explanation>,
 }
 
+/// How long whoever watches headcount waits for how it stands: in an outage most of all it has to be told.
+const STANDING: Duration = Duration::from_secs(5);
+
+impl Api {
+    /// How everything stands.
+    pub(in crate::ops) async fn standing(&self) -> Result<Status, Problem> {
+        let queue = Arc::clone(&self.queue);
+        let paused = self.worker.as_ref().and_then(|worker| worker.borrow().paused.clone());
+        let read = self.ask(|store| async move {
+            match status::read(queue.as_ref(), &store, paused).await {
+                Ok(status) => Ok(Ok(status)),
+                Err(StatusError::Store(error)) => Err(error),
+                Err(StatusError::Queue(error)) => Ok(Err(error)),
+            }
+        });
+        Ok(read.await??)
+    }
+}
+
 pub(super) async fn status(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
-    let queue = Arc::clone(&api.queue);
-    let paused = api.worker.as_ref().and_then(|worker| worker.borrow().paused.clone());
-    let read = api.ask(|store| async move {
-        match status::read(queue.as_ref(), &store, paused).await {
-            Ok(status) => Ok(Ok(status)),
-            Err(StatusError::Store(error)) => Err(error),
-            Err(StatusError::Queue(error)) => Ok(Err(error)),
-        }
+    let standing = timeout(STANDING, api.standing()).await.unwrap_or_else(|_| {
+        let late = format!("the database or the queue gave no answer within {} s", STANDING.as_secs());
+        Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "timeout", late))
     });
-    Ok(json(StatusCode::OK, &read.await??))
+    Ok(json(StatusCode::OK, &standing?))
 }
 
 pub(super) async fn processes(State(api): State<Arc<Api>>) -> Result<Response, Problem> {

@@ -162,7 +162,7 @@ pub(super) async fn framed(State(console): State<Arc<Console>>, request: Request
     let path = request.uri().path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
     // A page that asks Clerk, or acts, has a limit of its own.
     let is_quick = *request.method() == Method::GET && !path.contains("/clerk");
-    let limit = match (is_quick, console.pulse.is_unanswered()) {
+    let limit = match (is_quick, console.is_unanswered()) {
         (true, true) => BRIEF,
         (true, false) => QUICK,
         (false, _) => SLOW,

@@ -78,8 +78,7 @@ impl<T: Send + Sync + 'static> Kept<T> {
     where
         F: Future<Output = Result<T, Problem>> + Send + 'static,
     {
-        let last = lock(&self.last).known.clone();
-        match last {
+        match self.last() {
             Some(known) if known.at.elapsed() < FRESH => Ok(known),
             None => self.read(ask).await,
             Some(old) => {
@@ -89,9 +88,14 @@ impl<T: Send + Sync + 'static> Kept<T> {
         }
     }
 
+    /// What was known last, however old.
+    pub(super) fn last(&self) -> Option<Known<T>> {
+        lock(&self.last).known.clone()
+    }
+
     /// Whether it is asked for, and no answer has come for long.
     pub(super) fn is_unanswered(&self) -> bool {
-        let is_old = lock(&self.last).known.as_ref().is_some_and(Known::is_old);
+        let is_old = self.last().is_some_and(|known| known.is_old());
         is_old && lock(&self.reading).as_ref().is_some_and(|reading| reading.peek().is_none())
     }
 

@@ -93,6 +93,12 @@ impl Console {
         pulse::now_at(&self.pulse, &self.api).await
     }
 
+    /// Whether nobody could tell when it was asked last: a page that only looks will hardly be told either.
+    fn is_unanswered(&self) -> bool {
+        let failed = self.pulse.last().is_some_and(|last| last.value.known.is_err());
+        failed || self.pulse.is_unanswered()
+    }
+
     /// Keeps what became of an action for the page that follows. A result is lost with the process; what was done is not.
     fn keep(&self, result: Markup) -> Uuid {
         let id = Uuid::now_v7();

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     ops::{
         processes::Processes,
-        status::{self, Overview, Status, StatusError},
+        status::{Overview, Status},
         verdict::{Concern, Level, Verdict, unanswered},
     },
     store::letters,
@@ -72,20 +72,7 @@ impl Moment {
 /// How things stand.
 pub(super) async fn now_at(kept: &Arc<Kept<Moment>>, api: &Arc<Api>) -> Arc<Moment> {
     let api = Arc::clone(api);
-    Moment::shown(kept.or(|| async move { Ok(Moment::of(read(&api).await)) }).await)
-}
-
-async fn read(api: &Arc<Api>) -> Result<Status, Problem> {
-    let queue = Arc::clone(&api.queue);
-    let paused = api.worker.as_ref().and_then(|worker| worker.borrow().paused.clone());
-    let read = api.ask(|store| async move {
-        match status::read(queue.as_ref(), &store, paused).await {
-            Ok(status) => Ok(Ok(status)),
-            Err(StatusError::Store(error)) => Err(error),
-            Err(StatusError::Queue(error)) => Ok(Err(error)),
-        }
-    });
-    Ok(read.await??)
+    Moment::shown(kept.or(|| async move { Ok(Moment::of(api.standing().await)) }).await)
 }
 
 #[cfg(test)]
