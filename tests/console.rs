@@ -241,9 +241,12 @@ async fn what_is_sent_twice_is_done_once_and_can_be_undone() {
             store.operations(&LogFilter::default(), &LogPage { limit: 10, after: None }).await.unwrap();
         assert_eq!(discards.iter().filter(|row| row.kind.as_str() == "discard").count(), 1);
 
-        // Without a note nothing is discarded, and without the form's id neither.
+        // Without a note nothing is discarded, and without the form's id or its time neither.
         let blank = form(&preview, "&note=+%09");
-        for bad in ["reason=rejected&once=x&expected=5", "reason=rejected&note=x&expected=5", &blank] {
+        let timeless = form(&preview, "&note=a+test").replace("&before=", "&before=x");
+        for bad in
+            ["reason=rejected&once=x&expected=5", "reason=rejected&note=x&expected=5", &blank, &timeless]
+        {
             assert_eq!(ask(&console, "POST", "/dead/discard", ours, bad).await.status, 400, "{bad}");
         }
         // More that died or was discarded for the same reason since is not meant: neither by a form that was open, nor by the undo.

@@ -31,8 +31,6 @@ const IDLE: Duration = Duration::from_secs(2);
 const UNSETTLED: usize = 100;
 /// A message that has come back so often may have killed its workers.
 const KILLER: u32 = 2;
-/// A try that takes so long to fail hangs: the database takes writes, and this message's is held up.
-const HANGS: Duration = Duration::from_secs(1);
 /// How long others are waited for that could be tried before it.
 const GATHER: Duration = Duration::from_millis(200);
 
@@ -249,8 +247,8 @@ impl Worker {
                         }
                         Judgement::Unproved => {
                             let why = failed.error.to_string();
-                            let hung = failed.tried.ended.saturating_sub(failed.tried.begun) >= HANGS;
-                            let tried = if hung { Tried::Hung(why) } else { Tried::Failed(why) };
+                            let tried =
+                                if failed.tried.is_long() { Tried::Hung(why) } else { Tried::Failed(why) };
                             (tried, Verdict::given_back(message))
                         }
                     };

@@ -71,10 +71,19 @@ pub struct Span {
 }
 
 impl Span {
+    /// So long that others may succeed which do not wait for what held it up.
+    pub(super) fn is_long(self) -> bool {
+        self.took() >= LONG
+    }
+
+    fn took(self) -> Duration {
+        self.ended.saturating_sub(self.begun)
+    }
+
     /// Whether `success` shows by itself that the database worked while this try failed.
     fn proves(self, success: Self) -> bool {
-        let took = self.ended.saturating_sub(self.begun);
-        took >= LONG && success.begun >= self.begun + took / 2 && success.ended + CLOSE <= self.ended
+        let second_half = self.begun + self.took() / 2;
+        self.is_long() && success.begun >= second_half && success.ended + CLOSE <= self.ended
     }
 }
 

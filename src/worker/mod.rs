@@ -141,7 +141,7 @@ struct Worker {
 impl Worker {
     fn committed(&mut self, verdicts: &[(Held, Verdict)], changed: &[Kind], tried: Span) {
         if !changed.is_empty() {
-            self.dare = Dare::default();
+            self.dare.works();
         }
         for kind in changed {
             self.blame.succeeded(*kind, tried);
@@ -192,6 +192,13 @@ impl Dare {
             self.next = now + self.pauses.next_pause();
         }
         takes
+    }
+
+    /// Something was applied. It is told of each batch, and mostly there is nothing to do.
+    fn works(&mut self) {
+        if self.next > Moment::ZERO {
+            *self = Self::default();
+        }
     }
 }
 
