@@ -179,7 +179,8 @@ fn peak_memory(process: u32) -> Outcome<f64> {
 }
 
 fn command(role: &str, environment: &Environment) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_headcount"));
+    let measured = std::env::var_os("BENCH_BINARY");
+    let mut command = Command::new(measured.unwrap_or_else(|| env!("CARGO_BIN_EXE_headcount").into()));
     command
         .arg(role)
         .env_clear()

@@ -3,6 +3,11 @@
 
 use std::{fmt::Write as _, process::Command};
 
+/// What users pay for, so it is told first.
+pub const INGRESS_PROCESSOR: &str = "ingress, processor time per webhook";
+/// The same of the worker.
+pub const WORKER_PROCESSOR: &str = "worker draining a backlog, processor time per event";
+
 /// Confirmed publishing with nothing but `lapin`, each publish awaited until it is written.
 pub const PUBLISHING: &str = "raw confirmed publishing";
 /// The same, with as many written at once as there are.
@@ -60,7 +65,7 @@ impl Kind {
     fn show(self, figure: f64) -> String {
         match self {
             Self::PerSecond => format!("{figure:.0}/s"),
-            Self::Microseconds => format!("{figure:.0} µs"),
+            Self::Microseconds => format!("{figure:.1} µs"),
             Self::Percent => format!("{figure:.1} %"),
             Self::Milliseconds => format!("{figure:.1} ms"),
             Self::Seconds => format!("{figure:.1} s"),
@@ -114,7 +119,9 @@ impl Report {
             machine(),
             self.load_before
         );
-        for row in &self.rows {
+        let (first, rest): (Vec<&Row>, Vec<&Row>) =
+            self.rows.iter().partition(|row| [INGRESS_PROCESSOR, WORKER_PROCESSOR].contains(&&*row.name));
+        for row in first.into_iter().chain(rest) {
             let [low, middle, high] = spread(&row.figures).map(|figure| row.kind.show(figure));
             let _ = writeln!(text, "| {} | {middle} | {low} to {high} |", row.name);
         }

@@ -11,7 +11,9 @@ use super::{
     database::{self, Database, Inbox},
     load::{self, Plan},
     process::{self, Environment, Headcount, TELL_COMMITS},
-    report::{Kind, LARGE, PUBLISHING, PUBLISHING_TOGETHER, Report, SMALL},
+    report::{
+        INGRESS_PROCESSOR, Kind, LARGE, PUBLISHING, PUBLISHING_TOGETHER, Report, SMALL, WORKER_PROCESSOR,
+    },
     webhooks::{self, Shape, Webhooks},
 };
 
@@ -98,7 +100,10 @@ async fn publishing(size: Size, webhooks: &Webhooks, report: &mut Report) -> Out
 async fn ingress(size: Size, report: &mut Report) -> Outcome<()> {
     let broker = Broker::new("ingress", &Ladder::default()).await?;
     let ingress = Headcount::start("ingress", &on_servers(&broker, None))?;
+    let begun = ingress.processor_time()?;
     let summary = load(&ingress, size.seconds, None, USUAL).await?;
+    let spent = ingress.processor_time()? - begun;
+    report.add(INGRESS_PROCESSOR, Kind::Microseconds, spent / summary.accepted as f64 * 1e6);
     report.add("ingress, accepted", Kind::PerSecond, summary.rate());
     report.latency("ingress, closed loop, answer", &summary.latency.map(|micros| micros as f64 / 1000.0));
     let summary = load(&ingress, size.seconds, Some(STEADY), USUAL).await?;
@@ -121,9 +126,10 @@ async fn bare_draining(size: Size, webhooks: &Webhooks, report: &mut Report) -> 
 
 async fn worker(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome<()> {
     let world = Drained::new("worker", &Ladder::default()).await?;
-    let (rate, memory) = world.drain(webhooks, size.messages, size.messages).await?;
-    report.add("worker draining a backlog, applied", Kind::PerSecond, rate);
-    report.add("worker draining a backlog, peak memory", Kind::Megabytes, memory);
+    let drained = world.drain(webhooks, size.messages, size.messages).await?;
+    report.add(WORKER_PROCESSOR, Kind::Microseconds, drained.processor / size.messages as f64 * 1e6);
+    report.add("worker draining a backlog, applied", Kind::PerSecond, drained.rate);
+    report.add("worker draining a backlog, peak memory", Kind::Megabytes, drained.memory);
     world.remove().await
 }
 
@@ -136,8 +142,8 @@ async fn poison(size: Size, webhooks: &Webhooks, report: &mut Report) -> Outcome
         let world = Drained::new("poison", &ladder).await?;
         world.database.refuse(refused).await?;
         let applied = size.messages - u64::from(refused.is_some());
-        let (rate, _) = world.drain(webhooks, size.messages, applied).await?;
-        report.add(&format!("worker draining with {name}, applied"), Kind::PerSecond, rate);
+        let drained = world.drain(webhooks, size.messages, applied).await?;
+        report.add(&format!("worker draining with {name}, applied"), Kind::PerSecond, drained.rate);
         world.remove().await?;
     }
     Ok(())
@@ -148,9 +154,9 @@ async fn largest(size: Size, report: &mut Report) -> Outcome<()> {
     let webhooks = Webhooks::new(LARGEST)?;
     let messages = size.messages / 20;
     let world = Drained::new("largest", &Ladder::default()).await?;
-    let (rate, memory) = world.drain(&webhooks, messages, messages).await?;
-    report.add("worker draining the largest bodies, applied", Kind::PerSecond, rate);
-    report.add("worker draining the largest bodies, peak memory", Kind::Megabytes, memory);
+    let drained = world.drain(&webhooks, messages, messages).await?;
+    report.add("worker draining the largest bodies, applied", Kind::PerSecond, drained.rate);
+    report.add("worker draining the largest bodies, peak memory", Kind::Megabytes, drained.memory);
     world.remove().await?;
     let broker = Broker::new("largest", &Ladder::default()).await?;
     let ingress = Headcount::start("ingress", &on_servers(&broker, None))?;
@@ -167,9 +173,9 @@ pub async fn scale(report: &mut Report) -> Outcome<()> {
         let webhooks = Webhooks::new(Shape { users, ..USUAL })?;
         let world = Drained::new("scale", &Ladder::default()).await?;
         world.database.fill(users).await?;
-        let (rate, memory) = world.drain(&webhooks, messages, messages).await?;
-        report.add(name, Kind::PerSecond, rate);
-        report.add(&format!("{name}, peak memory"), Kind::Megabytes, memory);
+        let drained = world.drain(&webhooks, messages, messages).await?;
+        report.add(name, Kind::PerSecond, drained.rate);
+        report.add(&format!("{name}, peak memory"), Kind::Megabytes, drained.memory);
         world.remove().await?;
     }
     sustained(report).await
@@ -196,6 +202,16 @@ async fn sustained(report: &mut Report) -> Outcome<()> {
     database.remove().await
 }
 
+/// What draining a backlog came to.
+struct Drain {
+    /// Applied per second.
+    rate: f64,
+    /// Of the worker's, in seconds, its start included.
+    processor: f64,
+    /// At its peak, in MB.
+    memory: f64,
+}
+
 /// A queue and a migrated database, for one worker to drain the one into the other.
 struct Drained {
     broker: Broker,
@@ -213,13 +229,14 @@ impl Drained {
         Ok(Self { broker, database, environment })
     }
 
-    /// Fills the queue, starts the worker and waits until so many are applied: their rate, and the worker's peak memory.
-    async fn drain(&self, webhooks: &Webhooks, messages: u64, applied: u64) -> Outcome<(f64, f64)> {
+    /// Fills the queue, starts the worker and waits until so many are applied.
+    async fn drain(&self, webhooks: &Webhooks, messages: u64, applied: u64) -> Outcome<Drain> {
         self.broker.publish(webhooks, messages, true).await?;
         let worker = Headcount::start("worker", &self.environment)?;
         let mut inbox = self.database.inbox().await?;
         inbox.until(applied).await?;
-        let figures = (inbox.rate().await?, worker.peak_memory()?);
+        let processor = worker.processor_time()?;
+        let figures = Drain { rate: inbox.rate().await?, processor, memory: worker.peak_memory()? };
         worker.stop()?;
         Ok(figures)
     }
