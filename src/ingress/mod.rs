@@ -17,7 +17,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Request, State},
-    response::Response,
+    response::{IntoResponse, Response},
     routing::post,
 };
 use http::{HeaderMap, Method, StatusCode, request::Parts};
@@ -26,7 +26,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, timeout_at},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use self::{
     body::{Read, Reader},
@@ -38,7 +38,7 @@ use crate::{
         signature::{SignedHeaders, Verified, Verifier, is_claimed},
     },
     message::{Message, Origin, PROBE},
-    net::{self, Visitor, json_response, not_found},
+    net::{self, JSON, Visitor, not_found},
     queue::{PUBLISH_LIMIT, PUBLISHING, Queue},
     telemetry::metrics::{Answer, IngressMetrics},
     time::{Millis, now},
@@ -158,15 +158,18 @@ enum Taken {
 /// Answers a request to the webhook path.
 async fn accept(State(intake): State<Arc<Intake>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
-    let accepted = |status| json_response(StatusCode::ACCEPTED, &serde_json::json!({ "status": status }));
     let (answer, response) = match intake.take_in(&head, body).await {
-        Ok(Taken::Queued) => (Answer::Queued, accepted("queued")),
-        Ok(Taken::Checked) => return accepted("checked"),
+        Ok(Taken::Queued) => (Answer::Queued, accepted(r#"{"status":"queued"}"#)),
+        Ok(Taken::Checked) => return accepted(r#"{"status":"checked"}"#),
         Err(Refusal::Unchecked) => return Refusal::Unchecked.response(),
         Err(refusal) => intake.refusals.refuse(refusal, &head),
     };
     intake.metrics.answered(answer);
     response
+}
+
+fn accepted(json: &'static str) -> Response {
+    (StatusCode::ACCEPTED, [JSON], json).into_response()
 }
 
 /// Answers a request to any other path: 404. A webhook that came to it is logged and counted, because its sender does
@@ -210,27 +213,21 @@ impl Intake {
         }
     }
 
-    /// Makes a message durable. The queue promises an answer in time; this does not rely on it.
+    /// Makes a message durable. The queue promises an answer in time; this does not rely on it. A client that goes away
+    /// and our deadline leave it to the queue whether it goes on: it may.
     async fn publish(&self, message: Message) -> Result<(), Refusal> {
         let started = Instant::now();
-        let deadline = started + self.publish_limit;
-        let room = take(&self.publishing, message.body.len() + MESSAGE_OVERHEAD);
-        let Ok(Some(room)) = timeout_at(deadline, room).await else {
-            self.failed("too much is on its way to it");
-            return Err(Refusal::Unavailable);
+        let id = message.id.clone();
+        let publish = async {
+            let Some(_room) = take(&self.publishing, message.body.len() + MESSAGE_OVERHEAD).await else {
+                return None;
+            };
+            Some(self.queue.publish(message).await)
         };
-        let (id, queue) = (message.id.clone(), Arc::clone(&self.queue));
-        // A task of its own: neither a client that goes away nor our deadline cancels a publish half-way, and its
-        // memory stays counted until it has ended.
-        let publish = tokio::spawn(async move {
-            let result = queue.publish(message).await;
-            drop(room);
-            result
-        });
-        match timeout_at(deadline, publish).await {
+        match timeout_at(started + self.publish_limit, publish).await {
             // Only now is it durable. A crash after the confirm and before the answer makes the sender repeat it, and
             // the inbox absorbs that.
-            Ok(Ok(Ok(()))) => {
+            Ok(Some(Ok(()))) => {
                 self.metrics.publish_seconds.record(started.elapsed().as_secs_f64());
                 if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
                     info!("webhooks are queued again");
@@ -238,11 +235,8 @@ impl Intake {
                 debug!(message_id = %id, "queued {id}");
                 return Ok(());
             }
-            Ok(Ok(Err(error))) => self.failed(&error.to_string()),
-            Ok(Err(_)) => {
-                error!(message_id = %id, "publishing {id} panicked");
-                self.failed("publishing panicked");
-            }
+            Ok(Some(Err(error))) => self.failed(&error.to_string()),
+            Ok(None) => self.failed("too much is on its way to it"),
             Err(_) => self.failed(&format!("no answer within {:?}", self.publish_limit)),
         }
         Err(Refusal::Unavailable)

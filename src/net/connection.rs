@@ -55,12 +55,13 @@ pub(super) async fn serve(host: Arc<Host>, stream: TcpStream, stay: Stay, mut st
         answer(&router, request, stay.visitor.clone(), client)
     });
     let mut connection = host.http.serve_connection(TokioIo::new(stream), service);
+    let mut stopping = pin!(stopped(&mut stop));
     let mut age = pin!(sleep(host.bounds.connection_age));
     let mut closing = false;
     let ended = loop {
         tokio::select! {
             ended = poll_fn(|context| connection.poll_without_shutdown(context)) => break ended,
-            () = stopped(&mut stop), if !closing => {}
+            () = stopping.as_mut(), if !closing => {}
             () = age.as_mut() => if closing { return },
         }
         closing = true;

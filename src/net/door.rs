@@ -205,8 +205,9 @@ struct Place {
 }
 
 impl Place {
-    fn brings_nothing(&self) -> bool {
-        self.standing <= Standing::Unproven
+    /// Whose it is, if it brings nothing.
+    fn idles_for(&self) -> Option<Origin> {
+        (self.standing <= Standing::Unproven).then_some(self.origin)
     }
 }
 
@@ -230,39 +231,42 @@ impl Register {
         self.next += 1;
         let home = Origin::of(peer);
         let place = Place { home, origin: home, standing: Standing::Unproven, since: now, task: None };
-        self.count(&place);
+        self.count(place.idles_for());
         self.places.insert(id, place);
         id
     }
 
     fn leave(&mut self, id: u64) -> Option<Place> {
         let place = self.places.remove(&id)?;
-        self.uncount(&place);
+        self.uncount(place.idles_for());
         Some(place)
     }
 
     /// A connection that was told to close has no place to change.
     fn change(&mut self, id: u64, change: impl FnOnce(&mut Place)) {
-        if let Some(mut place) = self.leave(id) {
-            change(&mut place);
-            self.count(&place);
-            self.places.insert(id, place);
+        let Some(place) = self.places.get_mut(&id) else { return };
+        let before = place.idles_for();
+        change(place);
+        let now = place.idles_for();
+        if before != now {
+            self.uncount(before);
+            self.count(now);
         }
     }
 
-    fn count(&mut self, place: &Place) {
-        if place.brings_nothing() {
-            *self.idlers.entry(place.origin).or_default() += 1;
+    fn count(&mut self, idler: Option<Origin>) {
+        if let Some(origin) = idler {
+            *self.idlers.entry(origin).or_default() += 1;
         }
     }
 
-    fn uncount(&mut self, place: &Place) {
-        if place.brings_nothing()
-            && let Some(idlers) = self.idlers.get_mut(&place.origin)
+    fn uncount(&mut self, idler: Option<Origin>) {
+        if let Some(origin) = idler
+            && let Some(idlers) = self.idlers.get_mut(&origin)
         {
             *idlers -= 1;
             if *idlers == 0 {
-                self.idlers.remove(&place.origin);
+                self.idlers.remove(&origin);
             }
         }
     }

@@ -15,7 +15,7 @@ use axum::{
     Router,
     response::{IntoResponse, Response},
 };
-use http::{StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioTimer;
 use tokio::{
@@ -295,9 +295,13 @@ pub fn problem(status: StatusCode, code: &str, message: &str) -> Response {
     json_response(status, &serde_json::json!({ "error": code, "message": message }))
 }
 
+/// The header of a JSON answer.
+pub const JSON: (HeaderName, HeaderValue) =
+    (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+
 /// A JSON answer.
 pub fn json_response(status: StatusCode, body: &serde_json::Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    (status, [JSON], body.to_string()).into_response()
 }
 
 /// 404, as JSON.

@@ -58,6 +58,11 @@ impl FakeQueue {
         self.begun.subscribe().wait_for(|begun| *begun >= count).await.expect("the queue lives");
     }
 
+    /// How many publishes have begun.
+    pub fn has_begun(&self) -> usize {
+        *self.begun.borrow()
+    }
+
     async fn answer(&self) -> Result<(), QueueError> {
         let mode =
             *self.mode.subscribe().wait_for(|mode| *mode != Mode::Hold).await.expect("the queue lives");
