@@ -18,6 +18,7 @@
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 
 use crate::message::Message;
 
@@ -37,7 +38,8 @@ pub use ladder::{Ladder, delay_name};
 /// The queue as ingress, workers and operators see it.
 #[async_trait]
 pub trait Queue: Send + Sync + fmt::Debug {
-    /// Makes the message durable in the events queue.
+    /// Makes the message durable in the events queue. Safe to cancel: what was handed to the backend goes on, and its memory
+    /// stays bounded.
     ///
     /// # Errors
     /// [`QueueError::Unavailable`] at once while the backend is known to be away or full, else within
@@ -124,6 +126,11 @@ pub trait Subscription: Send + Sync {
     /// The next delivery; waits for one. Cancel-safe: a dropped call loses nothing.
     /// `None` once [`cancel`](Self::cancel) was called and everything handed over by the backend has been returned.
     async fn next(&self) -> Option<Delivery>;
+
+    /// What [`next`](Self::next) would return at once, in its order.
+    fn ready(&self) -> Vec<Delivery> {
+        std::iter::from_fn(|| self.next().now_or_never().flatten()).collect()
+    }
 
     /// Settles deliveries of this subscription: returns when each is settled, or is no longer ours because the backend
     /// went away and will deliver it again. Safe to cancel: settling goes on.

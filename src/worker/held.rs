@@ -26,6 +26,8 @@ const RETURNING: usize = 3;
 pub const TRANSACTIONS: u32 = (BATCHES + SINGLY) as u32;
 /// Bodies in one batch, in bytes; a single message may exceed it. A batch is held several times over while it is saved.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// A batch of so many, or of half the limit, says that messages come fast. A batch costs about as much as so many messages.
+const RUSH: usize = 20;
 /// How long a message that has come back waits for its neighbours, for each time but the first that it came back, ...
 const GRACE: Duration = Duration::from_millis(100);
 /// ... and for how many of them.
@@ -100,6 +102,8 @@ pub(super) struct Pile {
     failed: VecDeque<Held>,
     /// A message that has come back again and again is being tried: nothing else that came back is tried beside it.
     careful: bool,
+    /// Messages come fast: the last batch was of [`RUSH`] or more.
+    rush: bool,
 }
 
 impl Pile {
@@ -207,7 +211,7 @@ impl Pile {
     }
 
     /// The next batch, if one is due and there is room for it. A lone message goes at once; while others are in their
-    /// transactions, batches fill up to `limit` for as long as `wait`.
+    /// transactions, or come fast, batches fill up to `limit` for as long as `wait`.
     pub(super) fn next_batch(
         &mut self,
         trying: Trying,
@@ -215,7 +219,7 @@ impl Pile {
         (now, stopping): (Moment, bool),
     ) -> Option<Vec<Held>> {
         let oldest = self.fresh.front()?;
-        let is_due = trying.batches == 0
+        let is_due = (trying.batches == 0 && !self.rush)
             || stopping
             || self.fresh.len() >= limit
             || now.saturating_sub(oldest.since) >= wait;
@@ -228,6 +232,7 @@ impl Pile {
             bytes <= BATCH_BYTES
         });
         let count = within.count().max(1).min(self.fresh.len());
+        self.rush = count >= RUSH.min(limit / 2 + 1);
         Some(self.fresh.drain(..count).collect())
     }
 
@@ -319,6 +324,22 @@ mod tests {
         let all = Trying { batches: BATCHES, ..BUSY };
         assert!(next(&mut three(), all, 2, 100, true).is_empty());
         assert_eq!(three().batch_due_in(all, WAIT, WAIT), None);
+    }
+
+    #[test]
+    fn while_messages_come_fast_a_batch_fills_though_no_other_is_tried() {
+        let many = |count: usize| (0..count).map(|n| held(&format!("m{n}"), 0, 0));
+        let mut pile = pile(many(RUSH));
+        let next = |pile: &mut Pile, now: u64| {
+            ids(pile.next_batch(Trying::default(), (200, WAIT), (Duration::from_millis(now), false))).len()
+        };
+        assert_eq!(next(&mut pile, 0), RUSH);
+        many(3).for_each(|held| pile.add(held));
+        assert_eq!(next(&mut pile, 9), 0, "it fills");
+        assert_eq!(pile.batch_due_in(Trying::default(), WAIT, Duration::from_millis(9)), Some(WAIT / 10));
+        assert_eq!(next(&mut pile, 10), 3, "it has waited");
+        many(1).for_each(|held| pile.add(held));
+        assert_eq!(next(&mut pile, 11), 1, "they do not come fast any more");
     }
 
     #[test]

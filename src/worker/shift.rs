@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt;
 use tokio::{
     sync::{mpsc, watch},
     task::{JoinError, JoinSet},
@@ -113,9 +112,7 @@ impl<'w> Shift<'w> {
                     Some(delivery) => {
                         self.receive(delivery);
                         // Whatever else is here already, without going to sleep over each.
-                        while let Some(Some(delivery)) = subscription.next().now_or_never() {
-                            self.receive(delivery);
-                        }
+                        subscription.ready().into_iter().for_each(|delivery| self.receive(delivery));
                     }
                     None => {
                         receiving = false;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use lapin::{
     Channel, Consumer, Error,
     message::Delivery as Delivered,
@@ -19,13 +19,14 @@ use tracing::debug;
 use super::{
     connection::{Link, code, text},
     keeper::DELETED_PAUSE,
+    lane::{BUSY, GATHERING},
     subscription::{Shared, Wish},
     troubles::SUBSCRIBING,
     wire,
 };
 use crate::{
     pause::Recovery,
-    queue::{Death, QueueError, Reason},
+    queue::{Death, Delivery, QueueError, Reason},
     time::{Millis, now},
 };
 
@@ -94,19 +95,20 @@ async fn widen(
     let mut narrow = std::mem::replace(consumer, wide);
     channel.basic_cancel(narrow.tag(), BasicCancelOptions::default()).await?;
     while let Some(delivered) = narrow.next().await {
-        arrived(shared, delivered?, generation);
+        let delivery = read(shared, delivered?, generation);
+        shared.deliveries.hand_over(generation, vec![delivery]);
     }
     Ok(prefetch)
 }
 
-/// Hands a delivery over; one that had no route is evidence that a binding is missing now.
-fn arrived(shared: &Shared, delivered: Delivered, generation: u64) {
+/// Reads a delivery; one that had no route is evidence that a binding is missing now.
+fn read(shared: &Shared, delivered: Delivered, generation: u64) -> Delivery {
     let delivery = wire::delivery(delivered, generation, shared.source);
     let unroutable = |death: &Death| death.reason == Reason::Unroutable.as_str();
     if delivery.death.as_deref().is_some_and(unroutable) && now() - delivery.message.received_at < LATELY {
         shared.keeper.suspect("a message had no route and is among the dead letters");
     }
-    shared.deliveries.hand_over(delivery);
+    delivery
 }
 
 /// Consumes until the subscription is cancelled or dropped, or the queue is closed.
@@ -179,16 +181,26 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     let end = loop {
         tokio::select! {
-            delivered = consumer.next(), if !over => match delivered {
-                Some(Ok(delivered)) => arrived(shared, delivered, generation),
-                Some(Err(error)) => break failed(&error),
-                // All that had been delivered is handed over. Settling goes on.
-                None if cancelled => {
-                    over = true;
-                    shared.deliveries.no_more();
+            first = consumer.next(), if !over => {
+                let (mut burst, mut last) = (Vec::new(), Some(first));
+                while let Some(Some(Ok(delivered))) = last {
+                    burst.push(read(shared, delivered, generation));
+                    last = consumer.next().now_or_never();
                 }
-                None => break ended_by_broker(shared, &channel).await,
-            },
+                let busy = burst.len() >= BUSY;
+                shared.deliveries.hand_over(generation, burst);
+                match last {
+                    Some(Some(Err(error))) => break failed(&error),
+                    // All that had been delivered is handed over. Settling goes on.
+                    Some(None) if cancelled => {
+                        over = true;
+                        shared.deliveries.no_more();
+                    }
+                    Some(None) => break ended_by_broker(shared, &channel).await,
+                    _ if busy => tokio::time::sleep(GATHERING).await,
+                    _ => {}
+                }
+            }
             () = shared.wished(Wish::Close) => break String::from("closed").into(),
             () = shared.wished(Wish::Cancel), if !cancelled => {
                 cancelled = true;

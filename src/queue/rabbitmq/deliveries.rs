@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::try_join_all;
 use lapin::{Channel, options::BasicAckOptions};
 use tokio::{
     sync::{Notify, watch},
@@ -25,6 +26,8 @@ use crate::{
 
 /// How long writing an ack may take before the connection counts as stuck.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
+/// How long a settled delivery waits for older ones, to be acked together with them.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// The deliveries of the present generation.
 pub(super) struct Deliveries {
@@ -37,7 +40,9 @@ pub(super) struct Deliveries {
     over: watch::Sender<bool>,
     /// Acks leave in the order in which they were decided, one settling at a time: a multiple-ack that overtook another
     /// ack would settle it twice, and the broker closes the channel over that.
-    acking: tokio::sync::Mutex<()>,
+    telling: tokio::sync::Mutex<()>,
+    /// Changes with each time that the broker was told.
+    told: watch::Sender<()>,
     /// The generation whose connection takes no acks.
     stuck: watch::Sender<u64>,
 }
@@ -65,7 +70,8 @@ impl Deliveries {
             waiting: Mutex::default(),
             arrived: Notify::new(),
             over: watch::Sender::new(false),
-            acking: tokio::sync::Mutex::default(),
+            telling: tokio::sync::Mutex::default(),
+            told: watch::Sender::new(()),
             stuck: watch::Sender::new(0),
         }
     }
@@ -74,7 +80,7 @@ impl Deliveries {
     pub(super) fn begin(&self, channel: Channel) -> u64 {
         static GENERATIONS: AtomicU64 = AtomicU64::new(1);
         let generation = GENERATIONS.fetch_add(1, SeqCst);
-        *self.life() = Some(Life { generation, channel, unsettled: Unsettled::default() });
+        *self.life() = Some(Life { generation, channel, unsettled: Unsettled::of(generation) });
         self.generation.send_replace(generation);
         generation
     }
@@ -86,14 +92,14 @@ impl Deliveries {
         self.waiting().deliveries.clear();
     }
 
-    /// A delivery has arrived.
-    pub(super) fn hand_over(&self, delivery: Delivery) {
+    /// Deliveries of this generation have arrived.
+    pub(super) fn hand_over(&self, generation: u64, arrived: Vec<Delivery>) {
         match &mut *self.life() {
-            Some(life) if life.generation == delivery.receipt.generation => {
-                life.unsettled.delivered(delivery.receipt.tag);
-                self.waiting().deliveries.push_back(delivery);
+            Some(life) if life.generation == generation => {
+                arrived.iter().for_each(|delivery| life.unsettled.delivered(delivery.receipt.tag));
+                self.waiting().deliveries.extend(arrived);
             }
-            // Its connection was let go meanwhile.
+            // Their connection was let go meanwhile.
             Some(_) | None => return,
         }
         self.arrived.notify_waiters();
@@ -131,6 +137,11 @@ impl Deliveries {
         }
     }
 
+    /// What is here already.
+    pub(super) fn ready(&self) -> Vec<Delivery> {
+        self.waiting().deliveries.drain(..).collect()
+    }
+
     /// Whether a delivery of this receipt can be settled.
     pub(super) fn holds(&self, receipt: Receipt) -> bool {
         receipt.generation == *self.generation.borrow()
@@ -146,33 +157,43 @@ impl Deliveries {
         until(&self.stuck.subscribe(), |stuck| *stuck == generation).await;
     }
 
-    /// Tells the broker of settled deliveries, as far as they belong to the present generation.
+    /// Tells the broker of settled deliveries, as far as they belong to the present generation. One ack does for all up to
+    /// the oldest that is still unsettled; those after it wait for up to [`PATIENCE`] that it is settled too.
     pub(super) async fn ack(&self, receipts: &[Receipt]) {
         if receipts.is_empty() {
             return;
         }
-        let _turn = self.acking.lock().await;
-        let Some((generation, channel, acks)) = self.acks(receipts) else { return };
-        for ack in acks {
-            let options = BasicAckOptions { multiple: ack.multiple };
-            match timeout(ACK_LIMIT, channel.basic_ack(ack.tag, options)).await {
-                Ok(Ok(())) => {}
-                // The channel is gone: the broker delivers all again, and the inbox decides.
-                Ok(Err(_)) => return,
-                Err(_) => {
-                    self.stuck.send_replace(generation);
-                    return;
-                }
-            }
+        self.tell(|unsettled| {
+            unsettled.settle(receipts);
+            unsettled.acks_in_a_row()
+        })
+        .await;
+        let waits = || self.life().as_ref().is_some_and(|life| life.unsettled.waits(receipts));
+        if waits() {
+            let _ = timeout(PATIENCE, until(&self.told.subscribe(), |()| !waits())).await;
+            self.tell(|unsettled| unsettled.acks_of(receipts)).await;
         }
     }
 
-    fn acks(&self, receipts: &[Receipt]) -> Option<(u64, Channel, Vec<Ack>)> {
-        let mut life = self.life();
-        let life = life.as_mut()?;
-        let ours = receipts.iter().filter(|receipt| receipt.generation == life.generation);
-        let tags: Vec<u64> = ours.map(|receipt| receipt.tag).collect();
-        Some((life.generation, life.channel.clone(), life.unsettled.ack(&tags)))
+    /// Sends acks over the present connection.
+    async fn tell(&self, decide: impl FnOnce(&mut Unsettled) -> Vec<Ack>) {
+        let _turn = self.telling.lock().await;
+        let (generation, channel, acks) = match &mut *self.life() {
+            Some(life) => (life.generation, life.channel.clone(), decide(&mut life.unsettled)),
+            None => return,
+        };
+        if acks.is_empty() {
+            return;
+        }
+        let ack = |ack: Ack| channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple });
+        match timeout(ACK_LIMIT, try_join_all(acks.into_iter().map(ack))).await {
+            // The channel may be gone: the broker delivers all again then, and the inbox decides.
+            Ok(Ok(_) | Err(_)) => {}
+            Err(_) => {
+                self.stuck.send_replace(generation);
+            }
+        }
+        self.told.send_replace(());
     }
 
     fn life(&self) -> MutexGuard<'_, Option<Life>> {
@@ -191,27 +212,68 @@ struct Ack {
     multiple: bool,
 }
 
-/// The unsettled tags of one channel.
-#[derive(Debug, Default)]
-struct Unsettled(BTreeSet<u64>);
+/// The tags of one channel that the broker waits to be told of.
+#[derive(Debug)]
+struct Unsettled {
+    generation: u64,
+    /// Not settled.
+    open: BTreeSet<u64>,
+    /// Settled, and not acked.
+    done: BTreeSet<u64>,
+    /// This open one was waited for in vain.
+    slow: Option<u64>,
+}
 
 impl Unsettled {
-    fn delivered(&mut self, tag: u64) {
-        self.0.insert(tag);
+    fn of(generation: u64) -> Self {
+        Self { generation, open: BTreeSet::new(), done: BTreeSet::new(), slow: None }
     }
 
-    /// The acks for `tags`, to be sent in this order before any others. Tags that are settled already are left out: the
-    /// broker closes the channel over a second ack.
-    fn ack(&mut self, tags: &[u64]) -> Vec<Ack> {
-        let mut settled: Vec<u64> = tags.iter().copied().filter(|tag| self.0.remove(tag)).collect();
-        settled.sort_unstable();
-        let lowest = self.0.first().copied().unwrap_or(u64::MAX);
-        let together = settled.partition_point(|tag| *tag < lowest);
-        let mut acks = Vec::with_capacity(settled.len() - together + 1);
-        if let Some(last) = settled[..together].last() {
-            acks.push(Ack { tag: *last, multiple: together > 1 });
+    fn delivered(&mut self, tag: u64) {
+        self.open.insert(tag);
+    }
+
+    /// The tags of these receipts; those of another generation mean nothing here.
+    fn tags<'a>(&self, receipts: &'a [Receipt]) -> impl Iterator<Item = u64> + use<'a> {
+        let generation = self.generation;
+        receipts.iter().filter(move |receipt| receipt.generation == generation).map(|receipt| receipt.tag)
+    }
+
+    /// They are to be acked. Those that were acked already are left out: the broker closes the channel over a second ack.
+    fn settle(&mut self, receipts: &[Receipt]) {
+        for tag in self.tags(receipts) {
+            if self.open.remove(&tag) {
+                self.done.insert(tag);
+            }
         }
-        acks.extend(settled[together..].iter().map(|tag| Ack { tag: *tag, multiple: false }));
+    }
+
+    /// One ack for all before the oldest open one, if there are any; and one for each other, where that has been waited for.
+    fn acks_in_a_row(&mut self) -> Vec<Ack> {
+        let after = self.open.first().map_or_else(BTreeSet::new, |oldest| self.done.split_off(oldest));
+        let row = std::mem::replace(&mut self.done, after);
+        let mut acks: Vec<Ack> =
+            row.last().map(|last| Ack { tag: *last, multiple: row.len() > 1 }).into_iter().collect();
+        if self.slow.is_some() && self.slow == self.open.first().copied() {
+            acks.extend(std::mem::take(&mut self.done).into_iter().map(|tag| Ack { tag, multiple: false }));
+        }
+        acks
+    }
+
+    /// Whether some of these are settled and not acked.
+    fn waits(&self, receipts: &[Receipt]) -> bool {
+        self.tags(receipts).any(|tag| self.done.contains(&tag))
+    }
+
+    /// The same as [`acks_in_a_row`](Self::acks_in_a_row), and one ack for each of these that is still not acked.
+    fn acks_of(&mut self, receipts: &[Receipt]) -> Vec<Ack> {
+        let mut acks = self.acks_in_a_row();
+        for tag in self.tags(receipts) {
+            if self.done.remove(&tag) {
+                acks.push(Ack { tag, multiple: false });
+                self.slow = self.open.first().copied();
+            }
+        }
         acks
     }
 }
@@ -220,39 +282,67 @@ impl Unsettled {
 mod tests {
     use super::*;
 
+    const GENERATION: u64 = 7;
+
     fn with(tags: std::ops::RangeInclusive<u64>) -> Unsettled {
-        let mut unsettled = Unsettled::default();
+        let mut unsettled = Unsettled::of(GENERATION);
         tags.for_each(|tag| unsettled.delivered(tag));
         unsettled
     }
 
+    fn receipts(tags: &[u64]) -> Vec<Receipt> {
+        tags.iter().map(|tag| Receipt { generation: GENERATION, tag: *tag }).collect()
+    }
+
+    impl Unsettled {
+        fn ack(&mut self, tags: &[u64]) -> Vec<Ack> {
+            self.settle(&receipts(tags));
+            self.acks_in_a_row()
+        }
+    }
+
+    fn one(tag: u64) -> Ack {
+        Ack { tag, multiple: false }
+    }
+
+    fn up_to(tag: u64) -> Ack {
+        Ack { tag, multiple: true }
+    }
+
     #[test]
     fn a_whole_batch_is_one_ack() {
-        assert_eq!(with(1..=5).ack(&[3, 1, 2, 5, 4]), [Ack { tag: 5, multiple: true }]);
+        assert_eq!(with(1..=5).ack(&[3, 1, 2, 5, 4]), [up_to(5)]);
+    }
+
+    #[test]
+    fn a_batch_that_is_done_before_an_older_one_is_acked_with_it() {
+        let mut unsettled = with(1..=6);
+        assert!(unsettled.ack(&[4, 5, 6]).is_empty());
+        assert!(unsettled.waits(&receipts(&[4, 5, 6])));
+        assert_eq!(unsettled.ack(&[1, 2, 3]), [up_to(6)]);
+        assert!(!unsettled.waits(&receipts(&[4, 5, 6])));
     }
 
     #[test]
     fn a_multiple_ack_never_passes_an_open_delivery() {
         let mut unsettled = with(1..=6);
-        assert_eq!(
-            unsettled.ack(&[1, 2, 4, 6]),
-            [
-                Ack { tag: 2, multiple: true },
-                Ack { tag: 4, multiple: false },
-                Ack { tag: 6, multiple: false }
-            ]
-        );
-        assert_eq!(unsettled.ack(&[5]), [Ack { tag: 5, multiple: false }]);
-        assert_eq!(unsettled.ack(&[3]), [Ack { tag: 3, multiple: false }]);
-        assert!(unsettled.0.is_empty());
+        assert_eq!(unsettled.ack(&[1, 2, 4, 6]), [up_to(2)]);
+        assert_eq!(unsettled.acks_of(&receipts(&[1, 2, 4, 6])), [one(4), one(6)], "waited for in vain");
+        assert_eq!(unsettled.ack(&[5]), [one(5)], "the same one is not waited for again");
+        assert_eq!(unsettled.ack(&[3]), [one(3)]);
+        assert!(unsettled.open.is_empty() && unsettled.done.is_empty());
     }
 
     #[test]
-    fn nothing_is_acked_twice() {
+    fn nothing_is_acked_twice_and_nothing_of_another_generation() {
         let mut unsettled = with(1..=2);
-        assert_eq!(unsettled.ack(&[1, 1]).len(), 1);
+        assert_eq!(unsettled.ack(&[1, 1]), [one(1)]);
         assert!(unsettled.ack(&[1]).is_empty());
         assert!(unsettled.ack(&[9]).is_empty());
+        let earlier = [Receipt { generation: GENERATION - 1, tag: 2 }];
+        unsettled.settle(&earlier);
+        assert!(!unsettled.waits(&earlier) && unsettled.acks_of(&earlier).is_empty());
+        assert_eq!(unsettled.open.len(), 1);
     }
 
     #[test]
@@ -263,9 +353,14 @@ mod tests {
             order.sort_by_key(|tag| (tag * 2_654_435_761 + seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 7);
             let mut open: BTreeSet<u64> = (1..=12).collect();
             let mut acked = BTreeSet::new();
-            for chunk in order.chunks(3) {
+            for (number, chunk) in order.chunks(3).enumerate() {
                 chunk.iter().for_each(|tag| assert!(open.remove(tag)));
-                for ack in unsettled.ack(chunk) {
+                let mut acks = unsettled.ack(chunk);
+                if (seed + number as u64).is_multiple_of(3) {
+                    acks.extend(unsettled.acks_of(&receipts(chunk)));
+                }
+                for ack in acks {
+                    assert!(!acked.contains(&ack.tag), "seed {seed}: {} acked twice", ack.tag);
                     let from = if ack.multiple { 1 } else { ack.tag };
                     for tag in from..=ack.tag {
                         assert!(!open.contains(&tag), "seed {seed}: {tag} acked while open");

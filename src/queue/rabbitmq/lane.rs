@@ -40,6 +40,11 @@ use crate::{
 const WINDOW: usize = 1000;
 /// Bytes of bodies on their way at a time.
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
+/// Publishes and confirms at one waking that make a lane busy: it then lets more gather, because each waking costs as much as
+/// some of them.
+pub(super) const BUSY: usize = 8;
+/// How long. The clock of the runtime makes it one millisecond more at most.
+pub(super) const GATHERING: Duration = Duration::from_millis(1);
 /// How long opening a channel may take on a connection that lives.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// A confirm that is missing for so long, while others come, will not come.
@@ -53,8 +58,8 @@ pub(super) type Gate = Option<QueueError>;
 /// Where a message goes.
 #[derive(Clone, Debug)]
 pub(super) struct Route {
-    pub(super) exchange: String,
-    pub(super) key: String,
+    pub(super) exchange: ShortString,
+    pub(super) key: ShortString,
 }
 
 type Reply = oneshot::Sender<Result<(), String>>;
@@ -210,39 +215,34 @@ impl Runner {
         let opened = Instant::now();
         let mut outstanding = Outstanding::default();
         let mut confirms = FuturesUnordered::new();
-        let mut ready = Vec::new();
+        let (mut received, mut ready) = (Vec::new(), Vec::new());
         let yielded = Arc::new(Woken::default());
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         let (mut open, mut asked) = (true, false);
         self.gate.send_replace(blocked.borrow_and_update().clone());
         // A broker that blocks publishing confirms nothing, so only confirms that a caller waits for are waited for.
         while open || outstanding.any(|(reply, _): &Waiter| !reply.is_closed()) {
+            let room = WINDOW.saturating_sub(confirms.len());
+            let mut begun = 0;
             tokio::select! {
-                request = self.requests.recv(), if open && confirms.len() < WINDOW => {
-                    let Some(Request { route, properties, body, reply, bytes }) = request else {
-                        open = false;
-                        continue;
-                    };
-                    // Its caller has given up, and was answered an error.
-                    if reply.is_closed() {
-                        continue;
-                    }
-                    let id = properties.message_id().clone().unwrap_or_default();
-                    let number = outstanding.begin(id, (reply, bytes), Instant::now());
-                    // Not awaited one by one: lapin resolves a publish once its frames are written, and writing many at
-                    // a time is what makes it fast. Polled by this task alone, each takes its tag and queues its frames
-                    // in one poll.
-                    confirms.push(confirmed(channel, number, route, properties, body));
-                }
-                Some(first) = confirms.next() => {
-                    ready.push(first);
-                    // The return of a message can come with an earlier one's confirm: all that is known has to be looked
-                    // at before anything is called confirmed.
-                    drain(&mut confirms, &mut ready, &yielded);
-                    if let Some(why) = self.heard(&mut outstanding, &mut ready) {
-                        return Some(why);
+                count = self.requests.recv_many(&mut received, room), if open && room > 0 => {
+                    open = count > 0;
+                    let now = Instant::now();
+                    for Request { route, properties, body, reply, bytes } in received.drain(..) {
+                        // Its caller has given up, and was answered an error.
+                        if reply.is_closed() {
+                            continue;
+                        }
+                        let id = properties.message_id().clone().unwrap_or_default();
+                        let number = outstanding.begin(id, (reply, bytes), now);
+                        // Not awaited one by one: lapin resolves a publish once its frames are written, and writing many
+                        // at a time is what makes it fast. Polled by this task alone, each takes its tag and queues its
+                        // frames in one poll.
+                        confirms.push(confirmed(channel, number, route, properties, body));
+                        begun += 1;
                     }
                 }
+                Some(first) = confirms.next() => ready.push(first),
                 Ok(()) = blocked.changed() => {
                     self.gate.send_replace(blocked.borrow_and_update().clone());
                 }
@@ -261,6 +261,16 @@ impl Runner {
                     asked = true;
                     self.requests.close();
                 }
+            }
+            // The return of a message can come with an earlier one's confirm: all that is known has to be looked at before
+            // anything is called confirmed.
+            drain(&mut confirms, &mut ready, &yielded);
+            let busy = begun + ready.len() >= BUSY;
+            if let Some(why) = self.heard(&mut outstanding, &mut ready) {
+                return Some(why);
+            }
+            if busy {
+                tokio::time::sleep(GATHERING).await;
             }
         }
         None
@@ -330,8 +340,7 @@ async fn confirmed(
 ) -> Word {
     // The alternate exchange confirms what it throws away when its own queue is gone: have that returned.
     let options = BasicPublishOptions { mandatory: true, immediate: false };
-    let (exchange, key) = (route.exchange.as_str().into(), route.key.as_str().into());
-    let published = channel.basic_publish(exchange, key, options, &body, properties).await;
+    let published = channel.basic_publish(route.exchange, route.key, options, &body, properties).await;
     // It is on its way in frames that are copies of it.
     drop(body);
     let confirmed = match published {

@@ -97,7 +97,7 @@ impl Drop for RabbitQueue {
 impl Queue for RabbitQueue {
     async fn publish(&self, message: Message) -> Result<(), QueueError> {
         let properties = wire::properties(&message, None);
-        let route = Route { exchange: self.broker.topology.named("events"), key: EVENTS_KEY.into() };
+        let route = Route { exchange: self.broker.topology.named("events").into(), key: EVENTS_KEY.into() };
         self.publisher.webhooks.publish(route, properties, message.body).await
     }
 

@@ -2,7 +2,7 @@
 //! Promises that a returned message is never taken for a confirmed one, whichever confirm the return came with. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::VecDeque,
     time::{Duration, Instant},
 };
 
@@ -14,9 +14,10 @@ pub(super) type Number = u64;
 /// The publishes that wait, each with what is needed to answer its caller.
 #[derive(Debug)]
 pub(super) struct Outstanding<T> {
-    next: Number,
-    waiting: BTreeMap<Number, Waiting<T>>,
-    by_id: HashMap<ShortString, Vec<Number>>,
+    /// In the order of their numbers, from the first that waits on; `None` where the broker gave its word already.
+    waiting: VecDeque<Option<Waiting<T>>>,
+    /// The number of the first of them.
+    first: Number,
     /// Of the last confirm, or of the first publish after none was waiting.
     progress: Option<Instant>,
 }
@@ -31,7 +32,7 @@ struct Waiting<T> {
 
 impl<T> Default for Outstanding<T> {
     fn default() -> Self {
-        Self { next: 0, waiting: BTreeMap::new(), by_id: HashMap::new(), progress: None }
+        Self { waiting: VecDeque::new(), first: 0, progress: None }
     }
 }
 
@@ -41,52 +42,42 @@ impl<T> Outstanding<T> {
         if self.waiting.is_empty() {
             self.progress = Some(now);
         }
-        let number = self.next;
-        self.next += 1;
-        self.by_id.entry(id.clone()).or_default().push(number);
-        self.waiting.insert(number, Waiting { id, since: now, returned: false, held });
-        number
+        self.waiting.push_back(Some(Waiting { id, since: now, returned: false, held }));
+        self.first + self.waiting.len() as Number - 1
     }
 
     /// The broker returned a message, because no queue took it. Of two that wait under one id either can be meant, and of an
     /// id that no publish waits for, any. An error only says that it is not known whether a message arrived, so all of
     /// these get one.
     pub(super) fn returned(&mut self, id: &str) {
-        match self.by_id.get(id) {
-            Some(numbers) => {
-                for number in numbers {
-                    if let Some(waiting) = self.waiting.get_mut(number) {
-                        waiting.returned = true;
-                    }
-                }
-            }
-            None => self.waiting.values_mut().for_each(|waiting| waiting.returned = true),
+        let is_known = self.waiting.iter().flatten().any(|waiting| waiting.id.as_str() == id);
+        for waiting in self.waiting.iter_mut().flatten() {
+            waiting.returned |= !is_known || waiting.id.as_str() == id;
         }
     }
 
     /// The broker gave its word on a publish: what it held, and whether the message was returned.
     pub(super) fn ended(&mut self, number: Number, now: Instant) -> Option<(T, bool)> {
-        let Waiting { id, returned, held, .. } = self.waiting.remove(&number)?;
+        let place = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        let Waiting { returned, held, .. } = self.waiting.get_mut(place)?.take()?;
         self.progress = Some(now);
-        if let Some(numbers) = self.by_id.get_mut(&id) {
-            numbers.retain(|other| *other != number);
-            if numbers.is_empty() {
-                self.by_id.remove(&id);
-            }
+        while let Some(None) = self.waiting.front() {
+            self.waiting.pop_front();
+            self.first += 1;
         }
         Some((held, returned))
     }
 
     /// Whether there is one that waits for it and holds such a thing.
     pub(super) fn any(&self, such: impl Fn(&T) -> bool) -> bool {
-        self.waiting.values().any(|waiting| such(&waiting.held))
+        self.waiting.iter().flatten().any(|waiting| such(&waiting.held))
     }
 
     /// Whether confirms fail to come: none at all for `silence` while one is due, or one for `oldest` while others came.
     pub(super) fn is_stalled(&self, silence: Duration, oldest: Duration, now: Instant) -> bool {
         let over = |since: Instant, limit| now.saturating_duration_since(since) > limit;
-        match (self.waiting.first_key_value(), self.progress) {
-            (Some((_, first)), Some(progress)) => over(progress, silence) || over(first.since, oldest),
+        match (self.waiting.front(), self.progress) {
+            (Some(Some(first)), Some(progress)) => over(progress, silence) || over(first.since, oldest),
             _ => false,
         }
     }
@@ -94,7 +85,7 @@ impl<T> Outstanding<T> {
     /// Time during which the broker was known not to confirm does not count.
     pub(super) fn excuse(&mut self, now: Instant) {
         self.progress = Some(now);
-        self.waiting.values_mut().for_each(|waiting| waiting.since = now);
+        self.waiting.iter_mut().flatten().for_each(|waiting| waiting.since = now);
     }
 }
 
@@ -134,7 +125,7 @@ mod tests {
         assert_eq!(outstanding.ended(1, now), Some(("a".into(), true)));
         assert_eq!(outstanding.ended(0, now), Some(("a".into(), true)));
         assert_eq!(outstanding.ended(later, now), Some(("again".into(), false)));
-        assert!(outstanding.by_id.is_empty());
+        assert!(outstanding.waiting.is_empty());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use lapin::types::ShortString;
 use tokio::{sync::watch, time::timeout};
 use tracing::debug;
 
@@ -115,6 +116,10 @@ impl Subscription for RabbitSubscription {
         self.shared.deliveries.next().await
     }
 
+    fn ready(&self) -> Vec<Delivery> {
+        self.shared.deliveries.ready()
+    }
+
     async fn settle(&self, settlements: Vec<Settlement>) {
         let shared = Arc::clone(&self.shared);
         // In a task of its own: a caller who gives up would leave deliveries that no one can settle any more.
@@ -203,11 +208,12 @@ impl Shared {
             Action::Retry { rung, attempt, waits } => {
                 message.attempt = attempt;
                 message.waits = waits;
-                let route = Route { exchange: topology.named("retry"), key: self.ladder.name(rung) };
+                let route =
+                    Route { exchange: topology.named("retry").into(), key: self.ladder.name(rung).into() };
                 (route, wire::properties(&message, None))
             }
             Action::Bury(burial) => {
-                let route = Route { exchange: topology.named("dead"), key: String::new() };
+                let route = Route { exchange: topology.named("dead").into(), key: ShortString::default() };
                 (route, wire::properties(&message, Some((&burial, now()))))
             }
         };
