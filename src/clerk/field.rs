@@ -1,9 +1,12 @@
 //! Owns reading one field of a payload: its type, its bounds, and an error that names it. Promises that no error ever
 //! holds a value of the payload. Never decides what a field means.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use serde_json::{error::Category, value::RawValue};
 
 use super::json::{self, repair};
@@ -62,10 +65,10 @@ impl fmt::Display for Path {
 
 /// The fields of an object that are read, each as it stands in the body.
 macro_rules! fields {
-    ($(#[$doc:meta])* $name:ident { $($field:ident),* }) => {
+    ($(#[$doc:meta])* $visible:vis $name:ident { $($field:ident),* }) => {
         $(#[$doc])*
         #[derive(serde::Deserialize)]
-        struct $name<'a> {
+        $visible struct $name<'a> {
             $(#[serde(borrow)] $field: $crate::clerk::field::Raw<'a>),*
         }
     };
@@ -213,6 +216,23 @@ pub(super) fn body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, PayloadE
     }
     let raw: &RawValue = serde_json::from_str(text).map_err(not_json)?;
     Err(path.error(format_args!("expected an object, found {}", kind(raw))))
+}
+
+/// Fields of an object, and of nothing else: derived code takes an array for one as well.
+pub(super) fn of_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<T, D::Error> {
+    struct OfObject<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OfObject<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    value.deserialize_map(OfObject(PhantomData))
 }
 
 /// A body without the byte order mark that some senders put in front of it.

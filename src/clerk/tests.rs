@@ -11,8 +11,16 @@ const AT: i64 = 1_760_000_000_123;
 
 const RECEIVED: i64 = AT + 900;
 
+/// What is read in one pass is what is read in two.
 fn parse(body: &[u8], id: &MessageId) -> Result<Parsed, PayloadError> {
-    super::parse(body, &super::Known::webhook(id, RECEIVED))
+    let known = super::Known::webhook(id, RECEIVED);
+    if let Some(at_once) = parse_at_once(body, &known) {
+        assert_eq!(
+            format!("{:?}", parse_in_two(body, &known)),
+            format!("{:?}", Ok::<_, PayloadError>(at_once))
+        );
+    }
+    super::parse(body, &known)
 }
 
 fn id() -> MessageId {
@@ -752,4 +760,48 @@ fn the_account_that_a_body_is_about_is_found_as_far_as_it_tells() {
     }
     let long = format!(r#"{{"data":{{"id":"{}"}},"type":"user.created"}}"#, "é".repeat(200));
     assert_eq!(whose(long.as_bytes()).unwrap().len(), ID_MAX - 1);
+}
+
+#[test]
+fn usual_news_of_a_user_is_read_in_one_pass() {
+    let id = id();
+    let at_once = |body: &str, known: Known<'_>| parse_at_once(body.as_bytes(), &known).is_some();
+    let usual = Known::webhook(&id, RECEIVED);
+    let body = user().to_string();
+    assert!(at_once(&body, usual));
+    assert!(!at_once(&body, Known { origin: Origin::Api, ..usual }));
+    assert!(!at_once(&body, Known { keep_object: true, ..usual }));
+    assert!(!at_once(&body.replace("user.updated", "user.deleted"), usual));
+    assert!(!at_once(&body.replace("\"id\":\"user_ada\"", "\"id\":7"), usual));
+}
+
+#[test]
+fn a_list_is_no_user_however_long_it_is() {
+    let list = vec!["null"; 18].join(",");
+    for data in [format!("[{list}]"), "[]".into(), "null".into(), "\"user\"".into(), "7".into()] {
+        let body = format!(r#"{{"data":{data},"object":"event","timestamp":{AT},"type":"user.updated"}}"#);
+        assert!(parse_at_once(body.as_bytes(), &Known::webhook(&id(), RECEIVED)).is_none(), "{body}");
+        assert!(parse(body.as_bytes(), &id()).unwrap_err().detail.starts_with("data"), "{body}");
+    }
+}
+
+#[test]
+fn the_last_type_is_the_envelopes_or_none() {
+    for (body, expected) in [
+        (r#"{"data":{"type":"no"},"type":"user.updated"}"#, Some("user.updated")),
+        (r#"{"data":{},"type":"subscriptionItem.pastDue"}"#, Some("subscriptionItem.pastDue")),
+        (r#"{"data":{"a":1,"type":"no"}}"#, None),
+        (r#"{"data":"x,\"type\":\"no"}"#, None),
+        (r#"{"data":"\",\"type\":\"no"}"#, None),
+        (r#"{"data":1,"type":"user.\u0075"}"#, None),
+        (r#"{"data":1,"type":""}"#, None),
+        (r#"{"data":1,"type":"user.updated"} "#, None),
+        (r#"{"type":"user.updated"}"#, None),
+        (r#""}"#, None),
+        ("", None),
+    ] {
+        assert_eq!(last_type(body.as_bytes()), expected, "{body}");
+    }
+    let long = format!(r#"{{"data":1,"type":"{}"}}"#, "x".repeat(EVENT_TYPE_MAX + 1));
+    assert_eq!(last_type(long.as_bytes()), None);
 }

@@ -24,7 +24,7 @@ pub(super) const ADDRESS_MAX: usize = 512;
 
 fields! {
     /// `data` of `user.created` and `user.updated`, as far as it is mirrored.
-    User {
+    pub(super) User {
         id, email_addresses, primary_email_address_id, phone_numbers, primary_phone_number_id, username, first_name,
         last_name, image_url, external_id, public_metadata, private_metadata, unsafe_metadata, banned, locked,
         last_sign_in_at, created_at, updated_at
@@ -62,6 +62,18 @@ pub(super) struct News<'a> {
 impl News<'_> {
     pub(super) fn upsert(&self, data: Raw<'_>, kind: UpsertKind) -> Result<Box<Upsert>, PayloadError> {
         let user: User<'_> = content(data)?;
+        // Whatever Clerk adds to it must not be able to hold up news about the user.
+        let whole = self.keep_object.then(|| Field::at("data", data).document_or_null()).flatten();
+        self.upsert_of(&user, kind, whole)
+    }
+
+    /// The same of fields that are read already, with the whole object where it is kept.
+    pub(super) fn upsert_of(
+        &self,
+        user: &User<'_>,
+        kind: UpsertKind,
+        whole: Option<String>,
+    ) -> Result<Box<Upsert>, PayloadError> {
         let clerk_id = identity("data.id", user.id)?;
         let created_at = Field::at("data.created_at", user.created_at).time()?;
         let updated_at = Field::at("data.updated_at", user.updated_at).time()?;
@@ -71,9 +83,9 @@ impl News<'_> {
             kind,
             message_id: self.message_id.as_str().to_owned(),
         };
-        let claim = primary_email(&user)?;
+        let claim = primary_email(user)?;
         let profile = Profile {
-            phone: primary_phone(&user)?,
+            phone: primary_phone(user)?,
             username: text("data.username", user.username)?,
             first_name: text("data.first_name", user.first_name)?,
             last_name: text("data.last_name", user.last_name)?,
@@ -88,8 +100,7 @@ impl News<'_> {
             last_sign_in_at: Field::at("data.last_sign_in_at", user.last_sign_in_at).time()?,
             created_at,
             updated_at,
-            // Whatever Clerk adds to it must not be able to hold up news about the user.
-            clerk: self.keep_object.then(|| Field::at("data", data).document_or_null()).flatten(),
+            clerk: whole,
         };
         // An import can set `created_at` to any time.
         let made = if kind == UpsertKind::Created { self.sent } else { None };

@@ -327,10 +327,9 @@ impl<'a> Fresh<'a> {
     }
 
     /// The events of one family, each with its place among those to be folded.
-    fn family(&self, is_of_it: impl Fn(&Change) -> bool) -> (Vec<usize>, Vec<Event>) {
+    fn family(&self, is_of_it: impl Fn(&Change) -> bool) -> (Vec<usize>, Vec<&'a Event>) {
         let events = self.positions.iter().map(|&position| &self.batch[position].event);
-        let family = events.enumerate().filter(|(_, event)| is_of_it(&event.change));
-        family.map(|(place, event)| (place, event.clone())).unzip()
+        events.enumerate().filter(|(_, event)| is_of_it(&event.change)).unzip()
     }
 
     /// What `is_news` makes of the changes to be folded, each with its place among them.

@@ -4,6 +4,8 @@
 //! duplication or split of the events; that a deleted account never comes back by itself; and that an event which waits has
 //! changed nothing. Never looks at a clock, a database or anything but what it is given, and never panics.
 
+use std::borrow::Borrow;
+
 use uuid::Uuid;
 
 use super::{
@@ -18,7 +20,7 @@ use crate::{
 /// Folds a batch into the rows that it touches and tells the outcome of each event, in the order given.
 ///
 /// The events' message ids differ from each other, and none of them has taken effect before.
-pub fn fold(policy: &Policy, loaded: Loaded, events: &[Event]) -> Folded {
+pub fn fold<E: Borrow<Event>>(policy: &Policy, loaded: Loaded, events: &[E]) -> Folded {
     let mut fold = Fold { policy: *policy, table: Table::new(loaded) };
     let mut outcomes: Vec<_> =
         oldest_first(events).into_iter().map(|(place, event)| (place, fold.event(event))).collect();
@@ -28,7 +30,7 @@ pub fn fold(policy: &Policy, loaded: Loaded, events: &[Event]) -> Folded {
 }
 
 /// The events, each with its place in the batch, by version. A deletion comes after the news of the same millisecond.
-fn oldest_first(events: &[Event]) -> Vec<(usize, &Event)> {
+fn oldest_first<E: Borrow<Event>>(events: &[E]) -> Vec<(usize, &Event)> {
     fn age(event: &Event) -> (Option<Millis>, bool, Option<&Version>, &str) {
         let version = match &event.change {
             rules::Change::User(Change::Upsert(upsert)) => Some(&upsert.version),
@@ -36,7 +38,7 @@ fn oldest_first(events: &[Event]) -> Vec<(usize, &Event)> {
         };
         (event.change.at(), version.is_none(), version, &event.message_id)
     }
-    let mut ordered: Vec<_> = events.iter().enumerate().collect();
+    let mut ordered: Vec<_> = events.iter().map(Borrow::borrow).enumerate().collect();
     ordered.sort_by(|(_, one), (_, other)| age(one).cmp(&age(other)));
     ordered
 }

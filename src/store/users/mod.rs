@@ -120,7 +120,7 @@ impl<'b> UsersBatch<'b> {
         &self,
         rows: Vec<Row>,
         former: HashMap<String, Gone>,
-        events: &[Event],
+        events: &[&Event],
     ) -> Result<Folded, StoreError> {
         let former = former.into_iter().map(|(clerk_id, gone)| (clerk_id, gone.deleted_at)).collect();
         let folded = users::fold(&self.terms.policy, Loaded { rows, former }, events);
