@@ -18,6 +18,9 @@ use headcount::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let cli = cli::parse();
     let result = tokio::runtime::Builder::new_multi_thread()

@@ -23,7 +23,7 @@ use crate::{
     queue::Queue,
     store::{Batches, Store},
     sync::Sync,
-    telemetry::metrics::ListenerMetrics,
+    telemetry::metrics::{self, ListenerMetrics},
     worker,
 };
 
@@ -132,6 +132,7 @@ async fn nothing(headers: HeaderMap) -> Response {
 /// Renders for one request at a time: however many come, they leave the processor to webhooks.
 async fn render(State(own): State<Arc<Own>>) -> Response {
     let _turn = own.turn.lock().await;
+    metrics::read_process();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], own.metrics.render()).into_response()
 }
 

@@ -2,10 +2,11 @@
 //! fixed words: this file knows none of their types. A label never carries an id or anything that a stranger can choose.
 //! `tests/docs.rs` compares this file with the documentation. What people see without Prometheus is counted at the same places, in `rates`.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
 
 use super::rates::{self, Counted};
 
@@ -481,5 +482,12 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         }
     }
     gauge!("headcount_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Collector::default().describe();
     Ok(handle)
+}
+
+/// Reads the usual `process_*` figures of this process anew: its processor time, memory, threads and files.
+pub fn read_process() {
+    static COLLECTOR: LazyLock<Collector> = LazyLock::new(Collector::default);
+    COLLECTOR.collect();
 }
