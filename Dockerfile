@@ -1,14 +1,15 @@
 # syntax=docker/dockerfile:1
 FROM rust:1.95-slim-bookworm AS build
+# The allocator's own build needs it.
+RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 # The caches are no part of the image, so the binary is copied out of them. The volume takes over the owner and the mode of
 # the empty directory.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin headcount \
- && install -D target/release/headcount /out/headcount \
- && strip --strip-debug /out/headcount \
+    cargo build --profile dist --locked --bin headcount \
+ && install -D target/dist/headcount /out/headcount \
  && mkdir -m 0700 /out/data
 
 # The C library, certificates, and a user that is not root; no shell.

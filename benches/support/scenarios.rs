@@ -1,7 +1,11 @@
 //! Owns what is measured: each scenario in a world of its own (queues, database, directory), which it leaves empty.
 //! A round takes each once, yardsticks and headcount by turns, so that a slow minute of the machine's hits both.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use headcount::queue::Ladder;
 
@@ -21,8 +25,10 @@ use super::{
 const CONNECTIONS: u64 = 256;
 /// Webhooks per second of the open loop.
 const STEADY: f64 = 500.0;
-/// Webhooks per second that are sustained.
-const SUSTAINED: f64 = 5_000.0;
+/// Webhooks per second that are sustained on servers, and how many seconds.
+const SUSTAINED: (f64, f64) = (5_000.0, 60.0);
+/// The same, embedded: with ease, and as much as has to be.
+const SUSTAINED_EMBEDDED: [(f64, f64); 2] = [(2_000.0, 20.0), (8_000.0, 20.0)];
 
 /// As webhooks are: 2 to 3 kB.
 pub const USUAL: Shape = Shape { users: 10_000, padding: 0 };
@@ -40,6 +46,8 @@ const SCENARIOS: &[&str] = &[
     "embedded",
     "whole-steady",
     "embedded-steady",
+    "sustained",
+    "embedded-sustained",
 ];
 
 /// How much of everything.
@@ -82,6 +90,14 @@ pub async fn round(size: Size, only: &str, webhooks: &Webhooks, report: &mut Rep
         }
         if wanted(embedded) {
             self::embedded(size, steady, report).await?;
+        }
+    }
+    if wanted("sustained") {
+        sustained(report).await?;
+    }
+    if wanted("embedded-sustained") {
+        for (rate, seconds) in SUSTAINED_EMBEDDED {
+            embedded_sustained(rate, seconds, report).await?;
         }
     }
     Ok(())
@@ -167,7 +183,7 @@ async fn largest(size: Size, report: &mut Report) -> Outcome<()> {
     broker.remove().await
 }
 
-/// Whether a backlog and a table of full size cost more per message than small ones, and a minute end to end.
+/// Whether a backlog and a table of full size cost more per message than small ones.
 pub async fn scale(report: &mut Report) -> Outcome<()> {
     for (name, messages, users) in [(SMALL, 100_000, 50_000), (LARGE, 1_000_000, 5_000_000)] {
         let webhooks = Webhooks::new(Shape { users, ..USUAL })?;
@@ -178,10 +194,10 @@ pub async fn scale(report: &mut Report) -> Outcome<()> {
         report.add(&format!("{name}, peak memory"), Kind::Megabytes, drained.memory);
         world.remove().await?;
     }
-    sustained(report).await
+    Ok(())
 }
 
-/// A steady load for a minute: whether it is kept up with.
+/// A steady load: whether it is kept up with, and how calmly.
 async fn sustained(report: &mut Report) -> Outcome<()> {
     let (broker, database) =
         (Broker::new("sustained", &Ladder::default()).await?, Database::new("sustained").await?);
@@ -189,17 +205,37 @@ async fn sustained(report: &mut Report) -> Outcome<()> {
     process::run("migrate", &environment)?;
     let ingress = Headcount::start("ingress", &environment)?;
     let worker = Headcount::start("worker", &environment)?;
-    let summary = load(&ingress, 60.0, Some(SUSTAINED), USUAL).await?;
-    let mut inbox = database.inbox().await?;
-    let backlog = summary.accepted.saturating_sub(inbox.count().await?);
-    inbox.until(summary.accepted).await?;
-    report.add("60 s at 5,000/s, accepted", Kind::PerSecond, summary.rate());
-    report.add("60 s at 5,000/s, not yet applied at its end", Kind::Messages, backlog as f64);
-    report.latency("60 s at 5,000/s, answer", &summary.latency.map(|micros| micros as f64 / 1000.0));
+    let (rate, seconds) = SUSTAINED;
+    keep_up("end to end", (rate, seconds), &ingress, database.inbox().await?, report).await?;
     ingress.stop()?;
     worker.stop()?;
     broker.remove().await?;
     database.remove().await
+}
+
+async fn embedded_sustained(rate: f64, seconds: f64, report: &mut Report) -> Outcome<()> {
+    let (up, directory) = up(&[])?;
+    keep_up("embedded", (rate, seconds), &up, database::embedded(&directory).await?, report).await?;
+    up.stop()?;
+    Ok(fs::remove_dir_all(&directory)?)
+}
+
+async fn keep_up(
+    what: &str,
+    (rate, seconds): (f64, f64),
+    ingress: &Headcount,
+    mut inbox: Inbox,
+    report: &mut Report,
+) -> Outcome<()> {
+    let what = format!("{what}, {seconds:.0} s at {rate:.0}/s");
+    let summary = load(ingress, seconds, Some(rate), USUAL).await?;
+    let backlog = summary.accepted.saturating_sub(inbox.count().await?);
+    inbox.until(summary.accepted).await?;
+    report.add(&format!("{what}, accepted"), Kind::PerSecond, summary.rate());
+    report.add(&format!("{what}, not yet applied at its end"), Kind::Messages, backlog as f64);
+    report.latency(&format!("{what}, answer"), &summary.latency.map(|micros| micros as f64 / 1000.0));
+    report.latency(&format!("{what}, received to written"), &inbox.lag().await?);
+    Ok(())
 }
 
 /// What draining a backlog came to.
@@ -268,15 +304,21 @@ async fn end_to_end(size: Size, steady: bool, report: &mut Report) -> Outcome<()
     database.remove().await
 }
 
-/// `up` without any server.
-async fn embedded(size: Size, steady: bool, report: &mut Report) -> Outcome<()> {
+/// `up` without any server, and its directory.
+fn up(environment: &[(&'static str, String)]) -> Outcome<(Headcount, PathBuf)> {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("yardsticks");
     if directory.exists() {
         fs::remove_dir_all(&directory)?;
     }
-    let mut environment = vec![("HEADCOUNT_DATA_DIR", directory.display().to_string())];
+    let mut environment = environment.to_vec();
+    environment.push(("HEADCOUNT_DATA_DIR", directory.display().to_string()));
+    Ok((Headcount::start("up", &environment)?, directory))
+}
+
+async fn embedded(size: Size, steady: bool, report: &mut Report) -> Outcome<()> {
+    let mut environment = Environment::new();
     tell(steady, &mut environment);
-    let up = Headcount::start("up", &environment)?;
+    let (up, directory) = up(&environment)?;
     let summary = load(&up, size.seconds, steady.then_some(STEADY), USUAL).await?;
     let inbox = database::embedded(&directory).await?;
     applied("embedded end to end", steady, &summary, inbox, &up, report).await?;

@@ -18,8 +18,8 @@ use tracing::debug;
 
 use super::{
     connection::{Link, code, text},
+    gathering::Gathering,
     keeper::DELETED_PAUSE,
-    lane::{BUSY, GATHERING},
     subscription::{Shared, Wish},
     troubles::SUBSCRIBING,
     wire,
@@ -178,6 +178,7 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
     let Consuming { link, channel, mut consumer, mut prefetch } = live;
     let generation = shared.deliveries.begin(channel.clone());
     let (mut cancelled, mut over) = (false, false);
+    let mut gathering = Gathering::new();
     let mut tick = tokio::time::interval(Duration::from_millis(500));
     let end = loop {
         tokio::select! {
@@ -187,7 +188,7 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
                     burst.push(read(shared, delivered, generation));
                     last = consumer.next().now_or_never();
                 }
-                let busy = burst.len() >= BUSY;
+                gathering.met(burst.len());
                 shared.deliveries.hand_over(generation, burst);
                 match last {
                     Some(Some(Err(error))) => break failed(&error),
@@ -197,8 +198,7 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
                         shared.deliveries.no_more();
                     }
                     Some(None) => break ended_by_broker(shared, &channel).await,
-                    _ if busy => tokio::time::sleep(GATHERING).await,
-                    _ => {}
+                    _ => gathering.rest().await,
                 }
             }
             () = shared.wished(Wish::Close) => break String::from("closed").into(),

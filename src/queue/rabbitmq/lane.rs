@@ -26,6 +26,7 @@ use tokio::{
 
 use super::{
     connection::{Broker, code, text},
+    gathering::Gathering,
     keeper::Keeper,
     outstanding::{Number, Outstanding},
     troubles::{Reporter, Troubles},
@@ -40,11 +41,6 @@ use crate::{
 const WINDOW: usize = 1000;
 /// Bytes of bodies on their way at a time.
 const WINDOW_BYTES: usize = 64 * 1024 * 1024;
-/// Publishes and confirms at one waking that make a lane busy: it then lets more gather, because each waking costs as much as
-/// some of them.
-pub(super) const BUSY: usize = 8;
-/// How long. The clock of the runtime makes it one millisecond more at most.
-pub(super) const GATHERING: Duration = Duration::from_millis(1);
 /// How long opening a channel may take on a connection that lives.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// A confirm that is missing for so long, while others come, will not come.
@@ -216,6 +212,7 @@ impl Runner {
         let mut outstanding = Outstanding::default();
         let mut confirms = FuturesUnordered::new();
         let (mut received, mut ready) = (Vec::new(), Vec::new());
+        let mut gathering = Gathering::new();
         let yielded = Arc::new(Woken::default());
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         let (mut open, mut asked) = (true, false);
@@ -265,13 +262,11 @@ impl Runner {
             // The return of a message can come with an earlier one's confirm: all that is known has to be looked at before
             // anything is called confirmed.
             drain(&mut confirms, &mut ready, &yielded);
-            let busy = begun + ready.len() >= BUSY;
+            gathering.met(begun + ready.len());
             if let Some(why) = self.heard(&mut outstanding, &mut ready) {
                 return Some(why);
             }
-            if busy {
-                tokio::time::sleep(GATHERING).await;
-            }
+            gathering.rest().await;
         }
         None
     }

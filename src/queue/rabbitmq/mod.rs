@@ -18,6 +18,7 @@ mod consumer;
 mod death;
 mod deliveries;
 mod examine;
+mod gathering;
 mod greeting;
 mod keeper;
 mod lane;
