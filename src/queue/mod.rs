@@ -25,6 +25,7 @@ use crate::message::Message;
 mod absent;
 pub mod embedded;
 mod error;
+mod gathering;
 pub mod burial;
 pub mod ladder;
 pub mod rabbitmq;

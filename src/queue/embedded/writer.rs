@@ -11,7 +11,7 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    super::{Ladder, QueueError, Reason, Source},
+    super::{Ladder, QueueError, Reason, Source, gathering::Gathering},
     Timing, WriterState, describe, file,
     leases::{self, Leased, Pulse},
     rows,
@@ -60,6 +60,7 @@ pub(super) struct Writer {
     timing: Timing,
     state: Arc<WriterState>,
     requests: mpsc::UnboundedReceiver<Request>,
+    gathering: Gathering,
     connection: Option<SqliteConnection>,
     work: Work,
     members: Vec<Member>,
@@ -91,6 +92,7 @@ impl Writer {
             timing,
             state,
             requests,
+            gathering: Gathering::new(),
             connection: None,
             work: Work::default(),
             members: Vec::new(),
@@ -147,12 +149,17 @@ impl Writer {
     /// Waits for requests or the next look at the file, and takes in all requests that are there. `None` once nobody can
     /// ask any more, else whether it is known that there is something to do.
     async fn wait(&mut self) -> Option<bool> {
+        let mut met = 0;
         if self.failures > 0 {
             tokio::time::sleep_until(self.wake_at.into()).await;
         } else {
+            self.gathering.rest().await;
             tokio::select! {
                 biased;
-                request = self.requests.recv() => self.take_in(request?),
+                request = self.requests.recv() => {
+                    self.take_in(request?);
+                    met = 1;
+                }
                 () = tokio::time::sleep_until(self.wake_at.into()) => {}
             }
         }
@@ -162,7 +169,9 @@ impl Writer {
                 Err(mpsc::error::TryRecvError::Disconnected) if self.failures > 0 => return None,
                 Err(_) => break,
             }
+            met += 1;
         }
+        self.gathering.met(met);
         Some(!self.work.is_empty() || self.doubt || self.eager)
     }
 

@@ -18,7 +18,6 @@ use tracing::debug;
 
 use super::{
     connection::{Link, code, text},
-    gathering::Gathering,
     keeper::DELETED_PAUSE,
     subscription::{Shared, Wish},
     troubles::SUBSCRIBING,
@@ -26,7 +25,7 @@ use super::{
 };
 use crate::{
     pause::Recovery,
-    queue::{Death, Delivery, QueueError, Reason},
+    queue::{Death, Delivery, QueueError, Reason, gathering::Gathering},
     time::{Millis, now},
 };
 

@@ -26,14 +26,13 @@ use tokio::{
 
 use super::{
     connection::{Broker, code, text},
-    gathering::Gathering,
     keeper::Keeper,
     outstanding::{Number, Outstanding},
     troubles::{Reporter, Troubles},
 };
 use crate::{
     pause::Recovery,
-    queue::{PUBLISH_LIMIT, PUBLISHING, QueueError},
+    queue::{PUBLISH_LIMIT, PUBLISHING, QueueError, gathering::Gathering},
     stop::until,
 };
 

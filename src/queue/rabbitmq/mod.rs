@@ -18,7 +18,6 @@ mod consumer;
 mod death;
 mod deliveries;
 mod examine;
-mod gathering;
 mod greeting;
 mod keeper;
 mod lane;

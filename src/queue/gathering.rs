@@ -11,7 +11,8 @@ const IN_A_WHILE: (usize, Duration) = (10, Duration::from_millis(10));
 const GATHERING: Duration = Duration::from_millis(1);
 
 /// How busy a task is.
-pub(super) struct Gathering {
+#[derive(Debug)]
+pub(in crate::queue) struct Gathering {
     /// When the present while began, and how many were met in it.
     since: Instant,
     met: usize,
@@ -21,12 +22,12 @@ pub(super) struct Gathering {
 }
 
 impl Gathering {
-    pub(super) fn new() -> Self {
+    pub(in crate::queue) fn new() -> Self {
         Self { since: Instant::now(), met: 0, busy: false, rests: false }
     }
 
     /// So many were met at one waking.
-    pub(super) fn met(&mut self, count: usize) {
+    pub(in crate::queue) fn met(&mut self, count: usize) {
         self.met_at(count, Instant::now());
     }
 
@@ -43,7 +44,7 @@ impl Gathering {
     }
 
     /// Lets more gather, if the task is busy.
-    pub(super) async fn rest(&mut self) {
+    pub(in crate::queue) async fn rest(&mut self) {
         if std::mem::take(&mut self.rests) {
             tokio::time::sleep(GATHERING).await;
         }
