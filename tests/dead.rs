@@ -318,6 +318,11 @@ async fn letters_are_set_aside_taken_back_and_written_out() {
     })
     .await;
     assert!(metrics.contains("headcount_dead_letters{status=\"open\"}"), "{metrics}");
+    // The usual figures of a process are there too.
+    for figure in ["cpu_seconds_total", "resident_memory_bytes", "open_fds", "threads", "start_time_seconds"]
+    {
+        assert!(metrics.contains(&format!("\nprocess_{figure} ")), "{figure}: {metrics}");
+    }
     worker.stop();
 }
 

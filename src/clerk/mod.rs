@@ -230,8 +230,13 @@ fn parse_in_two(body: &[u8], known: &Known<'_>) -> Result<Parsed, PayloadError> 
     })
 }
 
-/// The envelope's `type`, cleaned; `unknown` where the body has none. Never fails. For people only: the end of a body is
-/// taken at its word, unread, where it looks as Clerk writes it.
+/// Whether a body is what `doctor` asks with.
+pub fn is_probe(body: &[u8]) -> bool {
+    Envelope::read(body).and_then(|envelope| envelope.event_type()).is_ok_and(|kind| kind == PROBE)
+}
+
+/// The envelope's `type`, cleaned; `unknown` where the body has none. Never fails. For people, so the end of a body
+/// that looks as Clerk writes it is taken at its word.
 pub fn event_type(body: &[u8]) -> String {
     if let Some(kind) = last_type(body) {
         return kind.to_owned();
@@ -268,7 +273,14 @@ fields! {
 
 /// An event about a user, with its `data` read. It has to be an object.
 #[derive(Deserialize)]
+#[allow(dead_code, reason = "what is of no use here may not be there twice either, as in Envelope")]
 struct UserEvent<'a> {
+    #[serde(borrow)]
+    revive: field::Raw<'a>,
+    #[serde(borrow)]
+    payer: field::Raw<'a>,
+    #[serde(borrow)]
+    unmentioned: field::Raw<'a>,
     #[serde(borrow)]
     r#type: field::Raw<'a>,
     #[serde(borrow)]

@@ -41,7 +41,7 @@ pub fn is_claimed(headers: &HeaderMap) -> bool {
 /// One signing secret, ready to sign and to check.
 pub struct Key {
     svix: Webhook,
-    /// The same secret. It verifies at a fifth of the cost, with the processor's own SHA instructions, and takes any bytes.
+    /// The same secret, for the processor's own SHA instructions.
     hmac: hmac::Key,
 }
 

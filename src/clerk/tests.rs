@@ -776,6 +776,25 @@ fn usual_news_of_a_user_is_read_in_one_pass() {
 }
 
 #[test]
+fn only_a_whole_body_is_a_probe() {
+    let probe = format!(r#"{{"object":"event","type":"{PROBE}"}}"#);
+    assert!(is_probe(probe.as_bytes()));
+    for other in
+        [user().to_string(), format!(r#"rubbish,"type":"{PROBE}"}}"#), probe.replace("object", "type")]
+    {
+        assert!(!is_probe(other.as_bytes()), "{other}");
+    }
+}
+
+#[test]
+fn what_is_there_twice_is_refused_in_one_pass_as_in_two() {
+    for name in ["revive", "payer", "unmentioned", "timestamp", "instance_id", "type"] {
+        let body = user().to_string().replacen('{', &format!(r#"{{"{name}":1,"{name}":1,"#), 1);
+        assert!(parse(body.as_bytes(), &id()).unwrap_err().detail.contains("duplicate"), "{name}");
+    }
+}
+
+#[test]
 fn a_list_is_no_user_however_long_it_is() {
     let list = vec!["null"; 18].join(",");
     for data in [format!("[{list}]"), "[]".into(), "null".into(), "\"user\"".into(), "7".into()] {

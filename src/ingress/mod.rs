@@ -197,7 +197,7 @@ impl Intake {
             visitor.verified();
         }
         let message = message(verified, received_at, traceparent(&head.headers));
-        if message.event_type == PROBE {
+        if message.event_type == PROBE && clerk::is_probe(&message.body) {
             return self.check().await;
         }
         self.publish(message).await.map(|()| Taken::Queued)
@@ -218,16 +218,16 @@ impl Intake {
     async fn publish(&self, message: Message) -> Result<(), Refusal> {
         let started = Instant::now();
         let id = message.id.clone();
-        let publish = async {
-            let Some(_room) = take(&self.publishing, message.body.len() + MESSAGE_OVERHEAD).await else {
-                return None;
-            };
-            Some(self.queue.publish(message).await)
+        let deadline = started + self.publish_limit;
+        let room = timeout_at(deadline, take(&self.publishing, message.body.len() + MESSAGE_OVERHEAD));
+        let Ok(Some(_room)) = room.await else {
+            self.failed("too much is on its way to it");
+            return Err(Refusal::Unavailable);
         };
-        match timeout_at(started + self.publish_limit, publish).await {
+        match timeout_at(deadline, self.queue.publish(message)).await {
             // Only now is it durable. A crash after the confirm and before the answer makes the sender repeat it, and
             // the inbox absorbs that.
-            Ok(Some(Ok(()))) => {
+            Ok(Ok(())) => {
                 self.metrics.publish_seconds.record(started.elapsed().as_secs_f64());
                 if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
                     info!("webhooks are queued again");
@@ -235,8 +235,7 @@ impl Intake {
                 debug!(message_id = %id, "queued {id}");
                 return Ok(());
             }
-            Ok(Some(Err(error))) => self.failed(&error.to_string()),
-            Ok(None) => self.failed("too much is on its way to it"),
+            Ok(Err(error)) => self.failed(&error.to_string()),
             Err(_) => self.failed(&format!("no answer within {:?}", self.publish_limit)),
         }
         Err(Refusal::Unavailable)

@@ -39,7 +39,7 @@ pub use ladder::{Ladder, delay_name};
 /// The queue as ingress, workers and operators see it.
 #[async_trait]
 pub trait Queue: Send + Sync + fmt::Debug {
-    /// Makes the message durable in the events queue. Safe to cancel: what was handed to the backend goes on, and its memory
+    /// Makes the message durable in the events queue. Safe to cancel: what was handed to the backend may go on, and its memory
     /// stays bounded.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ const RETURNING: usize = 3;
 pub const TRANSACTIONS: u32 = (BATCHES + SINGLY) as u32;
 /// Bodies in one batch, in bytes; a single message may exceed it. A batch is held several times over while it is saved.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// A batch of so many, or of half the limit, says that messages come fast. A batch costs about as much as so many messages.
+/// A batch of so many, or of more than half the limit, says that messages come fast. A batch costs about as much as so many.
 const RUSH: usize = 20;
 /// How long a message that has come back waits for its neighbours, for each time but the first that it came back, ...
 const GRACE: Duration = Duration::from_millis(100);
@@ -102,8 +102,8 @@ pub(super) struct Pile {
     failed: VecDeque<Held>,
     /// A message that has come back again and again is being tried: nothing else that came back is tried beside it.
     careful: bool,
-    /// Messages come fast: the last batch was of [`RUSH`] or more.
-    rush: bool,
+    /// Messages came fast until now, and batches fill until this moment though no other is tried.
+    rush_until: Moment,
 }
 
 impl Pile {
@@ -219,7 +219,7 @@ impl Pile {
         (now, stopping): (Moment, bool),
     ) -> Option<Vec<Held>> {
         let oldest = self.fresh.front()?;
-        let is_due = (trying.batches == 0 && !self.rush)
+        let is_due = (trying.batches == 0 && now >= self.rush_until)
             || stopping
             || self.fresh.len() >= limit
             || now.saturating_sub(oldest.since) >= wait;
@@ -232,7 +232,9 @@ impl Pile {
             bytes <= BATCH_BYTES
         });
         let count = within.count().max(1).min(self.fresh.len());
-        self.rush = count >= RUSH.min(limit / 2 + 1);
+        if count >= RUSH.min(limit / 2 + 1) {
+            self.rush_until = now + wait;
+        }
         Some(self.fresh.drain(..count).collect())
     }
 
@@ -340,6 +342,11 @@ mod tests {
         assert_eq!(next(&mut pile, 10), 3, "it has waited");
         many(1).for_each(|held| pile.add(held));
         assert_eq!(next(&mut pile, 11), 1, "they do not come fast any more");
+        many(RUSH).for_each(|held| pile.add(held));
+        assert_eq!(next(&mut pile, 20), RUSH);
+        let later = Duration::from_millis(5_000);
+        many(1).for_each(|held| pile.add(Held { since: later, ..held }));
+        assert_eq!(next(&mut pile, 5_000), 1, "the rush was long ago");
     }
 
     #[test]

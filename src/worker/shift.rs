@@ -201,7 +201,9 @@ impl<'w> Shift<'w> {
                     self.failed.spawn(self.process(vec![held]));
                 }
                 self.clear_the_way();
-                let limits = (self.worker.batch_limit, self.worker.settings.batch_wait);
+                // More than half of what may be held is not waited for: it could not come.
+                let at_most = usize::from(self.worker.settings.prefetch / 2).max(1);
+                let limits = (self.worker.batch_limit.min(at_most), self.worker.settings.batch_wait);
                 let moment = (self.worker.pipeline.moment(), self.stopping);
                 while let Some(batch) = self.pile.next_batch(self.trying(), limits, moment) {
                     self.batches.spawn(self.process(batch));

@@ -153,7 +153,9 @@ impl Writer {
         if self.failures > 0 {
             tokio::time::sleep_until(self.wake_at.into()).await;
         } else {
-            self.gathering.rest().await;
+            if !self.eager {
+                self.gathering.rest().await;
+            }
             tokio::select! {
                 biased;
                 request = self.requests.recv() => {
@@ -177,7 +179,7 @@ impl Writer {
 
     fn take_in(&mut self, request: Request) {
         match request {
-            // The ingress has given up waiting and answered an error: the sender comes again.
+            // Its caller has given up: the sender comes again.
             Request::Publish(publish) if publish.answer.is_closed() => {}
             Request::Publish(publish) => {
                 self.work.publish_bytes += publish.message.body.len();

@@ -170,8 +170,10 @@ impl Deliveries {
         .await;
         let waits = || self.life().as_ref().is_some_and(|life| life.unsettled.waits(receipts));
         if waits() {
-            let _ = timeout(PATIENCE, until(&self.told.subscribe(), |()| !waits())).await;
-            self.tell(|unsettled| unsettled.acks_of(receipts)).await;
+            let told = timeout(PATIENCE, until(&self.told.subscribe(), |()| !waits())).await;
+            if told.is_err() {
+                self.tell(|unsettled| unsettled.acks_of(receipts)).await;
+            }
         }
     }
 

@@ -225,7 +225,7 @@ impl Runner {
                     open = count > 0;
                     let now = Instant::now();
                     for Request { route, properties, body, reply, bytes } in received.drain(..) {
-                        // Its caller has given up, and was answered an error.
+                        // Its caller has given up.
                         if reply.is_closed() {
                             continue;
                         }
@@ -261,7 +261,7 @@ impl Runner {
             // The return of a message can come with an earlier one's confirm: all that is known has to be looked at before
             // anything is called confirmed.
             drain(&mut confirms, &mut ready, &yielded);
-            gathering.met(begun + ready.len());
+            gathering.met(begun.max(ready.len()));
             if let Some(why) = self.heard(&mut outstanding, &mut ready) {
                 return Some(why);
             }
@@ -279,13 +279,12 @@ impl Runner {
         }
         let (now, mut failed) = (Instant::now(), None);
         for (number, word) in ready.drain(..) {
-            let answer = match word {
-                Ok(Confirmation::Ack(_)) => Ok(()),
-                Ok(Confirmation::Nack(_)) => Err("the broker rejects messages: the queue is full"),
+            let word = match word {
                 Ok(Confirmation::NotRequested) => {
                     failed = Some("the channel lost its confirm mode".into());
                     continue;
                 }
+                Ok(word) => word,
                 Err(error) => {
                     if code(&error) == Some(404) {
                         self.keeper.suspect(&text(&error));
@@ -294,12 +293,12 @@ impl Runner {
                     continue;
                 }
             };
-            let Some(((reply, _bytes), returned)) = outstanding.ended(number, now) else { continue };
-            let answer = if returned { Err("no queue takes it") } else { answer };
+            let Some(((reply, _bytes), is_returned)) = outstanding.ended(number, now) else { continue };
+            let answer = answer(&word, is_returned);
             if answer.is_ok() {
                 self.well();
             }
-            // A caller who has given up was answered an error.
+            // A caller may have given up.
             let _ = reply.send(answer.map_err(str::to_owned));
         }
         failed
@@ -321,6 +320,16 @@ fn returned(word: &Result<Confirmation, Error>) -> Option<&BasicReturnMessage> {
     match word {
         Ok(Confirmation::Ack(returned) | Confirmation::Nack(returned)) => returned.as_ref(),
         _ => None,
+    }
+}
+
+/// What a word means for its message. One that carries a return is no confirm, whoever the return names: of several messages that
+/// one word of the broker's confirms, lapin hands out the returns in any order.
+fn answer(word: &Confirmation, is_returned: bool) -> Result<(), &'static str> {
+    match word {
+        Confirmation::Ack(None) if !is_returned => Ok(()),
+        Confirmation::Nack(None) if !is_returned => Err("the broker rejects messages: the queue is full"),
+        _ => Err("no queue takes it"),
     }
 }
 
@@ -370,6 +379,20 @@ fn drain<S: Stream + Unpin>(stream: &mut S, ready: &mut Vec<S::Item>, woken: &Ar
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_confirm_that_carries_a_return_is_none_whoever_the_return_names() {
+        let returned = || {
+            let delivery = lapin::message::Delivery::mock(0, "e".into(), "k".into(), false, Vec::new());
+            BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() }
+        };
+        assert_eq!(answer(&Confirmation::Ack(None), false), Ok(()));
+        for word in [Confirmation::Ack(Some(returned())), Confirmation::Nack(Some(returned()))] {
+            assert_eq!(answer(&word, false), Err("no queue takes it"));
+        }
+        assert_eq!(answer(&Confirmation::Ack(None), true), Err("no queue takes it"));
+        assert!(answer(&Confirmation::Nack(None), false).unwrap_err().contains("full"));
+    }
 
     #[test]
     fn all_that_is_ready_is_taken_though_the_stream_yields() {

@@ -14,7 +14,8 @@ pub(super) type Number = u64;
 /// The publishes that wait, each with what is needed to answer its caller.
 #[derive(Debug)]
 pub(super) struct Outstanding<T> {
-    /// In the order of their numbers, from the first that waits on; `None` where the broker gave its word already.
+    /// In the order of their numbers, from the first that waits on; `None` where the broker gave its word already. A first one
+    /// that never gets it ends the channel, so these are bounded.
     waiting: VecDeque<Option<Waiting<T>>>,
     /// The number of the first of them.
     first: Number,

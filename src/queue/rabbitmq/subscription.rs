@@ -188,15 +188,17 @@ impl Shared {
                 }),
             }
         }
-        self.deliveries.ack(&done).await;
         // Each is acked with those that are confirmed by then, and waits for no other.
-        while let Some(first) = republished.next().await {
-            let mut confirmed: Vec<Receipt> = first.into_iter().collect();
-            while let Some(Some(next)) = republished.next().now_or_never() {
-                confirmed.extend(next);
+        let rest = async {
+            while let Some(first) = republished.next().await {
+                let mut confirmed: Vec<Receipt> = first.into_iter().collect();
+                while let Some(Some(next)) = republished.next().now_or_never() {
+                    confirmed.extend(next);
+                }
+                self.deliveries.ack(&confirmed).await;
             }
-            self.deliveries.ack(&confirmed).await;
-        }
+        };
+        tokio::join!(self.deliveries.ack(&done), rest);
     }
 
     /// Publishes a retry or a burial until it is confirmed. `false`: the delivery is no longer ours.
