@@ -343,7 +343,7 @@ async fn items_and_tiers_come_out_the_same_in_any_order(home: Arc<Home>) {
             apply(&store, batch.iter().cloned()).await.unwrap();
             let life = &mut lives[rng.random_range(0..3)];
             let user = store.user(&life.user).await.unwrap().and_then(|history| history.user);
-            if let Some(user) = user.filter(|_| rng.random_bool(0.2)) {
+            if let Some(user) = user.filter(|_| rng.random_bool(0.4)) {
                 if rng.random_bool(0.5) {
                     store.grant(user.id, "premium_lifetime", None, &by("a refund")).await.unwrap().unwrap();
                     life.grant = Some("premium_lifetime");
