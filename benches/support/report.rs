@@ -22,8 +22,8 @@ pub const LARGE: &str = "worker, 1,000,000 messages, 5,000,000 users, applied";
 const RATIOS: &[(&str, &str, &str)] = &[
     ("ingress, accepted", PUBLISHING, "≥ 0.6"),
     ("ingress, accepted", PUBLISHING_TOGETHER, ""),
-    ("worker draining a backlog, applied", "bare loop draining a backlog, applied", "≥ 0.7"),
-    ("end to end, applied", PUBLISHING, "≥ 0.45"),
+    ("worker draining a backlog, applied", "bare loop draining a backlog, applied", "≥ 0.9"),
+    ("end to end, applied", PUBLISHING, "≥ 0.57"),
     ("end to end, applied", "end to end, accepted", "1: no backlog"),
     ("embedded end to end, applied", "embedded end to end, accepted", ""),
     (
