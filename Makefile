@@ -10,7 +10,7 @@ else
 endif
 
 # What the benchmarks measure.
-bench bench-scale: export BENCH_BINARY = $(CURDIR)/target/dist/headcount
+bench bench-scale bench-sync: export BENCH_BINARY = $(CURDIR)/target/dist/headcount
 
 # The directory in which `make test-next` keeps its newer servers.
 NEXT_ROOT ?= /var/tmp/headcount-next
@@ -66,6 +66,6 @@ bench-scale: dist ## Measure with a million messages and five million users, and
 	  scripts/servers run -- cargo bench --locked --bench yardsticks
 
 # Clerk is a stand-in. BENCH_USERS is the largest instance.
-bench-sync: ## Measure headcount sync with a million users, and write benches/SYNC.md (half an hour)
+bench-sync: dist ## Measure headcount sync with a million users, and write benches/SYNC.md (half an hour)
 	cargo bench --locked --no-run --bench sync
 	POSTGRES_OPTIONS="-c shared_buffers=4GB -c max_wal_size=16GB" scripts/servers run -- cargo bench --locked --bench sync

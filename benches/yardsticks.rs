@@ -1,8 +1,8 @@
 //! How fast headcount is beside what it could be: its real processes, and the broker and the database driven with
 //! nothing in between, on the same machine in the same run. `make bench` starts the servers, runs it, and keeps the
 //! table in benches/RESULTS.md. BENCH_ROUNDS (3), BENCH_MESSAGES (30000 in a backlog) and BENCH_SECONDS (8 of a load)
-//! change how much; BENCH_ONLY takes one scenario and keeps nothing; BENCH_BINARY measures another build. BENCH_ONLY=scale is another run (`make
-//! bench-scale`), which keeps its table in benches/SCALE.md.
+//! change how much; BENCH_ONLY takes one scenario and keeps nothing; BENCH_BINARY measures another build.
+//! BENCH_ONLY=scale is another run (`make bench-scale`), which keeps its table in benches/SCALE.md.
 
 #![allow(unreachable_pub)]
 

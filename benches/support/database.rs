@@ -51,18 +51,12 @@ impl Inbox {
 
     /// How many were applied per second, from the first batch to the last.
     pub async fn rate(&mut self) -> Outcome<f64> {
-        let times: Vec<f64> = match self {
-            Self::Postgres(connection) => {
-                sqlx::query_scalar("SELECT extract(epoch FROM processed_at)::float8 FROM inbox")
-                    .fetch_all(&mut **connection)
-                    .await?
-            }
-            Self::Embedded(connection) => {
-                sqlx::query_scalar("SELECT unixepoch(processed_at, 'subsec') FROM inbox")
-                    .fetch_all(&mut **connection)
-                    .await?
-            }
-        };
+        let times = self
+            .numbers(
+                "SELECT extract(epoch FROM processed_at)::float8 FROM inbox",
+                "SELECT unixepoch(processed_at, 'subsec') FROM inbox",
+            )
+            .await?;
         let first = times.iter().copied().fold(f64::INFINITY, f64::min);
         let last = times.iter().copied().fold(0.0, f64::max);
         let behind_first = times.iter().filter(|time| **time > first).count();
@@ -91,17 +85,20 @@ impl Inbox {
 
     /// Milliseconds from received to written, a commit earlier than the above, by the inbox's own times.
     pub async fn lag(&mut self) -> Outcome<[f64; 3]> {
-        Ok(parts(match self {
-            Self::Postgres(connection) => {
-                let statement =
-                    "SELECT extract(epoch FROM processed_at - received_at)::float8 * 1000 FROM inbox";
-                sqlx::query_scalar(statement).fetch_all(&mut **connection).await?
-            }
-            Self::Embedded(connection) => {
-                let statement = "SELECT (unixepoch(processed_at, 'subsec') - unixepoch(received_at, 'subsec')) * 1000.0 FROM inbox";
-                sqlx::query_scalar(statement).fetch_all(&mut **connection).await?
-            }
-        }))
+        let lags = self
+            .numbers(
+                "SELECT extract(epoch FROM processed_at - received_at)::float8 * 1000 FROM inbox",
+                "SELECT (unixepoch(processed_at, 'subsec') - unixepoch(received_at, 'subsec')) * 1000.0 FROM inbox",
+            )
+            .await?;
+        Ok(parts(lags))
+    }
+
+    async fn numbers(&mut self, postgres: &'static str, embedded: &'static str) -> Outcome<Vec<f64>> {
+        Ok(match self {
+            Self::Postgres(connection) => sqlx::query_scalar(postgres).fetch_all(&mut **connection).await?,
+            Self::Embedded(connection) => sqlx::query_scalar(embedded).fetch_all(&mut **connection).await?,
+        })
     }
 }
 

@@ -167,19 +167,20 @@ fn parse_at_once(body: &[u8], known: &Known<'_>) -> Option<Parsed> {
         return None;
     }
     // Otherwise the pass would be in vain.
-    let kind = match last_type(body)? {
+    let event_type = last_type(body)?;
+    let kind = match event_type {
         "user.created" => UpsertKind::Created,
         "user.updated" => UpsertKind::Updated,
         _ => return None,
     };
     let event: UserEvent<'_> = field::body(body).ok()?;
-    let event_type = Field::at("type", event.r#type).any_text().ok()??.into_owned();
     let sent = Field::at("timestamp", event.timestamp).time().ok()?;
     let Known { message_id, received_at, .. } = *known;
     let news = user::News { sent, message_id, received_at, source: Source::Webhook, keep_object: false };
     let upsert = news.upsert_of(&event.data, kind, None).ok()?;
     let change = Change::User(users::Change::Upsert(upsert));
-    Some(Parsed { change, event_type, sent, instance: instance(event.instance_id) })
+    let instance = instance(event.instance_id);
+    Some(Parsed { change, event_type: event_type.to_owned(), sent, instance })
 }
 
 fn instance(id: field::Raw<'_>) -> Option<String> {
