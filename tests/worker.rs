@@ -909,24 +909,23 @@ async fn a_starting_worker_that_meets_only_what_hangs_first_still_reaches_the_ot
 #[tokio::test]
 async fn where_everybody_hangs_little_is_held_most_of_the_time() {
     let queue = FakeQueue::with(0);
-    (0..30).for_each(|n| queue.deliver(&format!("hangs{n}"), 0));
+    // So few that they are given back long before all are taken again.
+    (0..3).for_each(|n| queue.deliver(&format!("hangs{n}"), 0));
     let store = hanging(Duration::from_millis(1100));
     let mut running = Running::start(&queue, &store, settings());
     running.until_paused(true).await;
-    let all_were_taken = || queue.state().subscribed.iter().filter(|prefetch| **prefetch == 100).count();
     queue.until(|state| state.subscribed.contains(&100)).await;
+    // All are taken again 5 s after this at the earliest.
     let taken = Instant::now();
     queue.until(|state| state.unsettled.is_empty()).await;
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(4) {
-        if queue.held() > 1 {
-            assert_eq!(all_were_taken(), 2, "{} are held", queue.held());
-            assert!(taken.elapsed() > Duration::from_millis(4900), "again after {:?}", taken.elapsed());
-            break;
-        }
+    let mut looks = 0;
+    while taken.elapsed() < Duration::from_millis(4700) {
+        looks += 1;
+        assert!(queue.held() <= 1, "{} are held {:?} after all were taken", queue.held(), taken.elapsed());
         assert!(running.health.borrow().paused.is_some(), "nothing was applied");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    assert!(looks >= 50, "they were given back too late to tell: {looks}");
     assert_eq!((queue.settled().len(), queue.burned()), (0, vec![]));
     running.stop().await;
 }
