@@ -33,6 +33,7 @@ pub mod telemetry;
 // Used by all, using none of the above.
 pub mod address;
 pub mod datafile;
+pub(crate) mod digest;
 pub mod failure;
 pub mod message;
 pub mod pause;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    digest::{hex, sha256},
     text::{REJECTED_HEADERS, WORD_MAX, clean},
     time::Millis,
 };
@@ -39,9 +40,7 @@ impl MessageId {
     /// The id of a message that came without a usable one (published by another hand): made from its body, so that
     /// its redeliveries share it.
     pub fn of_body(body: &[u8]) -> Self {
-        let digest = hmac_sha256::Hash::hash(body);
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self(format!("body_{hex}"))
+        Self(format!("body_{}", hex(&sha256(body))))
     }
 
     /// The id as text.

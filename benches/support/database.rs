@@ -45,7 +45,7 @@ impl Inbox {
                 return Err(format!("{found} of {count} messages were applied in {PATIENCE:?}").into());
             }
             // Looking must not cost what is looked at.
-            tokio::time::sleep((asked.elapsed() * 30).max(Duration::from_millis(100))).await;
+            tokio::time::sleep((asked.elapsed() * 100).max(Duration::from_millis(100))).await;
         }
     }
 

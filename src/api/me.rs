@@ -6,7 +6,6 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use hmac_sha256::Hash;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Serialize;
 use serde_json::Value;
@@ -22,6 +21,7 @@ use super::{
 };
 use crate::{
     clerk::token::Caller,
+    digest::{hex, sha256},
     net::Problem,
     store::{User, accounts::Account},
     time::Millis,
@@ -96,8 +96,7 @@ pub(super) struct Shown {
 impl Shown {
     pub(super) fn of(user: &User) -> Result<Self, Problem> {
         let json = text(&Me::of(user))?;
-        let hash = Hash::hash(json.as_bytes());
-        let tag = hash[..12].iter().map(|byte| format!("{byte:02x}")).collect();
+        let tag = hex(&sha256(json.as_bytes())[..12]);
         Ok(Self { json, tag })
     }
 }

@@ -9,7 +9,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use hmac_sha256::Hash;
 use http::{HeaderValue, StatusCode, header, request::Parts};
 use rand::{RngExt as _, distr::Alphanumeric};
 use serde::{Deserialize, Serialize};
@@ -18,6 +17,7 @@ use uuid::Uuid;
 
 use super::{Api, caller::Known, json, later, limits::Spent, me::deleted};
 use crate::{
+    digest::{hex, sha256},
     net::{Peer, Problem},
     store::visitors::{Claim, Claimed, Visitor},
     time::{Millis, now, rfc3339},
@@ -131,5 +131,5 @@ fn visitor(kept: Duration) -> (Visitor, String) {
 }
 
 fn hash(token: &str) -> String {
-    Hash::hash(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&sha256(token.as_bytes()))
 }

@@ -7,6 +7,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use aws_lc_rs::{constant_time::verify_slices_are_equal, hmac};
 use axum::{
     Router,
     extract::{OriginalUri, Request, State},
@@ -16,7 +17,6 @@ use axum::{
     routing::{MethodRouter, delete, get, post, put},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use hmac_sha256::{HMAC, Hash};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, uri::Authority};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -24,6 +24,7 @@ use url::form_urlencoded;
 
 use super::api::problem::Problem;
 use crate::{
+    digest::sha256,
     net::{Visitor, problem},
     secret::Secret,
     store::letters::Actor,
@@ -229,7 +230,7 @@ struct Session {
 struct Token {
     digest: [u8; 32],
     access: Access,
-    key: [u8; 32],
+    key: hmac::Key,
 }
 
 fn say_refused(counts: &str) {
@@ -263,8 +264,9 @@ impl Guard {
         let kinds = [(&tokens.operate, Access::Operate), (&tokens.look, Access::Look)];
         let tokens = kinds.into_iter().filter_map(|(token, access)| {
             let token = token.as_ref()?.expose().as_bytes();
-            let key = HMAC::mac(b"headcount session", token);
-            Some(Token { digest: Hash::hash(token), access, key })
+            let key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, token), b"headcount session");
+            let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_ref());
+            Some(Token { digest: sha256(token), access, key })
         });
         let tokens = tokens.collect();
         let open = super::routes()
@@ -297,7 +299,9 @@ impl Guard {
     }
 
     fn access_of(&self, given: &[u8]) -> Option<Access> {
-        self.tokens.iter().find(|token| Hash::verify(given, &token.digest)).map(|token| token.access)
+        let digest = sha256(given);
+        let such = |token: &&Token| verify_slices_are_equal(&token.digest, &digest).is_ok();
+        self.tokens.iter().find(such).map(|token| token.access)
     }
 
     /// Who sent a request; `None` for a stranger.
@@ -334,18 +338,20 @@ impl Guard {
     /// Reads a session; `None` where it is not signed by these tokens, or over.
     fn read(&self, value: &str, now: Millis) -> Option<Session> {
         let (said, signature) = value.split_once('.')?;
-        let signature = URL_SAFE_NO_PAD.decode(signature).ok()?.try_into().ok()?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
         let session: Session = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(said).ok()?).ok()?;
         let token = self.tokens.iter().find(|token| token.access == session.access)?;
-        (HMAC::verify(said.as_bytes(), token.key, &signature) && session.ends > now).then_some(session)
+        let is_signed = hmac::verify(&token.key, said.as_bytes(), &signature).is_ok();
+        (is_signed && session.ends > now).then_some(session)
     }
 
     fn sign(&self, session: &Session) -> String {
         let said = URL_SAFE_NO_PAD.encode(serde_json::to_vec(session).unwrap_or_default());
         let token = self.tokens.iter().find(|token| token.access == session.access);
         // Nobody signs in where there are no tokens.
-        let signature = token.map(|token| HMAC::mac(said.as_bytes(), token.key)).unwrap_or_default();
-        format!("{said}.{}", URL_SAFE_NO_PAD.encode(signature))
+        let signature = token.map(|token| hmac::sign(&token.key, said.as_bytes()));
+        let signature = signature.map(|tag| URL_SAFE_NO_PAD.encode(tag)).unwrap_or_default();
+        format!("{said}.{signature}")
     }
 
     /// The cookie of a new session, for a person of this name.

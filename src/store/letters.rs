@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::{
+    digest::{hex, sha256},
     message::Origin,
     rules::Outcome,
     time::{Millis, rfc3339},
@@ -234,7 +235,7 @@ pub struct Group {
 
 /// The id of a group: the beginning of its key's SHA-256.
 pub fn group_id(key: &str) -> String {
-    hmac_sha256::Hash::hash(key.as_bytes())[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&sha256(key.as_bytes())[..4])
 }
 
 /// A letter in a listing.

@@ -5,7 +5,7 @@
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 
-use crate::{message::PROBE, time::Millis};
+use crate::{digest::sha256, message::PROBE, time::Millis};
 
 pub mod world;
 
@@ -415,7 +415,7 @@ fn contact_id(contact: &str) -> String {
 
 /// Randomness that depends on `seed` alone.
 fn dice(seed: &str) -> StdRng {
-    StdRng::from_seed(hmac_sha256::Hash::hash(seed.as_bytes()))
+    StdRng::from_seed(sha256(seed.as_bytes()))
 }
 
 /// `prefix`, which ends in the first of 27 base62 characters, and the other 26.

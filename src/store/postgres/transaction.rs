@@ -12,6 +12,7 @@ use super::{
     connections::{PEOPLE, Tx},
 };
 use crate::{
+    digest::sha256,
     rules::Outcome,
     store::{
         Incoming, StoreError, Terms,
@@ -64,12 +65,13 @@ const LOCK: &str = "SELECT pg_advisory_xact_lock(k) \
 const REMEMBERED: &str = "SELECT message_id, NULL::timestamptz, NULL::uuid FROM inbox WHERE message_id = ANY($1) \
      UNION ALL SELECT clerk_id, deleted_at, user_id FROM former_clerk_ids WHERE clerk_id = ANY($2)";
 
+// Of a message that another transaction has written, the unique key tells: to pass over it would cost each message more.
 // The time of the statement, not of the transaction, so that it follows that of the batch this one waited for.
 const RECORD: &str = "INSERT INTO inbox \
      (message_id, event_type, clerk_id, outcome, event_at, received_at, processed_at) \
      SELECT m, t, c, o, e, r, statement_timestamp() \
      FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[]) \
-     WITH ORDINALITY AS i (m, t, c, o, e, r, n) ORDER BY n ON CONFLICT DO NOTHING";
+     WITH ORDINALITY AS i (m, t, c, o, e, r, n) ORDER BY n";
 
 const NOT_APPLIED: &str = "SELECT id, clerk_id FROM dead_letters WHERE message_id = ANY($1) AND status <> 'applied' \
      ORDER BY message_id COLLATE \"C\" FOR UPDATE";
@@ -241,7 +243,7 @@ impl Transaction for Tx {
 /// A number for an advisory lock, which are one space per database: the same in every process and version, and with
 /// 64 bits of a hash as good as unique.
 pub(super) fn lock_id(schema: &str, kind: &str, name: &str) -> i64 {
-    let digest = hmac_sha256::Hash::hash(format!("headcount\0{schema}\0{kind}\0{name}").as_bytes());
+    let digest = sha256(format!("headcount\0{schema}\0{kind}\0{name}").as_bytes());
     let [a, b, c, d, e, f, g, h, ..] = digest;
     i64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
