@@ -269,6 +269,34 @@ async fn a_deleted_queue_is_declared_again_and_what_came_meanwhile_is_dead() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_queue_has_delivered_before_it_was_deleted_can_be_settled() {
+    let server = Server::rabbitmq();
+    let queue = open(&server).await;
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
+    let mut held = Vec::new();
+    for id in ["a", "b", "c"] {
+        publish_stubbornly(&*queue, id).await;
+        held.push(next(&*subscription).await);
+    }
+    server.ctl(&["delete_queue", "headcount.events"]);
+    eventually("the consumer learns of it", async || {
+        subscription.trouble().is_some_and(|why| why.contains("deleted"))
+    })
+    .await;
+    eventually("the queue is there again", async || queue.depths().await.is_ok()).await;
+    assert!(held.iter().all(|delivery| subscription.holds(delivery.receipt)), "nothing of it comes again");
+    // One of them is to be tried again: it is published like any other, and comes back.
+    let again = held.pop().unwrap();
+    let receipt = again.receipt;
+    let retried = Settlement { delivery: again, action: Action::Retry { rung: 0, attempt: 1, waits: 0 } };
+    subscription.settle(vec![retried]).await;
+    subscription.settle(held.into_iter().map(done).collect()).await;
+    assert_eq!(next(&*subscription).await.message.id.as_str(), "c");
+    assert!(!subscription.holds(receipt), "it consumes the new queue");
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_queue_without_consumers_is_declared_again_by_who_looks() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;

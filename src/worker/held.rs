@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Batches of one worker in their transactions at a time.
-const BATCHES: usize = 4;
+pub(super) const BATCHES: usize = 4;
 /// Messages of one worker that are tried alone at a time.
 const SINGLY: usize = 10;
 /// Those of them that failed alone before. Each may hang as long as a statement may, and is to leave room for others.

@@ -19,7 +19,7 @@ use super::{
     batch::{Failed, Progress, Tell},
     blame::{Blame, Conclusion, Judgement, Review, Silence},
     course::Course,
-    held::{Held, Pile, Trying},
+    held::{BATCHES, Held, Pile, Trying},
     verdict::Verdict,
 };
 use crate::{
@@ -201,8 +201,8 @@ impl<'w> Shift<'w> {
                     self.failed.spawn(self.process(vec![held]));
                 }
                 self.clear_the_way();
-                // More than half of what may be held is not waited for: it could not come.
-                let at_most = usize::from(self.worker.settings.prefetch / 2).max(1);
+                // While as many as may be are being tried, what else may be held is room for one more to fill.
+                let at_most = (usize::from(self.worker.settings.prefetch) / (BATCHES + 1)).max(1);
                 let limits = (self.worker.batch_limit.min(at_most), self.worker.settings.batch_wait);
                 let moment = (self.worker.pipeline.moment(), self.stopping);
                 while let Some(batch) = self.pile.next_batch(self.trying(), limits, moment) {

@@ -14,7 +14,7 @@ use lapin::{
     types::FieldTable,
 };
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     connection::{Link, code, text},
@@ -31,6 +31,8 @@ use crate::{
 
 /// How long the broker may take to confirm that it stops delivering.
 pub(super) const CANCEL_LIMIT: Duration = Duration::from_secs(3);
+/// How long the deliveries of a queue that was deleted may take to be settled: they are nowhere else.
+const LAST_LIMIT: Duration = Duration::from_secs(10);
 /// A consumer that the broker ended over its consumer timeout stays in trouble for so long: it is likely to come again.
 const TIMED_OUT_FOR: Duration = Duration::from_secs(60);
 /// An unroutable message that was received so lately, in ms, is evidence that a binding is missing now.
@@ -142,7 +144,6 @@ async fn keep_consuming(shared: &Shared, mut consuming: Option<Consuming>) {
             }
             shared.troubles.report(part, shared.reporter, end.why);
             if end.deleted {
-                shared.keeper.suspect(&format!("{} was deleted", shared.queue));
                 let _ = timeout(DELETED_PAUSE, shared.wished(Wish::Cancel)).await;
             }
         }
@@ -196,7 +197,13 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
                         over = true;
                         shared.deliveries.no_more();
                     }
-                    Some(None) => break ended_by_broker(shared, &channel).await,
+                    Some(None) => {
+                        let end = ended_by_broker(shared, &channel).await;
+                        if end.deleted {
+                            settle_the_last(shared, generation, &end.why).await;
+                        }
+                        break end;
+                    }
                     _ => gathering.rest().await,
                 }
             }
@@ -251,6 +258,22 @@ fn timed_out(which: &str) -> End {
         "the broker ended the consumer over its consumer timeout {which}: a delivery was not settled in time; raise consumer_timeout in rabbitmq.conf, 30 minutes are its default, or lower HEADCOUNT_PREFETCH"
     );
     End { timed_out: true, ..why.into() }
+}
+
+/// Lets what a queue has delivered before it was deleted be settled: nothing of it comes again.
+async fn settle_the_last(shared: &Shared, generation: u64, why: &str) {
+    shared.troubles.report(shared.source.part(), shared.reporter, why.to_owned());
+    shared.keeper.suspect(&format!("{} was deleted", shared.queue));
+    let lost = tokio::select! {
+        lost = shared.deliveries.all_settled(generation, LAST_LIMIT) => lost,
+        () = shared.wished(Wish::Close) => return,
+    };
+    if lost > 0 {
+        let queue = &shared.queue;
+        warn!(
+            "{queue} was deleted, and {lost} messages that it had delivered are lost: they could not be settled in time"
+        );
+    }
 }
 
 /// The broker cancelled the consumer and gives no reason: since RabbitMQ 4.3 over its consumer timeout too.

@@ -27,7 +27,7 @@ use crate::{
 /// How long writing an ack may take before the connection counts as stuck.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
 /// How long a settled delivery waits for older ones, to be acked together with them.
-const PATIENCE: Duration = Duration::from_millis(5);
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// The deliveries of the present generation.
 pub(super) struct Deliveries {
@@ -145,6 +145,18 @@ impl Deliveries {
     /// Whether a delivery of this receipt can be settled.
     pub(super) fn holds(&self, receipt: Receipt) -> bool {
         receipt.generation == *self.generation.borrow()
+    }
+
+    /// How many deliveries of this generation are not settled.
+    fn open(&self, generation: u64) -> usize {
+        let life = self.life();
+        life.as_ref().filter(|life| life.generation == generation).map_or(0, |life| life.unsettled.open.len())
+    }
+
+    /// Waits until all that was delivered in this generation is settled, for so long at most. Returns how many are not.
+    pub(super) async fn all_settled(&self, generation: u64, limit: Duration) -> usize {
+        let _ = timeout(limit, until(&self.told.subscribe(), |()| self.open(generation) == 0)).await;
+        self.open(generation)
     }
 
     /// Returns once a delivery of this receipt cannot be settled any more.
