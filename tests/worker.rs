@@ -510,6 +510,25 @@ async fn many_that_hang_take_neither_the_turns_nor_the_places_of_the_others() {
 }
 
 #[tokio::test]
+async fn one_busy_user_who_hangs_delays_the_others_for_seconds_only() {
+    let queue = FakeQueue::with(1);
+    let store = hanging(Duration::from_secs(1));
+    let silence = Duration::from_secs(5);
+    let running = Running::start(&queue, &store, Settings { silence, ..settings() });
+    queue.until_settled(1).await;
+    // One of them in each batch, were they tried together.
+    for n in 0..60 {
+        queue.deliver_body(&format!("hangs{n}"), created("hot"));
+        (0..9).for_each(|other| queue.deliver(&format!("good{n}_{other}"), 0));
+    }
+    let begun = Instant::now();
+    let good = |state: &State| state.settled.keys().filter(|id| id.starts_with("good")).count();
+    queue.until(|state| good(state) == 540).await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "they were held up for {:?}", begun.elapsed());
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn one_connection_lost_over_one_message_is_no_outage() {
     let queue = FakeQueue::with(9);
     let store = store(|batch| if has(batch, "m2") { Err(Class::Outage) } else { all_created(batch) });

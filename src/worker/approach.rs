@@ -258,7 +258,7 @@ impl Worker {
                     settled.extend(held.into_iter().map(Verdict::back));
                     tried = Tried::Failed(why);
                 }
-                Progress::Unanswered(held) | Progress::Leftover(held) => {
+                Progress::Unanswered(held) | Progress::Leftover(held) | Progress::KnownToHang(held) => {
                     settled.extend(held.into_iter().map(Verdict::back));
                 }
                 Progress::FailedTogether(_) | Progress::Fits(_) => {}

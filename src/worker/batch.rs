@@ -4,6 +4,7 @@
 //! no clock on the store: the store answers every call within its limit, and goes on with a call that nobody waits for.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -17,6 +18,7 @@ use tracing::debug;
 use super::{
     Settings,
     blame::{Kind, Moment, Span, Suspect},
+    hanging::Hanging,
     held::Held,
     seen::Seen,
     verdict::Verdict,
@@ -78,6 +80,8 @@ pub(super) enum Progress {
     FailedTogether(Moment),
     /// Not tried: the batch failed often enough, so each of these is to be tried alone.
     Leftover(Vec<Held>),
+    /// Not tried together with others: messages of their accounts hung lately.
+    KnownToHang(Vec<Held>),
     /// Tried alone.
     FailedAlone(Box<Failed>),
     /// Not tried, or not with any effect: the database cannot be asked.
@@ -96,6 +100,7 @@ pub(super) struct Pipeline {
     store: Arc<dyn Batches>,
     pub(super) settings: Settings,
     seen: Seen,
+    hanging: Hanging,
     pub(super) metrics: WorkerMetrics,
     /// Moments are counted from it.
     epoch: Instant,
@@ -111,6 +116,10 @@ struct Part {
 }
 
 impl Part {
+    fn accounts(&self) -> impl Iterator<Item = &str> {
+        self.incoming.iter().filter_map(|incoming| incoming.event.change.clerk_id())
+    }
+
     fn pieces(self, count: usize) -> Vec<Self> {
         let size = self.held.len().div_ceil(count).max(1);
         let incoming = self.incoming;
@@ -122,6 +131,15 @@ impl Part {
         });
         pieces.collect()
     }
+}
+
+/// A batch that was read.
+struct Sorted {
+    part: Part,
+    /// Not to be tried.
+    buried: Vec<(Held, Verdict)>,
+    /// Not to be tried together with others.
+    hanging: Vec<Held>,
 }
 
 /// How an attempt to apply a part ended.
@@ -150,7 +168,15 @@ impl Pipeline {
         seen: Seen,
         metrics: WorkerMetrics,
     ) -> Self {
-        Self { store, settings, seen, metrics, epoch: Instant::now(), successes: AtomicU64::new(0) }
+        Self {
+            store,
+            settings,
+            seen,
+            hanging: Hanging::default(),
+            metrics,
+            epoch: Instant::now(),
+            successes: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn moment(&self) -> Moment {
@@ -164,9 +190,12 @@ impl Pipeline {
             let _ = tell.send(progress);
         };
         self.metrics.batch_messages.record(batch.len() as f64);
-        let (part, buried) = self.parse(batch);
+        let Sorted { part, buried, hanging } = self.parse(batch);
         if !buried.is_empty() {
             tell(Progress::BuriedUntried(buried));
+        }
+        if !hanging.is_empty() {
+            tell(Progress::KnownToHang(hanging));
         }
         let mut parts = vec![part];
         let mut failures = Failures::default();
@@ -184,14 +213,21 @@ impl Pipeline {
             let begun = self.moment();
             let applied = self.apply(&part).await;
             let tried = Span { begun, ended: self.moment() };
+            let hung = tried.took() >= SLOW;
             match applied {
                 Applied::Yes(outcomes) => {
                     if failures.since.is_some() {
                         failures.fits = failures.fits.max(size);
                     }
+                    if size == 1 {
+                        part.accounts().for_each(|account| self.hanging.works(account));
+                    }
                     tell(self.committed(part, &outcomes, tried));
                 }
                 Applied::No(error) if size == 1 => {
+                    if hung {
+                        part.accounts().for_each(|account| self.hanging.hung(account, tried.ended));
+                    }
                     failed_alone(part, error, tried).into_iter().for_each(tell)
                 }
                 Applied::No(error) => {
@@ -203,7 +239,10 @@ impl Pipeline {
                         failures.before = self.successes.load(Relaxed);
                     }
                     tell(Progress::FailedTogether(tried.ended));
-                    let count = if tried.ended.saturating_sub(begun) >= SLOW { MANY } else { 2 };
+                    let count = if hung { MANY } else { 2 };
+                    if hung && size <= MANY {
+                        part.accounts().for_each(|account| self.hanging.hung(account, tried.ended));
+                    }
                     let mut pieces = part.pieces(count);
                     for held in pieces.iter_mut().flat_map(|piece| &mut piece.held) {
                         held.failed_together.get_or_insert(tried.ended);
@@ -252,8 +291,12 @@ impl Pipeline {
         })
     }
 
-    fn parse(&self, batch: Vec<Held>) -> (Part, Vec<(Held, Verdict)>) {
-        let mut buried = Vec::new();
+    fn parse(&self, batch: Vec<Held>) -> Sorted {
+        let known_to_hang = match batch.len() {
+            1 => HashSet::new(),
+            _ => self.hanging.accounts(self.moment()),
+        };
+        let (mut buried, mut hanging) = (Vec::new(), Vec::new());
         let (mut held, mut sent) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut incoming = Vec::with_capacity(batch.len());
         for one in batch {
@@ -284,6 +327,10 @@ impl Pipeline {
                         buried.push((one, verdict));
                         continue;
                     }
+                    if parsed.change.clerk_id().is_some_and(|account| known_to_hang.contains(account)) {
+                        hanging.push(one);
+                        continue;
+                    }
                     let event = Event {
                         message_id: message.id.as_str().to_owned(),
                         change: parsed.change,
@@ -301,7 +348,7 @@ impl Pipeline {
                 Err(error) => buried.push((one, Verdict::unreadable(error.detail))),
             }
         }
-        (Part { held, incoming: incoming.into(), sent }, buried)
+        Sorted { part: Part { held, incoming: incoming.into(), sent }, buried, hanging }
     }
 
     /// People said which Clerk instance the table belongs to, and this event is of another.

@@ -76,7 +76,7 @@ impl Span {
         self.took() >= LONG
     }
 
-    fn took(self) -> Duration {
+    pub(super) fn took(self) -> Duration {
         self.ended.saturating_sub(self.begun)
     }
 

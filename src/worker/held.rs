@@ -98,7 +98,7 @@ pub(super) struct Pile {
     returned: Vec<Held>,
     /// Left over from batches that failed.
     alone: VecDeque<Held>,
-    /// Failed alone before, here or on the ladder; who waits longest first.
+    /// Failed alone before, here or on the ladder, or is of an account that hangs; who waits longest first.
     failed: VecDeque<Held>,
     /// A message that has come back again and again is being tried: nothing else that came back is tried beside it.
     careful: bool,
@@ -141,7 +141,7 @@ impl Pile {
         self.alone.extend(held);
     }
 
-    /// Adds what failed alone, and is to be tried again.
+    /// Adds what failed alone and is to be tried again, or is of an account that hangs.
     pub(super) fn add_failed(&mut self, held: Held, now: Moment) {
         self.failed.push_back(Held { since: now, ..held });
     }

@@ -28,6 +28,7 @@ mod approach;
 mod batch;
 pub mod blame;
 mod course;
+mod hanging;
 mod held;
 mod seen;
 mod settle;

@@ -275,6 +275,10 @@ impl<'w> Shift<'w> {
             }
             Progress::FailedTogether(at) => self.worker.blame.failed_together(at),
             Progress::Leftover(held) => self.pile.add_alone(held, &mut rand::rng()),
+            Progress::KnownToHang(held) => {
+                let now = self.worker.pipeline.moment();
+                held.into_iter().for_each(|held| self.pile.add_failed(held, now));
+            }
             Progress::FailedAlone(failed) => {
                 match self.worker.blame.failed(&failed.suspect(), failed.tried) {
                     Judgement::Guilty => {
