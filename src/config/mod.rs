@@ -220,7 +220,7 @@ impl Config {
                 |text| {
                     let plain = text.len() <= 100
                         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
-                    plain.then(|| text.to_owned()).ok_or_else(|| "is not a plain name".into())
+                    plain.then(|| text.to_owned()).ok_or_else(|| "has to be a plain name".into())
                 },
             )?,
             retry_delays: raw.parse(

@@ -182,7 +182,7 @@ impl Raw {
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
         self.parse(variable, &format!("use {}", names.join(" or ")), |text| {
             let chosen = choices.iter().find(|(name, _)| *name == text);
-            chosen.map(|(_, choice)| *choice).ok_or_else(|| "is none of the choices".into())
+            chosen.map(|(_, choice)| *choice).ok_or_else(|| "has to be one of the choices".into())
         })
     }
 
@@ -193,7 +193,7 @@ impl Raw {
         most: Duration,
     ) -> Result<Duration, ConfigError> {
         self.parse(variable, "write a time such as 10ms, 25s, 5m, 1h or 14d", |text| {
-            let duration = humantime::parse_duration(text).map_err(|_| "is no time".to_owned())?;
+            let duration = humantime::parse_duration(text).map_err(|_| "has to be a time".to_owned())?;
             if duration < least || duration > most {
                 return Err(format!("has to be between {} and {}", delay_name(least), delay_name(most)));
             }
