@@ -155,7 +155,7 @@ impl Config {
         let secret = |variable: &'static str| raw.written(variable).map(Secret::new);
         let address = |variable: &'static str| {
             raw.parse(variable, "write an address and a port, such as 127.0.0.1:8080", |text| {
-                text.parse::<SocketAddr>().map_err(|_| "is not an address with a port".into())
+                text.parse::<SocketAddr>().map_err(|_| "has to be an address with a port".into())
             })
         };
         let mut warnings = Vec::new();
@@ -238,12 +238,12 @@ impl Config {
                 "use lower-case letters, digits and _, 1 to 63 of them",
                 |text| {
                     if text == "information_schema" || text.starts_with("pg_") {
-                        return Err("is PostgreSQL's own".into());
+                        return Err("has to be another one than PostgreSQL's own".into());
                     }
                     let plain = text.len() <= 63
                         && !text.starts_with(|c: char| c.is_ascii_digit())
                         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-                    plain.then(|| text.to_owned()).ok_or_else(|| "is not a plain schema name".into())
+                    plain.then(|| text.to_owned()).ok_or_else(|| "has to be a plain schema name".into())
                 },
             )?,
             relink: raw.choice(
@@ -636,6 +636,10 @@ mod tests {
             ("lisen = \"x\"", "headcount.toml: lisen is not a setting", "did you mean listen?"),
             ("DATABASE_URL = \"x\"", "headcount.toml: DATABASE_URL is not a setting", "mean database_url?"),
             ("inbox_retention = \"1h\"", "has to be between 1d and 3650d", "14d"),
+            ("batch_wait = \"soon\"", "batch_wait is \"soon\": has to be a time", "10ms"),
+            ("listen = \"8080\"", "listen is \"8080\": has to be an address with a port", "127.0.0.1:8080"),
+            ("schema = \"pg_x\"", "schema is \"pg_x\": has to be another one", "lower-case"),
+            ("queue_prefix = \"a b\"", "queue_prefix is \"a b\": has to be a plain name", "letters"),
         ] {
             let error = in_file(text, &[]).expect_err(text);
             assert!(error.message.contains(said), "{text}: {}", error.message);
