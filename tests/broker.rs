@@ -297,6 +297,31 @@ async fn what_a_queue_has_delivered_before_it_was_deleted_can_be_settled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_stops_after_its_queue_was_deleted_is_answered_at_once_and_gives_back_what_it_holds() {
+    let server = Server::rabbitmq();
+    let queue = open(&server).await;
+    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
+    publish_stubbornly(&*queue, "held").await;
+    let held = next(&*subscription).await;
+    server.ctl(&["delete_queue", "headcount.events"]);
+    eventually("the consumer learns of it", async || {
+        subscription.trouble().is_some_and(|why| why.contains("deleted"))
+    })
+    .await;
+    let asked = Instant::now();
+    subscription.cancel().await;
+    assert!(asked.elapsed() < Duration::from_secs(2), "a stop waited for {:?}", asked.elapsed());
+    assert!(subscription.next().await.is_none());
+    eventually("the queue is there again", async || queue.depths().await.is_ok()).await;
+    assert!(subscription.holds(held.receipt), "it can be given back");
+    let back = Settlement { delivery: held, action: Action::Retry { rung: 0, attempt: 0, waits: 0 } };
+    subscription.settle(vec![back]).await;
+    let another = queue.subscribe(Source::Events, 10).await.unwrap();
+    assert_eq!(next(&*another).await.message.id.as_str(), "held");
+    queue.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_queue_without_consumers_is_declared_again_by_who_looks() {
     let server = Server::rabbitmq();
     let queue = open(&server).await;

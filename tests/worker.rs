@@ -510,6 +510,17 @@ async fn many_that_hang_take_neither_the_turns_nor_the_places_of_the_others() {
 }
 
 #[tokio::test]
+async fn a_batch_takes_no_more_than_a_fifth_of_the_prefetch() {
+    let queue = FakeQueue::with(200);
+    let store = store(all_created);
+    let running = Running::start(&queue, &store, Settings { prefetch: 20, batch_max: 200, ..settings() });
+    queue.until_settled(200).await;
+    let most = store.batches.lock().unwrap().iter().map(Vec::len).max();
+    assert_eq!(most, Some(4), "one fills while four are being tried");
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn one_busy_user_who_hangs_delays_the_others_for_seconds_only() {
     let queue = FakeQueue::with(1);
     let store = hanging(Duration::from_secs(1));

@@ -228,7 +228,8 @@ impl Config {
                 "write delays such as 1s,5s,30s,2m,10m,1h",
                 |text| {
                     let delays = text.split(',').map(|part| {
-                        humantime::parse_duration(part.trim()).map_err(|_| format!("{part:?} is no time"))
+                        humantime::parse_duration(part.trim())
+                            .map_err(|_| format!("{part:?} has to be a time"))
                     });
                     Ladder::new(delays.collect::<Result<_, _>>()?)
                 },

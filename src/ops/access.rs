@@ -532,6 +532,10 @@ mod tests {
         ] {
             assert_eq!(caller(&ours, &format!("headcount-8081={bad}")), None, "{bad}");
         }
+        // A session outlives an upgrade: it is signed as it always was.
+        let key = hmac_sha256::HMAC::mac(b"headcount session", b"hunter2-look");
+        let signed = URL_SAFE_NO_PAD.encode(hmac_sha256::HMAC::mac(said, key));
+        assert_eq!(signature, signed);
         let others = [("hunter2-operate", Access::Operate), ("hunter3-look", Access::Look)];
         assert_eq!(caller(&guard(&others, Some("127.0.0.1:8081")), pair), None);
         // Who looks holds nothing that is made of the operators' token.

@@ -220,7 +220,7 @@ impl Worker {
 
     async fn try_one(&mut self, held: Held) -> (Tried, Vec<(Held, Verdict)>) {
         let (tell, mut told) = mpsc::unbounded_channel();
-        self.pipeline.process(vec![held], &tell).await;
+        self.pipeline.process_alone(held, &tell).await;
         drop(tell);
         let mut tried = Tried::Unchanged;
         let mut settled = Vec::new();

@@ -183,14 +183,26 @@ impl Pipeline {
         self.epoch.elapsed()
     }
 
+    /// Tries one message alone, though its account may hang.
+    pub(super) async fn process_alone(&self, held: Held, tell: &Tell) {
+        self.process_but(vec![held], HashSet::new(), tell).await;
+    }
+
     /// Applies a batch, whole or in parts, and tells what becomes of each message of it.
     pub(super) async fn process(&self, batch: Vec<Held>, tell: &Tell) {
+        self.process_but(batch, self.hanging.accounts(self.moment()), tell).await;
+    }
+
+    /// The same, but for messages of those accounts.
+    async fn process_but(&self, batch: Vec<Held>, known_to_hang: HashSet<String>, tell: &Tell) {
         let tell = |progress| {
             // Without a listener the worker has gone: what is not settled comes back with its connection.
             let _ = tell.send(progress);
         };
-        self.metrics.batch_messages.record(batch.len() as f64);
-        let Sorted { part, buried, hanging } = self.parse(batch);
+        let Sorted { part, buried, hanging } = self.parse(batch, &known_to_hang);
+        if !part.held.is_empty() {
+            self.metrics.batch_messages.record(part.held.len() as f64);
+        }
         if !buried.is_empty() {
             tell(Progress::BuriedUntried(buried));
         }
@@ -270,7 +282,7 @@ impl Pipeline {
     /// Tries one message alone, if the database takes a write of ours.
     pub(super) async fn ask_then_try(&self, held: Held, tell: &Tell) {
         match self.ready().await {
-            Ok(()) => self.process(vec![held], tell).await,
+            Ok(()) => self.process_alone(held, tell).await,
             Err(why) => {
                 let _ = tell.send(Progress::Unasked(vec![held], why));
             }
@@ -291,11 +303,7 @@ impl Pipeline {
         })
     }
 
-    fn parse(&self, batch: Vec<Held>) -> Sorted {
-        let known_to_hang = match batch.len() {
-            1 => HashSet::new(),
-            _ => self.hanging.accounts(self.moment()),
-        };
+    fn parse(&self, batch: Vec<Held>, known_to_hang: &HashSet<String>) -> Sorted {
         let (mut buried, mut hanging) = (Vec::new(), Vec::new());
         let (mut held, mut sent) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut incoming = Vec::with_capacity(batch.len());

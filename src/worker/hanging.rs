@@ -1,5 +1,6 @@
-//! Owns which accounts have hung lately. Each batch with a message of theirs would hang again, and all who are in it would wait:
-//! while somebody keeps one busy user's row locked, that would be nearly every batch. Bounded, and forgets soon.
+//! Owns which accounts have hung lately. Each batch with a message of theirs would hang again, and all who are in it would
+//! wait: while somebody keeps one busy user's row locked, that would be nearly every batch. Bounded, and forgets soon.
+//! Never touches the database.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -18,7 +18,8 @@ use crate::{
 pub(super) const BATCHES: usize = 4;
 /// Messages of one worker that are tried alone at a time.
 const SINGLY: usize = 10;
-/// Those of them that failed alone before. Each may hang as long as a statement may, and is to leave room for others.
+/// Those of them that failed alone before, or are of an account that hangs. Each may hang as long as a statement may, and is to
+/// leave room for others.
 const FAILED: usize = 4;
 /// Those of them that came back unsettled.
 const RETURNING: usize = 3;
@@ -141,9 +142,19 @@ impl Pile {
         self.alone.extend(held);
     }
 
-    /// Adds what failed alone and is to be tried again, or is of an account that hangs.
+    /// Adds what failed alone and is to be tried again.
     pub(super) fn add_failed(&mut self, held: Held, now: Moment) {
         self.failed.push_back(Held { since: now, ..held });
+    }
+
+    /// Adds what is of an account that hangs. Answers it where there is no room: more tries of one account at a time would prove
+    /// no more.
+    pub(super) fn add_hanging(&mut self, held: Held, now: Moment) -> Option<Held> {
+        if self.failed.len() >= FAILED {
+            return Some(held);
+        }
+        self.add_failed(held, now);
+        None
     }
 
     pub(super) fn drain(&mut self) -> Vec<Held> {
@@ -159,10 +170,10 @@ impl Pile {
         self.failed.retain(Held::is_ours);
     }
 
-    /// Any one, those that came back last.
+    /// Any one: those that may hang late, and those that came back last.
     pub(super) fn next_of_any(&mut self) -> Option<Held> {
-        let next = self.alone.pop_front().or_else(|| self.failed.pop_front());
-        next.or_else(|| self.fresh.pop_front()).or_else(|| self.returned.pop())
+        let next = self.alone.pop_front().or_else(|| self.fresh.pop_front());
+        next.or_else(|| self.failed.pop_front()).or_else(|| self.returned.pop())
     }
 
     /// The next that is left over and tried alone, if there is room for it.
@@ -170,12 +181,12 @@ impl Pile {
         if trying.is_full() { None } else { self.alone.pop_front() }
     }
 
-    /// The next that failed alone and is tried again, if there is room for it.
+    /// The next that failed alone or may hang, if there is room for a try of it.
     pub(super) fn next_failed(&mut self, trying: Trying) -> Option<Held> {
         if trying.failed >= FAILED || trying.is_full() { None } else { self.failed.pop_front() }
     }
 
-    /// The next that failed alone, and has waited so long for another try that it takes room from those that did not fail.
+    /// The next that failed alone or may hang, and has waited so long for a try that it takes room from the others.
     pub(super) fn next_in_the_way(&mut self, now: Moment, patience: Duration) -> Option<Held> {
         let waits = |held: &Held| now.saturating_sub(held.since) >= patience;
         if self.failed.front().is_some_and(waits) { self.failed.pop_front() } else { None }

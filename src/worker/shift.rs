@@ -150,15 +150,15 @@ impl<'w> Shift<'w> {
         self.pile.add(Held::new(delivery, &self.subscription, self.worker.pipeline.moment()));
     }
 
-    /// Deliveries of a connection that has ended, or of a lease that was lost, come again: dropped here, they are applied
-    /// once and cost no memory.
+    /// Deliveries of a connection that has ended, or of a lease that was lost, come again from their queue: dropped here, they
+    /// are applied once and cost no memory.
     fn drop_what_is_not_ours(&mut self) {
         let before = self.held();
         self.pile.drop_what_is_not_ours();
         self.suspects.retain(|failed| failed.held.is_ours());
         let dropped = before - self.held();
         if dropped > 0 {
-            info!("{dropped} messages are no longer this worker's, and come again");
+            info!("{dropped} messages are no longer this worker's");
         }
     }
 
@@ -192,13 +192,13 @@ impl<'w> Shift<'w> {
             Course::Working => {
                 let age = self.begun.elapsed();
                 while let Some(held) = self.pile.next_returned(self.trying(), age, &mut rand::rng()) {
-                    self.returning.spawn(self.process(vec![held]));
+                    self.returning.spawn(self.process_alone(held));
                 }
                 while let Some(held) = self.pile.next_alone(self.trying()) {
-                    self.alone.spawn(self.process(vec![held]));
+                    self.alone.spawn(self.process_alone(held));
                 }
                 while let Some(held) = self.pile.next_failed(self.trying()) {
-                    self.failed.spawn(self.process(vec![held]));
+                    self.failed.spawn(self.process_alone(held));
                 }
                 self.clear_the_way();
                 // While as many as may be are being tried, what else may be held is room for one more to fill.
@@ -212,13 +212,26 @@ impl<'w> Shift<'w> {
         }
     }
 
-    /// Sets aside what failed before and finds no room for another try: many that hang would take all places of the prefetch.
+    /// Sets aside what failed or hangs and finds no room for a try: many that hang would take all places of the prefetch.
     fn clear_the_way(&mut self) {
         let (now, patience) = (self.worker.pipeline.moment(), self.worker.settings.silence);
         while let Some(held) = self.pile.next_in_the_way(now, patience) {
-            let verdict = Verdict::set_aside(&held.delivery.message, &self.worker.settings.ladder);
-            self.worker.settling.settle(vec![(held, verdict)]);
+            self.set_aside(vec![held]);
         }
+    }
+
+    fn set_aside(&mut self, held: Vec<Held>) {
+        let ladder = &self.worker.settings.ladder;
+        let verdicts = held.into_iter().map(|held| {
+            let verdict = Verdict::set_aside(&held.delivery.message, ladder);
+            (held, verdict)
+        });
+        self.worker.settling.settle(verdicts.collect());
+    }
+
+    fn process_alone(&self, held: Held) -> impl Future<Output = ()> + Send + use<> {
+        let (pipeline, tell) = (Arc::clone(&self.worker.pipeline), self.tell.clone());
+        async move { pipeline.process_alone(held, &tell).await }
     }
 
     fn process(&self, batch: Vec<Held>) -> impl Future<Output = ()> + Send + use<> {
@@ -277,7 +290,9 @@ impl<'w> Shift<'w> {
             Progress::Leftover(held) => self.pile.add_alone(held, &mut rand::rng()),
             Progress::KnownToHang(held) => {
                 let now = self.worker.pipeline.moment();
-                held.into_iter().for_each(|held| self.pile.add_failed(held, now));
+                let no_room: Vec<Held> =
+                    held.into_iter().filter_map(|held| self.pile.add_hanging(held, now)).collect();
+                self.set_aside(no_room);
             }
             Progress::FailedAlone(failed) => {
                 match self.worker.blame.failed(&failed.suspect(), failed.tried) {

@@ -117,8 +117,8 @@ impl Verdict {
         (held, verdict)
     }
 
-    /// A message that fails while nothing proves whose fault it is, and others go on: out of their way for a while,
-    /// with its attempt unchanged.
+    /// A message that fails, or may hang, while nothing proves whose fault it is, and others go on: out of their way for a
+    /// while, with its attempt unchanged.
     pub fn set_aside(message: &Message, ladder: &Ladder) -> Self {
         let last = ladder.rungs() - 1;
         let rung = (0..last).find(|rung| ladder.delay(*rung) >= ASIDE).unwrap_or(last);

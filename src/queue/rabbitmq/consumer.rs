@@ -32,7 +32,7 @@ use crate::{
 /// How long the broker may take to confirm that it stops delivering.
 pub(super) const CANCEL_LIMIT: Duration = Duration::from_secs(3);
 /// How long the deliveries of a queue that was deleted may take to be settled: they are nowhere else.
-const LAST_LIMIT: Duration = Duration::from_secs(10);
+const LAST_LIMIT: Duration = Duration::from_secs(20);
 /// A consumer that the broker ended over its consumer timeout stays in trouble for so long: it is likely to come again.
 const TIMED_OUT_FOR: Duration = Duration::from_secs(60);
 /// An unroutable message that was received so lately, in ms, is evidence that a binding is missing now.
@@ -260,19 +260,24 @@ fn timed_out(which: &str) -> End {
     End { timed_out: true, ..why.into() }
 }
 
-/// Lets what a queue has delivered before it was deleted be settled: nothing of it comes again.
+/// Lets what a queue has delivered before it was deleted be settled: nothing of it comes again. A cancel is answered at once,
+/// and settling goes on.
 async fn settle_the_last(shared: &Shared, generation: u64, why: &str) {
     shared.troubles.report(shared.source.part(), shared.reporter, why.to_owned());
     shared.keeper.suspect(&format!("{} was deleted", shared.queue));
-    let lost = tokio::select! {
-        lost = shared.deliveries.all_settled(generation, LAST_LIMIT) => lost,
+    let cancelled = async {
+        shared.wished(Wish::Cancel).await;
+        shared.deliveries.no_more();
+        std::future::pending().await
+    };
+    let open: usize = tokio::select! {
+        open = shared.deliveries.all_settled(generation, LAST_LIMIT) => open,
+        open = cancelled => open,
         () = shared.wished(Wish::Close) => return,
     };
-    if lost > 0 {
+    if open > 0 {
         let queue = &shared.queue;
-        warn!(
-            "{queue} was deleted, and {lost} messages that it had delivered are lost: they could not be settled in time"
-        );
+        warn!("{queue} was deleted, and {open} messages of it may be lost: they were not settled in time");
     }
 }
 

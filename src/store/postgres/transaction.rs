@@ -152,10 +152,7 @@ impl Transaction for Tx {
             .bind(entries.iter().map(|(_, outcome)| outcome.as_str()).collect::<Vec<_>>())
             .bind(times(|incoming| incoming.event.change.at())?)
             .bind(times(|incoming| Some(incoming.received_at))?);
-        if record.execute(self).await?.rows_affected() != entries.len() as u64 {
-            return Err(errors::raced("another worker has just committed one of the batch's messages"));
-        }
-        Ok(())
+        errors::all_written("inbox", record.execute(self).await?.rows_affected(), entries.len())
     }
 
     async fn apply_letters(&mut self, messages: &[&str]) -> Result<Vec<String>, StoreError> {
