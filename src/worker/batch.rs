@@ -36,7 +36,7 @@ use crate::{
 /// A part that takes so long to fail is split into many: each size would take as long again.
 const SLOW: Duration = Duration::from_millis(500);
 /// Into how many.
-const MANY: usize = 16;
+const MANY: usize = 8;
 /// So many parts of one batch that fail while nothing succeeds, or for so long, are enough: the rest is tried alone.
 const HOPELESS: (u32, Duration) = (8, Duration::from_secs(2));
 
