@@ -122,6 +122,23 @@ async fn statements_that_are_each_slow_are_cut_short_as_a_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_inbox_that_skips_rows_is_named_and_nothing_takes_effect() {
+    on_postgres(|home| async move {
+        let store = home.store().await;
+        home.sql(
+            "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$; \
+             CREATE TRIGGER skip BEFORE INSERT ON inbox FOR EACH ROW EXECUTE FUNCTION skip()",
+        )
+        .await;
+        let error = apply(&store, [created("ann", 10).event()]).await.unwrap_err();
+        assert_eq!(error.class, Class::Unclear, "{error:?}");
+        assert!(error.message.contains("0 of 1 rows of inbox"), "{}", error.message);
+        assert!(store.user("ann").await.unwrap().is_none(), "the user is not there either");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_that_somebody_keeps_locked_is_unclear() {
     on_postgres(|home| async move {
         let store = home.store().await;

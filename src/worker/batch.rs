@@ -222,10 +222,13 @@ impl Pipeline {
                 tell(Progress::Leftover(part.held));
                 continue;
             }
+            let before = failures.since.map_or_else(|| self.successes.load(Relaxed), |_| failures.before);
             let begun = self.moment();
             let applied = self.apply(&part).await;
             let tried = Span { begun, ended: self.moment() };
-            let hung = tried.took() >= SLOW;
+            let slow = tried.took() >= SLOW;
+            // Where nothing else succeeds, it is not about single accounts.
+            let hung = slow && self.successes.load(Relaxed) != before;
             match applied {
                 Applied::Yes(outcomes) => {
                     if failures.since.is_some() {
@@ -251,7 +254,7 @@ impl Pipeline {
                         failures.before = self.successes.load(Relaxed);
                     }
                     tell(Progress::FailedTogether(tried.ended));
-                    let count = if hung { MANY } else { 2 };
+                    let count = if slow { MANY } else { 2 };
                     if hung && size <= MANY {
                         part.accounts().for_each(|account| self.hanging.hung(account, tried.ended));
                     }

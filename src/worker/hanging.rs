@@ -12,7 +12,7 @@ use super::blame::Moment;
 
 /// For how long an account is remembered after it hung.
 const REMEMBERED: Duration = Duration::from_secs(10);
-/// How many are remembered at most. Where more hang, it is not about single accounts.
+/// How many are remembered at most.
 const MOST: usize = 64;
 
 /// Accounts that hung, and when last.
@@ -20,7 +20,7 @@ const MOST: usize = 64;
 pub(super) struct Hanging(Mutex<HashMap<String, Moment>>);
 
 impl Hanging {
-    /// A message of this account hung, alone or with a few others.
+    /// A message of this account hung, alone or with a few others, while others succeeded.
     pub(super) fn hung(&self, account: &str, now: Moment) {
         let mut known = self.known();
         if known.len() < MOST || known.contains_key(account) {

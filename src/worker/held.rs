@@ -372,6 +372,22 @@ mod tests {
     }
 
     #[test]
+    fn in_a_pause_what_may_hang_is_tried_late_and_what_came_back_last() {
+        let mut pile = pile([held("back", 1, 0), held("failed", 0, 1), held("fresh", 0, 0)]);
+        pile.add_alone(vec![held("alone", 0, 0)], &mut StdRng::seed_from_u64(1));
+        let order = std::iter::from_fn(|| pile.next_of_any());
+        assert_eq!(ids(Some(order.collect())), ["alone", "fresh", "failed", "back"]);
+    }
+
+    #[test]
+    fn more_than_a_few_of_accounts_that_hang_find_no_room() {
+        let mut pile = Pile::default();
+        let no_room = (0..FAILED + 2).filter_map(|n| pile.add_hanging(held(&format!("h{n}"), 0, 0), WAIT));
+        assert_eq!(ids(Some(no_room.collect())), ["h4", "h5"]);
+        assert_eq!(pile.len(), FAILED);
+    }
+
+    #[test]
     fn what_could_not_be_tried_goes_back_before_what_came_later() {
         let mut pile = pile([held("f2", 0, 0), held("a2", 0, 1)]);
         pile.put_back(vec![held("f0", 0, 0), held("f1", 0, 0), held("a1", 0, 1), held("r", 1, 0)]);
