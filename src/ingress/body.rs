@@ -10,10 +10,9 @@ use std::{
     time::Duration,
 };
 
-use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::Body as _;
+use hyper::body::{Body as _, Incoming};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until, timeout, timeout_at},
@@ -48,12 +47,12 @@ impl Reader {
     }
 
     /// Refuses a body that its head declares too large, before anything of it is read.
-    pub(super) fn admits(&self, body: &Body) -> Result<(), Refusal> {
+    pub(super) fn admits(&self, body: &Incoming) -> Result<(), Refusal> {
         if declared(body) > self.limit { Err(Refusal::TooLarge) } else { Ok(()) }
     }
 
     /// Reads a body to its end.
-    pub(super) async fn read(&self, mut body: Body) -> Result<Read, Refusal> {
+    pub(super) async fn read(&self, mut body: Incoming) -> Result<Read, Refusal> {
         let declared = declared(&body);
         let mut bytes = Vec::with_capacity(declared.min(SMALL_BODY));
         let mut room = Hold::new(&self.room);
@@ -100,7 +99,7 @@ impl Reader {
 }
 
 /// A body's length where its head tells, else 0.
-fn declared(body: &Body) -> usize {
+fn declared(body: &Incoming) -> usize {
     usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX)
 }
 

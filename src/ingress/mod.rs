@@ -13,19 +13,15 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    Router,
-    body::Body,
-    extract::{Request, State},
-    response::{IntoResponse, Response},
-    routing::post,
-};
-use http::{HeaderMap, Method, StatusCode, request::Parts};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header, request::Parts};
+use hyper::body::Incoming;
 use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, timeout_at},
 };
+use tower::service_fn;
 use tracing::{debug, info, warn};
 
 use self::{
@@ -38,7 +34,7 @@ use crate::{
         signature::{SignedHeaders, Verified, Verifier, is_claimed},
     },
     message::{Message, Origin, PROBE},
-    net::{self, JSON, Visitor, not_found},
+    net::{self, JSON, Visitor, method_not_allowed, not_found},
     queue::{PUBLISH_LIMIT, PUBLISHING, Queue},
     telemetry::metrics::{Answer, IngressMetrics},
     time::{Millis, now},
@@ -115,7 +111,8 @@ impl Ingress {
 pub async fn serve(listener: TcpListener, ingress: Ingress, stop: watch::Receiver<bool>) {
     let Ingress { queue, verifier, path, bounds, metrics } = ingress;
     let (of_connections, connections) = (bounds.http.clone(), metrics.connections.clone());
-    let intake = Intake {
+    let intake = Arc::new(Intake {
+        path,
         verifier,
         refusals: Refusals::new(Arc::clone(&queue)),
         queue,
@@ -124,17 +121,18 @@ pub async fn serve(listener: TcpListener, ingress: Ingress, stop: watch::Receive
         publish_limit: bounds.publish_limit,
         metrics,
         failing: AtomicBool::new(false),
-    };
-    let router = Router::new()
-        .route(&path, post(accept))
-        .method_not_allowed_fallback(net::method_not_allowed)
-        .fallback(elsewhere)
-        .with_state(Arc::new(intake));
-    net::serve(listener, router, of_connections, connections, stop).await;
+    });
+    // A router would take longer than there is to decide.
+    let service = service_fn(move |request| {
+        let intake = Arc::clone(&intake);
+        async move { Ok(intake.answer(request).await) }
+    });
+    net::serve(listener, service, of_connections, connections, stop).await;
 }
 
 /// What the requests of one listener share.
 struct Intake {
+    path: String,
     verifier: Verifier,
     queue: Arc<dyn Queue>,
     reader: Reader,
@@ -155,38 +153,49 @@ enum Taken {
     Checked,
 }
 
-/// Answers a request to the webhook path.
-async fn accept(State(intake): State<Arc<Intake>>, request: Request) -> Response {
-    let (head, body) = request.into_parts();
-    let (answer, response) = match intake.take_in(&head, body).await {
-        Ok(Taken::Queued) => (Answer::Queued, accepted(r#"{"status":"queued"}"#)),
-        Ok(Taken::Checked) => return accepted(r#"{"status":"checked"}"#),
-        Err(Refusal::Unchecked) => return Refusal::Unchecked.response(),
-        Err(refusal) => intake.refusals.refuse(refusal, &head),
-    };
-    intake.metrics.answered(answer);
-    response
-}
-
 fn accepted(json: &'static str) -> Response {
     (StatusCode::ACCEPTED, [JSON], json).into_response()
 }
 
-/// Answers a request to any other path: 404. A webhook that came to it is logged and counted, because its sender does
-/// not know that no webhook is taken there.
-async fn elsewhere(State(intake): State<Arc<Intake>>, request: Request) -> Response {
-    let (head, _) = request.into_parts();
-    if head.method != Method::POST || !is_claimed(&head.headers) {
-        return not_found().await;
-    }
-    let (answer, response) = intake.refusals.refuse(Refusal::WrongPath, &head);
-    intake.metrics.answered(answer);
-    response
-}
-
 impl Intake {
+    async fn answer(&self, request: Request<Incoming>) -> Response {
+        let (head, body) = request.into_parts();
+        match (head.uri.path() == self.path, &head.method) {
+            (true, &Method::POST) => self.accept(&head, body).await,
+            (true, _) => {
+                let mut response = method_not_allowed().await;
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+                response
+            }
+            (false, _) => self.elsewhere(&head).await,
+        }
+    }
+
+    /// Answers a request to the webhook path.
+    async fn accept(&self, head: &Parts, body: Incoming) -> Response {
+        let (answer, response) = match self.take_in(head, body).await {
+            Ok(Taken::Queued) => (Answer::Queued, accepted(r#"{"status":"queued"}"#)),
+            Ok(Taken::Checked) => return accepted(r#"{"status":"checked"}"#),
+            Err(Refusal::Unchecked) => return Refusal::Unchecked.response(),
+            Err(refusal) => self.refusals.refuse(refusal, head),
+        };
+        self.metrics.answered(answer);
+        response
+    }
+
+    /// Answers a request to any other path: 404. A webhook that came to it is logged and counted, because its sender does
+    /// not know that no webhook is taken there.
+    async fn elsewhere(&self, head: &Parts) -> Response {
+        if head.method != Method::POST || !is_claimed(&head.headers) {
+            return not_found().await;
+        }
+        let (answer, response) = self.refusals.refuse(Refusal::WrongPath, head);
+        self.metrics.answered(answer);
+        response
+    }
+
     /// The whole way of a webhook through the ingress.
-    async fn take_in(&self, head: &Parts, body: Body) -> Result<Taken, Refusal> {
+    async fn take_in(&self, head: &Parts, body: Incoming) -> Result<Taken, Refusal> {
         let received_at = now();
         self.reader.admits(&body)?;
         let headers = SignedHeaders::read(&head.headers, received_at)?;

@@ -12,47 +12,52 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum::{Router, body::Body as Content};
+use axum::body::Body as Content;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
 use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
     server::conn::http1,
-    service::{Service, service_fn},
+    service::service_fn,
 };
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::watch,
     time::{Instant, sleep, timeout},
 };
+use tower::ServiceExt;
 use tracing::debug;
 
 use super::{
-    Bounds, Peer,
+    Answers, Bounds, Peer,
     door::{Door, Stay, Visitor},
     stopped,
 };
 
 /// What the connections of one listener share.
-pub(super) struct Host {
+pub(super) struct Host<S> {
     pub(super) http: http1::Builder,
-    pub(super) router: Router,
+    pub(super) service: S,
     pub(super) bounds: Bounds,
     pub(super) door: Arc<Door>,
 }
 
 /// Serves a connection to its end. Dropping this closes it.
-pub(super) async fn serve(host: Arc<Host>, stream: TcpStream, stay: Stay, mut stop: watch::Receiver<bool>) {
+pub(super) async fn serve<S: Answers>(
+    host: Arc<Host<S>>,
+    stream: TcpStream,
+    stay: Stay,
+    mut stop: watch::Receiver<bool>,
+) {
     // Answers are one small write each.
     if let Err(error) = stream.set_nodelay(true) {
         debug!("TCP_NODELAY is not set: {error}");
     }
-    let router = TowerToHyperService::new(host.router.clone());
     let service = service_fn(|request: Request<Incoming>| {
         let client = host.bounds.trusted_proxies.client(stay.peer, request.headers());
-        answer(&router, request, stay.visitor.clone(), client)
+        answer(&host.service, request, stay.visitor.clone(), client)
     });
     let mut connection = host.http.serve_connection(TokioIo::new(stream), service);
     let mut stopping = pin!(stopped(&mut stop));
@@ -83,17 +88,17 @@ pub(super) async fn serve(host: Arc<Host>, stream: TcpStream, stay: Stay, mut st
     }
 }
 
-/// A request's way through the router. Boxed, so that the connection can be moved when it has ended.
-fn answer(
-    router: &TowerToHyperService<Router>,
+/// A request's way through the service. Boxed, so that the connection can be moved when it has ended.
+fn answer<S: Answers>(
+    service: &S,
     mut request: Request<Incoming>,
     visitor: Visitor,
     client: IpAddr,
-) -> Pin<Box<impl Future<Output = Result<Response<Answer>, Infallible>> + use<>>> {
+) -> Pin<Box<impl Future<Output = Result<Response<Answer>, Infallible>> + use<S>>> {
     visitor.begins(client, Instant::now());
     request.extensions_mut().insert(Peer(client));
     request.extensions_mut().insert(visitor.clone());
-    let answer = router.call(request);
+    let answer = service.clone().oneshot(request);
     Box::pin(async move {
         let mut response = answer.await?;
         if visitor.answers(response.status()) {

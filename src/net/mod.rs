@@ -6,17 +6,15 @@
 //! connection, closes idle ones at once and lets requests finish, and that nothing outlives [`serve`].
 
 use std::{
+    convert::Infallible,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use axum::{
-    Router,
-    response::{IntoResponse, Response},
-};
-use http::{HeaderName, HeaderValue, StatusCode, header};
-use hyper::server::conn::http1;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, HeaderValue, Request, StatusCode, header};
+use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::rt::TokioTimer;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -24,6 +22,7 @@ use tokio::{
     task::{JoinError, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
+use tower::Service;
 use tracing::{debug, error, info, warn};
 use url::Url;
 
@@ -132,11 +131,30 @@ pub fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// Serves `router` until `stop` becomes true or its sender is gone; returns when every connection has ended. The
+/// What answers the requests of a listener, such as a router.
+pub trait Answers:
+    Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Answers for S where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// Serves `service` until `stop` becomes true or its sender is gone; returns when every connection has ended. The
 /// caller bounds that time: dropping the future closes what is left.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    service: impl Answers,
     bounds: Bounds,
     metrics: ListenerMetrics,
     mut stop: watch::Receiver<bool>,
@@ -150,7 +168,7 @@ pub async fn serve(
     let places = bounds.connections;
     let mut crowd = Crowd::new(metrics.listener, places);
     let door = Door::new(places, bounds.grace, metrics);
-    let host = Arc::new(Host { http, router, bounds, door: Arc::clone(&door) });
+    let host = Arc::new(Host { http, service, bounds, door: Arc::clone(&door) });
     let mut connections = JoinSet::new();
     let mut accepting = true;
     // The next to come in: accepted, but there may be no place yet.
