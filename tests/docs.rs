@@ -98,6 +98,8 @@ fn docker_compose_builds_one_image_and_pins_the_tests_servers() {
     let count = |key: &str| text.lines().filter(|line| line.trim_start().starts_with(key)).count();
     assert_eq!(count("build:"), 1, "services that build one tag at once overwrite each other's");
     assert!(text.contains("x-headcount: &headcount\n  image: headcount\n  pull_policy: never\n"));
+    // The worker and the application's API write the same tables.
+    assert_eq!(text.matches("*tables,").count(), 2, "who writes the tables has other settings for them");
     let script = read("scripts/servers");
     for (server, variable) in [("rabbitmq", "rabbitmq_image="), ("postgres", "postgres_image=")] {
         let (_, image) = script.split_once(variable).unwrap();

@@ -656,9 +656,21 @@ async fn other_paths_and_methods_are_told_so() {
         let response = server.client().await.ask(get(path, "")).await;
         assert_eq!((response.status, response.code().as_str()), (404, "not_found"), "{path}");
     }
-    let response = server.client().await.ask(get(PATH, "")).await;
-    assert_eq!((response.status, response.header("allow")), (405, Some("POST")));
-    assert_eq!(response.code(), "method_not_allowed");
+    for (method, has_body) in [("GET", true), ("HEAD", false), ("PUT", true), ("OPTIONS", true)] {
+        let response = server.client().await.ask(get(PATH, "").replacen("GET", method, 1)).await;
+        assert_eq!((response.status, response.header("allow")), (405, Some("POST")), "{method}");
+        assert_eq!(!response.body.is_empty(), has_body, "{method}");
+    }
+    assert_eq!(server.client().await.ask(get(PATH, "")).await.code(), "method_not_allowed");
+    let posted_to =
+        |url: &str| String::from_utf8(signed("msg_0", BODY.as_bytes())).unwrap().replacen(PATH, url, 1);
+    // Proxies may name the whole address.
+    let whole = posted_to(&format!("http://headcount.test{PATH}"));
+    assert_eq!(server.client().await.ask(whole).await.status, 202);
+    for other in ["/webhooks%2Fclerk", "//webhooks/clerk", "/webhooks/./clerk", "/WEBHOOKS/CLERK"] {
+        let response = server.client().await.ask(posted_to(other)).await;
+        assert_eq!((response.status, response.code().as_str()), (404, "wrong_path"), "{other}");
+    }
     // A query is no other path.
     let request =
         String::from_utf8(signed("msg_1", BODY.as_bytes())).unwrap().replacen(" HTTP", "?a=b HTTP", 1);

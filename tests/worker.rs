@@ -522,19 +522,28 @@ async fn a_batch_takes_no_more_than_a_fifth_of_the_prefetch() {
 
 #[tokio::test]
 async fn one_busy_user_who_hangs_delays_the_others_for_seconds_only() {
+    beside_a_busy_user_who_hangs(60, settings()).await;
+}
+
+#[tokio::test]
+async fn one_user_who_hangs_in_nearly_every_part_of_a_batch_delays_the_others_for_seconds_only() {
+    beside_a_busy_user_who_hangs(240, Settings { prefetch: 600, batch_max: 120, ..settings() }).await;
+}
+
+/// Every tenth of ten times `rounds` messages is of one user, and hangs.
+async fn beside_a_busy_user_who_hangs(rounds: usize, settings: Settings) {
     let queue = FakeQueue::with(1);
     let store = hanging(Duration::from_secs(1));
     let silence = Duration::from_secs(5);
-    let running = Running::start(&queue, &store, Settings { silence, ..settings() });
+    let running = Running::start(&queue, &store, Settings { silence, ..settings });
     queue.until_settled(1).await;
-    // One of them in each batch, were they tried together.
-    for n in 0..60 {
+    for n in 0..rounds {
         queue.deliver_body(&format!("hangs{n}"), created("hot"));
         (0..9).for_each(|other| queue.deliver(&format!("good{n}_{other}"), 0));
     }
     let begun = Instant::now();
     let good = |state: &State| state.settled.keys().filter(|id| id.starts_with("good")).count();
-    queue.until(|state| good(state) == 540).await;
+    queue.until(|state| good(state) == 9 * rounds).await;
     assert!(begun.elapsed() < Duration::from_secs(10), "they were held up for {:?}", begun.elapsed());
     running.stop().await;
 }

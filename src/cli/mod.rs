@@ -84,8 +84,7 @@ pub enum Command {
 
     /// Show queue depths, workers, users, the last webhook, lag and dead letters
     ///
-    /// The lag is the time from receipt to commit of the last event. The last webhook is known where an ingress runs on this
-    /// machine. The first line says whether all is well, or what is most wrong.
+    /// The lag is the time from receipt to commit of the last event. The first line says whether all is well, or what is most wrong.
     Status(Status),
 
     /// List users, show what happened to one, or grant one a tier

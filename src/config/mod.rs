@@ -207,11 +207,13 @@ impl Config {
                 "HEADCOUNT_WEBHOOK_PATH",
                 "write a path such as /webhooks/clerk",
                 |text| {
+                    // What is sent to /a/../b arrives at /b.
                     let plain = text.starts_with('/')
-                        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_-.~".contains(&b));
+                        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/_-.~".contains(&b))
+                        && text.split('/').all(|part| ![".", ".."].contains(&part));
                     plain
                         .then(|| text.to_owned())
-                        .ok_or_else(|| "has to start with / and hold plain characters".into())
+                        .ok_or_else(|| "has to start with / and hold plain characters, and neither . nor .. between slashes".into())
                 },
             )?,
             queue_prefix: raw.parse(
@@ -497,6 +499,7 @@ mod tests {
             ("HEADCOUNT_OPS_LISTEN", "0.0.0.0:8081"),
             ("HEADCOUNT_OPS_LISTEN", "127.0.0.1:8080"),
             ("HEADCOUNT_WEBHOOK_PATH", "hooks"),
+            ("HEADCOUNT_WEBHOOK_PATH", "/a/../hooks"),
             ("HEADCOUNT_QUEUE_PREFIX", "a b"),
             ("HEADCOUNT_RETRY_DELAYS", "1s,soon"),
             ("HEADCOUNT_RETRY_DELAYS", "1s,8d"),

@@ -31,7 +31,7 @@ use tower::ServiceExt;
 use tracing::debug;
 
 use super::{
-    Answers, Bounds, Peer,
+    Bounds, Handler, Peer,
     door::{Door, Stay, Visitor},
     stopped,
 };
@@ -45,13 +45,13 @@ pub(super) struct Host<S> {
 }
 
 /// Serves a connection to its end. Dropping this closes it.
-pub(super) async fn serve<S: Answers>(
+pub(super) async fn serve<S: Handler>(
     host: Arc<Host<S>>,
     stream: TcpStream,
     stay: Stay,
     mut stop: watch::Receiver<bool>,
 ) {
-    // Answers are one small write each.
+    // Handler are one small write each.
     if let Err(error) = stream.set_nodelay(true) {
         debug!("TCP_NODELAY is not set: {error}");
     }
@@ -89,7 +89,7 @@ pub(super) async fn serve<S: Answers>(
 }
 
 /// A request's way through the service. Boxed, so that the connection can be moved when it has ended.
-fn answer<S: Answers>(
+fn answer<S: Handler>(
     service: &S,
     mut request: Request<Incoming>,
     visitor: Visitor,

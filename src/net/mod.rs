@@ -132,7 +132,7 @@ pub fn is_loopback(url: &Url) -> bool {
 }
 
 /// What answers the requests of a listener, such as a router.
-pub trait Answers:
+pub trait Handler:
     Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
     + Clone
     + Send
@@ -141,7 +141,7 @@ pub trait Answers:
 {
 }
 
-impl<S> Answers for S where
+impl<S> Handler for S where
     S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
         + Clone
         + Send
@@ -154,7 +154,7 @@ impl<S> Answers for S where
 /// caller bounds that time: dropping the future closes what is left.
 pub async fn serve(
     listener: TcpListener,
-    service: impl Answers,
+    service: impl Handler,
     bounds: Bounds,
     metrics: ListenerMetrics,
     mut stop: watch::Receiver<bool>,
@@ -327,7 +327,7 @@ pub async fn not_found() -> Response {
     problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
 }
 
-/// 405, as JSON; the router adds `Allow`.
+/// 405, as JSON; whoever decides by the path adds `Allow`.
 pub async fn method_not_allowed() -> Response {
     problem(
         StatusCode::METHOD_NOT_ALLOWED,

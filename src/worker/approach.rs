@@ -258,8 +258,11 @@ impl Worker {
                     settled.extend(held.into_iter().map(Verdict::back));
                     tried = Tried::Failed(why);
                 }
-                Progress::Unanswered(held) | Progress::Leftover(held) | Progress::KnownToHang(held) => {
+                Progress::Unanswered(held) | Progress::Leftover(held) => {
                     settled.extend(held.into_iter().map(Verdict::back));
+                }
+                Progress::KnownToHang(held) => {
+                    settled.extend(held.into_iter().map(|(held, _)| Verdict::back(held)));
                 }
                 Progress::FailedTogether(_) | Progress::Fits(_) => {}
             }

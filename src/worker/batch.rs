@@ -80,8 +80,8 @@ pub(super) enum Progress {
     FailedTogether(Moment),
     /// Not tried: the batch failed often enough, so each of these is to be tried alone.
     Leftover(Vec<Held>),
-    /// Not tried together with others: messages of their accounts hung lately.
-    KnownToHang(Vec<Held>),
+    /// Not tried together with others: messages of their accounts, which are named, hung lately.
+    KnownToHang(Vec<(Held, String)>),
     /// Tried alone.
     FailedAlone(Box<Failed>),
     /// Not tried, or not with any effect: the database cannot be asked.
@@ -106,6 +106,8 @@ pub(super) struct Pipeline {
     epoch: Instant,
     /// Transactions of this worker that changed a row.
     successes: AtomicU64,
+    /// The latest begin of one of them, in microseconds since the epoch.
+    latest: AtomicU64,
 }
 
 /// A part of a batch that is tried in one transaction.
@@ -118,6 +120,26 @@ struct Part {
 impl Part {
     fn accounts(&self) -> impl Iterator<Item = &str> {
         self.incoming.iter().filter_map(|incoming| incoming.event.change.clerk_id())
+    }
+
+    /// Takes out the messages of these accounts, each with its account.
+    fn without(self, accounts: &HashSet<String>) -> (Self, Vec<(Held, String)>) {
+        if !self.accounts().any(|account| accounts.contains(account)) {
+            return (self, Vec::new());
+        }
+        let mut taken = Vec::new();
+        let (mut held, mut sent, mut incoming) = (Vec::new(), Vec::new(), Vec::new());
+        for ((one, at), event) in self.held.into_iter().zip(self.sent).zip(self.incoming.iter()) {
+            match event.event.change.clerk_id().filter(|account| accounts.contains(*account)) {
+                Some(account) => taken.push((one, account.to_owned())),
+                None => {
+                    held.push(one);
+                    sent.push(at);
+                    incoming.push(event.clone());
+                }
+            }
+        }
+        (Self { held, incoming: incoming.into(), sent }, taken)
     }
 
     fn pieces(self, count: usize) -> Vec<Self> {
@@ -134,12 +156,10 @@ impl Part {
 }
 
 /// A batch that was read.
-struct Sorted {
+struct Read {
     part: Part,
     /// Not to be tried.
     buried: Vec<(Held, Verdict)>,
-    /// Not to be tried together with others.
-    hanging: Vec<Held>,
 }
 
 /// How an attempt to apply a part ended.
@@ -155,7 +175,7 @@ enum Applied {
 struct Failures {
     count: u32,
     since: Option<Instant>,
-    /// Successes of the whole worker when it began.
+    /// Successes of the whole worker right after the first of them.
     before: u64,
     /// The largest part that committed after another had failed.
     fits: usize,
@@ -176,6 +196,7 @@ impl Pipeline {
             metrics,
             epoch: Instant::now(),
             successes: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
         }
     }
 
@@ -185,56 +206,60 @@ impl Pipeline {
 
     /// Tries one message alone, though its account may hang.
     pub(super) async fn process_alone(&self, held: Held, tell: &Tell) {
-        self.process_but(vec![held], HashSet::new(), tell).await;
+        self.go_through(vec![held], HashSet::new, tell).await;
     }
 
     /// Applies a batch, whole or in parts, and tells what becomes of each message of it.
     pub(super) async fn process(&self, batch: Vec<Held>, tell: &Tell) {
-        self.process_but(batch, self.hanging.accounts(self.moment()), tell).await;
+        self.go_through(batch, || self.hanging.accounts(self.moment()), tell).await;
     }
 
-    /// The same, but for messages of those accounts.
-    async fn process_but(&self, batch: Vec<Held>, known_to_hang: HashSet<String>, tell: &Tell) {
+    /// Applies a batch without the messages of accounts that are known to hang. That is asked before each part: what hangs
+    /// in one of them, or in another batch, hangs in the next.
+    async fn go_through(&self, batch: Vec<Held>, known_to_hang: impl Fn() -> HashSet<String>, tell: &Tell) {
         let tell = |progress| {
             // Without a listener the worker has gone: what is not settled comes back with its connection.
             let _ = tell.send(progress);
         };
-        let Sorted { part, buried, hanging } = self.parse(batch, &known_to_hang);
+        let Read { part, buried } = self.parse(batch);
         if !part.held.is_empty() {
             self.metrics.batch_messages.record(part.held.len() as f64);
         }
         if !buried.is_empty() {
             tell(Progress::BuriedUntried(buried));
         }
-        if !hanging.is_empty() {
-            tell(Progress::KnownToHang(hanging));
-        }
         let mut parts = vec![part];
         let mut failures = Failures::default();
         let mut blameless = true;
         while let Some(part) = parts.pop() {
+            let is_leftover = |part: &Part| failures.since.is_some() && part.held.len() == 1;
+            // Who is left over may be known only because of a neighbour.
+            let known = if is_leftover(&part) { HashSet::new() } else { known_to_hang() };
+            let (part, hanging) = part.without(&known);
+            if !hanging.is_empty() {
+                tell(Progress::KnownToHang(hanging));
+            }
             let size = part.held.len();
             if size == 0 {
                 continue;
             }
-            if (failures.since.is_some() && size == 1) || self.is_hopeless(&failures) {
+            if is_leftover(&part) || self.is_hopeless(&failures) {
                 blameless = false;
                 tell(Progress::Leftover(part.held));
                 continue;
             }
-            let before = failures.since.map_or_else(|| self.successes.load(Relaxed), |_| failures.before);
             let begun = self.moment();
             let applied = self.apply(&part).await;
             let tried = Span { begun, ended: self.moment() };
             let slow = tried.took() >= SLOW;
-            // Where nothing else succeeds, it is not about single accounts.
-            let hung = slow && self.successes.load(Relaxed) != before;
+            // Where nothing that was begun meanwhile succeeds, it is not about single accounts.
+            let hung = slow && self.latest.load(Relaxed) > micros(tried.begun);
             match applied {
                 Applied::Yes(outcomes) => {
                     if failures.since.is_some() {
                         failures.fits = failures.fits.max(size);
                     }
-                    if size == 1 {
+                    if size == 1 && !slow && outcomes.iter().copied().any(changes_rows) {
                         part.accounts().for_each(|account| self.hanging.works(account));
                     }
                     tell(self.committed(part, &outcomes, tried));
@@ -306,8 +331,8 @@ impl Pipeline {
         })
     }
 
-    fn parse(&self, batch: Vec<Held>, known_to_hang: &HashSet<String>) -> Sorted {
-        let (mut buried, mut hanging) = (Vec::new(), Vec::new());
+    fn parse(&self, batch: Vec<Held>) -> Read {
+        let mut buried = Vec::new();
         let (mut held, mut sent) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut incoming = Vec::with_capacity(batch.len());
         for one in batch {
@@ -338,10 +363,6 @@ impl Pipeline {
                         buried.push((one, verdict));
                         continue;
                     }
-                    if parsed.change.clerk_id().is_some_and(|account| known_to_hang.contains(account)) {
-                        hanging.push(one);
-                        continue;
-                    }
                     let event = Event {
                         message_id: message.id.as_str().to_owned(),
                         change: parsed.change,
@@ -359,7 +380,7 @@ impl Pipeline {
                 Err(error) => buried.push((one, Verdict::unreadable(error.detail))),
             }
         }
-        Sorted { part: Part { held, incoming: incoming.into(), sent }, buried, hanging }
+        Read { part: Part { held, incoming: incoming.into(), sent }, buried }
     }
 
     /// People said which Clerk instance the table belongs to, and this event is of another.
@@ -419,6 +440,7 @@ impl Pipeline {
         }
         if !changed.is_empty() {
             self.successes.fetch_add(1, Relaxed);
+            self.latest.fetch_max(micros(tried.begun), Relaxed);
         }
         Progress::Committed { verdicts, changed, tried }
     }
@@ -438,6 +460,10 @@ fn changes_rows(outcome: Outcome) -> bool {
         Outcome::Created | Outcome::Updated | Outcome::Deleted | Outcome::Relinked | Outcome::Revived => true,
         Outcome::Stale | Outcome::Duplicate | Outcome::Ignored | Outcome::Waiting | Outcome::Buried => false,
     }
+}
+
+fn micros(moment: Moment) -> u64 {
+    u64::try_from(moment.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn seconds(from: Millis, to: Millis) -> f64 {

@@ -44,12 +44,14 @@ pub(super) struct Held {
     pub(super) holding: Holding,
     /// When a transaction that it was part of failed for the first time.
     pub(super) failed_together: Option<Moment>,
+    /// Its account, where that is known to hang.
+    hanging: Option<String>,
 }
 
 impl Held {
     pub(super) fn new(delivery: Delivery, subscription: &Arc<dyn Subscription>, since: Moment) -> Self {
         let (subscription, holding) = (Arc::clone(subscription), Holding::begin());
-        Self { delivery, subscription, since, holding, failed_together: None }
+        Self { delivery, subscription, since, holding, failed_together: None, hanging: None }
     }
 
     /// Whether the queue has not taken it back.
@@ -147,13 +149,14 @@ impl Pile {
         self.failed.push_back(Held { since: now, ..held });
     }
 
-    /// Adds what is of an account that hangs. Answers it where there is no room: more tries of one account at a time would prove
-    /// no more.
-    pub(super) fn add_hanging(&mut self, held: Held, now: Moment) -> Option<Held> {
-        if self.failed.len() >= FAILED {
+    /// Adds what is of an account that hangs. Answers it where there is no room: a few of such accounts wait at a time, and one
+    /// message of each, since more of them would tell no more.
+    pub(super) fn add_hanging(&mut self, held: Held, account: String, now: Moment) -> Option<Held> {
+        let waiting = || self.failed.iter().filter_map(|held| held.hanging.as_ref());
+        if waiting().count() >= FAILED || waiting().any(|other| *other == account) {
             return Some(held);
         }
-        self.add_failed(held, now);
+        self.add_failed(Held { hanging: Some(account), ..held }, now);
         None
     }
 
@@ -381,10 +384,14 @@ mod tests {
 
     #[test]
     fn more_than_a_few_of_accounts_that_hang_find_no_room() {
-        let mut pile = Pile::default();
-        let no_room = (0..FAILED + 2).filter_map(|n| pile.add_hanging(held(&format!("h{n}"), 0, 0), WAIT));
+        // What failed before takes no room from them.
+        let mut pile = pile((0..9).map(|n| held(&format!("failed{n}"), 0, 1)));
+        let mut add = |id: &str, account: &str| pile.add_hanging(held(id, 0, 0), account.to_owned(), WAIT);
+        assert!(add("a", "account 0").is_none());
+        assert_eq!(ids(add("b", "account 0").map(|held| vec![held])), ["b"]);
+        let no_room = (1..FAILED + 2).filter_map(|n| add(&format!("h{n}"), &format!("account {n}")));
         assert_eq!(ids(Some(no_room.collect())), ["h4", "h5"]);
-        assert_eq!(pile.len(), FAILED);
+        assert_eq!(pile.len(), 9 + FAILED);
     }
 
     #[test]

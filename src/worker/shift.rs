@@ -4,6 +4,7 @@
 //! only carried out.
 
 use std::{
+    fmt::Display,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -216,17 +217,18 @@ impl<'w> Shift<'w> {
     fn clear_the_way(&mut self) {
         let (now, patience) = (self.worker.pipeline.moment(), self.worker.settings.silence);
         while let Some(held) = self.pile.next_in_the_way(now, patience) {
-            self.set_aside(vec![held]);
+            self.set_aside(held, "it found no turn, because others take long");
         }
     }
 
-    fn set_aside(&mut self, held: Vec<Held>) {
-        let ladder = &self.worker.settings.ladder;
-        let verdicts = held.into_iter().map(|held| {
-            let verdict = Verdict::set_aside(&held.delivery.message, ladder);
-            (held, verdict)
-        });
-        self.worker.settling.settle(verdicts.collect());
+    fn set_aside(&mut self, held: Held, why: impl Display) {
+        let id = held.id();
+        match self.worker.set_aside.is_first("set aside") {
+            true => info!(message_id = %id, "message {id} is set aside: {why}"),
+            false => debug!(message_id = %id, "message {id} is set aside: {why}"),
+        }
+        let verdict = Verdict::set_aside(&held.delivery.message, &self.worker.settings.ladder);
+        self.worker.settling.settle(vec![(held, verdict)]);
     }
 
     fn process_alone(&self, held: Held) -> impl Future<Output = ()> + Send + use<> {
@@ -290,9 +292,11 @@ impl<'w> Shift<'w> {
             Progress::Leftover(held) => self.pile.add_alone(held, &mut rand::rng()),
             Progress::KnownToHang(held) => {
                 let now = self.worker.pipeline.moment();
-                let no_room: Vec<Held> =
-                    held.into_iter().filter_map(|held| self.pile.add_hanging(held, now)).collect();
-                self.set_aside(no_room);
+                for (held, account) in held {
+                    if let Some(held) = self.pile.add_hanging(held, account, now) {
+                        self.set_aside(held, "messages of its user hang");
+                    }
+                }
             }
             Progress::FailedAlone(failed) => {
                 match self.worker.blame.failed(&failed.suspect(), failed.tried) {
@@ -390,16 +394,7 @@ impl<'w> Shift<'w> {
                     let verdict = self.worker.guilty(&failed);
                     self.worker.settling.settle(vec![(failed.held, verdict)]);
                 }
-                Some(Conclusion::SetAside) => {
-                    let id = failed.held.id();
-                    match self.worker.set_aside.is_first("set aside") {
-                        true => info!(message_id = %id, "message {id} is set aside: {}", failed.error),
-                        false => debug!(message_id = %id, "message {id} is set aside: {}", failed.error),
-                    }
-                    let message = &failed.held.delivery.message;
-                    let verdict = Verdict::set_aside(message, &self.worker.settings.ladder);
-                    self.worker.settling.settle(vec![(failed.held, verdict)]);
-                }
+                Some(Conclusion::SetAside) => self.set_aside(failed.held, failed.error),
             }
         }
     }
