@@ -24,13 +24,8 @@ use headcount::{
     queue::{
         Action, Burial, Delivery, Ladder, Queue, QueueError, Reason, Settlement, Source, Subscription,
         rabbitmq::RabbitQueue,
-        topology::{Argument, Topology},
     },
     secret::Secret,
-};
-use lapin::{
-    options::{QueueDeclareOptions, QueueDeleteOptions},
-    types::{AMQPValue, FieldTable},
 };
 use support::{
     PATIENCE, eventually,
@@ -299,56 +294,6 @@ async fn what_a_queue_has_delivered_before_it_was_deleted_can_be_settled() {
     assert_eq!(next(&*subscription).await.message.id.as_str(), "c");
     assert!(!subscription.holds(receipt), "it consumes the new queue");
     queue.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_queue_has_delivered_can_be_settled_though_the_queue_is_there_again_at_once() {
-    let server = Server::rabbitmq();
-    let queue = open(&server).await;
-    let subscription = queue.subscribe(Source::Events, 10).await.unwrap();
-    let connection = lapin::Connection::connect(&server.url(), Default::default()).await.unwrap();
-    let channel = connection.create_channel().await.unwrap();
-    let mut held = Vec::new();
-    for id in ["a", "b"] {
-        publish_stubbornly(&*queue, id).await;
-        held.push(next(&*subscription).await);
-    }
-    // In one write, so that nobody can look in between.
-    let events = || "headcount.events".into();
-    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    let deleted = channel.queue_delete(events(), QueueDeleteOptions::default());
-    let (deleted, declared) =
-        tokio::join!(deleted, channel.queue_declare(events(), durable, arguments_of("headcount.events")));
-    deleted.unwrap();
-    declared.unwrap();
-    eventually("the consumer learns of it", async || {
-        subscription.trouble().is_some_and(|why| why.contains("deleted"))
-    })
-    .await;
-    assert!(held.iter().all(|delivery| subscription.holds(delivery.receipt)), "nothing of it comes again");
-    let receipt = held[0].receipt;
-    let action = Action::Retry { rung: 0, attempt: 1, waits: 0 };
-    let retried = Settlement { delivery: held.remove(0), action };
-    subscription.settle(vec![retried]).await;
-    subscription.settle(held.into_iter().map(done).collect()).await;
-    assert_eq!(next(&*subscription).await.message.id.as_str(), "a");
-    assert!(!subscription.holds(receipt), "it consumes the new queue");
-    queue.close().await;
-}
-
-/// What headcount declares a queue with.
-fn arguments_of(name: &str) -> FieldTable {
-    let topology = Topology::new("headcount", &Ladder::default());
-    let queue = topology.queues.into_iter().find(|queue| queue.name == name).unwrap();
-    let mut table = FieldTable::default();
-    for (key, value) in queue.arguments {
-        let value = match value {
-            Argument::Text(text) => AMQPValue::LongString(text.into()),
-            Argument::Number(number) => AMQPValue::LongLongInt(number),
-        };
-        table.insert(key.into(), value);
-    }
-    table
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -656,12 +656,11 @@ async fn other_paths_and_methods_are_told_so() {
         let response = server.client().await.ask(get(path, "")).await;
         assert_eq!((response.status, response.code().as_str()), (404, "not_found"), "{path}");
     }
-    for (method, has_body) in [("GET", true), ("HEAD", false), ("PUT", true), ("OPTIONS", true)] {
+    for method in ["GET", "PUT", "OPTIONS"] {
         let response = server.client().await.ask(get(PATH, "").replacen("GET", method, 1)).await;
         assert_eq!((response.status, response.header("allow")), (405, Some("POST")), "{method}");
-        assert_eq!(!response.body.is_empty(), has_body, "{method}");
+        assert_eq!(response.code(), "method_not_allowed");
     }
-    assert_eq!(server.client().await.ask(get(PATH, "")).await.code(), "method_not_allowed");
     let posted_to =
         |url: &str| String::from_utf8(signed("msg_0", BODY.as_bytes())).unwrap().replacen(PATH, url, 1);
     // Proxies may name the whole address.

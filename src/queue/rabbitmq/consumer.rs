@@ -33,8 +33,6 @@ use crate::{
 pub(super) const CANCEL_LIMIT: Duration = Duration::from_secs(3);
 /// How long the deliveries of a queue that was deleted may take to be settled: they are nowhere else.
 const LAST_LIMIT: Duration = Duration::from_secs(20);
-/// No broker's consumer timeout is so short: RabbitMQ's is half an hour, and it advises against less than a few minutes.
-const LEAST_TIMEOUT: Duration = Duration::from_secs(1);
 /// A consumer that the broker ended over its consumer timeout stays in trouble for so long: it is likely to come again.
 const TIMED_OUT_FOR: Duration = Duration::from_secs(60);
 /// An unroutable message that was received so lately, in ms, is evidence that a binding is missing now.
@@ -182,7 +180,6 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
     let (mut cancelled, mut over) = (false, false);
     let mut gathering = Gathering::new();
     let mut tick = tokio::time::interval(Duration::from_millis(500));
-    let mut oldest = (None, Instant::now());
     let end = loop {
         tokio::select! {
             first = consumer.next(), if !over => {
@@ -201,11 +198,7 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
                         shared.deliveries.no_more();
                     }
                     Some(None) => {
-                        let (tag, since) = oldest;
-                        let is_old = tag.is_some()
-                            && tag == shared.deliveries.oldest(generation)
-                            && since.elapsed() >= LEAST_TIMEOUT;
-                        let end = ended_by_broker(shared, &channel, is_old).await;
+                        let end = ended_by_broker(shared, &channel).await;
                         if end.deleted {
                             settle_the_last(shared, generation, &end.why).await;
                         }
@@ -234,10 +227,6 @@ async fn deliver(shared: &Shared, live: Consuming, in_trouble_until: &mut Option
             }
             () = shared.deliveries.is_stuck(generation) => break String::from("the broker takes no acks").into(),
             _ = tick.tick() => {
-                let tag = shared.deliveries.oldest(generation);
-                if tag != oldest.0 {
-                    oldest = (tag, Instant::now());
-                }
                 // With the consumer's stream at its end, only this tells that the connection is gone, or that the broker
                 // has closed the channel over a delivery that was held too long.
                 if !link.status().connected() || (over && !channel.status().connected()) {
@@ -292,19 +281,17 @@ async fn settle_the_last(shared: &Shared, generation: u64, why: &str) {
     }
 }
 
-/// The broker cancelled the consumer and gives no reason: since RabbitMQ 4.3 over its consumer timeout too, where a delivery
-/// `is_old`. Else the queue was deleted, though it may be there again: other processes declare it as soon as they miss it.
-async fn ended_by_broker(shared: &Shared, channel: &Channel, is_old: bool) -> End {
+/// The broker cancelled the consumer and gives no reason: since RabbitMQ 4.3 over its consumer timeout too.
+async fn ended_by_broker(shared: &Shared, channel: &Channel) -> End {
     let options = QueueDeclareOptions { durable: true, passive: true, ..QueueDeclareOptions::default() };
     let asked = channel.queue_declare(shared.queue.as_str().into(), options, FieldTable::default());
-    let is_gone = match timeout(CANCEL_LIMIT, asked).await {
-        Ok(Err(error)) if code(&error) == Some(404) => true,
-        Ok(Ok(_)) if is_old => return timed_out("(or its queue was deleted and declared again)"),
-        Ok(Err(error)) if is_old => return text(&error).into(),
-        Err(_) if is_old => return String::from("the broker does not answer").into(),
-        Ok(_) | Err(_) => false,
-    };
-    let again = if is_gone { "" } else { ", and may be there again" };
-    let why = format!("the broker cancelled the consumer: its queue was deleted{again}");
-    End { deleted: true, ..why.into() }
+    match timeout(CANCEL_LIMIT, asked).await {
+        Ok(Ok(_)) => timed_out("(or its queue was deleted and declared again)"),
+        Ok(Err(error)) if code(&error) == Some(404) => {
+            let why = String::from("the broker cancelled the consumer: its queue was deleted");
+            End { deleted: true, ..why.into() }
+        }
+        Ok(Err(error)) => text(&error).into(),
+        Err(_) => String::from("the broker does not answer").into(),
+    }
 }

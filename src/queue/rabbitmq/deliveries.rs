@@ -153,12 +153,6 @@ impl Deliveries {
         life.as_ref().filter(|life| life.generation == generation).map_or(0, |life| life.unsettled.open.len())
     }
 
-    /// The tag of the oldest delivery of this generation that is not settled.
-    pub(super) fn oldest(&self, generation: u64) -> Option<u64> {
-        let life = self.life();
-        life.as_ref().filter(|life| life.generation == generation)?.unsettled.open.first().copied()
-    }
-
     /// Waits until all that was delivered in this generation is settled, for so long at most. Returns how many are not.
     pub(super) async fn all_settled(&self, generation: u64, limit: Duration) -> usize {
         let _ = timeout(limit, until(&self.told.subscribe(), |()| self.open(generation) == 0)).await;
