@@ -33,6 +33,9 @@ use crate::{
 pub(super) const CANCEL_LIMIT: Duration = Duration::from_secs(3);
 /// How long the deliveries of a queue that was deleted may take to be settled: they are nowhere else.
 const LAST_LIMIT: Duration = Duration::from_secs(20);
+/// RabbitMQ 4.3 tells the consumers of a queue that is being deleted before the queue is gone. Less than [`DELETED_PAUSE`], after
+/// which it is there again.
+const GOING: Duration = Duration::from_millis(500);
 /// A consumer that the broker ended over its consumer timeout stays in trouble for so long: it is likely to come again.
 const TIMED_OUT_FOR: Duration = Duration::from_secs(60);
 /// An unroutable message that was received so lately, in ms, is evidence that a binding is missing now.
@@ -283,6 +286,15 @@ async fn settle_the_last(shared: &Shared, generation: u64, why: &str) {
 
 /// The broker cancelled the consumer and gives no reason: since RabbitMQ 4.3 over its consumer timeout too.
 async fn ended_by_broker(shared: &Shared, channel: &Channel) -> End {
+    let end = why_cancelled(shared, channel).await;
+    if !end.timed_out {
+        return end;
+    }
+    let _ = timeout(GOING, shared.wished(Wish::Close)).await;
+    why_cancelled(shared, channel).await
+}
+
+async fn why_cancelled(shared: &Shared, channel: &Channel) -> End {
     let options = QueueDeclareOptions { durable: true, passive: true, ..QueueDeclareOptions::default() };
     let asked = channel.queue_declare(shared.queue.as_str().into(), options, FieldTable::default());
     match timeout(CANCEL_LIMIT, asked).await {
