@@ -51,7 +51,7 @@ pub(super) async fn serve<S: Handler>(
     stay: Stay,
     mut stop: watch::Receiver<bool>,
 ) {
-    // Handler are one small write each.
+    // Answers are one small write each.
     if let Err(error) = stream.set_nodelay(true) {
         debug!("TCP_NODELAY is not set: {error}");
     }

@@ -106,8 +106,6 @@ pub(super) struct Pipeline {
     epoch: Instant,
     /// Transactions of this worker that changed a row.
     successes: AtomicU64,
-    /// The latest begin of one of them, in microseconds since the epoch.
-    latest: AtomicU64,
 }
 
 /// A part of a batch that is tried in one transaction.
@@ -196,7 +194,6 @@ impl Pipeline {
             metrics,
             epoch: Instant::now(),
             successes: AtomicU64::new(0),
-            latest: AtomicU64::new(0),
         }
     }
 
@@ -252,8 +249,6 @@ impl Pipeline {
             let applied = self.apply(&part).await;
             let tried = Span { begun, ended: self.moment() };
             let slow = tried.took() >= SLOW;
-            // Where nothing that was begun meanwhile succeeds, it is not about single accounts.
-            let hung = slow && self.latest.load(Relaxed) > micros(tried.begun);
             match applied {
                 Applied::Yes(outcomes) => {
                     if failures.since.is_some() {
@@ -265,8 +260,8 @@ impl Pipeline {
                     tell(self.committed(part, &outcomes, tried));
                 }
                 Applied::No(error) if size == 1 => {
-                    if hung {
-                        part.accounts().for_each(|account| self.hanging.hung(account, tried.ended));
+                    if slow {
+                        part.accounts().for_each(|account| self.hanging.hung(account, tried));
                     }
                     failed_alone(part, error, tried).into_iter().for_each(tell)
                 }
@@ -280,8 +275,8 @@ impl Pipeline {
                     }
                     tell(Progress::FailedTogether(tried.ended));
                     let count = if slow { MANY } else { 2 };
-                    if hung && size <= MANY {
-                        part.accounts().for_each(|account| self.hanging.hung(account, tried.ended));
+                    if slow && size <= MANY {
+                        part.accounts().for_each(|account| self.hanging.hung(account, tried));
                     }
                     let mut pieces = part.pieces(count);
                     for held in pieces.iter_mut().flat_map(|piece| &mut piece.held) {
@@ -440,7 +435,7 @@ impl Pipeline {
         }
         if !changed.is_empty() {
             self.successes.fetch_add(1, Relaxed);
-            self.latest.fetch_max(micros(tried.begun), Relaxed);
+            self.hanging.succeeded(tried.begun);
         }
         Progress::Committed { verdicts, changed, tried }
     }
@@ -460,10 +455,6 @@ fn changes_rows(outcome: Outcome) -> bool {
         Outcome::Created | Outcome::Updated | Outcome::Deleted | Outcome::Relinked | Outcome::Revived => true,
         Outcome::Stale | Outcome::Duplicate | Outcome::Ignored | Outcome::Waiting | Outcome::Buried => false,
     }
-}
-
-fn micros(moment: Moment) -> u64 {
-    u64::try_from(moment.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn seconds(from: Millis, to: Millis) -> f64 {

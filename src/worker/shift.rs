@@ -217,18 +217,20 @@ impl<'w> Shift<'w> {
     fn clear_the_way(&mut self) {
         let (now, patience) = (self.worker.pipeline.moment(), self.worker.settings.silence);
         while let Some(held) = self.pile.next_in_the_way(now, patience) {
-            self.set_aside(held, "it found no turn, because others take long");
+            let aside = self.aside(held, "it found no turn, because others take long");
+            self.worker.settling.settle(vec![aside]);
         }
     }
 
-    fn set_aside(&mut self, held: Held, why: impl Display) {
+    /// A message with the verdict that sets it aside.
+    fn aside(&self, held: Held, why: impl Display) -> (Held, Verdict) {
         let id = held.id();
         match self.worker.set_aside.is_first("set aside") {
             true => info!(message_id = %id, "message {id} is set aside: {why}"),
             false => debug!(message_id = %id, "message {id} is set aside: {why}"),
         }
         let verdict = Verdict::set_aside(&held.delivery.message, &self.worker.settings.ladder);
-        self.worker.settling.settle(vec![(held, verdict)]);
+        (held, verdict)
     }
 
     fn process_alone(&self, held: Held) -> impl Future<Output = ()> + Send + use<> {
@@ -292,11 +294,13 @@ impl<'w> Shift<'w> {
             Progress::Leftover(held) => self.pile.add_alone(held, &mut rand::rng()),
             Progress::KnownToHang(held) => {
                 let now = self.worker.pipeline.moment();
+                let mut no_room = Vec::new();
                 for (held, account) in held {
                     if let Some(held) = self.pile.add_hanging(held, account, now) {
-                        self.set_aside(held, "messages of its user hang");
+                        no_room.push(self.aside(held, "messages of its user hang"));
                     }
                 }
+                self.worker.settling.settle(no_room);
             }
             Progress::FailedAlone(failed) => {
                 match self.worker.blame.failed(&failed.suspect(), failed.tried) {
@@ -394,7 +398,10 @@ impl<'w> Shift<'w> {
                     let verdict = self.worker.guilty(&failed);
                     self.worker.settling.settle(vec![(failed.held, verdict)]);
                 }
-                Some(Conclusion::SetAside) => self.set_aside(failed.held, failed.error),
+                Some(Conclusion::SetAside) => {
+                    let aside = self.aside(failed.held, failed.error);
+                    self.worker.settling.settle(vec![aside]);
+                }
             }
         }
     }
